@@ -1,0 +1,58 @@
+"""ldae: denoising autoencoders for representation learning in the Hugging Face ecosystem."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
+
+from ldae.models.configuration_ldae import LDAEConfig
+from ldae.models.modeling_ldae import (
+    LDAEBackbone,
+    LDAEForImageClassification,
+    LDAEForPreTraining,
+    LDAEForPreTrainingOutput,
+    LDAEModel,
+)
+from ldae.models.tokenizer_ldae import PatchPCA, patchify, unpatchify
+
+
+if TYPE_CHECKING:
+    from ldae.schedulers.scheduling_ldae import LDAEScheduler
+    from ldae.tokenizers.pca import PatchMoments, fit_patch_pca
+
+__version__ = "0.1.0"
+
+# Names whose modules load more than torch and transformers: they come when they are used.
+_LAZY = {
+    "LDAEScheduler": "ldae.schedulers.scheduling_ldae",
+    "PatchMoments": "ldae.tokenizers.pca",
+    "fit_patch_pca": "ldae.tokenizers.pca",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'ldae' has no attribute {name!r}")
+
+
+AutoConfig.register("ldae", LDAEConfig, exist_ok=True)
+AutoModel.register(LDAEConfig, LDAEModel, exist_ok=True)
+AutoModelForPreTraining.register(LDAEConfig, LDAEForPreTraining, exist_ok=True)
+AutoModelForImageClassification.register(LDAEConfig, LDAEForImageClassification, exist_ok=True)
+AutoBackbone.register(LDAEConfig, LDAEBackbone, exist_ok=True)
+
+__all__ = [
+    "LDAEBackbone",
+    "LDAEConfig",
+    "LDAEForImageClassification",
+    "LDAEForPreTraining",
+    "LDAEForPreTrainingOutput",
+    "LDAEModel",
+    "LDAEScheduler",
+    "PatchMoments",
+    "PatchPCA",
+    "fit_patch_pca",
+    "patchify",
+    "unpatchify",
+]

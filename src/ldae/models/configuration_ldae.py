@@ -1,0 +1,300 @@
+"""Configuration of the l-DAE family: one field for each choice the paper makes, one validator for their combinations."""
+
+import difflib
+from dataclasses import fields
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.backbone_utils import BackboneConfigMixin
+
+
+# name -> (hidden_size, num_hidden_layers, decoder_num_hidden_layers, num_attention_heads)
+MODEL_SIZES: dict[str, tuple[int, int, int, int]] = {
+    "nano": (128, 2, 2, 2),
+    "tiny": (192, 12, 12, 3),
+    "small": (384, 12, 12, 6),
+    "base": (768, 12, 12, 12),
+    "12L": (1024, 12, 12, 16),
+    "large": (1024, 24, 24, 16),
+}
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "latent_tokenizer": ("pca",),
+    "latent_scaling": ("global", "per_dim", "none"),
+    "noise_schedule": ("linear_beta", "linear_gamma2", "linear_sigma", "constant"),
+    "prediction_target": ("noise", "latent", "projected_image", "image"),
+    "input_space": ("latent", "image"),
+    "loss_weighting": ("uniform", "gamma2", "inverse_variance"),
+}
+
+# What transformers itself writes into a config.json or passes through the constructor besides declared fields.
+_FOREIGN_KEYS = frozenset(
+    "auto_map attn_implementation custom_pipelines experts_implementation name_or_path num_labels out_features "
+    "out_indices output_attentions per_layer_config quantization_config stage_names tie_last_hidden_states "
+    "torch_dtype use_cache".split()
+)
+
+
+@strict
+class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
+    r"""
+    Configuration of [`LDAEModel`], [`LDAEForPreTraining`], [`LDAEForImageClassification`] and [`LDAEBackbone`].
+
+    The defaults are l-DAE itself as pre-trained on ImageNet 256x256 with a ViT-Base encoder (Chen et al. 2024,
+    arXiv 2401.14404). A field that is not declared here is refused: a misspelt one must not pass silently.
+
+    Args:
+        image_size (`int`, defaults to 256): Height and width of the training images, in pixels.
+        patch_size (`int`, defaults to 16): Height and width P of a patch, in pixels.
+        num_channels (`int`, defaults to 3): Channels C of the images. A patch has D = C * P * P values.
+        hidden_size (`int`, defaults to 768): Width of the transformer.
+        num_hidden_layers (`int`, defaults to 12): Blocks of the encoder, E. The encoder is the first E blocks of the
+            stack of E + D; where to cut is a choice made after training (App. A).
+        decoder_num_hidden_layers (`int`, defaults to 12): Blocks of the decoder, the rest of the stack.
+        num_attention_heads (`int`, defaults to 12): Attention heads of a block.
+        intermediate_size (`int`, defaults to 3072): Width of the blocks' MLP.
+        hidden_act (`str`, defaults to `"gelu_pytorch_tanh"`): Activation of the blocks' MLP.
+        layer_norm_eps (`float`, defaults to 1e-6): Epsilon of every LayerNorm; none of them has an affine part.
+        qkv_bias (`bool`, defaults to `True`): Whether query, key and value projections have a bias.
+        initializer_range (`float`, defaults to 0.02): Standard deviation of the embedders' initial weights.
+        conditioning_size (`int`, *optional*): Width of the conditioning MLP; `None` is a quarter of `hidden_size`
+            (App. A; DiT has the whole).
+        latent_tokenizer (`str`, defaults to `"pca"`): How patches become latents (Sec. 4.2).
+        latent_dim (`int`, defaults to 32): Dimension d of a patch's latent (Tab. 2).
+        latent_scaling (`str`, defaults to `"global"`): Scale of the latents before noise is added: `"global"` (one
+            scalar, mean variance over the d dimensions is 1), `"per_dim"` (each dimension to unit variance) or
+            `"none"`. The paper does not say; sigma only means something against the latents' spread.
+        noise_schedule (`str`, defaults to `"linear_sigma"`): `"linear_beta"` (DDPM), `"linear_gamma2"` (Sec. 4.1),
+            `"linear_sigma"` (gamma = 1, sigma linear from 0 to `sigma_max`, Sec. 4.3) or `"constant"` (gamma = 1, the
+            one level `sigma`).
+        num_train_timesteps (`int`, defaults to 1000): Number T of time steps.
+        beta_start (`float`, defaults to 1e-4): First beta of `"linear_beta"`.
+        beta_end (`float`, defaults to 0.02): Last beta of `"linear_beta"`.
+        sigma_max (`float`, defaults to sqrt(2)): Last sigma of `"linear_sigma"`.
+        sigma (`float`, defaults to sqrt(1/3)): The one sigma of `"constant"`.
+        prediction_target (`str`, defaults to `"image"`): `"noise"`, `"latent"`, `"projected_image"` (inverse PCA of the
+            latent) or `"image"` (Sec. 4.3).
+        input_space (`str`, defaults to `"image"`): Whether the blocks see the noisy `"latent"` or the noisy `"image"`
+            (its inverse PCA).
+        loss_weighting (`str`, defaults to `"inverse_variance"`): lambda_t of eq. 3: `"uniform"` (1), `"gamma2"`
+            (gamma_t^2) or `"inverse_variance"` (1 / (1 + sigma_t^2)).
+        residual_weight (`float`, defaults to 0.1): w_i of eq. 4 for the PCA dimensions beyond `latent_dim`.
+        num_class_embeds (`int`, *optional*): Number of classes the denoiser is conditioned on; `None` for none, as in
+            every row but the baseline.
+        class_dropout_prob (`float`, defaults to 0.1): Share of labels replaced by the null class in training, where
+            `num_class_embeds` is given.
+        feature_timestep (`int`, defaults to 10): The t at which features are read (App. A).
+        feature_layer (`int`, *optional*): The block, counted from 1, after which features are read; `None` is the last
+            encoder block.
+        project_clean_input (`bool`, defaults to `True`): Whether a clean input passes through the same projection to
+            d dimensions as a noisy one in training.
+
+    Raises:
+        ValueError: naming the field, its value and what is allowed.
+
+    Example:
+
+    ```python
+    >>> from ldae import LDAEConfig
+    >>> config = LDAEConfig.from_size("nano", image_size=32, patch_size=4, latent_dim=16)
+    >>> config.hidden_size, config.num_patches, config.patch_dim, config.conditioning_size
+    (128, 64, 48, 32)
+
+    ```
+    """
+
+    model_type = "ldae"
+
+    image_size: int = 256
+    patch_size: int = 16
+    num_channels: int = 3
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    decoder_num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu_pytorch_tanh"
+    layer_norm_eps: float | int = 1e-6
+    qkv_bias: bool = True
+    initializer_range: float | int = 0.02
+    conditioning_size: int | None = None
+    latent_tokenizer: str = "pca"
+    latent_dim: int = 32
+    latent_scaling: str = "global"
+    noise_schedule: str = "linear_sigma"
+    num_train_timesteps: int = 1000
+    beta_start: float | int = 1e-4
+    beta_end: float | int = 0.02
+    sigma_max: float | int = 2**0.5
+    sigma: float | int = (1 / 3) ** 0.5
+    prediction_target: str = "image"
+    input_space: str = "image"
+    loss_weighting: str = "inverse_variance"
+    residual_weight: float | int = 0.1
+    num_class_embeds: int | None = None
+    class_dropout_prob: float | int = 0.1
+    feature_timestep: int = 10
+    feature_layer: int | None = None
+    project_clean_input: bool = True
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self._refuse_unknown_fields(kwargs)
+        kwargs.pop("stage_names", None)  # derived from num_hidden_layers
+        self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, self.num_hidden_layers + 1)]
+        self.set_output_features_output_indices(
+            out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
+        )
+        if self.conditioning_size is None:
+            self.conditioning_size = self.hidden_size // 4
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_size(cls, name: str, **fields: Any) -> "LDAEConfig":
+        """
+        The configuration of a named size (`nano`, `tiny`, `small`, `base`, `12L`, `large`).
+
+        Args:
+            name (`str`): One of `MODEL_SIZES`. `12L` and `large` are the paper's; the others keep its proportions.
+            **fields: Any other field of the configuration; a given one wins over the size's.
+
+        Returns:
+            [`LDAEConfig`].
+
+        Raises:
+            ValueError: for an unknown size.
+        """
+        if name not in MODEL_SIZES:
+            raise ValueError(f"size={name!r} is unknown; choose one of {', '.join(MODEL_SIZES)}.")
+        hidden_size, encoder, decoder, heads = MODEL_SIZES[name]
+        size_fields = {
+            "hidden_size": hidden_size,
+            "num_hidden_layers": encoder,
+            "decoder_num_hidden_layers": decoder,
+            "num_attention_heads": heads,
+            "intermediate_size": 4 * fields.get("hidden_size", hidden_size),
+        }
+        return cls(**(size_fields | fields))
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
+        """
+        As transformers', but overriding fields are set before the checks run, and `num_hidden_layers` alone re-cuts the
+        encoder: the stack of encoder and decoder keeps its total number of blocks.
+        """
+        config_dict = dict(config_dict)
+        declared = {field.name for field in fields(cls)}
+        overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in declared - {"dtype"}}
+        if "num_hidden_layers" in overrides and "num_hidden_layers" in config_dict:
+            cut = overrides["num_hidden_layers"]
+            if "decoder_num_hidden_layers" not in overrides:
+                total = config_dict["num_hidden_layers"] + config_dict.get("decoder_num_hidden_layers", 12)
+                if not 0 < cut <= total:
+                    raise ValueError(
+                        f"num_hidden_layers={cut} cuts a stack of {total} blocks; give a number from 1 to {total}."
+                    )
+                overrides["decoder_num_hidden_layers"] = total - cut
+            if config_dict.get("out_features") == [f"stage{config_dict['num_hidden_layers']}"]:
+                config_dict.pop("out_features")  # "the last stage" follows the cut
+                config_dict.pop("out_indices", None)
+        return super().from_dict(config_dict | overrides, **kwargs)
+
+    @property
+    def patch_dim(self) -> int:
+        """D = C * P * P, the number of values in a patch."""
+        return self.num_channels * self.patch_size**2
+
+    @property
+    def num_patches(self) -> int:
+        """N, the number of patches of a training image."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def total_num_hidden_layers(self) -> int:
+        """E + D, the number of blocks of the whole denoiser."""
+        return self.num_hidden_layers + self.decoder_num_hidden_layers
+
+    @property
+    def input_dim(self) -> int:
+        """Size of a token that enters the blocks: d in latent space, D in image space."""
+        return self.latent_dim if self.input_space == "latent" else self.patch_dim
+
+    @property
+    def output_dim(self) -> int:
+        """Size of a predicted token: d for noise and latent, D for the two image targets."""
+        return self.latent_dim if self.prediction_target in ("noise", "latent") else self.patch_dim
+
+    def validate_architecture(self) -> None:
+        """The one table of what makes sense. It runs at construction and on `validate()`."""
+        super().validate_architecture()
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(allowed)}.")
+        self._require_positive("image_size patch_size num_channels hidden_size num_hidden_layers num_attention_heads")
+        self._require_positive("intermediate_size conditioning_size latent_dim num_train_timesteps layer_norm_eps")
+        self._require_positive("sigma_max sigma")
+        rules = [
+            ("image_size", self.image_size % self.patch_size == 0, f"a multiple of patch_size={self.patch_size}"),
+            (
+                "hidden_size",
+                self.hidden_size % self.num_attention_heads == 0,
+                f"a multiple of num_attention_heads={self.num_attention_heads}",
+            ),
+            ("hidden_size", self.hidden_size % 4 == 0, "a multiple of 4 (sine-cosine positions in two dimensions)"),
+            ("decoder_num_hidden_layers", self.decoder_num_hidden_layers >= 0, "0 or more"),
+            (
+                "latent_dim",
+                self.latent_dim <= self.patch_dim,
+                f"at most num_channels * patch_size^2 = {self.patch_dim}, the size of a patch",
+            ),
+            (
+                "feature_timestep",
+                0 <= self.feature_timestep < self.num_train_timesteps,
+                f"from 0 to num_train_timesteps - 1 = {self.num_train_timesteps - 1}",
+            ),
+            (
+                "feature_layer",
+                self.feature_layer is None or 0 < self.feature_layer <= self.num_hidden_layers,
+                f"None or from 1 to num_hidden_layers={self.num_hidden_layers} (num_hidden_layers re-cuts the encoder)",
+            ),
+            ("beta_start", 0 < self.beta_start <= self.beta_end < 1, "such that 0 < beta_start <= beta_end < 1"),
+            ("residual_weight", 0 <= self.residual_weight <= 1, "between 0 and 1"),
+            ("class_dropout_prob", 0 <= self.class_dropout_prob < 1, "from 0 to below 1"),
+            ("num_class_embeds", self.num_class_embeds is None or self.num_class_embeds > 0, "None or positive"),
+            (
+                "loss_weighting",
+                self.prediction_target != "noise" or self.loss_weighting == "uniform",
+                "'uniform' where prediction_target='noise' (eq. 2; the other weights are of clean targets, eq. 3)",
+            ),
+            (
+                "project_clean_input",
+                self.project_clean_input
+                or (self.input_space == "image" and self.noise_schedule in ("linear_sigma", "constant")),
+                "True unless input_space='image' and gamma = 1 (noise_schedule 'linear_sigma' or 'constant'): a latent "
+                "input is projected by definition, and a scaled one has no unprojected counterpart",
+            ),
+        ]
+        for name, holds, allowed in rules:
+            if not holds:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not possible; it must be {allowed}.")
+
+    def _require_positive(self, names: str) -> None:
+        for name in names.split():
+            value = getattr(self, name)
+            if value is None or value <= 0:
+                raise ValueError(f"{name}={value!r} is not possible; it must be positive.")
+
+    @classmethod
+    def _refuse_unknown_fields(cls, kwargs: dict[str, Any]) -> None:
+        declared = {field.name for field in fields(cls)}
+        for key in kwargs:
+            if key in _FOREIGN_KEYS or key.startswith("_") or hasattr(PreTrainedConfig, key):
+                continue
+            close = difflib.get_close_matches(key, declared, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else "see the fields of LDAEConfig."
+            raise ValueError(f"{key}={kwargs[key]!r}: LDAEConfig has no such field; {hint}")
+
+
+__all__ = ["LDAEConfig", "MODEL_SIZES"]

@@ -1,0 +1,96 @@
+"""Noise schedules and the one place where noise is added: z_t = gamma_t z_0 + sigma_t eps (Sec. 3)."""
+
+import torch
+
+from .configuration_ldae import LDAEConfig
+from .tokenizer_ldae import Float32Buffers
+
+
+def noise_schedule_tables(
+    noise_schedule: str,
+    num_train_timesteps: int,
+    *,
+    beta_start: float = 1e-4,
+    beta_end: float = 0.02,
+    sigma_max: float = 2**0.5,
+    sigma: float = (1 / 3) ** 0.5,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Signal and noise levels for t = 0 .. T - 1.
+
+    Args:
+        noise_schedule (`str`): `"linear_beta"`: gamma_t^2 = prod_s (1 - beta_s), beta linear (DDPM);
+            `"linear_gamma2"`: gamma_t^2 linear, 1 > gamma_t^2 >= 0 (Sec. 4.1); `"linear_sigma"`: gamma = 1, sigma linear
+            from 0 to `sigma_max` (Sec. 4.3); `"constant"`: gamma = 1, one level `sigma` (Sec. 4.3).
+        num_train_timesteps (`int`): T.
+        beta_start, beta_end (`float`): Of `"linear_beta"`.
+        sigma_max (`float`): Of `"linear_sigma"`.
+        sigma (`float`): Of `"constant"`.
+
+    Returns:
+        `gammas` and `sigmas`, `torch.FloatTensor` of shape `(T,)` in float32, on the CPU.
+
+    Raises:
+        ValueError: for an unknown schedule.
+    """
+    # float64 until the end; the device is named because from_pretrained builds models with "meta" as default
+    options: dict = {"dtype": torch.float64, "device": "cpu"}
+    ones = torch.ones(num_train_timesteps, **options)
+    if noise_schedule == "linear_beta":
+        gamma2 = (1 - torch.linspace(beta_start, beta_end, num_train_timesteps, **options)).cumprod(dim=0)
+    elif noise_schedule == "linear_gamma2":
+        gamma2 = torch.linspace(1, 0, num_train_timesteps + 1, **options)[1:]
+    elif noise_schedule == "linear_sigma":
+        return ones.float(), torch.linspace(0, sigma_max, num_train_timesteps, **options).float()
+    elif noise_schedule == "constant":
+        return ones.float(), (sigma * ones).float()
+    else:
+        raise ValueError(
+            f"noise_schedule={noise_schedule!r} is unknown; choose linear_beta, linear_gamma2, linear_sigma or constant."
+        )
+    return gamma2.sqrt().float(), (1 - gamma2).sqrt().float()
+
+
+def corrupt(z0: torch.Tensor, eps: torch.Tensor, gamma: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """z_t = gamma_t z_0 + sigma_t eps, with one gamma and sigma for each example: `(B, ...)` and `(B,)` (eq. 1)."""
+    shape = (-1,) + (1,) * (z0.ndim - 1)
+    return gamma.reshape(shape) * z0 + sigma.reshape(shape) * eps
+
+
+class LDAECorruption(Float32Buffers):
+    """The corruption of a configuration. Buffers `gammas`, `sigmas` of shape `(T,)`, computed, not saved."""
+
+    gammas: torch.Tensor
+    sigmas: torch.Tensor
+
+    def __init__(self, config: LDAEConfig):
+        super().__init__()
+        self.config = config
+        for name, value in self.tables().items():
+            self.register_buffer(name, value, persistent=False)
+
+    def tables(self) -> dict[str, torch.Tensor]:
+        c = self.config
+        gammas, sigmas = noise_schedule_tables(
+            c.noise_schedule,
+            c.num_train_timesteps,
+            beta_start=c.beta_start,
+            beta_end=c.beta_end,
+            sigma_max=c.sigma_max,
+            sigma=c.sigma,
+        )
+        return {"gammas": gammas, "sigmas": sigmas}
+
+    def forward(self, z0: torch.Tensor, eps: torch.Tensor | None, timesteps: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            z0 (`torch.Tensor` of shape `(B, N, d)`): Clean latents.
+            eps (`torch.Tensor` of shape `(B, N, d)`, *optional*): Noise; `None` for a clean input, where eps = 0.
+            timesteps (`torch.LongTensor` of shape `(B,)` or `(1,)`): Time step of each example, or the shared one.
+
+        Returns:
+            `torch.Tensor` of shape `(B, N, d)`: z_t.
+        """
+        if eps is None:
+            return self.gammas[timesteps].reshape(-1, 1, 1) * z0
+        return corrupt(z0, eps.to(z0.dtype), self.gammas[timesteps], self.sigmas[timesteps])

@@ -1,0 +1,390 @@
+"""The l-DAE models (Chen et al. 2024, arXiv 2401.14404): pre-training, encoder, classifier, backbone."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_ldae import LDAEConfig
+from .corruption_ldae import LDAECorruption
+from .objective_ldae import LDAEObjective, clean_latent, loss_weight_table
+from .randomness_ldae import NOISE, TIMESTEPS, keyed_normal, keyed_uniform
+from .tokenizer_ldae import PatchPCA, build_tokenizer, patchify, unpatchify
+from .transformer_ldae import (
+    LDAEAttention,
+    LDAEConditioning,
+    LDAEEmbedder,
+    LDAEEmbeddings,
+    LDAEHead,
+    LDAEHeadProjection,
+    LDAELayer,
+    LDAEModulation,
+)
+
+
+@auto_docstring(custom_intro="Output of [`LDAEForPreTraining`].")
+@dataclass
+class LDAEForPreTrainingOutput(ModelOutput):
+    r"""
+    loss (`torch.FloatTensor` of shape `()`):
+        Mean over examples, tokens and dimensions of lambda_t * w_i * r_i^2 (eq. 2 to 4).
+    prediction (`torch.FloatTensor` of shape `(batch_size, num_patches, output_dim)`):
+        What the network predicts, in the target's space: d values a token for noise and latent, D for images.
+    reconstruction (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+        The clean image that the prediction stands for, in pixels.
+    """
+
+    loss: torch.FloatTensor | None = None
+    prediction: torch.FloatTensor | None = None
+    reconstruction: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@auto_docstring
+class LDAEPreTrainedModel(PreTrainedModel):
+    config: LDAEConfig
+    base_model_prefix = "ldae"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["LDAELayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": LDAELayer, "attentions": LDAEAttention}
+    _input_embed_layer = "projection"
+    _keep_in_fp32_modules_strict = ["tokenizer"]
+    # An encoder loads from a whole denoiser: the decoder's blocks and its head stay behind.
+    _keys_to_ignore_on_load_unexpected = [r"^(ldae\.)?layers\.\d+\.", r"^(head|classifier)\."]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """DiT's initial weights: Xavier, small embedders, zero gates and head. Computed buffers are computed again."""
+        if isinstance(module, (LDAEModulation, LDAEHeadProjection)):
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, LDAEEmbedder):
+            init.normal_(module.weight, std=self.config.initializer_range)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=self.config.initializer_range)
+        elif isinstance(module, LDAEEmbeddings):
+            init.copy_(module.position_embeddings, module.positions(module.grid, module.grid))
+        elif isinstance(module, PatchPCA):
+            for name, value in module.unfitted_state().items():
+                init.copy_(getattr(module, name), value)
+        elif isinstance(module, LDAECorruption):
+            for name, value in module.tables().items():
+                init.copy_(getattr(module, name), value)
+        elif isinstance(module, LDAEObjective):
+            corruption = LDAECorruption(self.config).tables()
+            init.copy_(module.loss_weights, loss_weight_table(self.config.loss_weighting, **corruption))
+
+
+@auto_docstring(
+    custom_intro="""
+    The l-DAE encoder: images in, features out. Clean input at one time step by default, hence deterministic.
+    """
+)
+class LDAEModel(LDAEPreTrainedModel):
+    def __init__(self, config: LDAEConfig, num_layers: int | None = None):
+        r"""
+        num_layers (`int`, *optional*):
+            How many blocks to build; defaults to the encoder's, `config.num_hidden_layers`.
+        """
+        super().__init__(config)
+        self.tokenizer = build_tokenizer(config)
+        self.corruption = LDAECorruption(config)
+        self.embeddings = LDAEEmbeddings(config)
+        self.conditioning = LDAEConditioning(config)
+        num_layers = config.num_hidden_layers if num_layers is None else num_layers
+        self.layers = nn.ModuleList([LDAELayer(config) for _ in range(num_layers)])
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    @auto_docstring
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor,
+        timesteps: torch.LongTensor | None = None,
+        noise: torch.FloatTensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        r"""
+        timesteps (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+            Time step of each image; by default `config.feature_timestep` for all.
+        noise (`torch.FloatTensor` of shape `(batch_size, num_patches, latent_dim)`, *optional*):
+            The noise eps to corrupt the latents with at `timesteps`; by default the input stays clean.
+
+        Example:
+
+        ```python
+        >>> import torch
+        >>> from ldae import LDAEConfig, LDAEModel
+        >>> model = LDAEModel(LDAEConfig.from_size("nano", image_size=16, patch_size=4, latent_dim=8)).eval()
+        >>> outputs = model(torch.zeros(2, 3, 16, 16))
+        >>> outputs.last_hidden_state.shape, outputs.pooler_output.shape
+        (torch.Size([2, 16, 128]), torch.Size([2, 128]))
+
+        ```
+        """
+        height, width = self._grid_of(pixel_values, bool(interpolate_pos_encoding))
+        if timesteps is None:
+            shared_t = self.config.feature_timestep
+            timesteps = torch.full((1,), shared_t, dtype=torch.long, device=pixel_values.device)
+        x0 = patchify(pixel_values, self.config.patch_size)  # (B, N, D)
+        tokens = self.corrupt(x0, self.encode(x0), noise, timesteps)  # (B, N, input_dim)
+        hidden = self.embeddings(tokens, height, width)  # (B, N, C)
+        conditioning = self.conditioning(timesteps)  # (B or 1, c)
+
+        # Deeper blocks than the one features are read at run only if their hidden states are asked for.
+        depth = self.config.feature_layer or self.config.num_hidden_layers
+        run = len(self.layers) if self._records(kwargs) else depth
+        features = hidden
+        for index, layer in enumerate(self.layers[:run], start=1):
+            hidden = layer(hidden, conditioning, **kwargs)
+            if index == depth:
+                features = hidden
+        features = self.normalize(features)
+        return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=features.mean(dim=1))
+
+    def encode(self, x0: torch.Tensor) -> torch.Tensor:
+        """Patches `(B, N, D)` to clean latents z_0 `(B, N, d)`, in float32 also under autocast."""
+        with torch.autocast(x0.device.type, enabled=False):
+            return self.tokenizer.encode(x0)
+
+    def corrupt(
+        self, x0: torch.Tensor, z0: torch.Tensor, eps: torch.Tensor | None, timesteps: torch.Tensor
+    ) -> torch.Tensor:
+        """The blocks' input `(B, N, input_dim)`: the noisy latent, or the image that it stands for (Fig. 1)."""
+        if eps is None and not self.config.project_clean_input:
+            return x0
+        with torch.autocast(x0.device.type, enabled=False):
+            zt = self.corruption(z0, eps, timesteps)  # (B, N, d)
+            return zt if self.config.input_space == "latent" else self.tokenizer.decode(zt)  # (B, N, d or D)
+
+    def normalize(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states `(B, N, C)` to features: a LayerNorm without affine parameters."""
+        return F.layer_norm(hidden, (self.config.hidden_size,), eps=self.config.layer_norm_eps)
+
+    def _records(self, kwargs: Any) -> bool:
+        names = ("output_hidden_states", "output_attentions")
+        return any(kwargs.get(name) or getattr(self.config, name, False) for name in names)
+
+    def _grid_of(self, pixel_values: torch.Tensor, any_size: bool) -> tuple[int, int]:
+        channels, height, width = pixel_values.shape[1:]
+        c, p = self.config, self.config.patch_size
+        if channels != c.num_channels:
+            raise ValueError(f"pixel_values has {channels} channels; the model was made for num_channels={c.num_channels}.")
+        if not any_size and (height, width) != (c.image_size, c.image_size):
+            raise ValueError(
+                f"pixel_values is {height}x{width}; the model was made for image_size={c.image_size}. Resize the images, "
+                "or pass interpolate_pos_encoding=True for any multiple of the patch size."
+            )
+        if height % p or width % p:
+            raise ValueError(f"pixel_values is {height}x{width}; both must be multiples of patch_size={p}.")
+        return height // p, width // p
+
+
+@auto_docstring(
+    custom_intro="""
+    The whole l-DAE for pre-training: encoder and decoder in one stack of blocks, which predicts the clean image from
+    one whose patches' latents are noisy.
+    """
+)
+class LDAEForPreTraining(LDAEPreTrainedModel):
+    _can_record_outputs = {
+        "hidden_states": OutputRecorder(LDAELayer, num_hidden_layers_key="total_num_hidden_layers"),
+        "attentions": LDAEAttention,
+    }
+
+    def __init__(self, config: LDAEConfig):
+        super().__init__(config)
+        self.ldae = LDAEModel(config, num_layers=config.total_num_hidden_layers)
+        self.head = LDAEHead(config)
+        self.objective = LDAEObjective(config, **self.ldae.corruption.tables())
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    @auto_docstring
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor,
+        timesteps: torch.LongTensor,
+        noise: torch.FloatTensor,
+        class_labels: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> LDAEForPreTrainingOutput:
+        r"""
+        timesteps (`torch.LongTensor` of shape `(batch_size,)`):
+            Time step of each image, as [`~LDAEForPreTraining.draw_corruption`] draws them.
+        noise (`torch.FloatTensor` of shape `(batch_size, num_patches, latent_dim)`):
+            The noise eps.
+        class_labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+            Classes to condition on; refused where `config.num_class_embeds` is `None`.
+
+        Example:
+
+        ```python
+        >>> import torch
+        >>> from ldae import LDAEConfig, LDAEForPreTraining
+        >>> model = LDAEForPreTraining(LDAEConfig.from_size("nano", image_size=16, patch_size=4, latent_dim=8))
+        >>> timesteps, noise = model.draw_corruption(torch.arange(2), seed=0)
+        >>> outputs = model(torch.zeros(2, 3, 16, 16), timesteps, noise)
+        >>> outputs.prediction.shape, outputs.reconstruction.shape
+        (torch.Size([2, 16, 48]), torch.Size([2, 3, 16, 16]))
+
+        ```
+        """
+        if class_labels is not None and self.config.num_class_embeds is None:
+            raise ValueError("class_labels was given, but num_class_embeds=None: this model is trained without labels.")
+        ldae, (height, width) = self.ldae, pixel_values.shape[2:]
+        grid = ldae._grid_of(pixel_values, any_size=False)
+        x0 = patchify(pixel_values, self.config.patch_size)  # (B, N, D)
+        z0 = ldae.encode(x0)  # (B, N, d)
+        tokens = ldae.corrupt(x0, z0, noise, timesteps)  # (B, N, input_dim)
+
+        hidden = ldae.embeddings(tokens, *grid)  # (B, N, C)
+        conditioning = ldae.conditioning(timesteps, class_labels)  # (B, c)
+        for layer in ldae.layers:
+            hidden = layer(hidden, conditioning, **kwargs)
+        prediction = self.head(hidden, conditioning)  # (B, N, output_dim)
+
+        with torch.autocast(pixel_values.device.type, enabled=False):
+            prediction = prediction.float()
+            clean = {"x0": x0.float(), "z0": z0, "eps": noise.to(z0.dtype)}
+            loss = self.objective(prediction, **clean, timesteps=timesteps, tokenizer=ldae.tokenizer)
+            patches = self.predicted_patches(prediction, z0, noise, timesteps)  # (B, N, D)
+        return LDAEForPreTrainingOutput(
+            loss=loss,
+            prediction=prediction,
+            reconstruction=unpatchify(patches, self.config.patch_size, height, width),
+        )
+
+    def predicted_patches(
+        self, prediction: torch.Tensor, z0: torch.Tensor, eps: torch.Tensor, timesteps: torch.Tensor
+    ) -> torch.Tensor:
+        """The clean patches `(B, N, D)` that a prediction, in the target's space, stands for."""
+        if self.config.prediction_target in ("image", "projected_image"):
+            return prediction
+        if self.config.prediction_target == "noise":
+            corruption = self.ldae.corruption
+            gamma, sigma = corruption.gammas[timesteps], corruption.sigmas[timesteps]
+            prediction = clean_latent(prediction, corruption(z0, eps, timesteps), gamma, sigma)
+        return self.ldae.tokenizer.decode(prediction)
+
+    def draw_corruption(self, example_positions: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Draw time steps and noise, as a pure function of each example's position in the run: not of the process, nor of
+        the micro-batch. Call it outside the (compiled) forward.
+
+        Args:
+            example_positions (`torch.LongTensor` of shape `(B,)`): Position of each example in the run.
+            seed (`int`): Seed of the run.
+
+        Returns:
+            `timesteps`, a `torch.LongTensor` of shape `(B,)`, uniform over 0 .. T - 1, and `noise`, a
+            `torch.FloatTensor` of shape `(B, num_patches, latent_dim)`, on the device of `example_positions`.
+        """
+        c = self.config
+        u = keyed_uniform(seed, TIMESTEPS, example_positions, 1)[:, 0]
+        eps = keyed_normal(seed, NOISE, example_positions, c.num_patches * c.latent_dim)
+        return (u * c.num_train_timesteps).long(), eps.view(-1, c.num_patches, c.latent_dim)
+
+
+@auto_docstring(
+    custom_intro="""
+    An l-DAE encoder with a linear classifier on the mean of its tokens. A trained probe is one, its BatchNorm folded.
+    """
+)
+class LDAEForImageClassification(LDAEPreTrainedModel):
+    def __init__(self, config: LDAEConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.ldae = LDAEModel(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor,
+        labels: torch.LongTensor | None = None,
+        timesteps: torch.LongTensor | None = None,
+        noise: torch.FloatTensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ImageClassifierOutput:
+        r"""
+        timesteps (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+            Time step of each image; by default `config.feature_timestep` for all.
+        noise (`torch.FloatTensor` of shape `(batch_size, num_patches, latent_dim)`, *optional*):
+            The noise eps to corrupt the latents with at `timesteps`; by default the input stays clean.
+        """
+        outputs: BaseModelOutputWithPooling = self.ldae(
+            pixel_values, timesteps, noise, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
+        )
+        logits = self.classifier(outputs.pooler_output)  # (B, num_labels)
+        loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+@auto_docstring(custom_intro="An l-DAE encoder as a backbone of dense tasks: maps of the chosen blocks' features.")
+class LDAEBackbone(BackboneMixin, LDAEPreTrainedModel):
+    def __init__(self, config: LDAEConfig):
+        super().__init__(config)
+        self.ldae = LDAEModel(config)
+        self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
+        self.post_init()
+
+    @can_return_tuple
+    @filter_output_hidden_states
+    @auto_docstring
+    def forward(self, pixel_values: torch.FloatTensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
+        r"""
+        Returns:
+            Feature maps of shape `(batch_size, hidden_size, height / patch_size, width / patch_size)`, one for each of
+            `out_features`, for images of any size that is a multiple of the patch size.
+        """
+        kwargs["output_hidden_states"] = True
+        outputs = self.ldae(pixel_values, interpolate_pos_encoding=True, **kwargs)
+        grid = [side // self.config.patch_size for side in pixel_values.shape[2:]]
+        maps = tuple(
+            self.ldae.normalize(hidden).transpose(1, 2).unflatten(2, grid)  # (B, C, H / P, W / P)
+            for stage, hidden in zip(self.stage_names, outputs.hidden_states)
+            if stage in self.out_features
+        )
+        return BackboneOutput(feature_maps=maps, hidden_states=outputs.hidden_states, attentions=outputs.attentions)
+
+
+__all__ = [
+    "LDAEBackbone",
+    "LDAEForImageClassification",
+    "LDAEForPreTraining",
+    "LDAEForPreTrainingOutput",
+    "LDAEModel",
+    "LDAEPreTrainedModel",
+]

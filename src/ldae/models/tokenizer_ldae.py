@@ -1,0 +1,151 @@
+"""Latent tokenizers: patches to latents of dimension d and back (Sec. 4.2)."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from .configuration_ldae import LDAEConfig
+
+
+def patchify(pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """
+    Cut images into flattened patches, row by row, each in a convolution's order (channel, row, column).
+
+    Args:
+        pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): H and W are multiples of `patch_size`.
+        patch_size (`int`): P, in pixels.
+
+    Returns:
+        `torch.Tensor` of shape `(B, N, D)` with N = (H / P) * (W / P) and D = C * P * P.
+    """
+    b, c, height, width = pixel_values.shape
+    p = patch_size
+    x = pixel_values.reshape(b, c, height // p, p, width // p, p).permute(0, 2, 4, 1, 3, 5)
+    return x.reshape(b, (height // p) * (width // p), c * p * p)
+
+
+def unpatchify(patches: torch.Tensor, patch_size: int, height: int, width: int) -> torch.Tensor:
+    """The inverse of [`patchify`]: `(B, N, D)` to `(B, C, height, width)`."""
+    b, p = patches.shape[0], patch_size
+    x = patches.reshape(b, height // p, width // p, -1, p, p).permute(0, 3, 1, 4, 2, 5)
+    return x.reshape(b, -1, height, width)
+
+
+def cosine_basis(patch_size: int, num_channels: int, latent_dim: int) -> torch.Tensor:
+    """
+    The d lowest frequencies of the orthonormal two-dimensional cosine basis of a patch, grey before colour: what the
+    principal components of natural patches look like, before any are fitted.
+
+    Returns:
+        `torch.FloatTensor` of shape `(d, D)` with orthonormal rows.
+    """
+    # The device is named because from_pretrained builds models with "meta" as default.
+    index = torch.arange(patch_size, dtype=torch.float64, device="cpu")
+    waves = torch.cos(math.pi / patch_size * torch.outer(index, index + 0.5)) * math.sqrt(2 / patch_size)
+    waves[0] /= math.sqrt(2)  # (P, P): frequency, pixel
+    index_c = torch.arange(num_channels, dtype=torch.float64, device="cpu")
+    colours = torch.cos(math.pi / num_channels * torch.outer(index_c, index_c + 0.5)) * math.sqrt(2 / num_channels)
+    colours[0] /= math.sqrt(2)  # (C, C): the first is the mean of the channels
+    basis = torch.einsum("ac,ux,vy->auvcxy", colours, waves, waves).reshape(-1, num_channels * patch_size**2)
+    p = patch_size
+    order = sorted(range(len(basis)), key=lambda i: (i // p % p + i % p + 3 * (i // (p * p)), i))
+    return basis[order[:latent_dim]].float()
+
+
+class Float32Buffers(nn.Module):
+    """A module whose buffers never get narrower than they are: `model.to(torch.bfloat16)` leaves them in float32."""
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True):
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            after = self._buffers[name]
+            if buffer is not None and after is not None and after.element_size() < buffer.element_size():
+                self._buffers[name] = buffer.to(after.device)
+        return self
+
+
+class PatchPCA(Float32Buffers):
+    """
+    Patch-wise PCA: V, d x D with orthonormal rows (Sec. 4.2). `encode` is x -> V (x - mean), `decode` its transpose.
+
+    Unfitted it holds the low frequencies of the cosine basis and `fitted` is False; [`~ldae.fit_patch_pca`] fits it.
+
+    Args:
+        patch_size (`int`): P, in pixels.
+        num_channels (`int`): C. A patch has D = C * P * P values.
+        latent_dim (`int`): d.
+        latent_scaling (`str`, defaults to `"none"`): `"global"` divides latents by one scalar so that their mean
+            variance over the d dimensions is 1, `"per_dim"` by each dimension's own (a dimension without variance stays
+            zero), `"none"` leaves them.
+
+    Buffers (float32): `mean (D,)`, `components (d, D)` by falling variance, `explained_variance (d,)`, `fitted ()`.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from ldae import PatchPCA
+    >>> pca = PatchPCA(patch_size=4, num_channels=3, latent_dim=16)
+    >>> latents = pca.encode(torch.zeros(2, 64, 48))
+    >>> latents.shape, pca.decode(latents).shape
+    (torch.Size([2, 64, 16]), torch.Size([2, 64, 48]))
+
+    ```
+    """
+
+    mean: torch.Tensor
+    components: torch.Tensor
+    explained_variance: torch.Tensor
+    fitted: torch.Tensor
+
+    def __init__(self, patch_size: int, num_channels: int, latent_dim: int, latent_scaling: str = "none"):
+        super().__init__()
+        patch_dim = num_channels * patch_size**2
+        if not 0 < latent_dim <= patch_dim:
+            raise ValueError(f"latent_dim={latent_dim} is not possible; a patch has {patch_dim} values, give 1 to that.")
+        self.patch_size, self.num_channels = patch_size, num_channels
+        self.latent_dim, self.latent_scaling = latent_dim, latent_scaling
+        for name, value in self.unfitted_state().items():
+            self.register_buffer(name, value)
+
+    def unfitted_state(self) -> dict[str, torch.Tensor]:
+        """The buffers before any fit: the cosine basis, zero mean, unit variances."""
+        return {
+            "mean": torch.zeros(self.num_channels * self.patch_size**2, device="cpu"),
+            "components": cosine_basis(self.patch_size, self.num_channels, self.latent_dim),
+            "explained_variance": torch.ones(self.latent_dim, device="cpu"),
+            "fitted": torch.tensor(False, device="cpu"),
+        }
+
+    @property
+    def std(self) -> torch.Tensor:
+        """What latents are divided by: a tensor that broadcasts over the d dimensions; 0 where there is no variance."""
+        variance = self.explained_variance.clamp(min=0)
+        if self.latent_scaling == "global":
+            return variance.mean(dim=0, keepdim=True).sqrt()
+        if self.latent_scaling == "per_dim":
+            return variance.sqrt()
+        return torch.ones_like(variance[:1])
+
+    def encode(self, patches: torch.Tensor) -> torch.Tensor:
+        """Patches `(..., D)` to scaled latents `(..., d)`, in the buffers' precision."""
+        z = (patches.to(self.mean.dtype) - self.mean) @ self.components.T  # (..., d)
+        std = self.std
+        floor = 1e-4 * std.amax()  # below it a dimension holds nothing but rounding
+        return z * torch.where(std > floor, 1 / std, 0)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Scaled latents `(..., d)` to patches `(..., D)`: the inverse PCA of Fig. 1."""
+        return (latents.to(self.mean.dtype) * self.std) @ self.components + self.mean  # (..., D)
+
+    def project(self, patches: torch.Tensor) -> torch.Tensor:
+        """V x, the d leading PCA coordinates of a difference of patches `(..., D)`: no mean, no scale (eq. 4)."""
+        return patches @ self.components.T  # (..., d)
+
+
+def build_tokenizer(config: LDAEConfig) -> PatchPCA:
+    """The latent tokenizer that a configuration asks for."""
+    return PatchPCA(config.patch_size, config.num_channels, config.latent_dim, config.latent_scaling)
