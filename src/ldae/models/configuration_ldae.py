@@ -149,6 +149,7 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
         )
         if self.conditioning_size is None:
             self.conditioning_size = self.hidden_size // 4
+        self.check_fields()  # here, so that the user meets a plain ValueError
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -227,8 +228,12 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
         return self.latent_dim if self.prediction_target in ("noise", "latent") else self.patch_dim
 
     def validate_architecture(self) -> None:
-        """The one table of what makes sense. It runs at construction and on `validate()`."""
+        """What `config.validate()` runs after a field was assigned."""
         super().validate_architecture()
+        self.check_fields()
+
+    def check_fields(self) -> None:
+        """The one table of what makes sense."""
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(allowed)}.")
