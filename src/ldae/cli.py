@@ -1,0 +1,54 @@
+"""The `ldae` command: one verb, one module."""
+
+import os
+import sys
+from importlib import import_module
+
+from transformers.utils.logging import disable_progress_bar
+
+from ldae.errors import RunError
+
+
+VERBS = {
+    "train_tokenizer": "fit the latent tokenizer of a recipe",
+    "pretrain": "pre-train from a recipe; the same command resumes",
+    "linear_probe": "linear probes on a checkpoint: blocks, time steps, learning rates in one pass",
+    "knn": "nearest-neighbour accuracy of a checkpoint",
+    "card": "render a checkpoint's model card from its results",
+    "push_to_hub": "send a checkpoint's folder to the Hub",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """
+    Run a verb.
+
+    Args:
+        arguments (`list[str]`, *optional*): The verb and its own arguments; by default the command line's.
+
+    Returns:
+        `int`: the exit status: 0, or 2 where the arguments or the run made no sense.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: ldae VERB ...   (ldae VERB --help says more)\n")
+        for verb, meaning in VERBS.items():
+            print(f"  {verb:16s} {meaning}")
+        return 0 if arguments else 2
+    verb, rest = arguments[0].replace("-", "_"), arguments[1:]
+    if verb not in VERBS:
+        print(f"ldae: {arguments[0]!r} is no verb; choose one of {', '.join(VERBS)}.", file=sys.stderr)
+        return 2
+    return run_verb(verb, rest)
+
+
+def run_verb(verb: str, arguments: list[str]) -> int:
+    """Run one verb; what the user can mend is one line on stderr, not a traceback (unless LDAE_TRACEBACK=1)."""
+    disable_progress_bar()  # of transformers' loading and saving: a verb shows its own
+    try:
+        return import_module(f"ldae.verbs.{verb}").main(arguments)
+    except (ValueError, RunError) as error:
+        if os.environ.get("LDAE_TRACEBACK") == "1":
+            raise
+        print(f"ldae {verb}: {error}", file=sys.stderr)
+        return 2

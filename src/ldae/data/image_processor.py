@@ -1,0 +1,41 @@
+"""The image processor of a checkpoint: transformers' own, with the settings that the training data was read with."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ldae.models.configuration_ldae import LDAEConfig
+
+
+def image_processor_settings(config: LDAEConfig) -> dict[str, Any]:
+    """
+    Settings of transformers' `ViTImageProcessor`: shortest edge to `image_size` (bicubic), centre crop, [-1, 1].
+
+    Args:
+        config: Gives `image_size` and `num_channels`.
+
+    Returns:
+        The content of a `preprocessor_config.json`.
+    """
+    size = config.image_size
+    return {
+        "image_processor_type": "ViTImageProcessor",
+        "do_convert_rgb": config.num_channels == 3,
+        "do_resize": True,
+        "size": {"shortest_edge": size},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.5] * config.num_channels,
+        "image_std": [0.5] * config.num_channels,
+    }
+
+
+def save_image_processor(folder: str | os.PathLike[str], config: LDAEConfig) -> None:
+    """Write `preprocessor_config.json` into a folder, so that `AutoImageProcessor` and pipelines load it."""
+    text = json.dumps(image_processor_settings(config), indent=2) + "\n"
+    Path(folder, "preprocessor_config.json").write_text(text)

@@ -1,0 +1,151 @@
+"""The pictures of a run: the paper's Figures 3, 4, 7 and 8 for the model at hand, and the course of the training."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ldae.data import ImageSource, iterate_once, prepare_images
+from ldae.models.modeling_ldae import LDAEForPreTraining
+from ldae.models.randomness_ldae import NOISE, keyed_normal
+from ldae.models.tokenizer_ldae import patchify, unpatchify
+
+
+def draw_run_pictures(folder: str | os.PathLike[str], source: ImageSource, images: int = 8) -> list[Path]:
+    """
+    Draw the pictures of a run folder into its `pictures/`.
+
+    Args:
+        folder (`str` or path): With a saved [`LDAEForPreTraining`].
+        source ([`~ldae.data.ImageSource`]): Its first images are shown.
+        images (`int`, defaults to 8): How many.
+
+    Returns:
+        The files: `denoising.png`, `noise.png`, `filters.png`, `schedule.png` and, where it was logged, `training.png`.
+    """
+    folder = Path(folder)
+    pictures = folder / "pictures"
+    pictures.mkdir(exist_ok=True)
+    model = LDAEForPreTraining.from_pretrained(folder).eval()
+    c = model.config
+    batch = next(iterate_once(source, image_size=c.image_size, num_channels=c.num_channels, batch_size=images, limit=images))
+    pixels = prepare_images(batch.images, batch.positions, 0, image_size=batch.images.shape[-1])  # (B, C, H, W)
+    drawn = {
+        "denoising.png": denoising_figure(model, pixels),
+        "noise.png": noise_figure(model, pixels),
+        "filters.png": filters_figure(model),
+        "schedule.png": schedule_figure(model),
+    }
+    if (folder / "metrics.jsonl").is_file():
+        records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        drawn["training.png"] = training_figure(records)
+    for name, figure in drawn.items():
+        FigureCanvasAgg(figure).print_png(pictures / name)
+    return [pictures / name for name in drawn]
+
+
+@torch.no_grad()
+def denoising_figure(model: LDAEForPreTraining, pixels: torch.Tensor) -> Figure:
+    """Fig. 8: clean images, noisy inputs and denoised outputs at three noise levels. Pixels `(B, C, H, W)`."""
+    c, b = model.config, pixels.shape[0]
+    noise = keyed_normal(0, NOISE, torch.arange(b), c.num_patches * c.latent_dim).view(b, c.num_patches, -1)
+    rows = [("clean", pixels)]
+    levels = {min(c.num_train_timesteps - 1, int(share * c.num_train_timesteps)) for share in (0.25, 0.5, 0.9)}
+    for t in sorted(levels if c.noise_schedule != "constant" else {0}):
+        timesteps = torch.full((b,), t)
+        sigma = model.ldae.corruption.sigmas[t].item()
+        rows += [
+            (f"noisy\nt = {t}\n$\\sigma$ = {sigma:.2f}", noisy_images(model, pixels, noise, timesteps)),
+            ("denoised", model(pixels, timesteps, noise).reconstruction),
+        ]
+    return image_rows(rows)
+
+
+@torch.no_grad()
+def noise_figure(model: LDAEForPreTraining, pixels: torch.Tensor) -> Figure:
+    """Fig. 7: clean images, Gaussian noise on their pixels, and on their latents shown by the inverse PCA."""
+    c, b = model.config, pixels.shape[0]
+    sigma = (1 / 3) ** 0.5  # the figure's
+    eps = keyed_normal(0, NOISE, torch.arange(b), c.num_patches * c.latent_dim).view(b, c.num_patches, -1)
+    tokenizer = model.ldae.tokenizer
+    noisy = tokenizer.decode(tokenizer.encode(patchify(pixels, c.patch_size)) + sigma * eps)  # (B, N, D)
+    rows = [
+        ("clean", pixels),
+        (f"pixel noise\n$\\sigma$ = {sigma:.2f}", pixels + sigma * torch.randn(pixels.shape, generator=_seeded())),
+        (f"latent noise\n$\\sigma$ = {sigma:.2f}", unpatchify(noisy, c.patch_size, *pixels.shape[2:])),
+    ]
+    return image_rows(rows)
+
+
+def noisy_images(
+    model: LDAEForPreTraining, pixels: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+) -> torch.Tensor:
+    """What the noisy latents at `timesteps` look like, `(B, C, H, W)`, whatever space the model's input is in."""
+    tokenizer, p = model.ldae.tokenizer, model.config.patch_size
+    zt = model.ldae.corruption(tokenizer.encode(patchify(pixels, p)), noise, timesteps)
+    return unpatchify(tokenizer.decode(zt), p, *pixels.shape[2:])
+
+
+def filters_figure(model: LDAEForPreTraining, most: int = 64) -> Figure:
+    """Fig. 4: the rows of V as patches, by falling variance."""
+    tokenizer = model.ldae.tokenizer
+    v = tokenizer.components[:most]  # (d, D)
+    v = v / v.abs().amax(dim=1, keepdim=True)
+    p = tokenizer.patch_size
+    tiles = v.reshape(len(v), tokenizer.num_channels, p, p)
+    columns = min(8, len(tiles))
+    return image_rows([("", tiles[i : i + columns]) for i in range(0, len(tiles), columns)], gap=True)
+
+
+def schedule_figure(model: LDAEForPreTraining) -> Figure:
+    """Fig. 3, with all that a schedule sets: gamma_t^2, sigma_t and the loss weight lambda_t."""
+    corruption = model.ldae.corruption
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(corruption.gammas.cpu() ** 2, label=r"$\gamma_t^2$ (signal)")
+    axes.plot(corruption.sigmas.cpu(), label=r"$\sigma_t$ (noise)")
+    axes.plot(model.objective.loss_weights.cpu(), label=r"$\lambda_t$ (loss weight)", linestyle="--")
+    axes.set(xlabel="time step t", title=f"noise schedule: {model.config.noise_schedule}")
+    axes.legend(frameon=False)
+    return figure
+
+
+def training_figure(records: list[dict[str, Any]]) -> Figure:
+    """Loss, and where it was measured the online probe's accuracies, against images seen."""
+    train = [r for r in records if r.get("event") == "train"]
+    probes = [r for r in records if r.get("event") == "probe"]
+    figure = Figure(figsize=(9 if probes else 5, 3.2), layout="constrained")
+    panels = figure.subplots(1, 2 if probes else 1, squeeze=False)[0]
+    panels[0].plot([r["images"] for r in train], [r["loss"] for r in train])
+    panels[0].set(xlabel="images seen", ylabel="loss", yscale="log", title="denoising loss")
+    for name, label in (("ridge_accuracy", "ridge probe"), ("knn_accuracy", "kNN")) if probes else ():
+        panels[1].plot([r["images"] for r in probes], [r[name] for r in probes], marker="o", label=label)
+    if probes:
+        panels[1].set(xlabel="images seen", ylabel="accuracy", title="online probe, fixed subset")
+        panels[1].legend(frameon=False)
+    return figure
+
+
+def image_rows(rows: list[tuple[str, torch.Tensor]], gap: bool = False) -> Figure:
+    """Rows of images `(B, C, H, W)` in [-1, 1], each row with its name on the left."""
+    columns = max(len(images) for _, images in rows)
+    named = any(name for name, _ in rows)
+    figure = Figure(figsize=(columns + (0.9 if named else 0), len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[])
+        axes.set_frame_on(gap)
+    for line, (name, images) in zip(grid, rows):
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+        for axes, image in zip(line, images.detach().cpu()):
+            shown = ((image.float() + 1) / 2).clamp(0, 1).permute(1, 2, 0)  # (H, W, C)
+            axes.imshow(shown.expand(-1, -1, 3) if shown.shape[2] == 1 else shown[:, :, :3], interpolation="nearest")
+    return figure
+
+
+def _seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)

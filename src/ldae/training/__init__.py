@@ -1,0 +1,1 @@
+"""Pre-training: recipes, the Accelerate loop, checkpoints."""

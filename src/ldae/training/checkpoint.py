@@ -1,0 +1,132 @@
+"""Checkpoints of a run: atomic, free of pickles, rotated."""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from ldae.errors import RunError
+
+
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+@dataclass
+class Checkpoint:
+    """
+    Everything a run goes on from.
+
+    Args:
+        model: Weights and persistent buffers by name.
+        optimizer: AdamW's state by `weight name/state name`; empty before the first step.
+        ema: Averaged weights by name; empty where there is no average.
+        state: JSON-able: images seen, each process's position in the data, ...
+    """
+
+    model: dict[str, torch.Tensor]
+    optimizer: dict[str, torch.Tensor]
+    ema: dict[str, torch.Tensor]
+    state: dict[str, Any]
+
+    @property
+    def images_seen(self) -> int:
+        return self.state["images_seen"]
+
+
+def collect_model(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Weights and persistent buffers, whole and on the CPU, under DDP and FSDP2 alike. Every process must call it."""
+    return get_model_state_dict(model, options=_WHOLE)
+
+
+def collect_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The optimizer's state by `weight name/state name`, whole and on the CPU. Every process must call it."""
+    state = get_optimizer_state_dict(model, optimizer, options=_WHOLE)["state"]
+    return {f"{weight}/{name}": value for weight, values in state.items() for name, value in values.items()}
+
+
+def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put weights and optimizer state back. Every process must call it."""
+    set_model_state_dict(model, checkpoint.model, options=_WHOLE)
+    if checkpoint.optimizer:
+        layout = get_optimizer_state_dict(model, optimizer, options=_WHOLE)
+        state: dict[str, dict[str, torch.Tensor]] = {}
+        for key, value in checkpoint.optimizer.items():
+            weight, name = key.rsplit("/", 1)
+            state.setdefault(weight, {})[name] = value
+        set_optimizer_state_dict(model, optimizer, {**layout, "state": state}, options=_WHOLE)
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """
+    Write a checkpoint beside the others, then rename it into place, then remove all but the newest `keep`.
+
+    Raises:
+        RunError: if it cannot be written; the checkpoints that stood before stand still.
+    """
+    name = f"images-{checkpoint.images_seen:012d}"
+    incomplete, final = folder / f".incomplete-{name}", folder / name
+    try:
+        shutil.rmtree(incomplete, ignore_errors=True)
+        incomplete.mkdir(parents=True)
+        for part in ("model", "optimizer", "ema"):
+            tensors = getattr(checkpoint, part)
+            if tensors:
+                tensors = {key: value.contiguous() for key, value in tensors.items()}
+                save_file(tensors, incomplete / f"{part}.safetensors", metadata={"format": "pt"})
+        (incomplete / "state.json").write_text(json.dumps(checkpoint.state))
+        for path in (*incomplete.iterdir(), incomplete):
+            _flush(path)
+        if final.exists():  # an interrupted run saved the same images again
+            shutil.rmtree(final)
+        os.replace(incomplete, final)
+        _flush(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(incomplete, ignore_errors=True)
+        newest = latest_checkpoint(folder)
+        kept = f"The last checkpoint, {newest}, is intact" if newest else "No checkpoint had been written yet"
+        raise RunError(
+            f"output_dir={str(folder.parent)!r}: the checkpoint at {checkpoint.images_seen:,} images could not be written "
+            f"({error}). {kept}; make room or give a writable folder, and the same command goes on from there."
+        ) from error
+    for old in _complete(folder)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint of a `checkpoints/` folder."""
+    complete = _complete(folder)
+    return complete[-1] if complete else None
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint onto the CPU."""
+    parts = {part: path / f"{part}.safetensors" for part in ("model", "optimizer", "ema")}
+    tensors = {part: load_file(file) if file.exists() else {} for part, file in parts.items()}
+    return Checkpoint(**tensors, state=json.loads((path / "state.json").read_text()))
+
+
+def _complete(folder: Path) -> list[Path]:
+    return sorted(folder.glob("images-*"))
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

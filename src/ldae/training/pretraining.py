@@ -1,0 +1,393 @@
+"""Pre-training: the loop, from a recipe to a finished run folder."""
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import DistributedType, ProjectConfiguration, gather_object
+from diffusers.training_utils import EMAModel
+
+from ldae.data import Batch, ImageLoader, check_disjoint, describe_counts, open_images, prepare_images
+from ldae.evaluation.online import OnlineProbe
+from ldae.hub.model_card import write_model_card
+from ldae.hub.push import HubUploader
+from ldae.models.modeling_ldae import LDAEForPreTraining
+from ldae.reports.run_pictures import draw_run_pictures
+from ldae.tokenizers.files import load_tokenizer
+from ldae.training.checkpoint import (
+    Checkpoint,
+    collect_model,
+    collect_optimizer,
+    latest_checkpoint,
+    load_checkpoint,
+    restore,
+    save_checkpoint,
+)
+from ldae.errors import RunError
+from ldae.training.learning_rate import learning_rate
+from ldae.training.progress import StopSignal, Stopwatch, hardware, progress_bar
+from ldae.training.recipe import Recipe
+from ldae.training.run_folder import RunFolder
+from ldae.training.tokenizer_fit import fit_on_source
+
+
+class PretrainingRun:
+    """
+    One run of a recipe in its folder. Building it resumes from the folder's last checkpoint; `train` goes to the end.
+
+    Args:
+        recipe ([`Recipe`]): With `training.output_dir`.
+
+    Raises:
+        ValueError: where the recipe makes no sense on this machine or with this data.
+        RunError: where the folder cannot be used.
+    """
+
+    def __init__(self, recipe: Recipe):
+        t = recipe.training
+        if t.output_dir is None:
+            raise ValueError("output_dir is missing; give the run's folder (--output_dir runs/NAME).")
+        self.recipe, self.options = recipe, t
+        self.folder = RunFolder(t.output_dir)
+        self.folder.check_recipe(recipe)
+        self.accelerator = Accelerator(
+            mixed_precision=t.mixed_precision,
+            log_with=t.report_to or None,
+            project_config=ProjectConfiguration(str(self.folder.path), logging_dir=str(self.folder.path / "logs")),
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        )
+        self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
+        self.micro_batch_size, self.accumulation = t.batch_layout(self.accelerator.num_processes)
+        if self.is_main:
+            self.folder.claim(recipe)
+        self.accelerator.wait_for_everyone()
+
+        newest = latest_checkpoint(self.folder.checkpoints)
+        checkpoint = load_checkpoint(newest) if newest else None
+        self.images_seen = checkpoint.images_seen if checkpoint else 0
+        self.seconds = checkpoint.state["seconds"] if checkpoint else 0.0
+        with self.accelerator.main_process_first():  # what is downloaded or prepared is so once
+            self.source = open_images(recipe.data, recipe.data.split)
+        self.model = self._build_model(fitted=checkpoint is not None)
+        self.ema = None
+        if t.ema_decay is not None:
+            if self.accelerator.distributed_type == DistributedType.FSDP:
+                raise ValueError(f"ema_decay={t.ema_decay} does not go with FSDP; set it to null, or launch with DDP.")
+            self.ema = EMAModel(self.model.parameters(), decay=t.ema_decay)
+            self.ema.to(self.device)
+        optimizer = torch.optim.AdamW(
+            self.model.parameters(), betas=t.adam_betas, weight_decay=t.weight_decay, fused=self.device.type != "mps"
+        )
+        self.network, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        self.model = self.accelerator.unwrap_model(self.network)
+        if checkpoint:
+            self._restore(checkpoint)
+        ranks = checkpoint.state["data"] if checkpoint else None
+        self.loader = self._open_loader(ranks)
+        self.probe = OnlineProbe.open(recipe.data, self.model.config, t) if t.probe_every_images != 0 else None
+        self.uploader = None
+        if t.push_to_hub and self.is_main:
+            self.uploader = HubUploader(self.folder.path, t.push_to_hub, private=t.hub_private)
+
+    # -- the loop ------------------------------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """
+        Train to the end of the budget, then export, draw, write the card and push.
+
+        Raises:
+            RunError: on a non-finite loss, or where the folder cannot be written to any more.
+            SystemExit: after SIGTERM or SIGINT, once everything is saved.
+        """
+        t = self.options
+        self._announce()
+        batches = self._first_batch_checked(iter(self.loader))
+        watch, losses, pending = Stopwatch(), [], None
+        bar = progress_bar(t.steps * t.total_batch_size, self.images_seen, self.is_main)
+        with StopSignal() as stop, bar:
+            while self.images_seen < t.steps * t.total_batch_size:
+                rate = learning_rate(
+                    self.images_seen,
+                    images=t.images,
+                    warmup_images=t.warmup_images,
+                    total_batch_size=t.total_batch_size,
+                    base_learning_rate=t.base_learning_rate,
+                )
+                loss, grad_norm = self.step(batches, rate, watch)
+                # Looked at one step later, so that an accelerator never waits for the host.
+                self._require_finite(pending)
+                pending = (self.images_seen, loss, grad_norm)
+                losses.append(loss)
+                self.images_seen += t.total_batch_size
+                watch.images += t.total_batch_size
+                bar.update(t.total_batch_size)
+
+                stopping = self._stopping(stop)
+                at_end = self.images_seen >= t.steps * t.total_batch_size
+                if self._due(t.log_every_images) or at_end:
+                    self._require_finite(pending)
+                    bar.set_postfix(self._log_training(losses, grad_norm, rate, watch), refresh=False)
+                    losses = []
+                if self.probe and (self._due(t.probe_every_images or max(1, t.images // 10)) or at_end):
+                    self._log({"event": "probe", **self.probe(self.model)})
+                if self._due(t.checkpoint_every_images or max(1, t.images // 10)) or at_end or stopping:
+                    self._require_finite(pending)
+                    self.save(watch)
+                if stopping and not at_end:
+                    self._say(f"Stopped by a signal; saved at {self.images_seen:,} images. The same command goes on.")
+                    raise SystemExit(128 + (stop.received or 0))
+        self.finish()
+
+    def step(self, batches: Iterator[Batch], rate: float, watch: Stopwatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """One optimizer step: batch, corrupt, predict, loss, backward, clip, step, average."""
+        t = self.options
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        total = torch.zeros((), device=self.device)
+        for index in range(self.accumulation):
+            waiting = time.perf_counter()
+            batch = next(batches)
+            watch.waited += time.perf_counter() - waiting
+            positions = batch.positions.to(self.device, non_blocking=True)
+            pixels = self._pixels(batch, positions)  # (b, C, H, W)
+            timesteps, noise = self.model.draw_corruption(positions, t.seed)
+            last = index == self.accumulation - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.network):
+                loss = self.network(pixels, timesteps, noise, self._class_labels(batch, positions)).loss
+                self.accelerator.backward(loss / self.accumulation)
+            total += loss.detach() / self.accumulation
+        if t.max_grad_norm is not None:
+            grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), t.max_grad_norm)
+        else:
+            grad_norm = torch.zeros((), device=self.device)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.ema is not None:
+            self.ema.step(self.model.parameters())
+        return total, grad_norm
+
+    def save(self, watch: Stopwatch) -> None:
+        """Write a checkpoint, put the current model into the folder, and send it to the Hub if asked."""
+        self.seconds += time.perf_counter() - self._since
+        self._since = time.perf_counter()
+        state = {
+            "images_seen": self.images_seen,
+            "seconds": self.seconds,
+            "data": gather_object([self.loader.state_dict()]),
+            "ema_steps": self.ema.optimization_step if self.ema else 0,
+        }
+        weights = collect_model(self.network)
+        optimizer = collect_optimizer(self.network, self.optimizer.optimizer)
+        if self.is_main:
+            average = self._average()
+            checkpoint = Checkpoint(weights, optimizer, average, state)
+            save_checkpoint(self.folder.checkpoints, checkpoint, self.options.keep_checkpoints)
+            self.folder.export(self.model, {**weights, **average})
+            if self.uploader and self.images_seen < self.options.images:
+                self.uploader.push(f"{self.images_seen:,} images seen")
+        self.accelerator.wait_for_everyone()
+
+    def finish(self) -> None:
+        """What comes after the last checkpoint: each part can be done again, should a kill come between them."""
+        weights = collect_model(self.network)
+        self._log(
+            {
+                "event": "trained",
+                "seconds": round(self.seconds, 1),
+                "hardware": hardware(),
+                "processes": self.accelerator.num_processes,
+                "weights": "ema" if self.ema else "raw",
+                "images_read": describe_counts(self.loader.counts),
+            }
+        )
+        self.accelerator.end_training()
+        if self.is_main:
+            self._say(f"Images read: {describe_counts(self.loader.counts)}")
+            self.folder.export(self.model, {**weights, **self._average()})
+            draw_run_pictures(self.folder.path, self.source)
+            write_model_card(self.folder.path)
+            if self.uploader:
+                self.uploader.finish("Trained")
+            self.folder.log({"images": self.images_seen, "event": "finished"})
+            self._say(f"Finished: {self.folder.path} holds the model, its card and its pictures.")
+        self.accelerator.wait_for_everyone()
+
+    # -- building ------------------------------------------------------------------------------------------------------
+
+    def _build_model(self, fitted: bool) -> LDAEForPreTraining:
+        t = self.options
+        torch.manual_seed(t.seed)
+        model = LDAEForPreTraining(self.recipe.model_config())
+        if t.activation_checkpointing:  # transformers 5.17 knows the older name only
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable()
+        if not fitted:
+            if t.tokenizer is not None:
+                tokenizer = load_tokenizer(t.tokenizer, model.config)
+            else:
+                tokenizer = fit_on_source(self.source, self.recipe, self.accelerator)
+            model.ldae.tokenizer.load_state_dict(tokenizer.state_dict())
+            if not bool(model.ldae.tokenizer.fitted):
+                raise ValueError(f"tokenizer={t.tokenizer!r} was never fitted; fit it with `ldae train_tokenizer`.")
+        if t.compile:
+            model.compile(fullgraph=True)
+        return model.train()
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        restore(checkpoint, self.network, self.optimizer.optimizer)
+        if self.ema is not None:
+            names = [name for name, _ in self.model.named_parameters()]
+            for shadow, name in zip(self.ema.shadow_params, names):
+                shadow.copy_(checkpoint.ema[name])
+            self.ema.optimization_step = checkpoint.state["ema_steps"]
+        if self.is_main:
+            self.folder.forget_after(checkpoint.images_seen)
+            self._say(f"Going on from {checkpoint.images_seen:,} images.")
+
+    def _open_loader(self, ranks: list[dict[str, Any]] | None) -> ImageLoader:
+        config, rank = self.model.config, self.accelerator.process_index
+        start = ranks[rank if rank < len(ranks) else 0] if ranks else None  # the loader says what does not fit
+        return ImageLoader(
+            self.source,
+            self.recipe.data,
+            image_size=config.image_size,
+            num_channels=config.num_channels,
+            micro_batch_size=self.micro_batch_size,
+            total_batch_size=self.options.total_batch_size,
+            rank=rank,
+            world_size=self.accelerator.num_processes,
+            seed=self.options.seed,
+            start=start,
+        )
+
+    # -- parts of a step -----------------------------------------------------------------------------------------------
+
+    def _pixels(self, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
+        data = self.recipe.data
+        return prepare_images(
+            batch.images.to(self.device, non_blocking=True),
+            positions,
+            self.options.seed,
+            image_size=self.model.config.image_size,
+            random_resized_crop=data.random_resized_crop,
+            crop_scale=data.crop_scale,
+            horizontal_flip=data.horizontal_flip,
+        )
+
+    def _class_labels(self, batch: Batch, positions: torch.Tensor) -> torch.Tensor | None:
+        if self.model.config.num_class_embeds is None:
+            return None
+        if batch.labels is None:
+            raise ValueError("num_class_embeds is set, but the data has no labels; name the label_column.")
+        return self.model.drop_labels(batch.labels.to(self.device), positions, self.options.seed)
+
+    def _average(self) -> dict[str, torch.Tensor]:
+        if self.ema is None:
+            return {}
+        names = [name for name, _ in self.model.named_parameters()]
+        return {name: shadow.detach().cpu() for name, shadow in zip(names, self.ema.shadow_params)}
+
+    def _require_finite(self, pending: tuple[int, torch.Tensor, torch.Tensor] | None) -> None:
+        if pending is None:
+            return
+        before, loss, grad_norm = pending
+        if not bool(torch.isfinite(loss) & torch.isfinite(grad_norm)):
+            newest = latest_checkpoint(self.folder.checkpoints)
+            kept = f"The last good checkpoint, {newest}, is kept" if newest else "No checkpoint had been written yet"
+            raise RunError(
+                f"The loss is {loss.item():g} and the gradient norm {grad_norm.item():g} in the batch of examples "
+                f"{before:,} to {before + self.options.total_batch_size - 1:,} of the run. {kept}. Lower "
+                "base_learning_rate, lengthen warmup_images, or set mixed_precision=no, and start again."
+            )
+
+    def _due(self, every: int) -> bool:
+        return self.images_seen // every > (self.images_seen - self.options.total_batch_size) // every
+
+    def _stopping(self, stop: StopSignal) -> bool:
+        if self.accelerator.num_processes == 1:
+            return stop.received is not None
+        if (self.images_seen // self.options.total_batch_size) % 10:
+            return False  # all processes agree every tenth step
+        anyone = self.accelerator.reduce(torch.tensor(float(stop.received is not None), device=self.device), "sum")
+        if anyone.item() and stop.received is None:
+            stop.received = signal.SIGTERM  # another process's
+        return stop.received is not None
+
+    # -- telling -------------------------------------------------------------------------------------------------------
+
+    def _announce(self) -> None:
+        t, config = self.options, self.model.config
+        self._since = time.perf_counter()
+        if t.report_to:
+            self.accelerator.init_trackers("ldae", config={})
+        weights = sum(p.numel() for p in self.model.parameters())
+        self._say(
+            f"{self.source.description}\n"
+            f"Model: {weights / 1e6:.1f} M weights, {config.num_hidden_layers} + {config.decoder_num_hidden_layers} "
+            f"blocks of width {config.hidden_size}, {config.num_patches} patches, d = {config.latent_dim} of "
+            f"{config.patch_dim}\n"
+            f"Batch: {t.total_batch_size} images = {self.accelerator.num_processes} processes x {self.accumulation} "
+            f"accumulated x {self.micro_batch_size}; {t.steps:,} steps, {t.images:,} images; {hardware()}"
+        )
+
+    def _first_batch_checked(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        first = next(batches)
+        check_disjoint(first, self._gather, num_examples=self.source.num_examples)
+        yield first
+        yield from batches
+
+    def _gather(self, values: torch.Tensor) -> torch.Tensor:
+        return self.accelerator.gather(values.to(self.device)).cpu()
+
+    def _log_training(
+        self, losses: list[torch.Tensor], grad_norm: torch.Tensor, rate: float, watch: Stopwatch
+    ) -> dict[str, Any]:
+        loss = self.accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+        shown = {"loss": round(loss, 6), "grad_norm": round(float(grad_norm), 4), "learning_rate": rate, **watch.lap()}
+        self._log({"event": "train", **shown})
+        return {
+            "loss": f"{loss:.4f}",
+            "img/s": f"{shown['images_per_second']:.0f}",
+            "wait": f"{shown['data_wait']:.0%}",
+            "GiB": f"{shown['peak_memory_gib']:.1f}",
+        }
+
+    def _log(self, record: dict[str, Any]) -> None:
+        if self.is_main:
+            self.folder.log({"images": self.images_seen, **record})
+        if self.options.report_to:
+            event = record.get("event", "train")
+            numbers = {f"{event}/{k}": v for k, v in record.items() if isinstance(v, (int, float))}
+            self.accelerator.log(numbers, step=self.images_seen)
+
+    def _say(self, text: str) -> None:
+        if self.is_main:
+            print(text, flush=True)
+
+
+def pretrain(recipe: Recipe) -> RunFolder:
+    """
+    Run a recipe to its end: the same call on the same folder resumes, and on a finished run changes nothing.
+
+    Args:
+        recipe ([`Recipe`]): With `training.output_dir`.
+
+    Returns:
+        [`RunFolder`], finished.
+
+    Raises:
+        ValueError, RunError: as of [`PretrainingRun`].
+    """
+    if recipe.training.output_dir is not None:
+        folder = RunFolder(recipe.training.output_dir)
+        folder.check_recipe(recipe)
+        if folder.finished(recipe.training.images):
+            print(f"{folder.path} is finished ({recipe.training.images:,} images); nothing to do.")
+            return folder
+    run = PretrainingRun(recipe)
+    run.train()
+    return run.folder

@@ -1,0 +1,124 @@
+"""A run's folder: what lies where, what has been logged, and whether it belongs to the recipe at hand."""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+
+from ldae.data.image_processor import save_image_processor
+from ldae.hub.remote_code import save_with_code
+from ldae.models.modeling_ldae import LDAEForPreTraining
+from ldae.errors import RunError
+from ldae.training.recipe import Recipe, differences
+
+
+class RunFolder:
+    """
+    The folder of one pre-training run.
+
+    Args:
+        path: The folder; it is made by `claim`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.pictures = self.path / "pictures"
+        self.metrics = self.path / "metrics.jsonl"
+        self.recipe = self.path / "recipe.yaml"
+
+    def check_recipe(self, recipe: Recipe) -> None:
+        """
+        Raises:
+            RunError: if the folder holds a run of a recipe that differs in anything a trained number depends on.
+        """
+        if not self.recipe.is_file():
+            return
+        changed = differences(recipe.resolved(), yaml.safe_load(self.recipe.read_text()))
+        if changed:
+            raise RunError(
+                f"output_dir={str(self.path)!r} holds a run of another recipe ({'; '.join(changed)}). Give another "
+                "output_dir, or the recipe.yaml of this one as --config."
+            )
+
+    def claim(self, recipe: Recipe) -> None:
+        """
+        Make the folder, see that it can be written to, and note the recipe.
+
+        Raises:
+            RunError: if it cannot be written to.
+        """
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.pictures.mkdir(exist_ok=True)
+            self._replace(self.recipe, yaml.safe_dump(recipe.resolved(), sort_keys=False))
+        except OSError as error:
+            raise RunError(
+                f"output_dir={str(self.path)!r} cannot be written to ({error}); give a folder that can."
+            ) from error
+
+    def finished(self, images: int) -> bool:
+        """Whether a run of at least that budget came to its end here."""
+        records = self.records()
+        return bool(records) and records[-1].get("event") == "finished" and records[-1]["images"] >= images
+
+    def records(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; a last line that a kill cut short is left out."""
+        if not self.metrics.is_file():
+            return []
+        records = []
+        for line in self.metrics.read_text().splitlines():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return records
+
+    def forget_after(self, images: int) -> None:
+        """Drop the lines of metrics.jsonl that the run will write again."""
+        kept = [r for r in self.records() if r["images"] <= images and r.get("event") not in ("trained", "finished")]
+        if self.metrics.is_file():
+            self._replace(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append a line to metrics.jsonl; `record` has `images`, the images seen."""
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def export(self, model: LDAEForPreTraining, weights: dict[str, torch.Tensor]) -> None:
+        """
+        Put the model into the folder as `from_pretrained` reads it, each file whole or not at all.
+
+        Raises:
+            RunError: if it cannot be written.
+        """
+        from ldae.schedulers.scheduling_ldae import LDAEScheduler
+
+        staging = Path(tempfile.mkdtemp(prefix=".export-", dir=self.path))
+        try:
+            model.save_pretrained(staging, state_dict=weights)
+            save_with_code(staging)
+            save_image_processor(staging, model.config)
+            LDAEScheduler.from_ldae_config(model.config).save_pretrained(staging / "scheduler")
+            (self.path / "scheduler").mkdir(exist_ok=True)
+            for source in sorted(staging.rglob("*")):
+                if source.is_file():
+                    os.replace(source, self.path / source.relative_to(staging))
+        except (OSError, SafetensorError) as error:
+            raise RunError(
+                f"output_dir={str(self.path)!r}: the model could not be written ({error}). The checkpoints in "
+                f"{self.checkpoints} are intact; make room, and the same command goes on from there."
+            ) from error
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+    def _replace(self, path: Path, text: str) -> None:
+        temporary = path.with_name(f".{path.name}")
+        temporary.write_text(text)
+        os.replace(temporary, path)

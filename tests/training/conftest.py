@@ -1,0 +1,59 @@
+"""A run small enough for a test: real components, eight steps of thirty-two digits."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
+from ldae.training.recipe import Recipe, load_recipe
+
+
+TINY = {
+    "model": {
+        "image_size": 16,
+        "patch_size": 4,
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "decoder_num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "latent_dim": 4,
+    },
+    "data": {"dataset": "digits", "num_workers": 0, "random_resized_crop": True, "horizontal_flip": True},
+    "training": {
+        "images": 256,
+        "total_batch_size": 32,
+        "base_learning_rate": 1e-2,
+        "warmup_images": 64,
+        "tokenizer_images": 200,
+        "log_every_images": 64,
+        "checkpoint_every_images": 128,
+        "probe_every_images": 0,
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    """Accelerate keeps one state for the process; each run of a test starts without."""
+    yield
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    return path
+
+
+@pytest.fixture
+def make_recipe(recipe_file: Path, tmp_path: Path) -> Callable[..., Recipe]:
+    def make(folder: str = "run", **overrides: object) -> Recipe:
+        text = {name: yaml.safe_dump(value) for name, value in overrides.items()}
+        return load_recipe(recipe_file, {"output_dir": str(tmp_path / folder), **text})
+
+    return make

@@ -1,0 +1,107 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ldae.data import DataConfig
+from ldae.training.recipe import MODEL_FIELDS, TrainingConfig, differences, load_recipe, parse_overrides
+
+
+RECIPES = sorted((Path(__file__).parents[2] / "training" / "recipes").glob("*.yaml"))
+
+
+def test_field_names_are_unique_over_the_sections():
+    names = [*MODEL_FIELDS, "size"]
+    names += [f.name for kind in (DataConfig, TrainingConfig) for f in dataclasses.fields(kind)]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_of_the_repository_loads_and_says_how_to_launch_it(path):
+    recipe = load_recipe(path, {"dataset": "digits"})
+    assert recipe.model_config().num_patches > 0
+    header = path.read_text().split("\nmodel:")[0]
+    assert f"--config training/recipes/{path.name}" in header
+
+
+def test_overrides_win_and_are_typed(recipe_file):
+    overrides = parse_overrides(["--images", "1e3", "--streaming=true", "--base-learning-rate", "1e-4", "--size", "nano"])
+    recipe = load_recipe(recipe_file, overrides)
+    assert recipe.training.images == 1000 and isinstance(recipe.training.images, int)
+    assert recipe.data.streaming is True
+    assert recipe.training.base_learning_rate == 1e-4
+    assert load_recipe(recipe_file, {"report_to": "tensorboard,wandb"}).training.report_to == ["tensorboard", "wandb"]
+    assert load_recipe(recipe_file, {"layer_norm_eps": "1e-5"}).model_config().layer_norm_eps == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"imagse": "3"}, "did you mean 'images'"),
+        ({"images": "many"}, "training.images='many' has the wrong type; it must be int"),
+        ({"images": "0"}, "images=0 is not possible"),
+        ({"streaming": "perhaps"}, "data.streaming='perhaps' has the wrong type"),
+        ({"mixed_precision": "fp8"}, "mixed_precision='fp8' is unknown"),
+        ({"latent_dim": "100"}, "latent_dim=100 is not possible"),
+        ({"ema_decay": "1.5"}, "ema_decay=1.5 is not possible"),
+        ({"size": "huge"}, "size='huge' is unknown"),
+    ],
+)
+def test_wrong_values_are_named(recipe_file, overrides, message):
+    with pytest.raises(ValueError) as error:
+        load_recipe(recipe_file, overrides)
+    assert message in str(error.value)
+
+
+def test_wrong_files_are_named(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    for content, message in [
+        ("modle: {}", "did you mean 'model'"),
+        ("model: 3", "must hold"),
+        ("- a", "no recipe"),
+        ("data: {dataset: digits, streeming: true}", "data.streeming is no field of a recipe; did you mean 'streaming'"),
+        ("data: {images: 3}", "data.images is no field"),
+        ("training: {images: 3}", "dataset is missing"),
+    ]:
+        path.write_text(content)
+        with pytest.raises(ValueError, match=message):
+            load_recipe(path)
+    with pytest.raises(ValueError, match="is no file"):
+        load_recipe(tmp_path / "missing.yaml")
+    with pytest.raises(ValueError, match="write --field value"):
+        parse_overrides(["images"])
+    with pytest.raises(ValueError, match="--images has no value"):
+        parse_overrides(["--images"])
+
+
+def test_a_resolved_recipe_is_a_recipe_and_says_everything(recipe_file, tmp_path):
+    recipe = load_recipe(recipe_file)
+    recipe.save(tmp_path / "resolved.yaml")
+    again = load_recipe(tmp_path / "resolved.yaml")
+    assert again.resolved() == recipe.resolved()
+    assert again.model_config().to_dict() == recipe.model_config().to_dict()
+    assert set(yaml.safe_load((tmp_path / "resolved.yaml").read_text())["model"]) == set(MODEL_FIELDS)
+
+
+def test_differences_name_what_matters_and_nothing_else(recipe_file):
+    ours = load_recipe(recipe_file).resolved()
+    theirs = load_recipe(recipe_file, {"num_workers": "3", "images": "512", "output_dir": "x"}).resolved()
+    assert differences(ours, theirs) == []
+    theirs = load_recipe(recipe_file, {"latent_dim": "5", "seed": "1"}).resolved()
+    assert differences(ours, theirs) == ["model.latent_dim: 5 -> 4", "training.seed: 1 -> 0"]
+
+
+@pytest.mark.parametrize(
+    ("total", "micro", "processes", "layout"),
+    [(32, None, 1, (32, 1)), (32, 4, 1, (4, 8)), (32, None, 2, (16, 1)), (32, 4, 2, (4, 4)), (32, 64, 2, (16, 1))],
+)
+def test_batch_layout(total, micro, processes, layout):
+    assert TrainingConfig(total_batch_size=total, micro_batch_size=micro).batch_layout(processes) == layout
+
+
+def test_batches_that_do_not_divide_are_refused():
+    with pytest.raises(ValueError, match="total_batch_size=32 does not divide over 3 processes"):
+        TrainingConfig(total_batch_size=32).batch_layout(3)
+    with pytest.raises(ValueError, match="micro_batch_size=5 does not divide the 16 images"):
+        TrainingConfig(total_batch_size=32, micro_batch_size=5).batch_layout(2)
