@@ -1,0 +1,1 @@
+"""Sharing: remote code, model cards, and pushing to the Hub."""

@@ -1,0 +1,145 @@
+"""Sends a folder's files to the Hub in one commit, and keeps cards that people wrote.
+
+This module needs huggingface_hub alone and is also run by its path, as a process of its own: a transfer that hangs can
+then be ended from outside without harm to the training that started it (`ldae.hub.push.HubUploader`).
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+import threading
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.errors import EntryNotFoundError
+
+
+CARD_FILE = "README.md"
+_SEAL = re.compile(r"\n?<!-- ldae wrote this card; sha256 of the text above: ([0-9a-f]{64}) -->\s*$")
+
+
+def seal_card(card: str) -> str:
+    """Ends a card with an HTML comment that holds its hash, so that any later edit by hand shows.
+
+    Args:
+        card: the card's whole text, metadata block included.
+
+    Returns:
+        The text with its seal; for a card that `is_sealed_card` accepts until it is edited.
+    """
+    body = _SEAL.sub("", card).rstrip() + "\n"
+    return f"{body}\n<!-- ldae wrote this card; sha256 of the text above: {_digest(body)} -->\n"
+
+
+def is_sealed_card(card: str) -> bool:
+    """Whether a card was written by this library and not edited since.
+
+    Args:
+        card: the card's whole text.
+
+    Returns:
+        True where the text ends with a seal and nothing before it has changed (line ends aside).
+
+    Example:
+        >>> card = seal_card("# A model")
+        >>> is_sealed_card(card), is_sealed_card(card.replace("A model", "My model")), is_sealed_card("# A model")
+        (True, False, False)
+    """
+    card = card.replace("\r\n", "\n")
+    found = _SEAL.search(card)
+    return found is not None and _digest(card[: found.start()]) == found[1]
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.rstrip().encode()).hexdigest()
+
+
+def upload_files(
+    folder: str,
+    files: list[str],
+    repo_id: str,
+    *,
+    private: bool,
+    revision: str | None,
+    token: str | None,
+    commit_message: str,
+) -> str:
+    """Uploads files of a folder in one commit; creates the repository and the branch where they are missing.
+
+    A card that the library wrote does not replace one on the Hub that was written or edited by hand.
+
+    Args:
+        folder: the folder that ``files`` are in.
+        files: paths relative to the folder, with forward slashes; also their paths on the Hub.
+        repo_id: "name" or "namespace/name".
+        private: whether a repository that is created here is private; an existing one stays as it is.
+        revision: the branch; None is "main".
+        token: a write token; None takes the one that is logged in.
+        commit_message: the commit's title.
+
+    Returns:
+        The address of the repository, or of the branch in it.
+
+    Raises:
+        huggingface_hub.errors.HfHubHTTPError: the Hub refused, after the client's own retries.
+        ConnectionError: the Hub cannot be reached.
+    """
+    try:
+        return _upload_files(
+            HfApi(token=token, library_name="ldae"), folder, files, repo_id, private, revision, commit_message
+        )
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2"):  # huggingface_hub 1 and 2
+            raise
+        raise ConnectionError(f"the Hub cannot be reached ({type(error).__name__}: {error})") from error
+
+
+def _upload_files(
+    api: HfApi, folder: str, files: list[str], repo_id: str, private: bool, revision: str | None, commit_message: str
+) -> str:
+    repo = api.create_repo(repo_id, private=private, exist_ok=True)
+    if revision is not None:
+        api.create_branch(repo.repo_id, branch=revision, exist_ok=True)
+    if CARD_FILE in files and is_sealed_card((Path(folder) / CARD_FILE).read_text(encoding="utf-8")):
+        try:
+            published = Path(api.hf_hub_download(repo.repo_id, CARD_FILE, revision=revision))
+        except EntryNotFoundError:
+            published = None
+        if published is not None and not is_sealed_card(published.read_text(encoding="utf-8")):
+            print(f"The card of {repo.repo_id} was written or edited by hand and stays as it is.", file=sys.stderr)
+            files = [path for path in files if path != CARD_FILE]
+    operations = [CommitOperationAdd(path_in_repo=path, path_or_fileobj=Path(folder) / path) for path in files]
+    api.create_commit(repo.repo_id, operations, commit_message=commit_message, revision=revision)
+    return str(repo) if revision is None else f"{repo}/tree/{revision}"
+
+
+def main() -> None:
+    """Reads `upload_files`'s arguments and a time-out as JSON from the standard input, where a token is private.
+
+    The process ends itself after the time-out and takes the folder, a snapshot made for it, along: both also where
+    whoever started it is gone.
+    """
+    job = json.load(sys.stdin)
+    settings, timeout_s = job["settings"], job["timeout_s"]
+
+    def give_up() -> None:
+        shutil.rmtree(settings["folder"], ignore_errors=True)
+        print(f"The Hub did not finish within {timeout_s:g} s.", file=sys.stderr, flush=True)
+        os._exit(1)  # threads that wait for the Hub cannot be ended in another way
+
+    timer = threading.Timer(timeout_s, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        upload_files(**settings)
+    except Exception as error:  # one line for the training's log
+        sys.exit(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+    finally:
+        shutil.rmtree(settings["folder"], ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

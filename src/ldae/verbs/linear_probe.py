@@ -1,0 +1,143 @@
+"""`ldae linear_probe CHECKPOINT`: linear-probe accuracy by the paper's protocol, over blocks and time steps."""
+
+import sys
+from typing import Any
+
+from ldae.evaluation.classifier import build_classifier, save_classifier
+from ldae.evaluation.linear_probe import ProbeSettings
+from ldae.evaluation.protocols import PROTOCOLS, LinearProbeResult, Protocol, run_linear_probe
+from ldae.results import add_result
+from ldae.verbs.probe_options import ProbeInputs, boolean, numbers, open_inputs, parse, probe_parser, table
+
+
+def main(argv: list[str]) -> int:
+    """Runs the verb.
+
+    Args:
+        argv: the command line without the program's name.
+
+    Returns:
+        The exit status: 0; it exits with 2 where an option, the checkpoint or the data is refused.
+    """
+    parser = probe_parser(
+        "linear_probe",
+        "Linear-probe a checkpoint: BatchNorm without parameters and a linear layer on mean-pooled features of a frozen "
+        "encoder. Blocks, time steps and learning rates are chosen on a tenth of the training images, never on the test "
+        "set. Results go to results.json; the chosen probe is saved as an image classifier in linear_probe/.",
+    )
+    parser.add_argument("--protocol", choices=PROTOCOLS, default="paper", help="paper: augmentation in each epoch")
+    parser.add_argument("--epochs", type=int, default=90, help="passes over the training features (default: 90)")
+    parser.add_argument("--batch_size", type=int, help="images of a step (default: 16384; less for small data sets)")
+    parser.add_argument("--lr_multipliers", default="1,10,100", help="learning rates tried, times 1e-4 x batch / 256")
+    parser.add_argument("--seeds", default="0,1,2", help="probe seeds (default: 0,1,2)")
+    parser.add_argument("--crop_scale", default="0.08,1", help="area kept by random crops (default: 0.08,1)")
+    parser.add_argument("--horizontal_flip", type=boolean, default=True, help="false for digits and letters")
+    try:
+        options = parse(parser, argv)
+        scale = numbers(options.crop_scale, "crop_scale", float) or ()
+        if len(scale) != 2:
+            raise ValueError(f"crop_scale={options.crop_scale!r} is not understood; give two numbers, such as 0.08,1.")
+        settings = ProbeSettings(
+            epochs=options.epochs,
+            batch_size=options.batch_size,
+            lr_multipliers=numbers(options.lr_multipliers, "lr_multipliers", float) or (),
+            seeds=numbers(options.seeds, "seeds") or (),
+        )
+        inputs = open_inputs(options)
+        protocol = Protocol(
+            name=options.protocol,
+            layers=inputs.layers,
+            timesteps=inputs.timesteps,
+            noisy=options.noisy,
+            crop_scale=(scale[0], scale[1]),
+            horizontal_flip=options.horizontal_flip,
+            settings=settings,
+        )
+        inputs.show_header(f"Linear probe ({protocol.name} protocol)")
+        result = run_linear_probe(
+            inputs.model,
+            inputs.train_source,
+            inputs.test_source,
+            protocol,
+            decode_size=inputs.data.decode_size,
+            batch_size=options.forward_batch_size,
+            num_workers=inputs.data.num_workers,
+            device=inputs.device,
+            dtype=inputs.dtype,
+            on_epoch=lambda done: _show_progress(done, settings.epochs),
+        )
+    except ValueError as error:
+        parser.exit(2, f"ldae linear_probe: {error}\n")
+    _report(result, inputs)
+    _save(result, inputs)
+    return 0
+
+
+def _show_progress(done: int, epochs: int) -> None:
+    if sys.stderr.isatty():
+        print(f"\repoch {done}/{epochs}", end="\n" if done == epochs else "", file=sys.stderr, flush=True)
+
+
+def _report(result: LinearProbeResult, inputs: ProbeInputs) -> None:
+    """Print the table and add each row to results.json."""
+    seeds = list(result.protocol.settings.seeds)
+    rows = [["probe", "layer", "t", "input", "accuracy", "+-", "held-out", "lr"]]
+    for index, (layer, timestep) in enumerate(result.columns):
+        value, stderr = result.score(index)
+        details = result.describe(index)
+        chosen = index == result.report.feature_index
+        held_out = None
+        if result.report.choice_accuracy is not None:
+            held_out = result.report.choice_accuracy[:, index, result.report.lr_index[index]].mean().item()
+        rows.append(
+            [
+                "linear *" if chosen and len(result.columns) > 1 else "linear",
+                "-" if layer is None else str(layer),
+                "-" if timestep is None else str(timestep),
+                details["input"],
+                f"{value:.2%}",
+                "-" if stderr is None else f"{stderr:.2%}",
+                "-" if held_out is None else f"{held_out:.2%}",
+                f"{details['learning_rate']:.2g}",
+            ]
+        )
+        entry: dict[str, Any] = {
+            "metric": "accuracy",
+            "value": value,
+            "dataset": inputs.dataset_name,
+            "split": inputs.test_split,
+            "protocol": details,
+            "seeds": seeds,
+            "checkpoint": inputs.checkpoint_name,
+            "n": result.num_test,
+            "chosen": chosen,
+        }
+        if stderr is not None:
+            entry["stderr"] = stderr
+        if held_out is not None:
+            entry["held_out_value"] = held_out
+        add_result(inputs.output_dir, entry)
+    print(table(rows))
+    print(f"Test accuracy of {result.num_test:,} images; +- is the standard error over probe seeds {seeds}.")
+    if len(result.columns) > 1:
+        print("* was chosen by the held-out tenth of the training images, not by the test set.")
+    print(f"Added to {inputs.output_dir / 'results.json'}")
+
+
+def _save(result: LinearProbeResult, inputs: ProbeInputs) -> None:
+    """Save the chosen probe's first seed as an image classifier."""
+    layer, timestep = result.columns[result.report.feature_index]
+    if layer is None or timestep is None:
+        print("No classifier is saved: the model is not an l-DAE.")
+        return
+    if result.protocol.noisy:
+        print("No classifier is saved: its input would be clean, and the probe's was noisy.")
+        return
+    chosen = result.report.feature_index
+    weight, bias = result.probes.folded(0, chosen, result.report.lr_index[chosen])
+    names = inputs.train_source.class_names or [str(index) for index in range(len(bias))]
+    names = names + [str(index) for index in range(len(names), len(bias))]
+    classifier = build_classifier(inputs.checkpoint, weight, bias, layer=layer, timestep=timestep, class_names=names)
+    folder = inputs.output_dir / "linear_probe"
+    save_classifier(classifier, folder)
+    print(f"Classifier (seed {result.protocol.settings.seeds[0]}): {folder}")

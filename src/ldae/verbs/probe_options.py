@@ -1,0 +1,227 @@
+"""What `ldae linear_probe` and `ldae knn` have in common: their options, and the model and images these stand for."""
+
+import argparse
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+
+import ldae  # noqa: F401 - registers the models with transformers
+from ldae.data import DataConfig, ImageSource, open_images, open_probe_images
+from ldae.training.recipe import load_recipe
+
+
+# Fields of DataConfig that say which images are read; how they are augmented is the protocol's.
+DATA_OPTIONS = (
+    "dataset dataset_config split eval_split image_column label_column streaming num_workers decode_size cache_dir"
+).split()
+
+
+@dataclass(frozen=True)
+class ProbeInputs:
+    """The model, its images and where results go. `layers` and `timesteps` are `None` for models without them."""
+
+    checkpoint: str
+    model: PreTrainedModel
+    config: PreTrainedConfig
+    data: DataConfig
+    train_source: ImageSource
+    test_source: ImageSource
+    layers: tuple[int, ...] | None
+    timesteps: tuple[int, ...] | None
+    device: torch.device
+    dtype: torch.dtype | None
+    output_dir: Path
+    checkpoint_name: str  # in results.json
+
+    @property
+    def dataset_name(self) -> str:
+        """The data set as results name it."""
+        return (
+            self.data.dataset
+            if self.data.dataset_config is None
+            else f"{self.data.dataset}, {self.data.dataset_config}"
+        )
+
+    @property
+    def test_split(self) -> str:
+        """The split that is scored, as results name it: the source's description without the data set's name."""
+        return self.test_source.description.removeprefix(f"{self.dataset_name} (").replace(")", "", 1)
+
+    def show_header(self, title: str) -> None:
+        """Print what is probed on what."""
+        print(f"{title} of {self.checkpoint_name if self.checkpoint_name != '.' else self.output_dir}")
+        print(f"training: {self.train_source.description}; test: {self.test_source.description}; on {self.device}")
+
+
+def probe_parser(verb: str, description: str) -> argparse.ArgumentParser:
+    """A parser with the options that all probes have."""
+    parser = argparse.ArgumentParser(f"ldae {verb}", description=description, allow_abbrev=False)
+    parser.add_argument("checkpoint", help="a run's folder, any folder that save_pretrained wrote, or a Hub id")
+    parser.add_argument("--config", help="a YAML file of these options, by name; the command line wins")
+    data = parser.add_argument_group("images (default: those of the run's recipe.yaml)")
+    for name in DATA_OPTIONS:
+        data.add_argument(f"--{name}", help="as the recipe's data section")
+    parser.add_argument(
+        "--layers", help="blocks, counted from 1, such as 9,10,11 (default: the model's feature layer)"
+    )
+    parser.add_argument("--block_sweep", type=boolean, nargs="?", const=True, default=False, help="all blocks, E + D")
+    parser.add_argument("--timesteps", help="time steps, such as 0,10,20,40,80 (default: the model's)")
+    parser.add_argument("--noisy", type=boolean, nargs="?", const=True, default=False, help="corrupt the input at t")
+    parser.add_argument("--forward_batch_size", type=int, default=256, help="images of a forward (default: 256)")
+    parser.add_argument("--device", help="cuda, cpu, mps (default: cuda where there is one)")
+    parser.add_argument("--mixed_precision", choices=("no", "bf16"), default="no", help="of the features")
+    parser.add_argument("--output_dir", help="where results go (default: the checkpoint's folder)")
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+    """
+    Parse a command line, with a `--config` file's options before its own.
+
+    Raises:
+        ValueError: where the file is no mapping of known options.
+    """
+    path = parser.parse_known_args(argv)[0].config
+    if path is None:
+        return parser.parse_args(argv)
+    if not Path(path).is_file():
+        raise ValueError(f"config={path!r} is no file.")
+    content = yaml.safe_load(Path(path).read_text()) or {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold `option: value` lines.")
+    known = {action.dest for action in parser._actions} - {"help", "config", "checkpoint"}
+    unknown = sorted(set(content) - known)
+    if unknown:
+        raise ValueError(f"{path}: {', '.join(unknown)} is no option; known are {', '.join(sorted(known))}.")
+    from_file = [part for name, value in content.items() for part in (f"--{name}", _as_text(value))]
+    return parser.parse_args([*from_file, *argv])
+
+
+def open_inputs(options: argparse.Namespace) -> ProbeInputs:
+    """
+    Load the model, cut after the deepest block that is asked for, and open its images.
+
+    Raises:
+        ValueError: naming the option, its value and the remedy.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("probes run in one process; start this without `accelerate launch`, or with one process.")
+    folder = Path(options.checkpoint)
+    local = folder.is_dir()
+    if not local and options.output_dir is None:
+        raise ValueError(
+            f"checkpoint={options.checkpoint!r} is no folder; if it is a Hub id, say with --output_dir where the results "
+            "go."
+        )
+    data = _data_config(options, folder / "recipe.yaml")
+    config = _load_config(options.checkpoint)
+    layers, timesteps = _choices(options, config)
+    train_source, test_source = open_probe_images(data)
+    for source in (train_source, test_source):
+        if source.label_column is None:
+            raise ValueError(f"{source.description} has no label column, which a probe needs; {_list_columns(data)}")
+
+    output_dir = Path(options.output_dir) if options.output_dir is not None else folder
+    output_dir.mkdir(parents=True, exist_ok=True)
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    cut: dict[str, Any] = {} if layers is None else {"num_hidden_layers": max(layers), "feature_layer": None}
+    model = AutoModel.from_pretrained(options.checkpoint, **cut)
+    model.to(device)
+    return ProbeInputs(
+        checkpoint=options.checkpoint,
+        model=model,
+        config=config,
+        data=data,
+        train_source=train_source,
+        test_source=test_source,
+        layers=layers,
+        timesteps=timesteps,
+        device=device,
+        dtype=torch.bfloat16 if options.mixed_precision == "bf16" else None,
+        output_dir=output_dir,
+        checkpoint_name="." if local and options.output_dir is None else str(options.checkpoint),
+    )
+
+
+def numbers(text: str | None, name: str, kind: type = int) -> tuple[Any, ...] | None:
+    """`"9,10"` to `(9, 10)`."""
+    if text is None:
+        return None
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(
+            f"{name}={text!r} is not understood; give numbers with commas between, such as 0,10."
+        ) from None
+
+
+def boolean(text: str) -> bool:
+    """`"true"` or `"false"`."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not understood; give true or false")
+    return text.lower() == "true"
+
+
+def table(rows: list[list[str]]) -> str:
+    """Rows of text, the first of them the head, in aligned columns."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _data_config(options: argparse.Namespace, recipe: Path) -> DataConfig:
+    chosen = {name: getattr(options, name) for name in DATA_OPTIONS if getattr(options, name) is not None}
+    if recipe.is_file():
+        data = load_recipe(recipe).data
+        if chosen.get("dataset", data.dataset) == data.dataset:
+            return load_recipe(recipe, chosen).data
+    if "dataset" not in chosen:
+        raise ValueError(f"dataset is missing, and there is no {recipe} to take it from; give --dataset.")
+    return load_recipe(None, chosen).data
+
+
+def _load_config(checkpoint: str) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(checkpoint)
+    except OSError as error:
+        raise ValueError(f"checkpoint={checkpoint!r} cannot be loaded: {error}") from error
+
+
+def _choices(
+    options: argparse.Namespace, config: PreTrainedConfig
+) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
+    layers, timesteps = numbers(options.layers, "layers"), numbers(options.timesteps, "timesteps")
+    if config.model_type != "ldae":
+        if layers or timesteps or options.block_sweep or options.noisy:
+            raise ValueError(
+                f"layers, block_sweep, timesteps and noisy are options of l-DAE models; this is a {config.model_type}."
+            )
+        return None, None
+    if layers and options.block_sweep:
+        raise ValueError(f"layers={options.layers} and block_sweep are both given; give one of them.")
+    depth = config.total_num_hidden_layers
+    if options.block_sweep:
+        layers = tuple(range(1, depth + 1))
+    layers = layers or (config.feature_layer or config.num_hidden_layers,)
+    if not 1 <= min(layers) <= max(layers) <= depth:
+        raise ValueError(f"layers={options.layers} is not possible; this model has blocks 1 to {depth}.")
+    return layers, timesteps or (config.feature_timestep,)
+
+
+def _list_columns(data: DataConfig) -> str:
+    try:
+        open_images(replace(data, label_column=""))  # no column's name: the answer lists those that there are
+    except ValueError as error:
+        return f"{str(error).partition('; ')[2]}. Name it with --label_column, or choose another --dataset."
+    raise AssertionError("a column without a name was found")

@@ -1,0 +1,64 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from ldae.results import add_result, read_results
+
+
+ENTRY = {
+    "metric": "accuracy",
+    "value": 0.5,
+    "dataset": "digits",
+    "split": "test",
+    "protocol": {"name": "linear", "blocks": (1, 2)},
+    "seed": 0,
+    "checkpoint": ".",
+}
+
+
+def test_the_same_measurement_is_replaced_and_others_are_kept(tmp_path: Path) -> None:
+    assert read_results(tmp_path) == []
+    add_result(tmp_path, ENTRY)
+    add_result(tmp_path, {**ENTRY, "seed": 1, "value": 0.6})
+    add_result(tmp_path, {**ENTRY, "protocol": {"name": "knn"}, "value": 0.7})
+    add_result(tmp_path, {**ENTRY, "value": 0.8})
+    assert [entry["value"] for entry in read_results(tmp_path)] == [0.8, 0.6, 0.7]
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"], "no temporary file stays"
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    add_result(tmp_path, ENTRY)
+    before = (tmp_path / "results.json").read_bytes()
+    with pytest.raises(TypeError):
+        add_result(tmp_path, {**ENTRY, "note": object()})
+    assert (tmp_path / "results.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"value": float("nan")}, "not finite"),
+        ({"value": "0.5"}, "must be a number"),
+        ({"value": True}, "must be a number"),
+        ({"protocol": "knn"}, "with a 'name'"),
+        ({"protocol": {"k": 20}}, "with a 'name'"),
+    ],
+)
+def test_a_wrong_entry_is_refused(tmp_path: Path, change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        add_result(tmp_path, {**ENTRY, **change})
+    assert read_results(tmp_path) == []
+
+
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    entry = {key: value for key, value in ENTRY.items() if key not in ("seed", "split")}
+    with pytest.raises(ValueError, match=r"split, seed \(or seeds\)"):
+        add_result(tmp_path, entry)
+
+
+@pytest.mark.parametrize("text", ["[{", json.dumps({"value": 1}), "[1]"])
+def test_a_broken_file_is_an_error_not_an_empty_list(tmp_path: Path, text: str) -> None:
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(ValueError, match=r"results\.json"):
+        read_results(tmp_path)
