@@ -1,0 +1,97 @@
+"""What trained features are compared with: raw pixels, pooled PCA coefficients, and the same network untrained."""
+
+import copy
+from collections.abc import Callable, Iterable
+
+import torch
+from transformers import PreTrainedModel
+
+from ldae.data import Batch
+from ldae.models.modeling_ldae import LDAEModel
+from ldae.models.tokenizer_ldae import PatchPCA, patchify
+from ldae.models.transformer_ldae import LDAEModulation
+
+from .features import Features, Prepare, centre_crop, evaluating, trunk_of
+
+
+def pixel_features(batches: Iterable[Batch], *, image_size: int) -> Features:
+    """
+    Raw pixels in [-1, 1], flattened: what a linear probe can do without an encoder.
+
+    Args:
+        batches (`Iterable[Batch]`): uint8 images, as [`~ldae.data.iterate_once`] yields them.
+        image_size (`int`): Side of the centre crop, in pixels.
+
+    Returns:
+        [`Features`] with one layer and one time step, and C = channels * image_size^2.
+    """
+    return _collect(batches, centre_crop(image_size), lambda pixels: pixels.flatten(1))
+
+
+def pca_features(model: PreTrainedModel, batches: Iterable[Batch]) -> Features:
+    """
+    The latents that the encoder is trained to denoise, averaged over tokens: its features before any block.
+
+    Args:
+        model (`LDAEModel` or `LDAEForPreTraining`): Whose tokenizer is used.
+        batches (`Iterable[Batch]`): uint8 images.
+
+    Returns:
+        [`Features`] with one layer and one time step, and C = latent_dim.
+    """
+    trunk = trunk_of(model)
+    device = next(trunk.parameters()).device
+
+    def pooled(pixels: torch.Tensor) -> torch.Tensor:
+        return trunk.encode(patchify(pixels.to(device), model.config.patch_size)).mean(dim=1)  # (b, d)
+
+    with evaluating(model):
+        return _collect(batches, centre_crop(model.config.image_size), pooled)
+
+
+def untrained_like(model: PreTrainedModel, seed: int) -> PreTrainedModel:
+    """
+    The same network and tokenizer with weights drawn afresh, and its adaLN and gates drawn too (standard deviation 0.5).
+
+    An untrained adaLN-Zero network is the identity, and beating that would show nothing: with random gates every block
+    takes part.
+
+    Args:
+        model (`LDAEModel`, `LDAEForPreTraining` or `LDAEForImageClassification`): Whose configuration is taken.
+        seed (`int`): Seed of the weights; the global random state is left as it was.
+
+    Returns:
+        A model of the same class, in evaluation mode, on the same device and in the same precision.
+    """
+    config = copy.deepcopy(model.config)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # of the CPU alone, where weights are drawn
+        # A trunk taken out of a whole denoiser has more blocks than its configuration says.
+        sizes = {"num_layers": len(model.layers)} if isinstance(model, LDAEModel) else {}
+        untrained: PreTrainedModel = type(model)(config, **sizes)
+        for module in untrained.modules():
+            if isinstance(module, LDAEModulation):
+                torch.nn.init.normal_(module.weight, std=0.5)
+                torch.nn.init.normal_(module.bias, std=0.5)
+    for fresh, fitted in zip(_tokenizers(untrained), _tokenizers(model), strict=True):
+        fresh.load_state_dict(fitted.state_dict())
+    parameter = next(model.parameters())
+    torch.nn.Module.to(untrained, parameter.device, parameter.dtype)
+    return untrained.eval()
+
+
+def _tokenizers(model: PreTrainedModel) -> list[PatchPCA]:
+    return [module for module in model.modules() if isinstance(module, PatchPCA)]
+
+
+def _collect(batches: Iterable[Batch], prepare: Prepare, compute: Callable[[torch.Tensor], torch.Tensor]) -> Features:
+    values: list[torch.Tensor] = []
+    labels: list[torch.Tensor] = []
+    for batch in batches:
+        values.append(compute(prepare(batch.images, batch.positions)).float().cpu())  # (b, C)
+        if batch.labels is not None:
+            labels.append(batch.labels.cpu())
+    if not values:
+        raise ValueError("there are no images to compute features of: the data set, or the split, is empty.")
+    stacked = torch.cat(values)[:, None, None]  # (n, 1, 1, C)
+    return Features(stacked, torch.cat(labels) if labels else None, (None,), (None,))

@@ -1,0 +1,104 @@
+"""The images that probes see: a whole source for as many passes as they need, or a fixed subset of it."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from ldae.data import Batch, ImageSource, iterate_once
+
+
+KEPT_BYTES = 4 * 2**30  # decoded images of one source that are kept in memory between passes
+
+
+class ImageSet:
+    """
+    A source that can be read several times: decoded once where all of it fits into 4 GiB, else anew for each pass.
+
+    Args:
+        source (`ImageSource`): What to read.
+        image_size (`int`, in pixels): Side of the decoded images.
+        num_channels (`int`, defaults to 3): 3 (RGB) or 1 (luminance).
+        batch_size (`int`, defaults to 256): Images of a batch.
+        num_workers (`int`, defaults to 0): Worker processes that decode.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        *,
+        image_size: int,
+        num_channels: int = 3,
+        batch_size: int = 256,
+        num_workers: int = 0,
+    ) -> None:
+        self.source = source
+        self.image_size = image_size
+        self.num_channels = num_channels
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self._kept: list[Batch] | None = None
+        self._too_large = False
+
+    def batches(self, mask: torch.Tensor | None = None, *, skip_positions: int = 0) -> Iterator[Batch]:
+        """
+        One pass over the images.
+
+        Args:
+            mask (`torch.BoolTensor` of shape `(n,)`, *optional*): Which ones, in the order of the pass.
+            skip_positions (`int`, defaults to 0): Added to all positions, so that another pass draws other noise and
+                augmentation.
+        """
+        begin = 0
+        for batch in self._all_batches():
+            end = begin + len(batch.images)
+            chosen = slice(None) if mask is None else mask[begin:end]
+            begin = end
+            images = batch.images[chosen]
+            if len(images):
+                labels = None if batch.labels is None else batch.labels[chosen]
+                yield Batch(images, batch.positions[chosen] + skip_positions, labels)
+
+    def _all_batches(self) -> Iterator[Batch]:
+        if self._kept is not None:
+            yield from self._kept
+            return
+        kept, size = [], 0
+        for batch in iterate_once(
+            self.source,
+            image_size=self.image_size,
+            num_channels=self.num_channels,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+        ):
+            if not self._too_large:
+                kept.append(batch)
+                size += batch.images.nbytes
+                if size > KEPT_BYTES:
+                    self._too_large, kept = True, []
+            yield batch
+        if not self._too_large:
+            self._kept = kept
+
+
+def fixed_subset(source: ImageSource, limit: int, seed: int) -> ImageSource:
+    """
+    At most `limit` random rows of a source, the same for the same seed.
+
+    Of a streamed source they are the first rows after a shuffle of its shards and within a window of `limit` rows: a
+    stream that is sorted by class should have many shards.
+
+    Args:
+        source (`ImageSource`): What to choose from.
+        limit (`int`): Number of rows.
+        seed (`int`): Seed of the choice.
+    """
+    description = f"{limit} rows of {source.description}"
+    if source.streaming:
+        shuffled = source.dataset.shuffle(seed=seed, buffer_size=limit).take(limit)
+        return replace(source, dataset=shuffled, num_examples=None, description=description)
+    n = len(source.dataset)
+    if n <= limit:
+        return source
+    rows = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:limit].sort().values
+    return replace(source, dataset=source.dataset.select(rows.tolist()), num_examples=limit, description=description)

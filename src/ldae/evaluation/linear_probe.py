@@ -1,0 +1,256 @@
+"""Linear probing (App. A): BatchNorm without parameters and a linear layer, many probes trained in one batched pass."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from .metrics import accuracy
+
+
+BN_EPS = 1e-6
+# Steps an epoch that a small data set keeps; ImageNet has 78 at the paper's batch of 16384.
+MIN_STEPS_PER_EPOCH = 64
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """
+    How linear probes are trained. The defaults are the paper's (App. A, as in MAE) where it says something.
+
+    Args:
+        epochs (`int`, defaults to 90): Passes over the training features.
+        batch_size (`int`, *optional*): Examples a step. By default the paper's 16384, or n / 64 (at least 256, at most
+            n) where that is less: a small data set would otherwise see too few steps.
+        base_lr (`float`, defaults to 1e-4): Learning rate at a batch of 256; it grows in proportion (6.4e-3 at 16384)
+            and falls to zero along half a cosine.
+        lr_multipliers (`tuple[float, ...]`, defaults to (1, 10, 100)): One probe for each. The paper has 1 alone. With
+            its rule the way that weights can go, rate times steps, is in proportion to n x epochs: CIFAR-10, which has a
+            25th of ImageNet's images, needs about that multiple.
+        seeds (`tuple[int, ...]`, defaults to (0, 1, 2)): One probe for each: initial weights and order of the examples.
+
+    The optimiser is AdamW with default betas and no weight decay (so Adam): the paper names none. Initial weights are
+    normal with standard deviation 0.01, as MAE's.
+    """
+
+    epochs: int = 90
+    batch_size: int | None = None
+    base_lr: float = 1e-4
+    lr_multipliers: tuple[float, ...] = (1.0, 10.0, 100.0)
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "base_lr", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name}={value} is not possible; it must be positive.")
+        for name in ("lr_multipliers", "seeds"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name}={values} is not possible; give one or more, each once.")
+
+    def batch_size_for(self, n: int) -> int:
+        """The batch size for n training examples."""
+        return min(n, self.batch_size or min(16384, max(256, n // MIN_STEPS_PER_EPOCH)))
+
+    def learning_rates(self, n: int) -> list[float]:
+        """The peak learning rate of each multiplier for n training examples: base_lr x batch / 256 x multiplier."""
+        return [self.base_lr * self.batch_size_for(n) / 256 * multiplier for multiplier in self.lr_multipliers]
+
+
+@dataclass(frozen=True)
+class LinearProbes:
+    """
+    Trained probes of S seeds, F feature sets and R learning rates: `weight` `(S, F, R, C, K)`, `bias` `(S, F, R, K)`,
+    and the BatchNorms' running statistics `mean`, `var` `(S, F, C)`.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    mean: torch.Tensor
+    var: torch.Tensor
+
+    def predict(self, features: torch.Tensor, chunk_size: int = 4096) -> torch.Tensor:
+        """Classes `(S, F, R, n)` of features `(n, F, C)`, computed `chunk_size` examples at a time."""
+        device = self.weight.device
+        predictions = []
+        for chunk in features.split(chunk_size):
+            x = chunk.to(device).transpose(0, 1)[None]  # (1, F, b, C)
+            x = (x - self.mean[:, :, None]) * (self.var[:, :, None] + BN_EPS).rsqrt()  # (S, F, b, C)
+            logits = x[:, :, None] @ self.weight + self.bias[..., None, :]  # (S, F, R, b, K)
+            predictions.append(logits.argmax(dim=-1))
+        return torch.cat(predictions, dim=-1)
+
+    def folded(self, seed_index: int, feature_index: int, lr_index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        One probe as a linear layer of raw features, its BatchNorm folded in float64.
+
+        Returns:
+            `(weight (K, C), bias (K,))` in float32 on the CPU, as `torch.nn.Linear` holds them.
+        """
+        scale = (self.var[seed_index, feature_index].double() + BN_EPS).rsqrt()  # (C,)
+        weight = self.weight[seed_index, feature_index, lr_index].double().T * scale  # (K, C)
+        bias = self.bias[seed_index, feature_index, lr_index].double()
+        bias = bias - weight @ self.mean[seed_index, feature_index].double()  # (K,)
+        return weight.float().cpu(), bias.float().cpu()
+
+
+def train_linear_probes(
+    epoch_features: Callable[[int], torch.Tensor],
+    labels: torch.Tensor,
+    *,
+    num_classes: int,
+    settings: ProbeSettings,
+    device: torch.device | str = "cpu",
+    on_epoch: Callable[[int], None] | None = None,
+) -> LinearProbes:
+    """
+    Train a probe for each seed, feature set and learning rate: every step is one batched matrix product.
+
+    No probe affects another, so training them together gives what training each alone would. Each seed has its own
+    order of the examples; feature sets and learning rates share it, and the initial weights, so that they compare. The
+    BatchNorms' running statistics are plain averages over all steps: a frozen encoder's features do not drift.
+
+    Args:
+        epoch_features (`Callable[[int], torch.Tensor]`): From the epoch, counted from 0, to features `(n, F, C)`:
+            computed anew with augmentation, or the same each time.
+        labels (`torch.LongTensor` of shape `(n,)`): Classes from 0 to num_classes - 1.
+        num_classes (`int`): K.
+        settings ([`ProbeSettings`]): Epochs, batch size, learning rates, seeds.
+        device (`torch.device` or `str`, defaults to `"cpu"`): Where the probes train.
+        on_epoch (`Callable[[int], None]`, *optional*): Called with the number of epochs done, for progress.
+
+    Returns:
+        [`LinearProbes`].
+
+    Raises:
+        ValueError: where features and labels do not fit.
+
+    Example:
+        >>> x, y = torch.randn(64, 1, 8, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 2
+        >>> x[:, 0, 0] += 4 * y
+        >>> settings = ProbeSettings(epochs=20, base_lr=1.0, lr_multipliers=(1.0,), seeds=(0,))
+        >>> probes = train_linear_probes(lambda epoch: x, y, num_classes=2, settings=settings)
+        >>> bool((probes.predict(x)[0, 0, 0] == y).float().mean() > 0.9)
+        True
+    """
+    n, num_seeds, num_rates = len(labels), len(settings.seeds), len(settings.lr_multipliers)
+    labels = labels.to(device)
+    steps_per_epoch = math.ceil(n / settings.batch_size_for(n))
+    total_steps = settings.epochs * steps_per_epoch
+    generators = [torch.Generator().manual_seed(seed) for seed in settings.seeds]
+    peak_rates = settings.learning_rates(n)
+
+    step = 0
+    for epoch in range(settings.epochs):
+        features = epoch_features(epoch)
+        if features.ndim != 3 or len(features) != n:
+            raise ValueError(f"features must be (n, F, C) for n={n} labels; got {tuple(features.shape)}.")
+        features = features.to(device)
+        _, num_sets, c = features.shape
+        if epoch == 0:
+            initial = torch.stack([0.01 * torch.randn(c, num_classes, generator=g) for g in generators])  # (S, C, K)
+            initial = initial.to(device).repeat_interleave(num_sets, dim=0)  # (S * F, C, K)
+            weights = [initial.clone().requires_grad_() for _ in range(num_rates)]
+            biases = [initial.new_zeros(len(initial), num_classes).requires_grad_() for _ in range(num_rates)]
+            groups = [{"params": list(pair), "lr": lr} for *pair, lr in zip(weights, biases, peak_rates, strict=True)]
+            optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+            mean, var = (initial.new_zeros(len(initial), c) for _ in range(2))
+        orders = torch.stack([torch.randperm(n, generator=g) for g in generators]).to(device)  # (S, n)
+        # Pieces of equal size (but for one example): every example counts once an epoch, no piece is tiny.
+        for index in orders.tensor_split(steps_per_epoch, dim=1):  # (S, b)
+            b = index.shape[1]
+            y = labels[index].repeat_interleave(num_sets, dim=0)  # (S * F, b)
+            x = features[index]  # (S, b, F, C)
+            batch_mean = x.mean(dim=1).flatten(0, 1)  # (S * F, C)
+            x = x.transpose(1, 2).flatten(0, 1) - batch_mean[:, None]  # (S * F, b, C)
+            batch_var = x.square().mean(dim=1)
+            mean.lerp_(batch_mean, 1 / (step + 1))
+            var.lerp_(batch_var * b / max(b - 1, 1), 1 / (step + 1))
+
+            # Scaling the weights scales the features, at less cost.
+            weight = torch.cat(weights, dim=2) * (batch_var + BN_EPS).rsqrt()[..., None]  # (S * F, C, R * K)
+            bias = torch.cat(biases, dim=1)[:, None]  # (S * F, 1, R * K)
+            logits = torch.baddbmm(bias, x, weight).reshape(-1, num_classes)  # (S * F * b * R, K)
+            # A sum over probes of each one's mean: their gradients stay apart.
+            loss = F.cross_entropy(logits, y.flatten().repeat_interleave(num_rates), reduction="sum") / b
+            for group, peak in zip(optimizer.param_groups, peak_rates, strict=True):
+                group["lr"] = peak * 0.5 * (1 + math.cos(math.pi * step / total_steps))
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+        if on_epoch is not None:
+            on_epoch(epoch + 1)
+
+    def shaped(tensors: list[torch.Tensor]) -> torch.Tensor:
+        return torch.stack([t.detach() for t in tensors], dim=1).unflatten(0, (num_seeds, num_sets))
+
+    return LinearProbes(
+        weight=shaped(weights),
+        bias=shaped(biases),
+        mean=mean.unflatten(0, (num_seeds, num_sets)),
+        var=var.unflatten(0, (num_seeds, num_sets)),
+    )
+
+
+@dataclass(frozen=True)
+class ProbeReport:
+    """
+    What probes score, and which is chosen.
+
+    `test_accuracy` is `(S, F, R)`, and so is `choice_accuracy`, `None` where there was nothing to choose; `lr_index`
+    gives the chosen learning rate of each feature set and `feature_index` the chosen set, both by the mean over seeds
+    of `choice_accuracy` alone.
+    """
+
+    choice_accuracy: torch.Tensor | None
+    test_accuracy: torch.Tensor
+    lr_index: tuple[int, ...]
+    feature_index: int
+
+
+def score_probes(
+    probes: LinearProbes,
+    choice: tuple[torch.Tensor, torch.Tensor] | None,
+    test_features: torch.Tensor,
+    test_labels: torch.Tensor,
+) -> ProbeReport:
+    """
+    Choose among probes on examples held out from the training set, and score all on the test set.
+
+    The choice is made before the test set is looked at: of learning rates for each feature set, then of feature sets.
+    Equal ones go to the first.
+
+    Args:
+        probes ([`LinearProbes`]): Trained without the examples that choose.
+        choice (`tuple`, *optional*): Features `(h, F, C)` and classes `(h,)` of the held-out examples; `None` where
+            there is one feature set and one learning rate.
+        test_features (`torch.Tensor` of shape `(m, F, C)`), test_labels (`torch.LongTensor` of shape `(m,)`).
+
+    Returns:
+        [`ProbeReport`].
+
+    Raises:
+        ValueError: where there are several probes and nothing to choose by.
+    """
+    _, num_sets, num_rates = probes.weight.shape[:3]
+    choice_accuracy, lr_index, feature_index = None, [0], 0
+    if choice is not None:
+        choice_accuracy = _accuracies(probes, *choice)  # (S, F, R)
+        by_rate = choice_accuracy.mean(dim=0)  # (F, R)
+        lr_index = by_rate.argmax(dim=1).tolist()
+        feature_index = int(by_rate.amax(dim=1).argmax())
+    elif num_sets * num_rates > 1:
+        raise ValueError(f"choice=None, but there are {num_sets * num_rates} probes to a seed; hold out examples.")
+    return ProbeReport(
+        choice_accuracy, _accuracies(probes, test_features, test_labels), tuple(lr_index), feature_index
+    )
+
+
+def _accuracies(probes: LinearProbes, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    predictions = probes.predict(features).cpu()  # (S, F, R, n)
+    scores = [accuracy(prediction, labels) for prediction in predictions.flatten(0, 2)]
+    return torch.tensor(scores, dtype=torch.float64).view(predictions.shape[:3])

@@ -1,0 +1,88 @@
+"""Accuracy through the `evaluate` library, without a network, and its mean and standard error over repeats."""
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import datasets
+import evaluate
+import numpy as np
+import torch
+
+
+class Accuracy(evaluate.Metric):
+    """
+    Top-1 accuracy as a metric of the `evaluate` library, instantiated rather than loaded (loading asks the Hub).
+
+    Example:
+        >>> Accuracy().compute(predictions=[0, 1, 1, 2], references=[0, 1, 2, 2])
+        {'accuracy': 0.75}
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        features = {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
+        return evaluate.MetricInfo(
+            description="The share of predictions that equal their reference.",
+            citation="",
+            inputs_description="predictions: class indices. references: class indices, as many.",
+            features=datasets.Features(features),
+        )
+
+    def _compute(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
+        return {"accuracy": float(np.mean(np.asarray(predictions) == np.asarray(references)))}
+
+
+@lru_cache(maxsize=1)
+def _accuracy_metric() -> Accuracy:
+    # In memory: probes run on every process of a job, which would wait for each other's lock files.
+    return Accuracy(keep_in_memory=True)
+
+
+def accuracy(predictions: torch.Tensor, references: torch.Tensor) -> float:
+    """
+    Top-1 accuracy of class indices, a fraction between 0 and 1.
+
+    Args:
+        predictions (`torch.LongTensor` of shape `(n,)`): Predicted classes.
+        references (`torch.LongTensor` of shape `(n,)`): True classes.
+
+    Raises:
+        ValueError: where there is nothing to compare, or the shapes differ.
+
+    Example:
+        >>> accuracy(torch.tensor([0, 1, 1]), torch.tensor([0, 1, 2]))
+        0.6666666666666666
+    """
+    if predictions.shape != references.shape or predictions.ndim != 1 or len(predictions) == 0:
+        raise ValueError(
+            f"accuracy needs predictions and references of one shape (n,) with n > 0; got {tuple(predictions.shape)} "
+            f"and {tuple(references.shape)}."
+        )
+    computed = _accuracy_metric().compute(
+        predictions=predictions.cpu().numpy().astype(np.int64), references=references.cpu().numpy().astype(np.int64)
+    )
+    return float(computed["accuracy"])
+
+
+def mean_and_stderr(values: Sequence[float]) -> tuple[float, float | None]:
+    """
+    Mean of repeated measurements (seeds, draws) and the standard error of that mean: s / sqrt(n), s with n - 1.
+
+    Returns:
+        `(mean, stderr)`; stderr is `None` for a single value, which has no spread.
+
+    Raises:
+        ValueError: for no values.
+
+    Example:
+        >>> mean_and_stderr([0.25, 0.75])
+        (0.5, 0.25)
+        >>> mean_and_stderr([0.5])
+        (0.5, None)
+    """
+    if not values:
+        raise ValueError("the mean of no values is undefined; give at least one.")
+    mean = float(np.mean(values))
+    if len(values) == 1:
+        return mean, None
+    return mean, float(np.std(values, ddof=1) / math.sqrt(len(values)))

@@ -1,0 +1,146 @@
+"""Whether it learns, while it trains: ridge and kNN accuracy on a fixed subset, in seconds. The loss does not tell."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedModel
+
+from ldae.data import Batch, DataConfig, ImageSource, iterate_once, open_probe_images
+from ldae.models.configuration_ldae import LDAEConfig
+
+from .features import Features, extract_features
+from .images import fixed_subset
+from .knn import knn_accuracy
+from .ridge import ridge_accuracy
+
+
+if TYPE_CHECKING:
+    from ldae.training.recipe import TrainingConfig
+
+logger = logging.getLogger(__name__)
+SUBSET_SEED = 0  # the subset and its split are the same in all runs, so that their curves compare
+
+
+class OnlineProbe:
+    """
+    Ridge and kNN accuracy of a model's default features (clean input, `feature_layer`, `feature_timestep`).
+
+    The images are decoded once, at construction, and kept as uint8. Every process of a job holds the same subset and
+    gets the same numbers. Rows without a label are left out.
+
+    Args:
+        train_source (`ImageSource`): Where the probes' training images come from.
+        eval_source (`ImageSource`): What they are scored on.
+        image_size (`int`, in pixels): The model's.
+        num_channels (`int`, defaults to 3): The model's.
+        num_train (`int`, defaults to 5000): At most so many training images, drawn at random but fixed.
+        num_eval (`int`, defaults to 1000): At most so many test images.
+        batch_size (`int`, defaults to 256): Images of a forward.
+        dtype (`torch.dtype`, *optional*): Autocast to it; by default no autocast.
+
+    Raises:
+        ValueError: where one of the sources has no labels; see [`~OnlineProbe.open`].
+    """
+
+    def __init__(
+        self,
+        train_source: ImageSource,
+        eval_source: ImageSource,
+        *,
+        image_size: int,
+        num_channels: int = 3,
+        num_train: int = 5000,
+        num_eval: int = 1000,
+        batch_size: int = 256,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.dtype = dtype
+        self._batches: list[list[Batch]] = []
+        for source, limit in ((train_source, num_train), (eval_source, num_eval)):
+            if source.label_column is None:
+                raise ValueError(f"{source.description} has no label column, and a probe needs labels.")
+            rows = iterate_once(
+                fixed_subset(source, limit, SUBSET_SEED),
+                image_size=image_size,
+                num_channels=num_channels,
+                batch_size=batch_size,
+            )
+            labelled = [batch for batch in map(_labelled_part, rows) if batch is not None]
+            if not labelled:
+                raise ValueError(f"{source.description} has no labelled image, and a probe needs labels.")
+            self._batches.append(labelled)
+
+    @classmethod
+    def open(cls, data: DataConfig, config: LDAEConfig, training: "TrainingConfig") -> "OnlineProbe | None":
+        """
+        The probe of a run, or `None`, said in the log, where its data has no labels to probe with.
+
+        Args:
+            data (`DataConfig`): The recipe's `data:` section.
+            config ([`LDAEConfig`]): Gives image size and channels.
+            training (`TrainingConfig`): Gives the subset's sizes and the precision.
+        """
+        train_source, eval_source = open_probe_images(data)
+        try:
+            return cls(
+                train_source,
+                eval_source,
+                image_size=config.image_size,
+                num_channels=config.num_channels,
+                num_train=training.probe_train_examples,
+                num_eval=training.probe_eval_examples,
+                dtype=torch.bfloat16 if training.mixed_precision == "bf16" else None,
+            )
+        except ValueError as error:
+            if "a probe needs labels" not in str(error):
+                raise
+            logger.warning("No online probe: %s", error)
+            return None
+
+    def __call__(self, model: PreTrainedModel) -> dict[str, float]:
+        """
+        Score a model, which is left in the mode that it was in; no random state is touched.
+
+        Args:
+            model ([`LDAEForPreTraining`] or [`LDAEModel`]): On every process of a sharded job.
+
+        Returns:
+            `{"ridge_accuracy": ..., "knn_accuracy": ...}`, fractions between 0 and 1. The ridge penalty is chosen on a
+            fifth of the training subset; kNN has 20 neighbours, or as many as there are.
+        """
+        with _whole(model):
+            train, test = (self._features(model, batches) for batches in self._batches)
+        data = (train.flat[:, 0], train.classes, test.flat[:, 0], test.classes)
+        return {
+            "ridge_accuracy": ridge_accuracy(*data, seed=SUBSET_SEED).accuracy,
+            "knn_accuracy": knn_accuracy(*data, k=min(20, len(train.classes))),
+        }
+
+    def _features(self, model: PreTrainedModel, batches: list[Batch]) -> Features:
+        return extract_features(model, batches, dtype=self.dtype)
+
+
+@contextmanager
+def _whole(model: torch.nn.Module) -> Iterator[None]:
+    """The weights that an FSDP root gathers in its own forward, which features do not pass through."""
+    if not isinstance(model, FSDPModule):
+        yield
+        return
+    model.unshard()
+    try:
+        yield
+    finally:
+        model.reshard()
+
+
+def _labelled_part(batch: Batch) -> Batch | None:
+    if batch.labels is None:
+        return None
+    labelled = batch.labels >= 0
+    if not labelled.any():
+        return None
+    return Batch(batch.images[labelled], batch.positions[labelled], batch.labels[labelled])

@@ -1,0 +1,55 @@
+import torch
+
+from ldae.data import iterate_once
+from ldae.evaluation.baselines import pca_features, pixel_features, untrained_like
+from ldae.evaluation.features import extract_features
+from ldae.models.tokenizer_ldae import patchify
+from ldae.models.transformer_ldae import LDAEModulation
+
+
+def batches(digits):
+    return list(iterate_once(digits[1], image_size=16, batch_size=10, limit=30))
+
+
+def test_pixels(digits):
+    features = pixel_features(batches(digits), image_size=16)
+    images = torch.cat([batch.images for batch in batches(digits)])
+    assert torch.equal(features.flat[:, 0], images.flatten(1).float() / 127.5 - 1)
+    assert len(features.classes) == 30
+
+
+def test_pooled_pca_coefficients_are_those_of_the_mean_patch(model, digits):
+    tokenizer = model.ldae.tokenizer
+    tokenizer.mean.normal_(generator=torch.Generator().manual_seed(0))
+    features = pca_features(model, batches(digits)).flat[:, 0]
+    pixels = pixel_features(batches(digits), image_size=16).flat.view(30, 3, 16, 16)
+    expected = tokenizer.encode(patchify(pixels, 4).mean(dim=1))
+    assert features.shape == (30, 8)
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_untrained_has_the_same_shape_and_tokenizer_and_new_weights(model):
+    model.ldae.tokenizer.components.mul_(-1)
+    state = torch.random.get_rng_state()
+    fresh = untrained_like(model, seed=3)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert type(fresh) is type(model) and not fresh.training
+    assert {n: p.shape for n, p in fresh.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
+    assert torch.equal(fresh.ldae.tokenizer.components, model.ldae.tokenizer.components)
+    assert not torch.equal(fresh.ldae.layers[0].mlp.fc1.weight, model.ldae.layers[0].mlp.fc1.weight)
+    again, other = untrained_like(model, seed=3), untrained_like(model, seed=4)
+    assert torch.equal(fresh.ldae.layers[3].mlp.fc2.weight, again.ldae.layers[3].mlp.fc2.weight)
+    assert not torch.equal(fresh.ldae.layers[3].mlp.fc2.weight, other.ldae.layers[3].mlp.fc2.weight)
+
+
+def test_every_block_of_an_untrained_network_takes_part(model, digits):
+    for module in model.modules():
+        if isinstance(module, LDAEModulation):
+            assert 0.4 < module.bias.std() < 0.6
+    features = extract_features(model, batches(digits), layers=[1, 2, 3, 4]).values[:, :, 0]
+    for block in range(3):
+        assert (features[:, block + 1] - features[:, block]).abs().mean() > 0.05
+
+
+def test_a_bare_trunk_of_all_blocks_keeps_them(model):
+    assert len(untrained_like(model.ldae, seed=0).layers) == 4

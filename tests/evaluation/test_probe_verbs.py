@@ -1,0 +1,105 @@
+import io
+
+import pytest
+import torch
+from PIL import Image
+from transformers import ViTConfig, ViTModel, pipeline
+
+from ldae.data import DataConfig, open_images
+from ldae.results import read_results
+from ldae.training.recipe import load_recipe
+from ldae.verbs import knn, linear_probe
+
+
+FAST = "--protocol cached --epochs 2 --num_workers 0 --horizontal_flip false".split()
+
+
+def error_of(verb, arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        verb.main([str(argument) for argument in arguments])
+    assert stopped.value.code == 2
+    return " ".join(capsys.readouterr().err.split())
+
+
+def test_linear_probe_prints_records_and_saves(checkpoint, capsys):
+    sweep = ["--dataset", "digits", "--block_sweep", "--timesteps", "0,10", "--seeds", "0,1", *FAST]
+    assert linear_probe.main([str(checkpoint), *sweep]) == 0
+    printed = capsys.readouterr().out
+    assert sum(line.startswith("linear") for line in printed.splitlines()) == 8
+    assert "digits (train)" in printed and "probe seeds [0, 1]" in printed
+
+    results = read_results(checkpoint)
+    assert [(r["protocol"]["layer"], r["protocol"]["timestep"]) for r in results[:3]] == [(1, 0), (1, 10), (2, 0)]
+    assert len(results) == 8 and [r["chosen"] for r in results].count(True) == 1
+    chosen = next(r for r in results if r["chosen"])
+    assert chosen["held_out_value"] == max(r["held_out_value"] for r in results)
+    assert (chosen["dataset"], chosen["split"], chosen["n"], chosen["checkpoint"]) == ("digits", "test", 360, ".")
+    assert (chosen["seeds"], chosen["protocol"]["preset"]) == ([0, 1], "cached")
+
+    image = open_images(DataConfig("digits"), "test").dataset.with_format(None)[0]["image"]
+    classify = pipeline("image-classification", model=str(checkpoint / "linear_probe"))
+    assert classify.model.config.num_hidden_layers == chosen["protocol"]["layer"]
+    answers = classify(Image.open(io.BytesIO(image["bytes"])))
+    assert {answer["label"] for answer in answers} <= set("0123456789")
+
+
+def test_knn_takes_the_recipes_data_and_other_folders(checkpoint, tmp_path, capsys):
+    fields = {"dataset": "digits", "num_workers": "0", "image_size": "16", "patch_size": "4", "latent_dim": "8"}
+    load_recipe(None, fields | {"size": "nano"}).save(checkpoint / "recipe.yaml")
+    assert knn.main([str(checkpoint), "--output_dir", str(tmp_path / "out"), "--layers", "1,2", "--k", "5"]) == 0
+    assert capsys.readouterr().out.count("kNN k=5") == 2
+    results = read_results(tmp_path / "out")
+    assert [r["protocol"]["layer"] for r in results] == [1, 2]
+    assert {r["checkpoint"] for r in results} == {str(checkpoint)}
+    assert all(0.1 < r["value"] <= 1 for r in results)
+    assert not read_results(checkpoint)
+
+
+def test_a_config_file_gives_options_and_the_command_line_wins(checkpoint, tmp_path, capsys):
+    config = tmp_path / "probe.yaml"
+    config.write_text("dataset: digits\nnum_workers: 0\nlayers: [1, 3]\nk: 7\nnoisy: true\n")
+    assert knn.main([str(checkpoint), "--config", str(config), "--k", "3"]) == 0
+    assert [(r["protocol"]["k"], r["protocol"]["layer"]) for r in read_results(checkpoint)] == [(3, 1), (3, 3)]
+    assert "noisy" in capsys.readouterr().out
+    config.write_text("dataset: digits\nlayer: 3\n")
+    assert "layer is no option" in error_of(knn, [checkpoint, "--config", config], capsys)
+
+
+def test_models_that_are_no_ldae(tmp_path, capsys):
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    torch.manual_seed(0)
+    ViTModel(ViTConfig(image_size=16, patch_size=4, **sizes)).save_pretrained(tmp_path)
+    assert linear_probe.main([str(tmp_path), "--dataset", "digits", *FAST]) == 0
+    assert "No classifier is saved" in capsys.readouterr().out
+    assert read_results(tmp_path)[0]["protocol"]["layer"] is None
+    assert "options of l-DAE models" in error_of(knn, [tmp_path, "--dataset", "digits", "--layers", "1"], capsys)
+
+
+def test_a_noisy_probe_is_not_saved_as_a_classifier_of_clean_images(checkpoint, capsys):
+    assert linear_probe.main([str(checkpoint), "--dataset", "digits", "--noisy", *FAST]) == 0
+    assert "its input would be clean" in capsys.readouterr().out
+    assert not (checkpoint / "linear_probe").exists()
+
+
+def test_what_is_wrong_is_named(checkpoint, tmp_path, capsys, monkeypatch):
+    def says(*arguments, verb=linear_probe):
+        return error_of(verb, arguments, capsys)
+
+    digits = ("--dataset", "digits")
+    assert "dataset is missing" in says(checkpoint)
+    assert "--output_dir" in says("someone/some-model", *digits)
+    assert "blocks 1 to 4" in says(checkpoint, *digits, "--layers", "5")
+    assert "layers='a,b' is not understood" in says(checkpoint, *digits, "--layers", "a,b")
+    assert "both given" in says(checkpoint, *digits, "--layers", "1", "--block_sweep")
+    assert "0 to 999" in says(checkpoint, *digits, "--timesteps", "1000")
+    assert "epochs=0" in says(checkpoint, *digits, "--epochs", "0")
+    assert "unrecognized arguments: --epoch" in says(checkpoint, *digits, "--epoch", "3")
+    assert "k=5000" in says(checkpoint, *digits, "--k", "5000", verb=knn)
+    assert "model_type" in says(tmp_path, *digits)
+    images = open_images(DataConfig("digits")).dataset.with_format(None)
+    named = images.remove_columns("label").add_column("name", ["x"] * len(images))
+    named.to_parquet(tmp_path / "data" / "train.parquet")
+    message = says(checkpoint, "--dataset", tmp_path / "data")
+    assert "has no label column" in message and "name (string)" in message and "--label_column" in message
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "one process" in says(checkpoint, *digits)

@@ -1,0 +1,114 @@
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+from ldae.data import Batch, iterate_once, prepare_images
+from ldae.evaluation.classifier import build_classifier, save_classifier
+from ldae.evaluation.features import extract_features
+from ldae.evaluation.images import fixed_subset
+from ldae.evaluation.linear_probe import ProbeSettings
+from ldae.evaluation.protocols import Protocol, run_linear_probe
+
+
+@pytest.fixture(scope="session")
+def few(digits):
+    return fixed_subset(digits[0], 300, 0), fixed_subset(digits[1], 120, 0)
+
+
+def protocol(name, **options):
+    settings = ProbeSettings(epochs=6, base_lr=0.1, lr_multipliers=(0.1, 1.0), seeds=(0, 1))
+    defaults = {"layers": (1, 2), "timesteps": (10,), "crop_scale": (0.7, 1.0), "settings": settings}
+    return Protocol(name=name, **(defaults | options))
+
+
+@pytest.mark.parametrize("name", ["paper", "cached"])
+@pytest.mark.parametrize("noisy", [False, True])
+def test_a_protocol_end_to_end(model, few, name, noisy):
+    epochs = []
+    result = run_linear_probe(model, *few, protocol(name, noisy=noisy, horizontal_flip=False), on_epoch=epochs.append)
+    assert epochs == [1, 2, 3, 4, 5, 6]
+    assert result.columns == [(1, 10), (2, 10)]
+    assert result.report.test_accuracy.shape == (2, 2, 2)
+    assert (result.num_train, result.num_test, result.holdout) == (270, 120, 0.1)
+    value, stderr = result.score(result.report.feature_index)
+    assert value > 0.15 and stderr >= 0  # chance is a tenth
+    details = result.describe(0)
+    assert (details["preset"], details["layer"], details["input"]) == (name, 1, "noisy" if noisy else "clean")
+    again = run_linear_probe(model, *few, protocol(name, noisy=noisy, horizontal_flip=False))
+    assert torch.equal(again.report.test_accuracy, result.report.test_accuracy)
+
+
+def test_one_probe_trains_on_all_images(model, few):
+    settings = ProbeSettings(epochs=2, lr_multipliers=(1.0,), seeds=(0,))
+    result = run_linear_probe(model, *few, Protocol(name="cached", settings=settings))
+    assert (result.num_train, result.holdout, result.report.choice_accuracy) == (300, 0.0, None)
+    assert result.columns == [(2, 10)]
+    assert result.score(0)[1] is None
+
+
+def test_the_paper_protocol_sees_other_crops_in_each_epoch(model, few, monkeypatch):
+    seen = []
+
+    def spy(epoch_features, labels, **options):
+        seen.extend(epoch_features(epoch) for epoch in (0, 1, 0))
+        raise InterruptedError
+
+    monkeypatch.setattr("ldae.evaluation.protocols.train_linear_probes", spy)
+    for name in ("paper", "cached"):
+        with pytest.raises(InterruptedError):
+            run_linear_probe(model, *few, protocol(name))
+    paper, cached = seen[:3], seen[3:]
+    assert paper[0].shape == (270, 2, 32)
+    assert torch.equal(paper[0], paper[2])
+    assert (paper[0] != paper[1]).any(dim=(1, 2)).all()
+    changed = (cached[0] != cached[1]).any(dim=(1, 2)).double().mean()
+    assert 0.4 < changed < 0.6  # a coin for the image or its mirror image
+    mirrored = next(iterate_once(few[0], image_size=16, batch_size=300))
+    mirrored = Batch(mirrored.images.flip(-1), mirrored.positions, mirrored.labels)
+    plain = extract_features(model, iterate_once(few[0], image_size=16, batch_size=300), layers=[1, 2]).flat
+    flipped = extract_features(model, [mirrored], layers=[1, 2]).flat
+    for features in cached:
+        for row in features[:5]:
+            candidates = torch.stack([plain, flipped]).flatten(0, 1)
+            assert (candidates - row).abs().amax(dim=(1, 2)).min() < 1e-5
+
+
+def test_a_saved_classifier_has_the_probes_logits(model, few, checkpoint, tmp_path):
+    result = run_linear_probe(model, *few, protocol("cached", layers=(3,), timesteps=(40,)))
+    probes, rate = result.probes, result.report.lr_index[0]
+    weight, bias = probes.folded(0, 0, rate)
+    names = [f"digit {index}" for index in range(10)]
+    save_classifier(
+        build_classifier(checkpoint, weight, bias, layer=3, timestep=40, class_names=names), tmp_path / "probe"
+    )
+
+    classifier = AutoModelForImageClassification.from_pretrained(tmp_path / "probe")
+    assert len(classifier.ldae.layers) == 3 and classifier.config.feature_timestep == 40
+    assert classifier.config.id2label[7] == "digit 7" and classifier.config.label2id["digit 7"] == 7
+    batches = list(iterate_once(few[1], image_size=16, batch_size=200))
+    pixels = prepare_images(batches[0].images, batches[0].positions, 0, image_size=16)
+    with torch.no_grad():
+        logits = classifier(pixels).logits
+    features = extract_features(model, batches, layers=[3], timesteps=[40]).flat[:, 0]
+    x = F.batch_norm(features, probes.mean[0, 0], probes.var[0, 0], eps=1e-6)
+    expected = x @ probes.weight[0, 0, rate] + probes.bias[0, 0, rate]
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(logits.argmax(dim=1), probes.predict(features[:, None])[0, 0, rate])
+
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "probe")
+    images = [image.permute(1, 2, 0).numpy() for image in batches[0].images[:4]]
+    torch.testing.assert_close(processor(images, return_tensors="pt")["pixel_values"], pixels[:4])
+
+
+def test_a_classifier_of_the_wrong_size_is_refused(checkpoint):
+    with pytest.raises(ValueError, match=r"weight \(3, 5\).*2 classes"):
+        build_classifier(checkpoint, torch.zeros(3, 5), torch.zeros(3), layer=2, timestep=10, class_names=["a", "b"])
+
+
+@pytest.mark.parametrize(
+    "options, named", [({"name": "mae"}, "protocol='mae'"), ({"crop_scale": (0, 1)}, "crop_scale")]
+)
+def test_impossible_protocols_are_refused(options, named):
+    with pytest.raises(ValueError, match=named):
+        Protocol(**options)
