@@ -1,0 +1,117 @@
+"""From decoded pixels to the model's input, on batched tensors and on their device."""
+
+import math
+
+import torch
+from torch.nn import functional as F
+
+from ..models.randomness_ldae import AUGMENTATION, keyed_uniform
+
+
+CROP_RATIO = (3 / 4, 4 / 3)  # width / height
+TRIALS = 10
+
+
+def prepare_images(
+    images: torch.Tensor,
+    positions: torch.Tensor,
+    seed: int,
+    *,
+    image_size: int,
+    random_resized_crop: bool = False,
+    crop_scale: tuple[float, float] = (0.2, 1.0),
+    horizontal_flip: bool = False,
+) -> torch.Tensor:
+    """
+    Pixels 0..255 to floats in [-1, 1], with the random crop and flip where asked.
+
+    The crop is the usual one: a box of `crop_scale` of the area and of a ratio of sides between 3/4 and 4/3
+    (log-uniform), drawn up to ten times until it fits and otherwise the whole image, resized bilinearly. Box and flip
+    depend on `seed` and an example's position in the run and on nothing else. Without a crop the values are those of
+    `ViTImageProcessor` with mean and standard deviation 0.5; images larger than `image_size` are centre-cropped.
+
+    Args:
+        images (`torch.ByteTensor` of shape `(b, C, R, R)`): Decoded images.
+        positions (`torch.LongTensor` of shape `(b,)`): Position of each example in the run.
+        seed (`int`): Seed of the run.
+        image_size (`int`, in pixels): Side S of the result.
+        random_resized_crop (`bool`, defaults to `False`): Crop a random box.
+        crop_scale (`tuple[float, float]`, defaults to `(0.2, 1.0)`): Range of the box's share of the area.
+        horizontal_flip (`bool`, defaults to `False`): Mirror each image with probability 1/2.
+
+    Returns:
+        `torch.FloatTensor` of shape `(b, C, S, S)` in float32, on the device of `images`.
+
+    Raises:
+        ValueError: Where images are not square, or smaller than `image_size` and not randomly cropped.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from ldae.data import prepare_images
+    >>> images = torch.tensor([0, 255], dtype=torch.uint8).reshape(2, 1, 1, 1).expand(2, 3, 8, 8)
+    >>> prepare_images(images, torch.arange(2), 0, image_size=8)[:, 0, 0, 0]
+    tensor([-1.,  1.])
+
+    ```
+    """
+    size = images.shape[-1]
+    if images.shape[-2] != size:
+        raise ValueError(f"images of {images.shape[-2]} x {size} pixels: decoded images must be square")
+    pixels = images.float() / 127.5 - 1  # (b, C, R, R)
+    flip = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+    if random_resized_crop or horizontal_flip:
+        uniform = keyed_uniform(seed, AUGMENTATION, positions.to(images.device), 2 * TRIALS + 3)  # (b, 23)
+        if horizontal_flip:
+            flip = uniform[:, -1] < 0.5
+        if random_resized_crop:
+            boxes = draw_boxes(uniform[:, :-1], size, crop_scale)  # (b, 4)
+            return _resize_boxes(pixels, boxes, flip, image_size)
+    if size < image_size:
+        raise ValueError(
+            f"decoded images of {size} pixels are smaller than image_size={image_size}: raise data.decode_size"
+        )
+    if size > image_size:
+        begin = (size - image_size) // 2
+        pixels = pixels[..., begin : begin + image_size, begin : begin + image_size]
+    if horizontal_flip:
+        pixels = torch.where(flip[:, None, None, None], pixels.flip(-1), pixels)
+    return pixels.contiguous()
+
+
+def draw_boxes(uniform: torch.Tensor, size: int, crop_scale: tuple[float, float]) -> torch.Tensor:
+    """
+    Boxes of the random resized crop inside square images.
+
+    Args:
+        uniform (`torch.FloatTensor` of shape `(b, 2 * TRIALS + 2)`): Numbers in [0, 1): area and ratio of each trial,
+            then the place.
+        size (`int`, in pixels): Side of the images.
+        crop_scale (`tuple[float, float]`): Range of the box's share of the area.
+
+    Returns:
+        `torch.FloatTensor` of shape `(b, 4)`: left, top, width, height in pixels, not rounded.
+    """
+    low, high = (math.log(ratio) for ratio in CROP_RATIO)
+    area = crop_scale[0] + (crop_scale[1] - crop_scale[0]) * uniform[:, :TRIALS]  # (b, trials), share of the area
+    root_ratio = ((low + (high - low) * uniform[:, TRIALS : 2 * TRIALS]) / 2).exp()  # (b, trials)
+    width, height = area.sqrt() * root_ratio, area.sqrt() / root_ratio  # (b, trials), share of the side
+    fits = (width <= 1) & (height <= 1)
+    first = fits.int().argmax(dim=1, keepdim=True)  # (b, 1)
+    none_fits = ~fits.any(dim=1)
+    width = width.gather(1, first)[:, 0].masked_fill(none_fits, 1.0)  # (b,)
+    height = height.gather(1, first)[:, 0].masked_fill(none_fits, 1.0)  # (b,)
+    left, top = uniform[:, -2] * (1 - width), uniform[:, -1] * (1 - height)  # (b,)
+    return torch.stack([left, top, width, height], dim=1) * size  # (b, 4)
+
+
+def _resize_boxes(pixels: torch.Tensor, boxes: torch.Tensor, flip: torch.Tensor, image_size: int) -> torch.Tensor:
+    size = pixels.shape[-1]
+    left, top, width, height = (column[:, None] for column in boxes.unbind(1))  # (b, 1)
+    centres = ((torch.arange(image_size, device=pixels.device) + 0.5) / image_size).expand(len(pixels), -1)  # (b, S)
+    x = left + torch.where(flip[:, None], 1 - centres, centres) * width  # (b, S), in pixels
+    y = top + centres * height
+    x, y = 2 * x / size - 1, 2 * y / size - 1  # edges of the image at -1 and 1: align_corners=False
+    grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=-1)  # (b, S, S, 2)
+    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)  # (b, C, S, S)

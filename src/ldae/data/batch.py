@@ -1,0 +1,118 @@
+"""What loaders yield, and how undecoded rows become it."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from .decode import UnreadableImageError, decode_image
+
+
+CONVERTED, SKIPPED = "converted", "skipped"
+
+
+@dataclass
+class Batch:
+    """
+    Images of one micro-batch.
+
+    Args:
+        images (`torch.ByteTensor` of shape `(b, C, R, R)`): Pixels in 0..255.
+        positions (`torch.LongTensor` of shape `(b,)`): Position of each example in the run, or its row in the data set
+            where [`iterate_once`] made the batch.
+        labels (`torch.LongTensor` of shape `(b,)`, *optional*): Classes, -1 where a row has none; `None` where the data
+            set has no labels.
+    """
+
+    images: torch.Tensor
+    positions: torch.Tensor
+    labels: torch.Tensor | None
+
+    def pin_memory(self) -> "Batch":
+        """Moves to page-locked memory; torch's loader calls it where there is a GPU."""
+        labels = None if self.labels is None else self.labels.pin_memory()
+        return Batch(self.images.pin_memory(), self.positions.pin_memory(), labels)
+
+
+@dataclass
+class WorkerBatch:
+    """A batch with what its worker has to tell: what was converted and skipped, and (of a stream) where it stands."""
+
+    batch: Batch
+    counts: Counter[str] = field(default_factory=Counter)
+    worker: int = 0
+    state: dict[str, int] | None = None
+
+    def pin_memory(self) -> "WorkerBatch":
+        return WorkerBatch(self.batch.pin_memory(), self.counts, self.worker, self.state)
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Decodes records to pixels of one size and counts what it meets."""
+
+    num_channels: int
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.num_channels not in (1, 3):
+            raise ValueError(f"num_channels={self.num_channels}: images have 3 channels (RGB) or 1 (luminance)")
+
+    def __call__(self, record: Any, counts: Counter[str]) -> np.ndarray | None:
+        """The pixels `(C, R, R)`, or `None` for an unreadable image."""
+        try:
+            pixels, notes = decode_image(record, self.num_channels, self.size)
+        except UnreadableImageError as error:
+            counts[f"{SKIPPED} {error.reason}"] += 1
+            return None
+        for note in notes:
+            counts[f"{CONVERTED} {note}"] += 1
+        return pixels
+
+
+def make_batch(images: list[np.ndarray], positions: Iterable[int], labels: list[int] | None) -> Batch:
+    """Stacks decoded images `(C, R, R)` to a [`Batch`]."""
+    return Batch(
+        images=torch.from_numpy(np.stack(images)),  # (b, C, R, R)
+        positions=torch.as_tensor(np.asarray(positions, dtype=np.int64)),  # (b,)
+        labels=None if labels is None else torch.tensor(labels, dtype=torch.int64),  # (b,)
+    )
+
+
+def make_labels(values: Iterable[int | None]) -> list[int]:
+    """Labels as integers; a missing one is -1, as in the unlabelled test splits of the Hub."""
+    return [-1 if value is None else int(value) for value in values]
+
+
+def describe_counts(counts: Counter[str]) -> str:
+    """
+    One line for the log about the images that were converted or skipped.
+
+    Args:
+        counts (`Counter`): As a loader keeps them: `"converted greyscale"`, `"skipped empty file"`, ...
+
+    Returns:
+        `str`: The line.
+
+    Example:
+
+    ```python
+    >>> from collections import Counter
+    >>> from ldae.data import describe_counts
+    >>> describe_counts(Counter({"converted CMYK": 2, "skipped empty file": 1, "converted greyscale": 5}))
+    'converted 7 (5 greyscale, 2 CMYK), skipped 1 (1 empty file)'
+    >>> describe_counts(Counter())
+    'all images read as they are'
+
+    ```
+    """
+    parts = []
+    for kind in (CONVERTED, SKIPPED):
+        found = [(key.removeprefix(f"{kind} "), n) for key, n in counts.most_common() if key.startswith(f"{kind} ")]
+        if found:
+            named = ", ".join(f"{n:,} {name}" for name, n in found)
+            parts.append(f"{kind} {sum(n for _, n in found):,} ({named})")
+    return ", ".join(parts) or "all images read as they are"

@@ -1,0 +1,91 @@
+"""Which columns of a data set hold the images and the labels, by their type or by name."""
+
+from datasets import ClassLabel, Features, Image, Value
+
+
+# Where the type alone does not decide, the first of these names that is there.
+LABEL_NAMES = ("label", "labels", "fine_label", "cls", "class", "target")
+
+
+def find_image_column(features: Features, name: str | None = None) -> str:
+    """
+    The column of the images: of type `datasets.Image`, else of bytes, or of `{"bytes", "path"}`.
+
+    Args:
+        features (`datasets.Features`): Columns and their types.
+        name (`str`, *optional*): The column's name where it is known.
+
+    Returns:
+        `str`: The column's name.
+
+    Raises:
+        ValueError: Where there is no such column, or several; the message lists the columns.
+    """
+    encoded = [column for column, feature in features.items() if _is_bytes(feature)]
+    images = [column for column, feature in features.items() if isinstance(feature, Image)] or encoded
+    if name is not None:
+        if name not in features:
+            raise ValueError(f"data.image_column={name!r}: no such column; {_listed(features)}")
+        if not isinstance(features[name], Image) and name not in encoded:
+            raise ValueError(f"data.image_column={name!r} holds no images; {_listed(features)}")
+        return name
+    if len(images) != 1:
+        found = f"several columns may hold the images ({', '.join(images)})" if images else "no column holds images"
+        raise ValueError(f"{found}: name one with data.image_column; {_listed(features)}")
+    return images[0]
+
+
+def find_label_column(features: Features, name: str | None = None) -> str | None:
+    """
+    The column of the labels: of type `datasets.ClassLabel`, else of integers under a usual name (`label`, `cls`, ...).
+
+    Args:
+        features (`datasets.Features`): Columns and their types.
+        name (`str`, *optional*): The column's name where it is known.
+
+    Returns:
+        `str` or `None`: The column's name; `None` where there are no labels.
+
+    Raises:
+        ValueError: Where `name` is no column of integers or classes, or several columns qualify equally.
+    """
+    if name is not None:
+        if name not in features:
+            raise ValueError(f"data.label_column={name!r}: no such column; {_listed(features)}")
+        if not isinstance(features[name], ClassLabel) and not _is_integer(features[name]):
+            raise ValueError(
+                f"data.label_column={name!r} is {features[name]}: labels must be classes or integers "
+                f"(`Dataset.class_encode_column` makes classes of text); {_listed(features)}"
+            )
+        return name
+    classes = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
+    if len(classes) == 1:
+        return classes[0]
+    for usual in LABEL_NAMES:
+        if usual in classes or (not classes and usual in features and _is_integer(features[usual])):
+            return usual
+    if classes:
+        raise ValueError(
+            f"several columns may hold the labels ({', '.join(classes)}): name one with data.label_column; "
+            f"{_listed(features)}"
+        )
+    return None
+
+
+def _is_integer(feature: object) -> bool:
+    return isinstance(feature, Value) and feature.dtype.startswith(("int", "uint", "bool"))
+
+
+def _is_bytes(feature: object) -> bool:
+    if isinstance(feature, dict):
+        return "bytes" in feature and _is_bytes(feature["bytes"])
+    return isinstance(feature, Value) and feature.dtype in ("binary", "large_binary")
+
+
+def _listed(features: Features) -> str:
+    columns = ", ".join(f"{column} ({_type_name(feature)})" for column, feature in features.items())
+    return f"the columns are: {columns}"
+
+
+def _type_name(feature: object) -> str:
+    return feature.dtype if isinstance(feature, Value) else type(feature).__name__

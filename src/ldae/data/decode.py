@@ -1,0 +1,196 @@
+"""One undecoded image to pixels: every odd kind is converted and named, only what cannot be read is refused.
+
+Resizing and cropping give exactly the pixels of transformers' `ViTImageProcessor` (PIL backend, bicubic, shortest edge
+to `decode_size`, centre crop), so training and the saved image processor see the same images.
+"""
+
+import io
+import os
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+
+# Trying every known format takes longer than decoding a small image.
+_MAGIC = ((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG"), (b"GIF8", "GIF"))
+# Looking for an orientation is slow as well; Pillow notes these keys where there may be one.
+_ORIENTATION_KEYS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
+# Longer sides beyond this many times the shorter one are cut before resizing: a 1 x 10,000 image would otherwise be
+# enlarged to hundreds of millions of pixels, of which the centre crop keeps one square.
+MAX_ASPECT_RATIO = 16
+
+
+class UnreadableImageError(ValueError):
+    """An image that cannot be decoded; `reason` is a short name that is counted in the log."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def decode_image(record: Any, num_channels: int, decode_size: int) -> tuple[np.ndarray, tuple[str, ...]]:
+    """
+    Decodes one image.
+
+    EXIF orientation is applied. Of an animation the first frame is taken. Transparency is composited on white, 16-bit
+    values are scaled to 8 bits, and whatever the colour space, `num_channels=3` gives RGB and 1 gives luminance.
+
+    Args:
+        record (`bytes` or `dict`): The file's bytes, or `{"bytes": ..., "path": ...}` of which one may be `None`.
+        num_channels (`int`): 3 (RGB) or 1 (luminance).
+        decode_size (`int`): Side of the result in pixels.
+
+    Returns:
+        The pixels, a `np.ndarray` of shape `(num_channels, decode_size, decode_size)` in uint8, and the names of the
+        conversions that were needed, an empty tuple for an ordinary image.
+
+    Raises:
+        UnreadableImageError: Where the file is missing, empty, truncated, too large or no image.
+        ValueError: Where `num_channels` is neither 1 nor 3.
+
+    Example:
+
+    ```python
+    >>> import io
+    >>> from PIL import Image
+    >>> from ldae.data import decode_image
+    >>> file = io.BytesIO()
+    >>> Image.new("L", (20, 30)).save(file, "PNG")
+    >>> pixels, notes = decode_image(file.getvalue(), num_channels=3, decode_size=16)
+    >>> pixels.shape, notes
+    ((3, 16, 16), ('greyscale',))
+
+    ```
+    """
+    if num_channels not in (1, 3):
+        raise ValueError(f"num_channels={num_channels}: images are decoded to 3 channels (RGB) or 1 (luminance)")
+    data = _read_bytes(record)
+    notes: list[str] = []
+    # A damaged file makes Pillow's plugins raise almost anything (OSError, SyntaxError, struct.error, zlib.error, ...).
+    try:
+        with Image.open(io.BytesIO(data), formats=_guess_formats(data)) as opened:
+            if getattr(opened, "is_animated", False):
+                notes.append("animated")
+            opened.load()
+            image: Image.Image = opened
+            if _is_rotated(opened):
+                image = ImageOps.exif_transpose(opened)
+                notes.append("rotated by EXIF")
+            image = _to_mode(image, "RGB" if num_channels == 3 else "L", notes)
+            pixels = np.asarray(_resize_and_crop(image, decode_size, notes))
+    except UnidentifiedImageError as error:
+        raise UnreadableImageError("not an image") from error
+    except Image.DecompressionBombError as error:
+        raise UnreadableImageError("too large") from error
+    except Exception as error:
+        raise UnreadableImageError("truncated or damaged") from error
+    if num_channels == 1:
+        return pixels[None], tuple(notes)  # (1, S, S)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)), tuple(notes)  # (3, S, S)
+
+
+def _read_bytes(record: Any) -> bytes:
+    path = None
+    if isinstance(record, dict):
+        record, path = record.get("bytes"), record.get("path")
+    if record is None and path is not None:
+        record = _read_path(path)
+    if record is None:
+        raise UnreadableImageError("no image in the row")
+    if len(record) == 0:
+        raise UnreadableImageError("empty file")
+    return bytes(record)
+
+
+def _read_path(path: str) -> bytes:
+    if "://" in path:
+        # A failing network is no property of the image: its errors pass through and nothing is skipped.
+        from datasets.utils.file_utils import xopen
+
+        with xopen(path, "rb") as remote:
+            return remote.read()
+    try:
+        with open(os.path.expanduser(path), "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise UnreadableImageError("missing or forbidden file") from error
+
+
+def _guess_formats(data: bytes) -> list[str] | None:
+    for magic, name in _MAGIC:
+        if data.startswith(magic):
+            return [name, "MPO"] if name == "JPEG" else [name]
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return ["WEBP"]
+    return None  # all that Pillow knows
+
+
+def _is_rotated(image: Image.Image) -> bool:
+    if not any(key in image.info for key in _ORIENTATION_KEYS):
+        return False  # Pillow turns a TIFF by itself when loading it
+    return image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+
+
+def _to_mode(image: Image.Image, mode: str, notes: list[str]) -> Image.Image:
+    """To `"RGB"` or `"L"`; appends what was converted to `notes`."""
+    if image.mode == mode and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _to_8_bit(image, notes)
+    elif image.mode == "CMYK":
+        notes.append("CMYK")
+    elif image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        notes.append("transparency")
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    elif image.mode == "P":
+        notes.append("palette")
+        image = image.convert("RGB")
+    elif image.mode in ("L", "1"):
+        notes.append("greyscale")
+    elif image.mode == "RGB":
+        notes.append("colour to luminance")
+    else:
+        notes.append("colour space")
+        image = image.convert("RGB")  # LAB and HSV know no direct way to luminance
+    return image.convert(mode)
+
+
+def _to_8_bit(image: Image.Image, notes: list[str]) -> Image.Image:
+    """Integer and floating-point greyscale; Pillow's own conversion would clip the values at 255."""
+    values = np.asarray(image).astype(np.float64)
+    if image.mode == "F":
+        notes.append("floating point")
+        scale = 255.0 if np.nanmax(values) <= 1 else 1.0
+    else:
+        notes.append("16-bit")
+        # Files of 16 bits may come as 32-bit integers; only larger values show that all 32 are in use.
+        scale = 255 / 65535 if values.max() <= 65535 else 255 / (2**32 - 1)
+    values = np.nan_to_num(values * scale)
+    return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+
+
+def _resize_and_crop(image: Image.Image, size: int, notes: list[str]) -> Image.Image:
+    """Shortest edge to `size`, then the centre; rounding as in transformers."""
+    width, height = image.size
+    if (width, height) == (size, size):
+        return image
+    longest = MAX_ASPECT_RATIO * min(width, height)
+    if max(width, height) > longest:
+        notes.append("very narrow")
+        crop_width, crop_height = min(width, longest), min(height, longest)
+        left, top = (width - crop_width) // 2, (height - crop_height) // 2
+        image = image.crop((left, top, left + crop_width, top + crop_height))
+        width, height = image.size
+    if width <= height:
+        new_width, new_height = size, int(size * height / width)
+    else:
+        new_width, new_height = int(size * width / height), size
+    if (new_width, new_height) != (width, height):
+        image = image.resize((new_width, new_height), Image.Resampling.BICUBIC)
+    left, top = (new_width - size) // 2, (new_height - size) // 2
+    if (new_width, new_height) == (size, size):
+        return image
+    return image.crop((left, top, left + size, top + size))

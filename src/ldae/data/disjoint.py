@@ -1,0 +1,68 @@
+"""The start-up check that processes read different examples."""
+
+import hashlib
+from collections.abc import Callable
+
+import torch
+
+from .batch import Batch
+
+
+def hash_images(images: torch.Tensor) -> torch.Tensor:
+    """
+    A 64-bit hash of each image's pixels, equal in all processes.
+
+    Args:
+        images (`torch.ByteTensor` of shape `(b, C, R, R)`): Images.
+
+    Returns:
+        `torch.LongTensor` of shape `(b,)` on the CPU.
+    """
+    pixels = images.cpu().contiguous().numpy()
+    digests = [hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in pixels]
+    return torch.tensor([int.from_bytes(digest, "big", signed=True) for digest in digests], dtype=torch.int64)
+
+
+def check_disjoint(
+    first_batch: Batch, gather: Callable[[torch.Tensor], torch.Tensor], *, num_examples: int | None = None
+) -> None:
+    """
+    Raises where most of a process's first batch is also another's: the run would train on the same images as often as
+    there are processes, and nothing else would show it.
+
+    Args:
+        first_batch (`Batch`): This process's first batch; all have the same size.
+        gather (`Callable`): Joins a tensor `(b,)` of each process to `(world_size * b,)` in order, as
+            `accelerator.gather` does. With tensors that live on a GPU only, move them inside it.
+        num_examples (`int`, *optional*): Size of the data set where it is known. One so small that the first batches
+            of all processes go through it more than once is not checked.
+
+    Raises:
+        ValueError: Naming the two processes.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from ldae.data import Batch, check_disjoint
+    >>> batch = Batch(torch.arange(48, dtype=torch.uint8).reshape(4, 3, 2, 2), torch.arange(4), None)
+    >>> check_disjoint(batch, lambda hashes: torch.cat([hashes, hashes + 1]))
+    >>> check_disjoint(batch, lambda hashes: torch.cat([hashes, hashes]))
+    Traceback (most recent call last):
+    ...
+    ValueError: processes 0 and 1 read the same images (4 of 4 in the first batch): the data is not divided...
+
+    ```
+    """
+    hashes = gather(hash_images(first_batch.images)).reshape(-1, len(first_batch.images)).tolist()
+    if num_examples is not None and num_examples < len(hashes) * len(first_batch.images):
+        return
+    for rank, ours in enumerate(hashes):
+        for other in range(rank):
+            shared = len(set(ours) & set(hashes[other]))
+            if shared > len(set(ours)) / 2:
+                raise ValueError(
+                    f"processes {other} and {rank} read the same images ({shared} of {len(set(ours))} in the first "
+                    "batch): the data is not divided over processes; check rank and world_size, and that no other "
+                    "part of the program divides or replaces the loader"
+                )

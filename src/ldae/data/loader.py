@@ -1,0 +1,263 @@
+"""The endless, sharded, resumable loader of pre-training, [`ImageLoader`]."""
+
+import atexit
+import logging
+import os
+import signal
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.utils.data
+
+from .batch import Batch, Decoder, WorkerBatch
+from .config import DataConfig
+from .order import PositionSampler, ShuffledExamples, micro_steps_per_step
+from .sources import ImageSource
+from .stream import FIRST_STATE, ShuffledStream
+
+
+logger = logging.getLogger(__name__)
+PREFETCHED_BATCHES = 4  # each worker decodes this far ahead
+
+
+class ImageLoader:
+    """
+    Endless iterator of one process's micro-batches.
+
+    Example after example the run has positions 0, 1, 2, ...; step s covers `[s * total, (s + 1) * total)`, and its
+    micro-step m on process r the positions `s * total + (m * world_size + r) * b + [0, b)`. A source that is not
+    streamed has the same example at a position whatever the micro-batch, the number of processes and of workers: each
+    epoch reads a permutation of all rows, keyed on (seed, epoch), and the place of an unreadable image is filled with
+    the next readable one of the epoch. A streamed source is divided over processes and workers as said in
+    [`~ldae.data.stream.StreamPart`]; its order depends on their numbers.
+
+    A batch arrives in pinned memory where there is a GPU; moving it there is the caller's.
+
+    Args:
+        source (`ImageSource`): What to read; every process opens it by itself.
+        config (`DataConfig`): Uses `decode_size`, `num_workers` and `shuffle_window`.
+        image_size (`int`, in pixels): Side of the decoded images, unless `config.decode_size` says another.
+        num_channels (`int`): 3 (RGB) or 1 (luminance).
+        micro_batch_size (`int`): Examples of one batch of this process.
+        total_batch_size (`int`): Examples of one optimiser step of all processes together.
+        rank (`int`): This process.
+        world_size (`int`): Number of processes.
+        seed (`int`): Seed of the order.
+        start (`dict`, *optional*): What [`~ImageLoader.state_dict`] gave in this process: go on from there.
+
+    Raises:
+        ValueError: Where sizes do not divide, or `start` does not fit. While iterating, where nothing can be read.
+
+    Example:
+
+    ```python
+    >>> from ldae.data import DataConfig, ImageLoader, open_images
+    >>> config = DataConfig("digits", num_workers=0)
+    >>> sizes = dict(image_size=16, num_channels=3, micro_batch_size=4, total_batch_size=8)
+    >>> loader = ImageLoader(open_images(config), config, **sizes, rank=1, world_size=2, seed=0)
+    >>> batch = next(loader)
+    >>> batch.images.shape, batch.positions.tolist()
+    (torch.Size([4, 3, 16, 16]), [4, 5, 6, 7])
+
+    ```
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        config: DataConfig,
+        *,
+        image_size: int,
+        num_channels: int,
+        micro_batch_size: int,
+        total_batch_size: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        start: dict[str, Any] | None = None,
+    ) -> None:
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank={rank}: must be in 0..world_size - 1, and world_size is {world_size}")
+        self.source = source
+        self.micro_steps = micro_steps_per_step(micro_batch_size, total_batch_size, world_size)
+        self.counts: Counter[str] = Counter()  # conversions and skips of the first epoch, in this process
+        self._decoder = Decoder(num_channels, config.decode_size or image_size)
+        self._num_workers = self._usable_workers(config.num_workers, world_size)
+        # What must not change for an order to go on. Of a stream, the division is part of it.
+        self._identity: dict[str, Any] = {"streaming": source.streaming, "seed": seed}
+        if source.streaming:
+            self._identity |= {
+                "world_size": world_size,
+                "rank": rank,
+                "num_workers": max(self._num_workers, 1),
+                "shuffle_window": config.shuffle_window,
+                "num_shards": source.dataset.num_shards,
+            }
+        else:
+            self._identity["num_examples"] = len(source.dataset)
+        self._layout = {
+            "first": 0,
+            "micro_batch_size": micro_batch_size,
+            "total_batch_size": total_batch_size,
+            "rank": rank,
+            "world_size": world_size,
+        }
+        self._yielded = 0  # micro-batches since position `first`
+        self._next_worker = 0
+        self._worker_states = [dict(FIRST_STATE) for _ in range(max(self._num_workers, 1))]
+        if start is not None:
+            self._go_on(start)
+        self._batches: Iterator[WorkerBatch] | None = None
+
+    def __iter__(self) -> "ImageLoader":
+        return self
+
+    def __next__(self) -> Batch:
+        if self._batches is None:
+            self._batches = iter(self._make_loader())
+            # Registered after torch's own hooks, so run before them: they wait five seconds for each worker.
+            atexit.register(_close_at_exit, weakref.ref(self))
+        item = next(self._batches)
+        self.counts.update(item.counts)
+        self._yielded += 1
+        if item.state is not None:
+            self._worker_states[item.worker] = item.state
+            self._next_worker = (item.worker + 1) % len(self._worker_states)
+        return item.batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """
+        Where this process stands after the last batch it was given, whatever the workers have prepared beyond it.
+
+        Returns:
+            `dict` of JSON types. Of a source that is not streamed it does not depend on the process, and another
+            number of processes, micro-batch or workers may go on from it at the end of a step.
+        """
+        step, micro_step = divmod(self._yielded, self.micro_steps)
+        state: dict[str, Any] = {
+            "position": self._layout["first"] + step * self._layout["total_batch_size"],
+            "micro_step": micro_step,
+            "micro_steps": self.micro_steps,
+            "identity": dict(self._identity),
+            "counts": dict(self.counts),
+        }
+        if self.source.streaming:
+            state["workers"] = [dict(worker) for worker in self._worker_states]
+            state["next_worker"] = self._next_worker
+        return state
+
+    def close(self) -> None:
+        """Ends the workers; the loader goes on with new ones if it is asked for another batch."""
+        if self._batches is not None:
+            self._batches = None
+            self._go_on(self.state_dict())
+
+    def _go_on(self, start: dict[str, Any]) -> None:
+        saved, ours = start["identity"], self._identity
+        if saved != ours:
+            changed = ", ".join(
+                f"{key} was {saved.get(key)!r} and is {ours.get(key)!r}"
+                for key in sorted({*saved, *ours})
+                if saved.get(key) != ours.get(key)
+            )
+            raise ValueError(
+                f"cannot go on reading {self.source.description} where the run stopped: {changed}. Start with the "
+                "former values" + (", or train with data.streaming=false" if self.source.streaming else "")
+            )
+        if start["micro_step"] and start["micro_steps"] != self.micro_steps:
+            raise ValueError(
+                f"the run stopped inside a step of {start['micro_steps']} micro-batches: start with the former "
+                "micro_batch_size and world_size"
+            )
+        self._layout["first"] = start["position"]
+        self._yielded = start["micro_step"]
+        self.counts = Counter(start["counts"])
+        if self.source.streaming:
+            self._worker_states = [dict(worker) for worker in start["workers"]]
+            self._next_worker = start["next_worker"]
+
+    def _usable_workers(self, wanted: int, world_size: int) -> int:
+        if not self.source.streaming:
+            return wanted
+        num_shards = self.source.dataset.num_shards
+        shards = num_shards // world_size if num_shards % world_size == 0 else num_shards
+        if num_shards == 0:
+            raise ValueError(f"{self.source.description} has no shards: the data set is empty")
+        if wanted > shards:
+            logger.warning(
+                "%s has %d shard(s) for each process: reading with %d of %d workers. For more, write the data as at "
+                "least %d parquet or .tar files, or use data.streaming=false",
+                self.source.description,
+                shards,
+                shards,
+                wanted,
+                wanted * world_size,
+            )
+        return min(wanted, shards)
+
+    def _make_loader(self) -> "torch.utils.data.DataLoader[WorkerBatch]":
+        dataset: torch.utils.data.Dataset[WorkerBatch]
+        sampler = None
+        if self.source.streaming:
+            dataset = ShuffledStream(
+                self.source,
+                self._decoder,
+                seed=self._identity["seed"],
+                window_size=self._identity["shuffle_window"],
+                num_workers=len(self._worker_states),
+                states=self._worker_states,
+                next_worker=self._next_worker,
+                start_number=self._yielded,
+                layout=self._layout,
+            )
+        else:
+            dataset = ShuffledExamples(self.source, self._decoder, self._identity["seed"])
+            sampler = PositionSampler(self._yielded, **self._layout)
+        return make_torch_loader(dataset, self._num_workers, sampler)
+
+
+def _close_at_exit(reference: "weakref.ref[ImageLoader]") -> None:
+    loader = reference()
+    if loader is not None:
+        loader.close()
+
+
+def make_torch_loader(
+    dataset: "torch.utils.data.Dataset[WorkerBatch]", num_workers: int, sampler: Any = None
+) -> "torch.utils.data.DataLoader[WorkerBatch]":
+    """torch's loader of ready-made batches, with workers that leave signals to the main process."""
+    return torch.utils.data.DataLoader(
+        dataset,
+        batch_size=None,  # the data set makes whole batches
+        sampler=sampler,
+        num_workers=num_workers,
+        prefetch_factor=PREFETCHED_BATCHES if num_workers else None,
+        worker_init_fn=leave_signals_to_main,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def leave_signals_to_main(worker: int) -> None:
+    """
+    Makes a worker ignore Ctrl-C and SIGTERM, unless its own main process sends the latter.
+
+    Both reach all processes of a job at once; the main process decides what follows, and may still want batches before
+    it saves. Ignoring SIGTERM altogether would be wrong: it is how `multiprocessing` ends what is left at exit, and
+    then waits for it. Workers whose main process is killed end by themselves.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):
+        return  # not on macOS, where a SIGTERM to the whole job ends the workers too
+    main_process = os.getppid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # also in threads that start from here on
+
+    def wait_for_main() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main_process:
+            logger.debug("worker %d ignores a SIGTERM", worker)
+        os._exit(0)
+
+    threading.Thread(target=wait_for_main, daemon=True).start()

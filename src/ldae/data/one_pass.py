@@ -1,0 +1,153 @@
+"""One pass over a source in stored order, for PCA, probes and evaluation: [`iterate_once`]."""
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+import torch.utils.data
+
+from .batch import Batch, Decoder, WorkerBatch, make_batch, make_labels
+from .loader import make_torch_loader
+from .order import read_rows
+from .sources import ImageSource
+from .stream import ROWS_PER_READ
+
+
+def iterate_once(
+    source: ImageSource,
+    *,
+    image_size: int,
+    batch_size: int,
+    num_channels: int = 3,
+    rank: int = 0,
+    world_size: int = 1,
+    limit: int | None = None,
+    num_workers: int = 0,
+    decode_size: int | None = None,
+    counts: Counter[str] | None = None,
+) -> Iterator[Batch]:
+    """
+    Every readable image once, in stored order; the last batch is smaller.
+
+    Args:
+        source (`ImageSource`): What to read.
+        image_size (`int`, in pixels): Side of the decoded images, unless `decode_size` says another.
+        batch_size (`int`): Images of a batch.
+        num_channels (`int`, defaults to 3): 3 (RGB) or 1 (luminance).
+        rank (`int`, defaults to 0): This process; it reads the rows i with `i % world_size == rank`.
+        world_size (`int`, defaults to 1): Number of processes.
+        limit (`int`, *optional*): Read the first `limit` rows only, of all processes together.
+        num_workers (`int`, defaults to 0): Worker processes; a streamed source uses one of them at most.
+        decode_size (`int`, *optional*, in pixels): As in [`DataConfig`].
+        counts (`Counter`, *optional*): Conversions and skips are added to it.
+
+    Returns:
+        Iterator of [`Batch`]; `positions` are the rows.
+
+    Raises:
+        ValueError: While iterating, where a process had rows and none of them could be read.
+
+    Example:
+
+    ```python
+    >>> from ldae.data import DataConfig, iterate_once, open_images
+    >>> source = open_images(DataConfig("digits"), "test")
+    >>> [len(batch.images) for batch in iterate_once(source, image_size=16, batch_size=100, limit=250)]
+    [100, 100, 50]
+
+    ```
+    """
+    if batch_size < 1 or not 0 <= rank < world_size or (limit is not None and limit < 1):
+        raise ValueError(
+            f"batch_size={batch_size} and limit={limit} must be at least 1, rank={rank} in 0..{world_size} - 1"
+        )
+    decoder = Decoder(num_channels, decode_size or image_size)
+    rows = StoredOrder(source, decoder, batch_size, rank=rank, world_size=world_size, limit=limit)
+    loader = make_torch_loader(rows, min(num_workers, 1) if source.streaming else num_workers)
+    return _full_batches(loader, batch_size, source, Counter() if counts is None else counts)
+
+
+class StoredOrder(torch.utils.data.IterableDataset[WorkerBatch]):
+    """Chunks of this process's rows in stored order; worker w of W decodes the chunks w, w + W, ..."""
+
+    def __init__(
+        self, source: ImageSource, decoder: Decoder, chunk_size: int, *, rank: int, world_size: int, limit: int | None
+    ) -> None:
+        super().__init__()
+        self.source = source
+        self.decoder = decoder
+        self.chunk_size = chunk_size
+        self.rank, self.world_size, self.limit = rank, world_size, limit
+
+    def __iter__(self) -> Iterator[WorkerBatch]:
+        for rows, records, labels in self._streamed_chunks() if self.source.streaming else self._indexed_chunks():
+            yield self._decode(rows, records, labels)
+
+    def _indexed_chunks(self) -> Iterator[tuple[list[int], list[Any], list[int]]]:
+        info = torch.utils.data.get_worker_info()
+        worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
+        count = len(self.source.dataset) if self.limit is None else min(self.limit, len(self.source.dataset))
+        rows = list(range(self.rank, count, self.world_size))
+        chunks = [rows[i : i + self.chunk_size] for i in range(0, len(rows), self.chunk_size)]
+        for chunk in chunks[worker::num_workers]:
+            yield chunk, *read_rows(self.source, chunk)
+
+    def _streamed_chunks(self) -> Iterator[tuple[list[int], list[Any], list[int]]]:
+        mine = islice(self._streamed_rows(), self.rank, self.limit, self.world_size)
+        while chunk := list(islice(mine, self.chunk_size)):
+            rows, records, labels = zip(*chunk, strict=True)
+            yield list(rows), list(records), make_labels(labels)
+
+    def _streamed_rows(self) -> Iterator[tuple[int, Any, int | None]]:
+        row = 0
+        for columns in self.source.dataset.iter(batch_size=ROWS_PER_READ):
+            records = columns[self.source.image_column]
+            labels = [-1] * len(records) if self.source.label_column is None else columns[self.source.label_column]
+            for record, label in zip(records, labels, strict=True):
+                yield row, record, label
+                row += 1
+
+    def _decode(self, rows: list[int], records: list[Any], labels: list[int]) -> WorkerBatch:
+        counts: Counter[str] = Counter()
+        decoded = zip((self.decoder(record, counts) for record in records), rows, labels, strict=True)
+        kept = [(pixels, row, label) for pixels, row, label in decoded if pixels is not None]
+        if not kept:
+            empty = np.zeros((0, self.decoder.num_channels, self.decoder.size, self.decoder.size), np.uint8)
+            return WorkerBatch(Batch(torch.from_numpy(empty), torch.zeros(0, dtype=torch.int64), None), counts)
+        images, kept_rows, kept_labels = zip(*kept, strict=True)
+        has_labels = self.source.label_column is not None
+        return WorkerBatch(make_batch(list(images), kept_rows, list(kept_labels) if has_labels else None), counts)
+
+
+def _full_batches(chunks: Any, batch_size: int, source: ImageSource, counts: Counter[str]) -> Iterator[Batch]:
+    """Joins chunks that skipped images to batches of `batch_size`."""
+    kept: Batch | None = None
+    found, read = False, False
+    for item in chunks:
+        read = True
+        counts.update(item.counts)
+        if not len(item.batch.images):
+            continue
+        found = True
+        kept = item.batch if kept is None else _concatenate(kept, item.batch)
+        if len(kept.images) >= batch_size:
+            yield _slice(kept, slice(0, batch_size))
+            kept = _slice(kept, slice(batch_size, None)) if len(kept.images) > batch_size else None
+    if kept is not None:
+        yield kept
+    if read and not found:
+        raise ValueError(f"{source.description}: none of its images can be read ({dict(counts)})")
+
+
+def _concatenate(first: Batch, second: Batch) -> Batch:
+    labels = None
+    if first.labels is not None and second.labels is not None:
+        labels = torch.cat([first.labels, second.labels])
+    return Batch(torch.cat([first.images, second.images]), torch.cat([first.positions, second.positions]), labels)
+
+
+def _slice(batch: Batch, part: slice) -> Batch:
+    return Batch(batch.images[part], batch.positions[part], None if batch.labels is None else batch.labels[part])

@@ -1,0 +1,124 @@
+"""Which example stands at which position of the run, for data sets that can be read in any order.
+
+Everything here is a pure function of (seed, position): processes, micro-batches, workers and restarts change nothing.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch.utils.data
+
+from .batch import Decoder, WorkerBatch, make_batch, make_labels
+from .sources import ImageSource
+
+
+def micro_steps_per_step(micro_batch_size: int, total_batch_size: int, world_size: int) -> int:
+    """
+    How many micro-batches of each process make one optimiser step.
+
+    Raises:
+        ValueError: Where `total_batch_size` is no multiple of `micro_batch_size * world_size`.
+    """
+    if min(micro_batch_size, total_batch_size, world_size) < 1:
+        raise ValueError(
+            f"micro_batch_size={micro_batch_size}, total_batch_size={total_batch_size} and world_size={world_size} "
+            "must all be at least 1"
+        )
+    if total_batch_size % (micro_batch_size * world_size):
+        raise ValueError(
+            f"total_batch_size={total_batch_size} is no multiple of micro_batch_size={micro_batch_size} times "
+            f"world_size={world_size}: change one of them"
+        )
+    return total_batch_size // (micro_batch_size * world_size)
+
+
+def run_positions(
+    number: int, *, first: int, micro_batch_size: int, total_batch_size: int, rank: int, world_size: int
+) -> np.ndarray:
+    """
+    Positions in the run of one micro-batch: of step s and micro-step m, `s * total + (m * world + rank) * b + [0, b)`.
+
+    Args:
+        number (`int`): Number of the micro-batch in this process, counted from where `first` is.
+        first (`int`): Position with which the step of micro-batch 0 begins.
+
+    Returns:
+        `np.ndarray` of shape `(b,)`, int64.
+    """
+    micro_steps = total_batch_size // (micro_batch_size * world_size)
+    step, micro_step = divmod(number, micro_steps)
+    begin = first + step * total_batch_size + (micro_step * world_size + rank) * micro_batch_size
+    return np.arange(begin, begin + micro_batch_size, dtype=np.int64)
+
+
+@lru_cache(maxsize=2)  # a micro-batch may reach across the end of an epoch
+def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
+    """The permutation of the rows in which one epoch reads them."""
+    return np.random.default_rng((seed, epoch)).permutation(num_examples)
+
+
+class PositionSampler(torch.utils.data.Sampler[list[int]]):
+    """Endless micro-batches of positions; arguments as of [`run_positions`]."""
+
+    def __init__(self, start_number: int, **layout: int) -> None:
+        self.start_number = start_number
+        self.layout = layout
+
+    def __iter__(self) -> Iterator[list[int]]:
+        number = self.start_number
+        while True:
+            yield run_positions(number, **self.layout).tolist()
+            number += 1
+
+
+class ShuffledExamples(torch.utils.data.Dataset[WorkerBatch]):
+    """
+    The examples of a run by position: epoch `p // n`, row `epoch_order[p % n]`.
+
+    The place of an unreadable image is filled with the next readable one of the same epoch's order. Conversions and
+    skips are counted in the first epoch only, each image once.
+    """
+
+    def __init__(self, source: ImageSource, decoder: Decoder, seed: int) -> None:
+        self.source = source
+        self.decoder = decoder
+        self.seed = seed
+
+    def __getitem__(self, positions: list[int]) -> WorkerBatch:
+        counts: Counter[str] = Counter()
+        repeated: Counter[str] = Counter()  # of later epochs, and of images that stand in for others
+        num_examples = len(self.source.dataset)
+        records, labels = self._read([self._row(position, 0) for position in positions])
+        images: list[np.ndarray] = []
+        for i, position in enumerate(positions):
+            pixels = self.decoder(records[i], counts if position < num_examples else repeated)
+            tried = 0
+            while pixels is None:
+                tried += 1
+                if tried == num_examples:
+                    raise ValueError(f"{self.source.description}: none of the {num_examples:,} images can be read")
+                (record,), (label,) = self._read([self._row(position, tried)])
+                pixels, labels[i] = self.decoder(record, repeated), label
+            images.append(pixels)
+        batch = make_batch(images, positions, labels if self.source.label_column is not None else None)
+        return WorkerBatch(batch, counts)
+
+    def _row(self, position: int, tried: int) -> int:
+        num_examples = len(self.source.dataset)
+        epoch, place = divmod(position, num_examples)
+        return int(epoch_order(num_examples, self.seed, epoch)[(place + tried) % num_examples])
+
+    def _read(self, rows: list[int]) -> tuple[list[Any], list[int]]:
+        return read_rows(self.source, rows)
+
+
+def read_rows(source: ImageSource, rows: list[int]) -> tuple[list[Any], list[int]]:
+    """Undecoded images and labels of some rows of a data set that is not streamed."""
+    table = source.dataset[rows]
+    records = table.column(source.image_column).to_pylist()
+    if source.label_column is None:
+        return records, [-1] * len(records)
+    return records, make_labels(table.column(source.label_column).to_pylist())

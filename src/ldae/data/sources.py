@@ -1,0 +1,283 @@
+"""Everything that `--dataset` takes, opened undecoded behind one small description, [`ImageSource`]."""
+
+import glob
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from datasets import ClassLabel, Dataset, IterableDataset, get_dataset_split_names, load_dataset
+from datasets import Image as ImageFeature
+
+from . import digits
+from .columns import find_image_column, find_label_column
+from .config import DataConfig
+
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2")
+FILE_BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}
+# Folder names of an image folder that are splits, and the name that each split goes by.
+SPLIT_FOLDERS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "val", "valid", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+HELD_OUT = 10  # every tenth row is held out where a data set has but one split
+STREAMED_DIGITS_SHARDS = 8
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """
+    One split of one data set, with its images undecoded.
+
+    Args:
+        dataset (`datasets.Dataset` or `datasets.IterableDataset`): The rows.
+        image_column (`str`): Column of the undecoded images.
+        label_column (`str`, *optional*): Column of the labels, where there are any.
+        class_names (`list[str]`, *optional*): Names of the classes, where they are known.
+        num_examples (`int`, *optional*): Number of rows; may be unknown when streaming.
+        streaming (`bool`): Whether the rows can only be read in order.
+        description (`str`): Data set and split in words, for logs and model cards.
+    """
+
+    dataset: Dataset | IterableDataset
+    image_column: str
+    label_column: str | None
+    class_names: list[str] | None
+    num_examples: int | None
+    streaming: bool
+    description: str
+
+
+def open_images(config: DataConfig, split: str | None = None) -> ImageSource:
+    """
+    Opens one split of `config.dataset`.
+
+    An image folder whose sub-folders are all named as splits (`train`, `val`, `validation`, `test`) has those splits;
+    any other is one split, `train`, of all images below it, however its files are called. Its innermost folders are the
+    labels if there are at least two of them and all images lie equally deep. A glob is one split, `train`.
+
+    Args:
+        config (`DataConfig`): What to open.
+        split (`str`, *optional*): Split to open; `config.split` where left out. Not when streaming, part of one in the
+            notation of `datasets`: `"train[:1000]"`.
+
+    Returns:
+        [`ImageSource`].
+
+    Raises:
+        ValueError: Where there is no such data set, split or column, or the data set is empty. The message lists what
+            there is.
+
+    Example:
+
+    ```python
+    >>> from ldae.data import DataConfig, open_images
+    >>> source = open_images(DataConfig("digits"), "test")
+    >>> source.num_examples, source.image_column, source.label_column
+    (360, 'image', 'label')
+
+    ```
+    """
+    return _open_split(config, config.split if split is None else split, list_splits(config))
+
+
+def open_probe_images(config: DataConfig) -> tuple[ImageSource, ImageSource]:
+    """
+    Opens what probes train on and what they are scored on.
+
+    They are scored on `config.eval_split`; where that is left out on `test`, else on `validation` or `val`. A data set
+    with none of these is divided by row: every tenth row (index % 10 == 9) of `config.split` is held out from the
+    probes' training. Pre-training itself uses no labels and reads these rows too.
+
+    Args:
+        config (`DataConfig`): What to open.
+
+    Returns:
+        The training source and the evaluation source, two [`ImageSource`]; they share no row.
+
+    Raises:
+        ValueError: As of [`open_images`], and where both would be the same split.
+
+    Example:
+
+    ```python
+    >>> from ldae.data import DataConfig, open_probe_images
+    >>> [source.description for source in open_probe_images(DataConfig("digits"))]
+    ['digits (train)', 'digits (test)']
+
+    ```
+    """
+    splits = list_splits(config)
+    split = config.eval_split
+    if split is None:
+        base = re.split(r"\W", config.split)[0]
+        split = next((name for name in ("test", "validation", "val") if name in splits and name != base), None)
+    if split == config.split:
+        raise ValueError(
+            f"data.eval_split={split!r} is also data.split: scores on training rows show nothing; "
+            f"leave it out to hold out every {HELD_OUT}th row"
+        )
+    train = _open_split(config, config.split, splits)
+    if split is not None:
+        return train, _open_split(config, split, splits)
+    return _hold_out(train, evaluation=False), _hold_out(train, evaluation=True)
+
+
+def list_splits(config: DataConfig) -> list[str]:
+    """
+    Names of the splits of `config.dataset`.
+
+    Raises:
+        ValueError: Where there is no such data set.
+    """
+    if config.dataset == "digits":
+        return list(digits.SPLITS)
+    path, arguments = _locate(config.dataset)
+    if "data_files" in arguments:
+        return list(arguments["data_files"])
+    try:
+        return list(get_dataset_split_names(path, config.dataset_config))
+    except Exception as error:
+        raise _unopened(config, error) from error
+
+
+def _open_split(config: DataConfig, split: str, splits: list[str]) -> ImageSource:
+    names = [re.split(r"\[", part)[0].strip() for part in split.split("+")]
+    if any(name not in splits for name in names):
+        raise ValueError(f"split {split!r} of data.dataset={config.dataset!r}: the splits are {', '.join(splits)}")
+    if names != [split] and (config.streaming or config.dataset == "digits"):
+        raise ValueError(
+            f"split {split!r}: parts of splits need data.streaming=false and a data set other than digits"
+        )
+    dataset = _load(config, split)
+    features = dataset.features
+    if features is None:
+        raise ValueError(f"data.dataset={config.dataset!r}: its columns have no declared types; convert it to parquet")
+    image_column = find_image_column(features, config.image_column)
+    label_column = find_label_column(features, config.label_column)
+    label = features[label_column] if label_column is not None else None
+    num_examples = _count(dataset, split)
+    if num_examples == 0:
+        raise ValueError(f"split {split!r} of data.dataset={config.dataset!r} is empty")
+    dataset = dataset.select_columns([image_column] if label_column is None else [image_column, label_column])
+    if isinstance(features[image_column], ImageFeature):
+        dataset = dataset.cast_column(image_column, ImageFeature(decode=False))
+    if not config.streaming:
+        dataset = dataset.with_format("arrow")
+    name = config.dataset if config.dataset_config is None else f"{config.dataset}, {config.dataset_config}"
+    return ImageSource(
+        dataset=dataset,
+        image_column=image_column,
+        label_column=label_column,
+        class_names=list(label.names) if isinstance(label, ClassLabel) else None,
+        num_examples=num_examples,
+        streaming=config.streaming,
+        description=f"{name} ({split})",
+    )
+
+
+def _load(config: DataConfig, split: str) -> Any:
+    if config.dataset == "digits":
+        loaded = digits.load_digits(split)
+        return loaded.to_iterable_dataset(num_shards=STREAMED_DIGITS_SHARDS) if config.streaming else loaded
+    path, arguments = _locate(config.dataset)
+    try:
+        return load_dataset(
+            path,
+            config.dataset_config,
+            split=split,
+            streaming=config.streaming,
+            cache_dir=config.cache_dir,
+            **arguments,
+        )
+    except Exception as error:
+        raise _unopened(config, error) from error
+
+
+def _unopened(config: DataConfig, error: Exception) -> ValueError:
+    return ValueError(
+        f"data.dataset={config.dataset!r} could not be opened: {type(error).__name__}: {error}\n"
+        "It may be digits, a Hub id (the Hub must be reachable; log in with `hf auth login` for a gated one; name one "
+        "of several configurations with data.dataset_config), an image folder, or a folder or glob of parquet or "
+        "webdataset files."
+    )
+
+
+def _count(dataset: Any, split: str) -> int | None:
+    if isinstance(dataset, Dataset):
+        return len(dataset)
+    splits = dataset.info.splits
+    return splits[split].num_examples or None if splits and split in splits else None
+
+
+def _locate(dataset: str) -> tuple[str, dict[str, Any]]:
+    """The builder (or folder, or Hub id) and further arguments with which `load_dataset` opens `dataset`."""
+    path = Path(dataset).expanduser()
+    if path.is_dir():
+        kind = next(_kinds_of_files(path), None)
+        if kind is None:
+            raise ValueError(f"data.dataset={dataset!r}: the folder holds no image, .parquet or .tar file")
+        if kind != "imagefolder":
+            return str(path), {}
+        return "imagefolder", {"data_dir": str(path), "data_files": _image_folder_splits(path)}
+    if glob.has_magic(dataset) or path.is_file():
+        files = sorted(name for name in glob.glob(str(path), recursive=True) if os.path.isfile(name))
+        suffixes = {Path(name).suffix.lower() for name in files}
+        if not files:
+            raise ValueError(f"data.dataset={dataset!r}: no file matches")
+        if len(suffixes) != 1 or not suffixes <= set(FILE_BUILDERS):
+            raise ValueError(
+                f"data.dataset={dataset!r} matches files of {', '.join(sorted(suffixes))}: a glob must match either "
+                ".parquet or .tar files; give image folders as a folder"
+            )
+        return FILE_BUILDERS[suffixes.pop()], {"data_files": {"train": files}}
+    if dataset.startswith((".", "/", "~")) or dataset.count("/") > 1:
+        raise ValueError(f"data.dataset={dataset!r}: no such folder")
+    return dataset, {}
+
+
+def _kinds_of_files(folder: Path) -> Iterator[str]:
+    for _, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in files:
+            suffix = Path(name).suffix.lower()
+            if suffix in FILE_BUILDERS:
+                yield FILE_BUILDERS[suffix]
+            elif suffix in IMAGE_SUFFIXES:
+                yield "imagefolder"
+
+
+def _image_folder_splits(folder: Path) -> dict[str, list[str]]:
+    # `datasets` would look for the words "train" and "test" in the file names, and silently leave out files.
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not names or any(name.lower() not in SPLIT_FOLDERS for name in names):
+        return {"train": ["**"]}
+    splits: dict[str, list[str]] = {}
+    for name in names:
+        splits.setdefault(SPLIT_FOLDERS[name.lower()], []).append(f"{name}/**")
+    return splits
+
+
+def _hold_out(source: ImageSource, *, evaluation: bool) -> ImageSource:
+    rows = f"rows with index % {HELD_OUT} {'==' if evaluation else '!='} {HELD_OUT - 1}"
+    description = f"{source.description}, {rows}"
+    if isinstance(source.dataset, Dataset):
+        kept = [i for i in range(len(source.dataset)) if (i % HELD_OUT == HELD_OUT - 1) == evaluation]
+        if not kept:
+            raise ValueError(f"{source.description} has too few rows to hold any out: give data.eval_split")
+        dataset = source.dataset.select(kept)
+        return replace(source, dataset=dataset, num_examples=len(kept), description=description)
+    dataset = source.dataset.filter(_is_kept, with_indices=True, fn_kwargs={"evaluation": evaluation})
+    held_out = None if source.num_examples is None else source.num_examples // HELD_OUT
+    kept_examples = held_out
+    if held_out is not None and source.num_examples is not None and not evaluation:
+        kept_examples = source.num_examples - held_out
+    return replace(source, dataset=dataset, num_examples=kept_examples, description=description)
+
+
+def _is_kept(row: dict[str, Any], index: int, evaluation: bool) -> bool:
+    return (index % HELD_OUT == HELD_OUT - 1) == evaluation
