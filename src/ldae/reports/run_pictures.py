@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -98,7 +99,7 @@ def filters_figure(model: LDAEForPreTraining, most: int = 64) -> Figure:
     p = tokenizer.patch_size
     tiles = v.reshape(len(v), tokenizer.num_channels, p, p)
     columns = min(8, len(tiles))
-    return image_rows([("", tiles[i : i + columns]) for i in range(0, len(tiles), columns)], gap=True)
+    return image_rows([("", tiles[i : i + columns]) for i in range(0, len(tiles), columns)])
 
 
 def schedule_figure(model: LDAEForPreTraining) -> Figure:
@@ -106,9 +107,9 @@ def schedule_figure(model: LDAEForPreTraining) -> Figure:
     corruption = model.ldae.corruption
     figure = Figure(figsize=(6, 3.2), layout="constrained")
     axes = figure.subplots()
-    axes.plot(corruption.gammas.cpu() ** 2, label=r"$\gamma_t^2$ (signal)")
-    axes.plot(corruption.sigmas.cpu(), label=r"$\sigma_t$ (noise)")
-    axes.plot(model.objective.loss_weights.cpu(), label=r"$\lambda_t$ (loss weight)", linestyle="--")
+    axes.plot(corruption.gammas.cpu().numpy() ** 2, label=r"$\gamma_t^2$ (signal)")
+    axes.plot(corruption.sigmas.cpu().numpy(), label=r"$\sigma_t$ (noise)")
+    axes.plot(model.objective.loss_weights.cpu().numpy(), label=r"$\lambda_t$ (loss weight)", linestyle="--")
     axes.set(xlabel="time step t", title=f"noise schedule: {model.config.noise_schedule}")
     axes.legend(frameon=False)
     return figure
@@ -130,20 +131,24 @@ def training_figure(records: list[dict[str, Any]]) -> Figure:
     return figure
 
 
-def image_rows(rows: list[tuple[str, torch.Tensor]], gap: bool = False) -> Figure:
-    """Rows of images `(B, C, H, W)` in [-1, 1], each row with its name on the left."""
+def image_rows(rows: list[tuple[str, torch.Tensor]]) -> Figure:
+    """Rows of images `(B, C, H, W)` in [-1, 1], each row with its name on the left, as one picture."""
     columns = max(len(images) for _, images in rows)
-    named = any(name for name, _ in rows)
-    figure = Figure(figsize=(columns + (0.9 if named else 0), len(rows)), layout="constrained")
-    grid = figure.subplots(len(rows), columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set(xticks=[], yticks=[])
-        axes.set_frame_on(gap)
-    for line, (name, images) in zip(grid, rows):
-        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
-        for axes, image in zip(line, images.detach().cpu()):
-            shown = ((image.float() + 1) / 2).clamp(0, 1).permute(1, 2, 0)  # (H, W, C)
-            axes.imshow(shown.expand(-1, -1, 3) if shown.shape[2] == 1 else shown[:, :, :3], interpolation="nearest")
+    height, width = rows[0][1].shape[2:]
+    gap = max(1, width // 12)
+    canvas = np.ones((len(rows) * (height + gap) - gap, columns * (width + gap) - gap, 3), dtype=np.float32)
+    for i, (_, images) in enumerate(rows):
+        for j, image in enumerate(images.detach().cpu().float()):
+            top, left = i * (height + gap), j * (width + gap)
+            shown = ((image + 1) / 2).clamp(0, 1).permute(1, 2, 0).numpy()  # (H, W, C); one channel broadcasts to three
+            canvas[top : top + height, left : left + width] = shown
+    figure = Figure(figsize=(columns + 1, len(rows)), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(canvas, interpolation="nearest")
+    centres = [i * (height + gap) + height / 2 for i in range(len(rows))]
+    axes.set(xticks=[], yticks=centres, yticklabels=[name for name, _ in rows])
+    axes.tick_params(length=0, labelsize=8)
+    axes.set_frame_on(False)
     return figure
 
 

@@ -70,7 +70,9 @@ def load_tokenizer(folder: str | os.PathLike[str], config: LDAEConfig) -> PatchP
             )
     found = len(tensors["components"])
     if found < config.latent_dim:
-        raise ValueError(f"tokenizer={str(folder)!r} has {found} components, fewer than latent_dim={config.latent_dim}.")
+        raise ValueError(
+            f"tokenizer={str(folder)!r} has {found} components, fewer than latent_dim={config.latent_dim}."
+        )
     for name in ("components", "explained_variance"):
         tensors[name] = tensors[name][: config.latent_dim]
     tokenizer = PatchPCA(config.patch_size, config.num_channels, config.latent_dim, config.latent_scaling)

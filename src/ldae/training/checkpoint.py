@@ -48,26 +48,30 @@ class Checkpoint:
 
 
 def collect_model(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Weights and persistent buffers, whole and on the CPU, under DDP and FSDP2 alike. Every process must call it."""
+    """
+    Weights and persistent buffers, whole and on the CPU, under DDP and FSDP2 alike. Every process must call it; those
+    beside the main one may get nothing.
+    """
     return get_model_state_dict(model, options=_WHOLE)
 
 
 def collect_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimizer's state by `weight name/state name`, whole and on the CPU. Every process must call it."""
-    state = get_optimizer_state_dict(model, optimizer, options=_WHOLE)["state"]
+    """The optimizer's state by `weight name/state name`; otherwise as [`collect_model`]."""
+    state = get_optimizer_state_dict(model, optimizer, options=_WHOLE).get("state", {})
     return {f"{weight}/{name}": value for weight, values in state.items() for name, value in values.items()}
 
 
 def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Put weights and optimizer state back. Every process must call it."""
-    set_model_state_dict(model, checkpoint.model, options=_WHOLE)
+    whole = StateDictOptions(full_state_dict=True)
+    set_model_state_dict(model, checkpoint.model, options=whole)
     if checkpoint.optimizer:
-        layout = get_optimizer_state_dict(model, optimizer, options=_WHOLE)
+        layout = get_optimizer_state_dict(model, optimizer)  # for its parameter groups
         state: dict[str, dict[str, torch.Tensor]] = {}
         for key, value in checkpoint.optimizer.items():
             weight, name = key.rsplit("/", 1)
             state.setdefault(weight, {})[name] = value
-        set_optimizer_state_dict(model, optimizer, {**layout, "state": state}, options=_WHOLE)
+        set_optimizer_state_dict(model, optimizer, {**layout, "state": state}, options=whole)
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:

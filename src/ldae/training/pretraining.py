@@ -3,11 +3,11 @@
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from accelerate.utils import DistributedType, ProjectConfiguration, gather_object
 from diffusers.training_utils import EMAModel
 
@@ -58,7 +58,6 @@ class PretrainingRun:
             mixed_precision=t.mixed_precision,
             log_with=t.report_to or None,
             project_config=ProjectConfiguration(str(self.folder.path), logging_dir=str(self.folder.path / "logs")),
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
         self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
         self.micro_batch_size, self.accumulation = t.batch_layout(self.accelerator.num_processes)
@@ -86,8 +85,12 @@ class PretrainingRun:
         self.model = self.accelerator.unwrap_model(self.network)
         if checkpoint:
             self._restore(checkpoint)
-        ranks = checkpoint.state["data"] if checkpoint else None
-        self.loader = self._open_loader(ranks)
+        # What each process had: its place in the data, and the losses that were not logged yet.
+        ranks = checkpoint.state["ranks"] if checkpoint else [{"loader": None, "losses": []}]
+        rank = self.accelerator.process_index
+        mine = ranks[rank if rank < len(ranks) else 0]  # on more processes than before, the loader says what fits
+        self.loader = self._open_loader(mine["loader"])
+        self.losses = [torch.tensor(loss, device=self.device) for loss in mine["losses"]]
         self.probe = OnlineProbe.open(recipe.data, self.model.config, t) if t.probe_every_images != 0 else None
         self.uploader = None
         if t.push_to_hub and self.is_main:
@@ -106,9 +109,9 @@ class PretrainingRun:
         t = self.options
         self._announce()
         batches = self._first_batch_checked(iter(self.loader))
-        watch, losses, pending = Stopwatch(), [], None
+        watch, pending = Stopwatch(), None
         bar = progress_bar(t.steps * t.total_batch_size, self.images_seen, self.is_main)
-        with StopSignal() as stop, bar:
+        with StopSignal() as stop, bar, closing(self.loader):
             while self.images_seen < t.steps * t.total_batch_size:
                 rate = learning_rate(
                     self.images_seen,
@@ -121,7 +124,7 @@ class PretrainingRun:
                 # Looked at one step later, so that an accelerator never waits for the host.
                 self._require_finite(pending)
                 pending = (self.images_seen, loss, grad_norm)
-                losses.append(loss)
+                self.losses.append(loss)
                 self.images_seen += t.total_batch_size
                 watch.images += t.total_batch_size
                 bar.update(t.total_batch_size)
@@ -130,8 +133,7 @@ class PretrainingRun:
                 at_end = self.images_seen >= t.steps * t.total_batch_size
                 if self._due(t.log_every_images) or at_end:
                     self._require_finite(pending)
-                    bar.set_postfix(self._log_training(losses, grad_norm, rate, watch), refresh=False)
-                    losses = []
+                    bar.set_postfix(self._log_training(grad_norm, rate, watch), refresh=False)
                 if self.probe and (self._due(t.probe_every_images or max(1, t.images // 10)) or at_end):
                     self._log({"event": "probe", **self.probe(self.model)})
                 if self._due(t.checkpoint_every_images or max(1, t.images // 10)) or at_end or stopping:
@@ -177,7 +179,9 @@ class PretrainingRun:
         state = {
             "images_seen": self.images_seen,
             "seconds": self.seconds,
-            "data": gather_object([self.loader.state_dict()]),
+            "ranks": gather_object(
+                [{"loader": self.loader.state_dict(), "losses": [loss.item() for loss in self.losses]}]
+            ),
             "ema_steps": self.ema.optimization_step if self.ema else 0,
         }
         weights = collect_model(self.network)
@@ -204,7 +208,6 @@ class PretrainingRun:
                 "images_read": describe_counts(self.loader.counts),
             }
         )
-        self.accelerator.end_training()
         if self.is_main:
             self._say(f"Images read: {describe_counts(self.loader.counts)}")
             self.folder.export(self.model, {**weights, **self._average()})
@@ -215,6 +218,7 @@ class PretrainingRun:
             self.folder.log({"images": self.images_seen, "event": "finished"})
             self._say(f"Finished: {self.folder.path} holds the model, its card and its pictures.")
         self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
 
     # -- building ------------------------------------------------------------------------------------------------------
 
@@ -248,9 +252,8 @@ class PretrainingRun:
             self.folder.forget_after(checkpoint.images_seen)
             self._say(f"Going on from {checkpoint.images_seen:,} images.")
 
-    def _open_loader(self, ranks: list[dict[str, Any]] | None) -> ImageLoader:
-        config, rank = self.model.config, self.accelerator.process_index
-        start = ranks[rank if rank < len(ranks) else 0] if ranks else None  # the loader says what does not fit
+    def _open_loader(self, start: dict[str, Any] | None) -> ImageLoader:
+        config = self.model.config
         return ImageLoader(
             self.source,
             self.recipe.data,
@@ -258,7 +261,7 @@ class PretrainingRun:
             num_channels=config.num_channels,
             micro_batch_size=self.micro_batch_size,
             total_batch_size=self.options.total_batch_size,
-            rank=rank,
+            rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
             seed=self.options.seed,
             start=start,
@@ -343,10 +346,9 @@ class PretrainingRun:
     def _gather(self, values: torch.Tensor) -> torch.Tensor:
         return self.accelerator.gather(values.to(self.device)).cpu()
 
-    def _log_training(
-        self, losses: list[torch.Tensor], grad_norm: torch.Tensor, rate: float, watch: Stopwatch
-    ) -> dict[str, Any]:
-        loss = self.accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+    def _log_training(self, grad_norm: torch.Tensor, rate: float, watch: Stopwatch) -> dict[str, Any]:
+        loss = self.accelerator.reduce(torch.stack(self.losses).mean(), "mean").item()
+        self.losses = []
         shown = {"loss": round(loss, 6), "grad_norm": round(float(grad_norm), 4), "learning_rate": rate, **watch.lap()}
         self._log({"event": "train", **shown})
         return {

@@ -1,0 +1,195 @@
+"""Runs of a tiny recipe, whole: what a run's folder holds, resuming, splitting the batch, stopping, failing."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ldae import LDAEForPreTraining
+from ldae.errors import RunError
+from ldae.training.pretraining import PretrainingRun, pretrain
+
+
+LAUNCHER = Path(__file__).parents[2] / "training" / "pretrain.py"
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def losses(folder: Path) -> list[float]:
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [record["loss"] for record in records if record["event"] == "train"]
+
+
+def launch(recipe_file: Path, folder: Path, *overrides: str, prefix: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    command = [sys.executable, *prefix, str(LAUNCHER), "--config", str(recipe_file), "--output_dir", str(folder)]
+    return subprocess.Popen(
+        [*command, *overrides], env=ONE_THREAD, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def test_a_run_leaves_a_folder_that_says_and_holds_everything(make_recipe):
+    folder = pretrain(make_recipe(probe_every_images=128)).path
+    for name in (
+        "config.json model.safetensors preprocessor_config.json scheduler/scheduler_config.json README.md recipe.yaml "
+        "metrics.jsonl pictures/denoising.png pictures/training.png modeling_ldae.py"
+    ).split():
+        assert (folder / name).is_file(), name
+    assert not list(folder.rglob("*.pkl")) and not list(folder.rglob("*.bin")) and not list(folder.glob(".*"))
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [r["images"] for r in records if r["event"] == "train"] == [64, 128, 192, 256]
+    assert [r["images"] for r in records if r["event"] == "probe"] == [128, 256]
+    assert records[-1] == {"images": 256, "event": "finished"}
+    model = LDAEForPreTraining.from_pretrained(folder)
+    assert bool(model.ldae.tokenizer.fitted)
+    assert losses(folder)[-1] < losses(folder)[0]
+
+
+def test_a_second_start_of_a_finished_run_changes_nothing(make_recipe, capsys):
+    folder = pretrain(make_recipe()).path
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
+    pretrain(make_recipe())
+    assert "is finished (256 images); nothing to do" in capsys.readouterr().out
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("changes", [{}, {"streaming": True, "num_workers": 2, "ema_decay": 0.9}], ids=["map", "stream"])
+def test_stopping_and_resuming_changes_no_bit(make_recipe, changes):
+    whole = pretrain(make_recipe("whole", **changes)).path
+    run = PretrainingRun(make_recipe("parts", **changes))
+    step, taken = run.step, 0
+
+    def step_and_stop(*arguments):
+        nonlocal taken
+        taken += 1
+        if taken == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*arguments)
+
+    run.step = step_and_stop
+    with pytest.raises(SystemExit) as stop:
+        run.train()
+    assert stop.value.code == 143
+    parts = pretrain(make_recipe("parts", **changes)).path
+    assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
+    assert losses(whole) == losses(parts)
+
+
+def test_more_budget_extends_a_finished_run(make_recipe):
+    pretrain(make_recipe(images=128))
+    folder = pretrain(make_recipe(images=256)).path
+    assert len(losses(folder)) == 4
+
+
+def test_another_recipe_in_the_same_folder_is_refused(make_recipe):
+    pretrain(make_recipe(images=64))
+    with pytest.raises(RunError, match=r"another recipe \(model.latent_dim: 4 -> 3; training.seed: 0 -> 1\)"):
+        pretrain(make_recipe(images=64, latent_dim=3, seed=1))
+
+
+def test_micro_batches_do_not_change_the_run(make_recipe):
+    whole = pretrain(make_recipe("whole")).path
+    split = pretrain(make_recipe("split", micro_batch_size=4)).path
+    assert losses(whole) == pytest.approx(losses(split), abs=1e-5)
+    ours, theirs = weights(whole), weights(split)
+    assert max((ours[name].float() - theirs[name].float()).abs().max().item() for name in ours) < 1e-4
+
+
+def test_two_processes_follow_the_curve_of_one(make_recipe, recipe_file, tmp_path):
+    whole = pretrain(make_recipe("whole")).path
+    two = tmp_path / "two"
+    prefix = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(random.randint(20000, 40000)))
+    process = subprocess.run(
+        [sys.executable, *prefix, str(LAUNCHER), "--config", str(recipe_file), "--output_dir", str(two)],
+        env={**ONE_THREAD, "ACCELERATE_USE_CPU": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert "2 processes x 1 accumulated x 16" in process.stdout
+    assert losses(whole) == pytest.approx(losses(two), abs=1e-5)
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(make_recipe, recipe_file, tmp_path):
+    whole = pretrain(make_recipe("whole")).path
+    killed = tmp_path / "killed"
+    process = launch(recipe_file, killed, "--checkpoint_every_images", "32")
+    while not list((killed / "checkpoints").glob("images-*")) and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (killed / "checkpoints" / "images-000000000256").exists()
+    again = launch(recipe_file, killed, "--checkpoint_every_images", "32")
+    output, _ = again.communicate(timeout=120)
+    assert again.returncode == 0 and "Going on from" in output, output
+    assert (whole / "model.safetensors").read_bytes() == (killed / "model.safetensors").read_bytes()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(make_recipe):
+    run = PretrainingRun(make_recipe(images=512, checkpoint_every_images=64))
+    step, taken = run.step, 0
+
+    def step_with_nan(*arguments):
+        nonlocal taken
+        taken += 1
+        if taken == 6:
+            with torch.no_grad():
+                run.model.head.projection.bias.fill_(float("nan"))
+        return step(*arguments)
+
+    run.step = step_with_nan
+    with pytest.raises(RunError) as error:
+        run.train()
+    assert "in the batch of examples 160 to 191" in str(error.value) and "images-000000000128, is kept" in str(error.value)
+    newest = run.folder.checkpoints / "images-000000000128" / "model.safetensors"
+    assert all(value.isfinite().all() for value in load_file(newest).values())
+
+
+def test_a_folder_that_cannot_be_written_is_said(make_recipe, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot be written to"):
+        pretrain(make_recipe("file/run"))
+    with pytest.raises(ValueError, match="output_dir is missing"):
+        pretrain(make_recipe(output_dir=None))
+
+
+def test_an_average_is_exported_and_the_raw_weights_go_on(make_recipe):
+    raw = pretrain(make_recipe("raw")).path
+    averaged = pretrain(make_recipe("averaged", ema_decay=0.5)).path
+    newest = sorted((averaged / "checkpoints").iterdir())[-1]
+    checkpoint, ema = load_file(newest / "model.safetensors"), load_file(newest / "ema.safetensors")
+    name = "head.projection.weight"
+    assert torch.equal(checkpoint[name], weights(raw)[name])  # averaging does not change the training
+    assert torch.equal(weights(averaged)[name], ema[name]) and not torch.equal(ema[name], checkpoint[name])
+
+
+def test_activation_checkpointing_changes_nothing_but_memory(make_recipe):
+    plain = pretrain(make_recipe("plain", images=64)).path
+    checkpointed = pretrain(make_recipe("checkpointed", images=64, activation_checkpointing=True)).path
+    assert losses(plain) == pytest.approx(losses(checkpointed), abs=1e-6)
+
+
+def test_bfloat16_autocast_trains(make_recipe):
+    folder = pretrain(make_recipe(mixed_precision="bf16")).path
+    assert losses(folder)[-1] < losses(folder)[0]
+    assert all(value.dtype in (torch.float32, torch.bool) for value in weights(folder).values())
+
+
+def test_a_tokenizer_can_be_taken_from_another_run(make_recipe, tmp_path):
+    first = pretrain(make_recipe("first", images=32)).path
+    second = pretrain(make_recipe("second", images=32, tokenizer=str(first), seed=3)).path
+    name = "ldae.tokenizer.components"
+    assert torch.equal(weights(first)[name], weights(second)[name])
+    with pytest.raises(ValueError, match="has 4 components, fewer than latent_dim=5"):
+        pretrain(make_recipe("third", tokenizer=str(first), latent_dim=5))
