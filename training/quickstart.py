@@ -53,7 +53,9 @@ def main() -> None:
 
     print("\nLoaded back in a new process:")
     subprocess.run([sys.executable, "-c", LOAD_BACK, str(FOLDER)], check=True)
-    print(f"\nPictures: {', '.join(sorted(path.name for path in (FOLDER / 'pictures').iterdir()))} in {FOLDER}/pictures")
+    print(
+        f"\nPictures: {', '.join(sorted(path.name for path in (FOLDER / 'pictures').iterdir()))} in {FOLDER}/pictures"
+    )
     print(f"Done in {time.perf_counter() - started:.0f} s. Next: the recipes in training/recipes, on your own images.")
 
 

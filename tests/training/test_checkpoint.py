@@ -42,7 +42,9 @@ def test_training_goes_on_bit_for_bit(tmp_path):
     for seed in range(3):
         step(model, optimizer, seed)
     state = {"images_seen": 48}
-    path = save_checkpoint(tmp_path, Checkpoint(collect_model(model), collect_optimizer(model, optimizer), {}, state), 2)
+    path = save_checkpoint(
+        tmp_path, Checkpoint(collect_model(model), collect_optimizer(model, optimizer), {}, state), 2
+    )
     for seed in range(3, 6):
         step(model, optimizer, seed)
 
@@ -84,7 +86,9 @@ def test_a_full_disk_is_said_and_leaves_the_last_checkpoint_intact(tmp_path):
             save_checkpoint(tmp_path / "checkpoints", make_checkpoint(128), keep=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "at 128 images could not be written" in str(error.value) and "images-000000000064, is intact" in str(error.value)
+    assert "at 128 images could not be written" in str(error.value) and "images-000000000064, is intact" in str(
+        error.value
+    )
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [kept.name]
     after = load_checkpoint(kept)
     assert all(torch.equal(before.model[key], after.model[key]) for key in before.model)

@@ -60,10 +60,14 @@ def test_a_second_start_of_a_finished_run_changes_nothing(make_recipe, capsys):
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
     pretrain(make_recipe())
     assert "is finished (256 images); nothing to do" in capsys.readouterr().out
-    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()} == before
+    assert {
+        path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()
+    } == before
 
 
-@pytest.mark.parametrize("changes", [{}, {"streaming": True, "num_workers": 2, "ema_decay": 0.9}], ids=["map", "stream"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"streaming": True, "num_workers": 2, "ema_decay": 0.9}], ids=["map", "stream"]
+)
 def test_stopping_and_resuming_changes_no_bit(make_recipe, changes):
     whole = pretrain(make_recipe("whole", **changes)).path
     run = PretrainingRun(make_recipe("parts", **changes))
@@ -108,7 +112,14 @@ def test_micro_batches_do_not_change_the_run(make_recipe):
 def test_two_processes_follow_the_curve_of_one(make_recipe, recipe_file, tmp_path):
     whole = pretrain(make_recipe("whole")).path
     two = tmp_path / "two"
-    prefix = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(random.randint(20000, 40000)))
+    prefix = (
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        str(random.randint(20000, 40000)),
+    )
     process = subprocess.run(
         [sys.executable, *prefix, str(LAUNCHER), "--config", str(recipe_file), "--output_dir", str(two)],
         env={**ONE_THREAD, "ACCELERATE_USE_CPU": "1"},
@@ -151,7 +162,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(make_recipe
     run.step = step_with_nan
     with pytest.raises(RunError) as error:
         run.train()
-    assert "in the batch of examples 160 to 191" in str(error.value) and "images-000000000128, is kept" in str(error.value)
+    assert "in the batch of examples 160 to 191" in str(error.value) and "images-000000000128, is kept" in str(
+        error.value
+    )
     newest = run.folder.checkpoints / "images-000000000128" / "model.safetensors"
     assert all(value.isfinite().all() for value in load_file(newest).values())
 

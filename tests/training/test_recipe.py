@@ -26,7 +26,9 @@ def test_every_recipe_of_the_repository_loads_and_says_how_to_launch_it(path):
 
 
 def test_overrides_win_and_are_typed(recipe_file):
-    overrides = parse_overrides(["--images", "1e3", "--streaming=true", "--base-learning-rate", "1e-4", "--size", "nano"])
+    overrides = parse_overrides(
+        ["--images", "1e3", "--streaming=true", "--base-learning-rate", "1e-4", "--size", "nano"]
+    )
     recipe = load_recipe(recipe_file, overrides)
     assert recipe.training.images == 1000 and isinstance(recipe.training.images, int)
     assert recipe.data.streaming is True
@@ -60,7 +62,10 @@ def test_wrong_files_are_named(tmp_path):
         ("modle: {}", "did you mean 'model'"),
         ("model: 3", "must hold"),
         ("- a", "no recipe"),
-        ("data: {dataset: digits, streeming: true}", "data.streeming is no field of a recipe; did you mean 'streaming'"),
+        (
+            "data: {dataset: digits, streeming: true}",
+            "data.streeming is no field of a recipe; did you mean 'streaming'",
+        ),
         ("data: {images: 3}", "data.images is no field"),
         ("training: {images: 3}", "dataset is missing"),
     ]:

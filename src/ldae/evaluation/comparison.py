@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from transformers import PreTrainedModel
 
 from ldae.data import Batch
@@ -9,8 +10,10 @@ from ldae.data import Batch
 from .baselines import pca_features, pixel_features, untrained_like
 from .features import Features, extract_features
 from .knn import knn_accuracy
+from .linear_probe import ProbeSettings, score_probes, train_linear_probes
 from .metrics import mean_and_stderr
-from .ridge import few_shot_ridge
+from .protocols import HOLDOUT, SPLIT_SEED
+from .ridge import few_shot_ridge, split_holdout
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,16 @@ class ComparedFeatures:
     few_shot: float
     few_shot_stderr: float | None
     knn: float
+
+
+@dataclass(frozen=True)
+class ComparedProbe:
+    """Linear-probe accuracy of one kind of features: mean and standard error over probe seeds, and the rate chosen."""
+
+    name: str
+    accuracy: float
+    stderr: float | None
+    learning_rate: float
 
 
 def feature_sets(
@@ -65,4 +78,36 @@ def compare_few_shot(
         data = (fitted.flat[:, 0], fitted.classes, scored.flat[:, 0], scored.classes)
         mean, stderr = mean_and_stderr(few_shot_ridge(*data, shots=shots, draws=draws))
         compared.append(ComparedFeatures(name, mean, stderr, knn_accuracy(*data)))
+    return compared
+
+
+def compare_linear(
+    model: PreTrainedModel, train: list[Batch], test: list[Batch], settings: ProbeSettings
+) -> list[ComparedProbe]:
+    """
+    Linear-probe accuracies of the encoder and what it is compared with, on features of the centre crop computed once.
+
+    Args:
+        model, train, test: As of [`feature_sets`].
+        settings ([`ProbeSettings`]): How the probes train. Each kind of features has its learning rate chosen on the
+            same tenth of `train`, which is held out.
+
+    Returns:
+        `list[ComparedProbe]`.
+    """
+    compared = []
+    for name, (fitted, scored) in feature_sets(model, train, test).items():
+        labels = fitted.classes
+        kept, held = split_holdout(len(labels), HOLDOUT, SPLIT_SEED)
+        features = fitted.flat[kept]  # (n, 1, C)
+        probes = train_linear_probes(
+            lambda epoch, features=features: features,  # type: ignore[misc]
+            labels[kept],
+            num_classes=int(torch.maximum(labels.max(), scored.classes.max())) + 1,
+            settings=settings,
+        )
+        report = score_probes(probes, (fitted.flat[held], labels[held]), scored.flat, scored.classes)
+        rate = report.lr_index[0]
+        mean, stderr = mean_and_stderr(report.test_accuracy[:, 0, rate].tolist())
+        compared.append(ComparedProbe(name, mean, stderr, settings.learning_rates(len(kept))[rate]))
     return compared

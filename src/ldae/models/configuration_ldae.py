@@ -32,7 +32,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 _FOREIGN_KEYS = frozenset(
     "auto_map attn_implementation custom_pipelines experts_implementation name_or_path num_labels out_features "
     "out_indices output_attentions per_layer_config quantization_config stage_names tie_last_hidden_states "
-    "torch_dtype use_cache".split()
+    "tie_word_embeddings torch_dtype use_cache".split()
 )
 
 
@@ -180,7 +180,7 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
         return cls(**(size_fields | fields))
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """
         As transformers', but overriding fields are set before the checks run, and `num_hidden_layers` alone re-cuts the
         encoder: the stack of encoder and decoder keeps its total number of blocks.
@@ -234,9 +234,9 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def check_fields(self) -> None:
         """The one table of what makes sense."""
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(allowed)}.")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(choices)}.")
         self._require_positive("image_size patch_size num_channels hidden_size num_hidden_layers num_attention_heads")
         self._require_positive("intermediate_size conditioning_size latent_dim num_train_timesteps layer_norm_eps")
         self._require_positive("sigma_max sigma")
@@ -302,4 +302,4 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"{key}={kwargs[key]!r}: LDAEConfig has no such field; {hint}")
 
 
-__all__ = ["LDAEConfig", "MODEL_SIZES"]
+__all__ = ["MODEL_SIZES", "LDAEConfig"]

@@ -13,12 +13,13 @@ from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPoo
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_ldae import LDAEConfig
 from .corruption_ldae import LDAECorruption
 from .objective_ldae import LDAEObjective, clean_latent, loss_weight_table
-from .randomness_ldae import NOISE, TIMESTEPS, keyed_normal, keyed_uniform
+from .randomness_ldae import CLASS_DROPOUT, NOISE, TIMESTEPS, keyed_normal, keyed_uniform
+from .recording_ldae import hidden_states_by_index, record_every
 from .tokenizer_ldae import PatchPCA, build_tokenizer, patchify, unpatchify
 from .transformer_ldae import (
     LDAEAttention,
@@ -44,11 +45,11 @@ class LDAEForPreTrainingOutput(ModelOutput):
         The clean image that the prediction stands for, in pixels.
     """
 
-    loss: torch.FloatTensor | None = None
-    prediction: torch.FloatTensor | None = None
-    reconstruction: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    loss: torch.Tensor | None = None
+    prediction: torch.Tensor | None = None
+    reconstruction: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @auto_docstring
@@ -56,7 +57,7 @@ class LDAEPreTrainedModel(PreTrainedModel):
     config: LDAEConfig
     base_model_prefix = "ldae"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # type: ignore[assignment]
     supports_gradient_checkpointing = True
     _no_split_modules = ["LDAELayer"]
     _supports_sdpa = True
@@ -64,9 +65,10 @@ class LDAEPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _can_record_outputs = {"hidden_states": LDAELayer, "attentions": LDAEAttention}
+    _can_record_outputs = {"hidden_states": record_every(LDAELayer), "attentions": LDAEAttention}
     _input_embed_layer = "projection"
-    _keep_in_fp32_modules_strict = ["tokenizer"]
+    # By name: for the whole tokenizer, transformers would turn the boolean `fitted` into a float32 too.
+    _keep_in_fp32_modules_strict = ["tokenizer.mean", "tokenizer.components", "tokenizer.explained_variance"]
     # An encoder loads from a whole denoiser: the decoder's blocks and its head stay behind.
     _keys_to_ignore_on_load_unexpected = [r"^(ldae\.)?layers\.\d+\.", r"^(head|classifier)\."]
 
@@ -119,13 +121,14 @@ class LDAEModel(LDAEPreTrainedModel):
         self.post_init()
 
     @merge_with_config_defaults
+    @hidden_states_by_index
     @capture_outputs(tie_last_hidden_states=False)
     @auto_docstring
     def forward(
         self,
-        pixel_values: torch.FloatTensor,
-        timesteps: torch.LongTensor | None = None,
-        noise: torch.FloatTensor | None = None,
+        pixel_values: torch.Tensor,
+        timesteps: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
         interpolate_pos_encoding: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
@@ -194,7 +197,9 @@ class LDAEModel(LDAEPreTrainedModel):
         channels, height, width = pixel_values.shape[1:]
         c, p = self.config, self.config.patch_size
         if channels != c.num_channels:
-            raise ValueError(f"pixel_values has {channels} channels; the model was made for num_channels={c.num_channels}.")
+            raise ValueError(
+                f"pixel_values has {channels} channels; the model was made for num_channels={c.num_channels}."
+            )
         if not any_size and (height, width) != (c.image_size, c.image_size):
             raise ValueError(
                 f"pixel_values is {height}x{width}; the model was made for image_size={c.image_size}. Resize the images, "
@@ -212,11 +217,6 @@ class LDAEModel(LDAEPreTrainedModel):
     """
 )
 class LDAEForPreTraining(LDAEPreTrainedModel):
-    _can_record_outputs = {
-        "hidden_states": OutputRecorder(LDAELayer, num_hidden_layers_key="total_num_hidden_layers"),
-        "attentions": LDAEAttention,
-    }
-
     def __init__(self, config: LDAEConfig):
         super().__init__(config)
         self.ldae = LDAEModel(config, num_layers=config.total_num_hidden_layers)
@@ -225,14 +225,15 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
         self.post_init()
 
     @merge_with_config_defaults
+    @hidden_states_by_index
     @capture_outputs(tie_last_hidden_states=False)
     @auto_docstring
     def forward(
         self,
-        pixel_values: torch.FloatTensor,
-        timesteps: torch.LongTensor,
-        noise: torch.FloatTensor,
-        class_labels: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor,
+        timesteps: torch.Tensor,
+        noise: torch.Tensor,
+        class_labels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LDAEForPreTrainingOutput:
         r"""
@@ -257,7 +258,9 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
         ```
         """
         if class_labels is not None and self.config.num_class_embeds is None:
-            raise ValueError("class_labels was given, but num_class_embeds=None: this model is trained without labels.")
+            raise ValueError(
+                "class_labels was given, but num_class_embeds=None: this model is trained without labels."
+            )
         ldae, (height, width) = self.ldae, pixel_values.shape[2:]
         grid = ldae._grid_of(pixel_values, any_size=False)
         x0 = patchify(pixel_values, self.config.patch_size)  # (B, N, D)
@@ -311,6 +314,23 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
         eps = keyed_normal(seed, NOISE, example_positions, c.num_patches * c.latent_dim)
         return (u * c.num_train_timesteps).long(), eps.view(-1, c.num_patches, c.latent_dim)
 
+    def drop_labels(self, class_labels: torch.Tensor, example_positions: torch.Tensor, seed: int) -> torch.Tensor:
+        """
+        Replace a share `class_dropout_prob` of the labels by the null class, as a pure function of the positions.
+
+        Args:
+            class_labels (`torch.LongTensor` of shape `(B,)`).
+            example_positions, seed: as of [`~LDAEForPreTraining.draw_corruption`].
+
+        Returns:
+            `torch.LongTensor` of shape `(B,)`.
+        """
+        null_class = self.config.num_class_embeds
+        if null_class is None:
+            raise ValueError("num_class_embeds=None: this model is not conditioned on labels, there are none to drop.")
+        u = keyed_uniform(seed, CLASS_DROPOUT, example_positions, 1)[:, 0]
+        return torch.where(u < self.config.class_dropout_prob, null_class, class_labels)
+
 
 @auto_docstring(
     custom_intro="""
@@ -322,17 +342,17 @@ class LDAEForImageClassification(LDAEPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.ldae = LDAEModel(config)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, self.num_labels)  # type: ignore[arg-type]
         self.post_init()
 
     @can_return_tuple
     @auto_docstring
     def forward(
         self,
-        pixel_values: torch.FloatTensor,
-        labels: torch.LongTensor | None = None,
-        timesteps: torch.LongTensor | None = None,
-        noise: torch.FloatTensor | None = None,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        timesteps: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
         interpolate_pos_encoding: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ImageClassifierOutput:
@@ -360,10 +380,11 @@ class LDAEBackbone(BackboneMixin, LDAEPreTrainedModel):
         self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
         self.post_init()
 
+    @hidden_states_by_index
     @can_return_tuple
     @filter_output_hidden_states
     @auto_docstring
-    def forward(self, pixel_values: torch.FloatTensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
         r"""
         Returns:
             Feature maps of shape `(batch_size, hidden_size, height / patch_size, width / patch_size)`, one for each of
@@ -374,7 +395,7 @@ class LDAEBackbone(BackboneMixin, LDAEPreTrainedModel):
         grid = [side // self.config.patch_size for side in pixel_values.shape[2:]]
         maps = tuple(
             self.ldae.normalize(hidden).transpose(1, 2).unflatten(2, grid)  # (B, C, H / P, W / P)
-            for stage, hidden in zip(self.stage_names, outputs.hidden_states)
+            for stage, hidden in zip(self.stage_names, outputs.hidden_states, strict=True)
             if stage in self.out_features
         )
         return BackboneOutput(feature_maps=maps, hidden_states=outputs.hidden_states, attentions=outputs.attentions)

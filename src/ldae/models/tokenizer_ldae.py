@@ -57,7 +57,7 @@ def cosine_basis(patch_size: int, num_channels: int, latent_dim: int) -> torch.T
 class Float32Buffers(nn.Module):
     """A module whose buffers never get narrower than they are: `model.to(torch.bfloat16)` leaves them in float32."""
 
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True):
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "Float32Buffers":
         before = dict(self._buffers)
         super()._apply(fn, recurse)
         for name, buffer in before.items():
@@ -105,7 +105,9 @@ class PatchPCA(Float32Buffers):
         super().__init__()
         patch_dim = num_channels * patch_size**2
         if not 0 < latent_dim <= patch_dim:
-            raise ValueError(f"latent_dim={latent_dim} is not possible; a patch has {patch_dim} values, give 1 to that.")
+            raise ValueError(
+                f"latent_dim={latent_dim} is not possible; a patch has {patch_dim} values, give 1 to that."
+            )
         self.patch_size, self.num_channels = patch_size, num_channels
         self.latent_dim, self.latent_scaling = latent_dim, latent_scaling
         for name, value in self.unfitted_state().items():

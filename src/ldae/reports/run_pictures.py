@@ -33,7 +33,9 @@ def draw_run_pictures(folder: str | os.PathLike[str], source: ImageSource, image
     pictures.mkdir(exist_ok=True)
     model = LDAEForPreTraining.from_pretrained(folder).eval()
     c = model.config
-    batch = next(iterate_once(source, image_size=c.image_size, num_channels=c.num_channels, batch_size=images, limit=images))
+    batch = next(
+        iterate_once(source, image_size=c.image_size, num_channels=c.num_channels, batch_size=images, limit=images)
+    )
     pixels = prepare_images(batch.images, batch.positions, 0, image_size=batch.images.shape[-1])  # (B, C, H, W)
     drawn = {
         "denoising.png": denoising_figure(model, pixels),
@@ -140,7 +142,9 @@ def image_rows(rows: list[tuple[str, torch.Tensor]]) -> Figure:
     for i, (_, images) in enumerate(rows):
         for j, image in enumerate(images.detach().cpu().float()):
             top, left = i * (height + gap), j * (width + gap)
-            shown = ((image + 1) / 2).clamp(0, 1).permute(1, 2, 0).numpy()  # (H, W, C); one channel broadcasts to three
+            shown = (
+                ((image + 1) / 2).clamp(0, 1).permute(1, 2, 0).numpy()
+            )  # (H, W, C); one channel broadcasts to three
             canvas[top : top + height, left : left + width] = shown
     figure = Figure(figsize=(columns + 1, len(rows)), layout="constrained")
     axes = figure.subplots()

@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
 from ldae.errors import RunError
 
 
+INCOMPLETE_PREFIX = ".incomplete-"  # of a checkpoint that is being written
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
@@ -52,22 +53,27 @@ def collect_model(model: nn.Module) -> dict[str, torch.Tensor]:
     Weights and persistent buffers, whole and on the CPU, under DDP and FSDP2 alike. Every process must call it; those
     beside the main one may get nothing.
     """
-    return get_model_state_dict(model, options=_WHOLE)
+    state: dict[str, Any] = get_model_state_dict(model, options=_WHOLE)
+    return state
 
 
 def collect_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """The optimizer's state by `weight name/state name`; otherwise as [`collect_model`]."""
-    state = get_optimizer_state_dict(model, optimizer, options=_WHOLE).get("state", {})
-    return {f"{weight}/{name}": value for weight, values in state.items() for name, value in values.items()}
+    state: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=_WHOLE)
+    return {
+        f"{weight}/{name}": value
+        for weight, values in state.get("state", {}).items()
+        for name, value in values.items()
+    }
 
 
 def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Put weights and optimizer state back. Every process must call it."""
     whole = StateDictOptions(full_state_dict=True)
-    set_model_state_dict(model, checkpoint.model, options=whole)
+    set_model_state_dict(model, dict(checkpoint.model), options=whole)
     if checkpoint.optimizer:
         layout = get_optimizer_state_dict(model, optimizer)  # for its parameter groups
-        state: dict[str, dict[str, torch.Tensor]] = {}
+        state: dict[str, Any] = {}
         for key, value in checkpoint.optimizer.items():
             weight, name = key.rsplit("/", 1)
             state.setdefault(weight, {})[name] = value
@@ -82,7 +88,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         RunError: if it cannot be written; the checkpoints that stood before stand still.
     """
     name = f"images-{checkpoint.images_seen:012d}"
-    incomplete, final = folder / f".incomplete-{name}", folder / name
+    incomplete, final = folder / f"{INCOMPLETE_PREFIX}{name}", folder / name
     try:
         shutil.rmtree(incomplete, ignore_errors=True)
         incomplete.mkdir(parents=True)

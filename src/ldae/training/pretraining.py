@@ -12,6 +12,7 @@ from accelerate.utils import DistributedType, ProjectConfiguration, gather_objec
 from diffusers.training_utils import EMAModel
 
 from ldae.data import Batch, ImageLoader, check_disjoint, describe_counts, open_images, prepare_images
+from ldae.errors import RunError
 from ldae.evaluation.online import OnlineProbe
 from ldae.hub.model_card import write_model_card
 from ldae.hub.push import HubUploader
@@ -27,7 +28,6 @@ from ldae.training.checkpoint import (
     restore,
     save_checkpoint,
 )
-from ldae.errors import RunError
 from ldae.training.learning_rate import learning_rate
 from ldae.training.progress import StopSignal, Stopwatch, hardware, progress_bar
 from ldae.training.recipe import Recipe
@@ -69,6 +69,7 @@ class PretrainingRun:
         checkpoint = load_checkpoint(newest) if newest else None
         self.images_seen = checkpoint.images_seen if checkpoint else 0
         self.seconds = checkpoint.state["seconds"] if checkpoint else 0.0
+        self._since = time.perf_counter()
         with self.accelerator.main_process_first():  # what is downloaded or prepared is so once
             self.source = open_images(recipe.data, recipe.data.split)
         self.model = self._build_model(fitted=checkpoint is not None)
@@ -85,6 +86,8 @@ class PretrainingRun:
         self.model = self.accelerator.unwrap_model(self.network)
         if checkpoint:
             self._restore(checkpoint)
+        elif self.is_main:
+            self.folder.forget_after(0)  # logged by a start that was killed before its first checkpoint
         # What each process had: its place in the data, and the losses that were not logged yet.
         ranks = checkpoint.state["ranks"] if checkpoint else [{"loader": None, "losses": []}]
         rank = self.accelerator.process_index
@@ -245,7 +248,7 @@ class PretrainingRun:
         restore(checkpoint, self.network, self.optimizer.optimizer)
         if self.ema is not None:
             names = [name for name, _ in self.model.named_parameters()]
-            for shadow, name in zip(self.ema.shadow_params, names):
+            for shadow, name in zip(self.ema.shadow_params, names, strict=True):
                 shadow.copy_(checkpoint.ema[name])
             self.ema.optimization_step = checkpoint.state["ema_steps"]
         if self.is_main:
@@ -292,7 +295,7 @@ class PretrainingRun:
         if self.ema is None:
             return {}
         names = [name for name, _ in self.model.named_parameters()]
-        return {name: shadow.detach().cpu() for name, shadow in zip(names, self.ema.shadow_params)}
+        return {name: shadow.detach().cpu() for name, shadow in zip(names, self.ema.shadow_params, strict=True)}
 
     def _require_finite(self, pending: tuple[int, torch.Tensor, torch.Tensor] | None) -> None:
         if pending is None:

@@ -178,7 +178,7 @@ def load_recipe(path: str | Path | None, overrides: dict[str, str] | None = None
     """
     sections = _read_sections(path)
     kinds = {"data": DataConfig, "training": TrainingConfig}
-    owners = {name: "model" for name in (*MODEL_FIELDS, "size")}
+    owners = dict.fromkeys((*MODEL_FIELDS, "size"), "model")
     for section, kind in kinds.items():
         owners |= {f.name: section for f in dataclasses.fields(kind)}
     for name, text in (overrides or {}).items():
@@ -232,7 +232,9 @@ def _read_sections(path: str | Path | None) -> dict[str, dict[str, Any]]:
     if path is None:
         return sections
     if not Path(path).is_file():
-        raise ValueError(f"config={str(path)!r} is no file; give the path of a recipe, such as training/recipes/*.yaml.")
+        raise ValueError(
+            f"config={str(path)!r} is no file; give the path of a recipe, such as training/recipes/*.yaml."
+        )
     content = yaml.safe_load(Path(path).read_text()) or {}
     if not isinstance(content, dict):
         raise ValueError(f"{path} is no recipe: it must have the sections {', '.join(sections)}.")
@@ -263,7 +265,7 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
         if kind in (int, float) and (number := _number(value)) is not None and (kind is float or number.is_integer()):
             return kind(number)
         if kind is tuple and isinstance(value, (list, tuple)) and len(value) == len(typing.get_args(option)):
-            return tuple(_coerce(v, h, name) for v, h in zip(value, typing.get_args(option)))
+            return tuple(_coerce(v, h, name) for v, h in zip(value, typing.get_args(option), strict=True))
         if kind is list and isinstance(value, str):
             return [part.strip() for part in value.split(",") if part.strip()]
         if kind in (str, list, bool) and isinstance(value, kind):

@@ -12,10 +12,14 @@ import yaml
 from safetensors import SafetensorError
 
 from ldae.data.image_processor import save_image_processor
+from ldae.errors import RunError
 from ldae.hub.remote_code import save_with_code
 from ldae.models.modeling_ldae import LDAEForPreTraining
-from ldae.errors import RunError
+from ldae.training.checkpoint import INCOMPLETE_PREFIX
 from ldae.training.recipe import Recipe, differences
+
+
+EXPORT_PREFIX = ".export-"  # of a folder that a model is written to before it takes the place of the last one
 
 
 class RunFolder:
@@ -49,7 +53,8 @@ class RunFolder:
 
     def claim(self, recipe: Recipe) -> None:
         """
-        Make the folder, see that it can be written to, and note the recipe.
+        Make the folder, see that it can be written to, remove what a killed start left half-written, and note the
+        recipe.
 
         Raises:
             RunError: if it cannot be written to.
@@ -57,6 +62,8 @@ class RunFolder:
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self.pictures.mkdir(exist_ok=True)
+            for left in (*self.path.glob(f"{EXPORT_PREFIX}*"), *self.checkpoints.glob(f"{INCOMPLETE_PREFIX}*")):
+                shutil.rmtree(left)
             self._replace(self.recipe, yaml.safe_dump(recipe.resolved(), sort_keys=False))
         except OSError as error:
             raise RunError(
@@ -100,7 +107,7 @@ class RunFolder:
         """
         from ldae.schedulers.scheduling_ldae import LDAEScheduler
 
-        staging = Path(tempfile.mkdtemp(prefix=".export-", dir=self.path))
+        staging = Path(tempfile.mkdtemp(prefix=EXPORT_PREFIX, dir=self.path))
         try:
             model.save_pretrained(staging, state_dict=weights)
             save_with_code(staging)

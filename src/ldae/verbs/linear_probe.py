@@ -3,7 +3,9 @@
 import sys
 from typing import Any
 
+from ldae.data import iterate_once
 from ldae.evaluation.classifier import build_classifier, save_classifier
+from ldae.evaluation.comparison import compare_linear
 from ldae.evaluation.linear_probe import ProbeSettings
 from ldae.evaluation.protocols import PROTOCOLS, LinearProbeResult, Protocol, run_linear_probe
 from ldae.results import add_result
@@ -31,6 +33,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--lr_multipliers", default="1,10,100", help="learning rates tried, times 1e-4 x batch / 256")
     parser.add_argument("--seeds", default="0,1,2", help="probe seeds (default: 0,1,2)")
     parser.add_argument("--crop_scale", default="0.08,1", help="area kept by random crops (default: 0.08,1)")
+    parser.add_argument(
+        "--baselines",
+        type=boolean,
+        nargs="?",
+        const=True,
+        default=False,
+        help="instead, compare with the untrained network, mean PCA coefficients and raw pixels (features computed once)",
+    )
     parser.add_argument("--horizontal_flip", type=boolean, default=True, help="false for digits and letters")
     try:
         options = parse(parser, argv)
@@ -53,6 +63,8 @@ def main(argv: list[str]) -> int:
             horizontal_flip=options.horizontal_flip,
             settings=settings,
         )
+        if options.baselines:
+            return _compare(inputs, settings)
         inputs.show_header(f"Linear probe ({protocol.name} protocol)")
         result = run_linear_probe(
             inputs.model,
@@ -70,6 +82,44 @@ def main(argv: list[str]) -> int:
         parser.exit(2, f"ldae linear_probe: {error}\n")
     _report(result, inputs)
     _save(result, inputs)
+    return 0
+
+
+def _compare(inputs: ProbeInputs, settings: ProbeSettings) -> int:
+    """Print the trained encoder's linear probe beside those of what it must beat, and add them to results.json."""
+    if inputs.layers is None:
+        raise ValueError("baselines=true is of l-DAE models: another model has no untrained twin here.")
+    inputs.show_header("Linear probe of features computed once, without augmentation")
+    size = {"image_size": inputs.config.image_size, "num_channels": inputs.config.num_channels}
+    train, test = (
+        list(iterate_once(source, **size, batch_size=256)) for source in (inputs.train_source, inputs.test_source)
+    )
+    rows = [["features", "accuracy", "+-", "lr"]]
+    for index, c in enumerate(compare_linear(inputs.model, train, test, settings)):
+        rows.append(
+            [c.name, f"{c.accuracy:.2%}", "-" if c.stderr is None else f"{c.stderr:.2%}", f"{c.learning_rate:.2g}"]
+        )
+        protocol = {
+            "name": "linear",
+            "preset": "baselines",
+            "epochs": settings.epochs,
+            "learning_rate": c.learning_rate,
+        }
+        entry: dict[str, Any] = {
+            "metric": "accuracy",
+            "value": c.accuracy,
+            "dataset": inputs.dataset_name,
+            "split": inputs.test_split,
+            "protocol": {**protocol, "timestep": inputs.config.feature_timestep, "augmentation": [], "holdout": 0.1},
+            "seeds": list(settings.seeds),
+            "checkpoint": c.name if index else inputs.checkpoint_name,
+            "n": sum(len(batch.images) for batch in test),
+        }
+        add_result(inputs.output_dir, entry if c.stderr is None else {**entry, "stderr": c.stderr})
+    print(table(rows))
+    print(
+        f"+- is the standard error over probe seeds {list(settings.seeds)}. Added to {inputs.output_dir}/results.json"
+    )
     return 0
 
 

@@ -1,0 +1,83 @@
+"""The `ldae` command: what it says of itself, what it says of mistakes, and the launchers in training/."""
+
+import runpy
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+from ldae.cli import VERBS, main
+from ldae.errors import RunError
+
+
+ROOT = Path(__file__).parents[1]
+DIGITS = str(ROOT / "training" / "recipes" / "digits.yaml")
+
+
+def test_help_names_every_verb_with_its_meaning(capsys):
+    assert main(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("usage: ldae VERB")
+    assert [line.split(maxsplit=1) for line in lines if line.startswith("  ")] == [list(item) for item in VERBS.items()]
+
+
+def test_no_verb_shows_the_help_and_fails(capsys):
+    assert main([]) == 2
+    assert "usage: ldae VERB" in capsys.readouterr().out
+
+
+def test_an_unknown_verb_is_one_line_on_stderr(capsys):
+    assert main(["pretrian", "--config", DIGITS]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err == f"ldae: 'pretrian' is no verb; choose one of {', '.join(VERBS)}.\n"
+
+
+@pytest.mark.parametrize("verb", ["pretrain", "train_tokenizer", "train-tokenizer"])
+def test_a_wrong_recipe_field_is_one_line_on_stderr(verb, capsys, tmp_path):
+    assert main([verb, "--config", DIGITS, "--output_dir", str(tmp_path / "run"), "--imagse", "3"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err == f"ldae {verb.replace('-', '_')}: --imagse is no field of a recipe; did you mean 'images'?\n"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_cannot_start_is_one_line_on_stderr(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    arguments = ["pretrain", "--config", DIGITS, "--output_dir", str(tmp_path / "file" / "run")]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("ldae pretrain: output_dir=") and "cannot be written to" in error and error.count("\n") == 1
+
+
+def test_a_traceback_can_be_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setenv("LDAE_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="did you mean 'images'"):
+        main(["pretrain", "--config", DIGITS, "--imagse", "3"])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot be written to"):
+        main(["pretrain", "--config", DIGITS, "--output_dir", str(tmp_path / "file" / "run")])
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_its_own_help(verb, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([verb, "--help"])
+    assert end.value.code == 0
+    assert f"usage: ldae {verb}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_its_launcher(verb, capsys, monkeypatch):
+    launcher = ROOT / "training" / f"{verb}.py"
+    monkeypatch.setattr(sys, "argv", [str(launcher), "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(launcher), run_name="__main__")
+    assert end.value.code == 0
+    assert f"usage: ldae {verb}" in capsys.readouterr().out
+
+
+def test_installing_the_package_gives_the_command():
+    (command,) = entry_points(group="console_scripts", name="ldae")
+    assert command.load() is main

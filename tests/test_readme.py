@@ -1,0 +1,62 @@
+"""The README's code runs, and its commands name verbs, recipes and fields that exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ldae.cli import VERBS
+from ldae.training.pretraining import pretrain
+from ldae.training.recipe import load_recipe, parse_overrides
+
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text()
+BLOCKS = {kind: re.findall(rf"```{kind}\n(.*?)```", TEXT, re.DOTALL) for kind in ("python", "bash")}
+COMMANDS = [line.split("  #")[0].strip() for block in BLOCKS["bash"] for line in block.splitlines() if line.strip()]
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory) -> Path:
+    """A folder in which `runs/quickstart` is a finished run, though a short one."""
+    folder = tmp_path_factory.mktemp("readme")
+    overrides = {"images": 128, "warmup_images": 0, "probe_every_images": 0, "tokenizer_images": 100}
+    overrides["output_dir"] = str(folder / "runs" / "quickstart")
+    pretrain(load_recipe(ROOT / "training/recipes/digits.yaml", {k: yaml.safe_dump(v) for k, v in overrides.items()}))
+    return folder
+
+
+def test_python_blocks_run_in_order(quickstart, monkeypatch):
+    monkeypatch.chdir(quickstart)
+    names: dict[str, object] = {}
+    for block in BLOCKS["python"]:
+        exec(compile(block, "README.md", "exec"), names)
+    assert names["outputs"].loss.isfinite()
+    assert [tuple(m.shape) for m in names["maps"]] == [(1, 128, 8, 12)] * 2
+    assert len(names["features"][0]) == 128
+    assert len(names["tokens"]) == 2
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_name_what_exists(command):
+    words = shlex.split(command)
+    if words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        return
+    if words[0] == "accelerate":
+        launcher = next(i for i, word in enumerate(words) if word.endswith(".py"))
+        assert (ROOT / words[launcher]).is_file()
+        files = [words[i + 1] for i, word in enumerate(words) if word == "--config_file"]
+        assert all((ROOT / file).is_file() for file in files)
+        words = ["ldae", Path(words[launcher]).stem, *words[launcher + 1 :]]
+    assert words[0] == "ldae" and words[1] in VERBS
+    if words[1] == "pretrain":
+        overrides = parse_overrides(words[2:])
+        load_recipe(ROOT / overrides.pop("config"), overrides)
+
+
+def test_links_and_pictures_exist():
+    for target in re.findall(r"\]\(([^)]+)\)", TEXT):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
