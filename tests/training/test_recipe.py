@@ -34,6 +34,7 @@ def test_overrides_win_and_are_typed(recipe_file):
     assert recipe.data.streaming is True
     assert recipe.training.base_learning_rate == 1e-4
     assert load_recipe(recipe_file, {"report_to": "tensorboard,wandb"}).training.report_to == ["tensorboard", "wandb"]
+    assert load_recipe(recipe_file, {"mixed_precision": "no"}).training.mixed_precision == "no"  # no boolean
     assert load_recipe(recipe_file, {"layer_norm_eps": "1e-5"}).model_config().layer_norm_eps == 1e-5
 
 

@@ -270,6 +270,8 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
             return [part.strip() for part in value.split(",") if part.strip()]
         if kind in (str, list, bool) and isinstance(value, kind):
             return value
+        if kind is str and value is False:  # YAML takes a bare `no` for false
+            return "no"
     wanted = " or ".join(getattr(option, "__name__", str(option)).replace("NoneType", "null") for option in options)
     raise ValueError(f"{name}={value!r} has the wrong type; it must be {wanted}.")
 

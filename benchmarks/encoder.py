@@ -1,0 +1,71 @@
+"""
+Encoder forward at a fixed t against transformers' IJepaModel of the same size, eager mode and compiled on both sides.
+
+Both run the same attention (sdpa) and activation on the same images without gradients. Ours has more to do: the PCA and
+its inverse, the conditioning of t, and the mean over tokens. Target: the interval reaches 1.0x.
+
+    python benchmarks/encoder.py [--pairs 15]
+"""
+
+import argparse
+from collections.abc import Callable
+
+import torch
+from harness import Comparison, compare
+from transformers import IJepaConfig, IJepaModel
+
+from ldae import LDAEConfig, LDAEModel
+
+
+# size, image size, patch size, batch
+CASES = [("tiny", 32, 4, 64), ("base", 256, 16, 4)]
+
+
+def build_models(size: str, image_size: int, patch_size: int) -> tuple[LDAEModel, IJepaModel]:
+    """An encoder with its gates drawn at random, and its peer of the same size."""
+    torch.manual_seed(0)
+    config = LDAEConfig.from_size(size, image_size=image_size, patch_size=patch_size, latent_dim=16)
+    ours = LDAEModel(config).eval()
+    for name, parameter in ours.named_parameters():
+        if "modulation" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    peer = IJepaModel(
+        IJepaConfig(
+            image_size=image_size,
+            patch_size=patch_size,
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_hidden_layers,
+            num_attention_heads=config.num_attention_heads,
+            intermediate_size=config.intermediate_size,
+            hidden_act=config.hidden_act,
+        )
+    ).eval()
+    return ours, peer
+
+
+def run(pairs: int = 15) -> list[Comparison]:
+    """Compare every case, eager and compiled."""
+    results = []
+    for size, image_size, patch_size, batch in CASES:
+        ours, peer = build_models(size, image_size, patch_size)
+        assert ours.config._attn_implementation == peer.config._attn_implementation == "sdpa"
+        images = torch.rand(batch, 3, image_size, image_size) * 2 - 1
+        for mode in ("eager", "compiled"):
+            calls = [forward_of(model if mode == "eager" else torch.compile(model), images) for model in (ours, peer)]
+            name = f"encoder {size} {image_size}/{patch_size} batch {batch} {mode}"
+            results.append(compare(name, *calls, pairs=pairs, target=1.0))
+    return results
+
+
+def forward_of(model: Callable, images: torch.Tensor) -> Callable[[], torch.Tensor]:
+    def forward() -> torch.Tensor:
+        with torch.no_grad():
+            return model(images).last_hidden_state
+
+    return forward
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=15)
+    run(parser.parse_args().pairs)

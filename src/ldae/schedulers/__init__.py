@@ -1,0 +1,1 @@
+"""The noise schedules as a diffusers scheduler."""

@@ -1,0 +1,328 @@
+"""The noise schedules as a diffusers scheduler: noise added as in training, and taken away again step by step."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+
+from ldae.models.configuration_ldae import LDAEConfig
+from ldae.models.corruption_ldae import corrupt, noise_schedule_tables
+from ldae.models.objective_ldae import clean_latent, loss_weight_table
+
+
+# The fields that the scheduler shares with LDAEConfig, and what diffusers calls the prediction targets.
+_SHARED_FIELDS = (
+    "num_train_timesteps",
+    "noise_schedule",
+    "beta_start",
+    "beta_end",
+    "sigma_max",
+    "sigma",
+    "loss_weighting",
+)
+_PREDICTION_TYPES = {"noise": "epsilon", "latent": "sample", "projected_image": "sample", "image": "sample"}
+
+
+@dataclass
+class LDAESchedulerOutput(BaseOutput):
+    """
+    Args:
+        prev_sample (`torch.Tensor`, as `sample`): z_s, the input of the next step.
+        pred_original_sample (`torch.Tensor`, as `sample`): The clean z_0 that the model output stands for.
+    """
+
+    prev_sample: torch.Tensor
+    pred_original_sample: torch.Tensor | None = None
+
+
+class LDAEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc] # both of diffusers' bases name config_name
+    """
+    z_t = gamma_t z_0 + sigma_t eps for t = 0 .. T - 1 (eq. 1), there and back.
+
+    A run's `config.json` is the only source of these fields: [`from_ldae_config`] writes them, [`verify_matches`]
+    refuses others. The last four are derived from the rest for diffusers' own schedulers, and only checked. With
+    them `DDPMScheduler` and `DDIMScheduler` load a saved `"linear_beta"` or `"linear_gamma2"` with the same
+    `alphas_cumprod`. The other two schedules (gamma = 1) have no betas: diffusers' schedulers refuse to load them,
+    because their `beta_schedule` is a word that diffusers does not know.
+
+    Args:
+        num_train_timesteps (`int`, defaults to 1000): T.
+        noise_schedule (`str`, defaults to `"linear_sigma"`): `"linear_beta"`, `"linear_gamma2"`, `"linear_sigma"` or
+            `"constant"`; as of [`LDAEConfig`], like the next five.
+        beta_start (`float`, defaults to 1e-4), beta_end (`float`, defaults to 0.02): Of `"linear_beta"`.
+        sigma_max (`float`, defaults to sqrt(2)): Of `"linear_sigma"`.
+        sigma (`float`, defaults to sqrt(1/3)): Of `"constant"`.
+        loss_weighting (`str`, defaults to `"inverse_variance"`): lambda_t of eq. 3.
+        prediction_type (`str`, defaults to `"sample"`): What `step` is given: the noise, `"epsilon"`, or the clean
+            latent, `"sample"`.
+        beta_schedule (`str`, *optional*): Derived: `"linear"` for `"linear_beta"`, else the name of the schedule.
+        trained_betas (`list[float]`, *optional*): Derived: the betas of `"linear_gamma2"`, else `None`.
+        clip_sample (`bool`, defaults to `False`): Latents have no range to clip to.
+        timestep_spacing (`str`, defaults to `"trailing"`): As of `set_timesteps`.
+
+    Attributes:
+        gammas, sigmas, loss_weights (`torch.FloatTensor` of shape `(T,)`): gamma_t, sigma_t and lambda_t, in float32.
+        timesteps (`torch.LongTensor`): The time steps of the denoising chain, falling.
+        init_noise_sigma (`float`): Standard deviation of z_T where z_0 has unit variance (`latent_scaling` `"global"` or
+            `"per_dim"`): a chain that generates starts from noise of this scale.
+
+    Raises:
+        ValueError: for fields that [`LDAEConfig`] refuses, an unknown `prediction_type`, and a derived field that
+            disagrees with `noise_schedule`.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from ldae import LDAEScheduler
+    >>> scheduler = LDAEScheduler(noise_schedule="linear_gamma2")
+    >>> z0, eps = torch.randn(2, 16, 8), torch.randn(2, 16, 8)
+    >>> zt = scheduler.add_noise(z0, eps, torch.tensor([10, 900]))
+    >>> scheduler.set_timesteps(4)
+    >>> scheduler.timesteps.tolist()
+    [999, 749, 499, 249]
+    >>> scheduler.step(z0, 249, zt).prev_sample.equal(z0)
+    True
+
+    ```
+    """
+
+    _compatibles = ["DDPMScheduler", "DDIMScheduler"]
+    order = 1
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        noise_schedule: str = "linear_sigma",
+        beta_start: float = 1e-4,
+        beta_end: float = 0.02,
+        sigma_max: float = 2**0.5,
+        sigma: float = (1 / 3) ** 0.5,
+        loss_weighting: str = "inverse_variance",
+        prediction_type: str = "sample",
+        beta_schedule: str | None = None,
+        trained_betas: list[float] | np.ndarray | None = None,
+        clip_sample: bool = False,
+        timestep_spacing: str = "trailing",
+    ):
+        if prediction_type not in ("epsilon", "sample"):
+            raise ValueError(f"prediction_type={prediction_type!r} is unknown; choose epsilon or sample.")
+        # The one validator of these fields is the model's.
+        LDAEConfig(**{name: self.config[name] for name in _SHARED_FIELDS}, feature_timestep=0)
+        self.gammas, self.sigmas = noise_schedule_tables(
+            noise_schedule,
+            num_train_timesteps,
+            beta_start=beta_start,
+            beta_end=beta_end,
+            sigma_max=sigma_max,
+            sigma=sigma,
+        )
+        self.loss_weights = loss_weight_table(loss_weighting, self.gammas, self.sigmas)
+        given = {
+            "beta_schedule": beta_schedule,
+            "trained_betas": trained_betas,
+            "clip_sample": clip_sample,
+            "timestep_spacing": timestep_spacing,
+        }
+        self._register_words_for_diffusers(given)
+        self.init_noise_sigma = float((self.gammas[-1] ** 2 + self.sigmas[-1] ** 2).sqrt())
+        self.num_inference_steps: int | None = None
+        # Until set_timesteps is called: every level, once.
+        self._chain = (
+            [num_train_timesteps - 1] if noise_schedule == "constant" else [*range(num_train_timesteps)][::-1]
+        )
+        self.timesteps = torch.tensor(self._chain)
+
+    @classmethod
+    def from_ldae_config(cls, config: LDAEConfig) -> "LDAEScheduler":
+        """The scheduler of a model's configuration: the same schedule, its target in diffusers' words."""
+        fields = {name: getattr(config, name) for name in _SHARED_FIELDS}
+        return cls(**fields, prediction_type=_PREDICTION_TYPES[config.prediction_target])
+
+    def verify_matches(self, config: LDAEConfig) -> None:
+        """
+        Check a scheduler that was loaded beside a model.
+
+        Raises:
+            ValueError: naming each field in which the scheduler and the model's configuration disagree.
+        """
+        right = LDAEScheduler.from_ldae_config(config).config
+        names = [name for name in right if not name.startswith("_")]
+        wrong = [name for name in names if not _same(self.config.get(name), right[name])]
+        if wrong:
+            found = ", ".join(f"{name}={_short(self.config.get(name))} not {_short(right[name])}" for name in wrong)
+            raise ValueError(
+                f"the scheduler disagrees with the model's config.json: {found}. config.json is what the model was "
+                "trained with; write the scheduler again by LDAEScheduler.from_ldae_config(config).save_pretrained(...)."
+            )
+
+    @classmethod
+    def from_config(  # type: ignore[override] # diffusers gives config a default that it refuses
+        cls, config: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> "LDAEScheduler | tuple[LDAEScheduler, dict[str, Any]]":
+        """As diffusers'. A configuration that names no `noise_schedule` is another scheduler's, and refused."""
+        if "noise_schedule" not in {**config, **kwargs}:
+            raise ValueError(
+                f"noise_schedule is missing from the configuration of a {config.get('_class_name', 'scheduler')}: an "
+                "LDAEScheduler cannot tell its schedule. Give noise_schedule=... (for DDPM's own: 'linear_beta')."
+            )
+        return super().from_config(config, return_unused_kwargs, **kwargs)
+
+    def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """
+        Corrupt clean latents: eq. 1, bit for bit what the model does in training.
+
+        Args:
+            original_samples (`torch.Tensor` of shape `(B, ...)`): z_0.
+            noise (`torch.Tensor` of shape `(B, ...)`): eps.
+            timesteps (`torch.LongTensor` of shape `(B,)` or `(1,)`): Time step of each sample, or the shared one.
+
+        Returns:
+            `torch.Tensor`: z_t, with the type and device of `original_samples`; the arithmetic is in float32 at least.
+        """
+        z0, (gamma, sigma) = _wide(original_samples), self._levels(timesteps, original_samples.device)
+        return corrupt(z0, noise.to(z0), gamma, sigma).to(original_samples.dtype)
+
+    def scale_model_input(self, sample: torch.Tensor, timestep: int | torch.Tensor | None = None) -> torch.Tensor:
+        """The model's input at a time step: the sample as it is."""
+        return sample
+
+    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
+        """
+        Choose the time steps of the denoising chain: evenly spaced, falling, the first is T - 1.
+
+        Args:
+            num_inference_steps (`int`): From 1 to T; 1 for the constant schedule.
+            device (`str` or `torch.device`, *optional*): Where `timesteps` shall be.
+
+        Raises:
+            ValueError: for another number.
+        """
+        total = len(self)
+        if self.config["noise_schedule"] == "constant" and num_inference_steps != 1:
+            raise ValueError(
+                f"num_inference_steps={num_inference_steps} is not possible with noise_schedule='constant': it has one "
+                "level of noise, which is taken away in 1 step."
+            )
+        if not 1 <= num_inference_steps <= total:
+            raise ValueError(f"num_inference_steps={num_inference_steps} is not possible; give 1 to {total}, the T.")
+        steps = total - np.arange(num_inference_steps) * (total / num_inference_steps)
+        self._chain = [int(step) - 1 for step in steps.round()]
+        self.num_inference_steps = num_inference_steps
+        self.timesteps = torch.tensor(self._chain, device=device)
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: int | torch.Tensor,
+        sample: torch.Tensor,
+        eta: float = 0.0,
+        generator: torch.Generator | None = None,
+        return_dict: bool = True,
+    ) -> LDAESchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
+        """
+        One step of the chain: from z_t to z_s, where s is the next lower time step of `timesteps`. The last step gives
+        the clean prediction.
+
+        With eta = 0 the step is deterministic (DDIM, arXiv 2010.02502), with eta = 1 ancestral: a draw from
+        q(z_s | z_t, z_0), Gaussian with variance v = sigma_s^2 (1 - (gamma_t sigma_s / (gamma_s sigma_t))^2). Both are
+        written for any gamma and sigma, so z_s = gamma_s z_0 + sqrt(sigma_s^2 - eta^2 v) eps + eta sqrt(v) noise.
+
+        Args:
+            model_output (`torch.Tensor` of shape `(B, ...)`): Predicted noise or clean latent, as `prediction_type` says.
+            timestep (`int`): t, from 0 to T - 1.
+            sample (`torch.Tensor` of shape `(B, ...)`): z_t.
+            eta (`float`, defaults to 0): From 0, deterministic, to 1, ancestral.
+            generator (`torch.Generator`, *optional*): Of the noise where eta > 0.
+            return_dict (`bool`, defaults to `True`): Whether to return a [`LDAESchedulerOutput`] or a tuple.
+
+        Returns:
+            [`LDAESchedulerOutput`] with the type of `sample`; the arithmetic is in float32 at least.
+
+        Raises:
+            ValueError: for a time step or an eta out of range.
+        """
+        t = int(timestep)
+        if not 0 <= t < len(self):
+            raise ValueError(f"timestep={t} is not possible; give 0 to {len(self) - 1}.")
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta={eta} is not possible; give 0 (deterministic) to 1 (ancestral).")
+        zt, output = _wide(sample), _wide(model_output)
+        gamma_t, sigma_t = self.gammas[t].item(), self.sigmas[t].item()
+        if self.config["prediction_type"] == "epsilon":
+            eps = output
+            z0 = clean_latent(eps, zt, *self._levels(torch.tensor([t]), zt.device))
+        else:
+            z0 = output
+            eps = (zt - gamma_t * z0) / sigma_t if sigma_t > 0 else torch.zeros_like(zt)
+
+        lower = [s for s in self._chain if s < t]
+        if not lower or self.config["noise_schedule"] == "constant":
+            zs = z0
+        else:
+            gamma_s, sigma_s = self.gammas[max(lower)].item(), self.sigmas[max(lower)].item()
+            v = 0.0
+            if sigma_s > 0:  # then sigma_t is, too
+                v = sigma_s**2 * max(0.0, 1 - (gamma_t * sigma_s / (gamma_s * sigma_t)) ** 2)
+            zs = gamma_s * z0 + max(0.0, sigma_s**2 - eta**2 * v) ** 0.5 * eps
+            if eta * v > 0:
+                noise = randn_tensor(zt.shape, generator=generator, device=zt.device, dtype=zt.dtype)
+                zs = zs + eta * v**0.5 * noise
+        zs, z0 = zs.to(sample.dtype), z0.to(sample.dtype)
+        return LDAESchedulerOutput(prev_sample=zs, pred_original_sample=z0) if return_dict else (zs, z0)
+
+    def __len__(self) -> int:
+        return self.config["num_train_timesteps"]
+
+    def _levels(self, timesteps: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """gamma and sigma at time steps, on a device. The tables stay on the CPU, where `step` reads single levels."""
+        timesteps = timesteps.to(device)
+        return self.gammas.to(device)[timesteps], self.sigmas.to(device)[timesteps]
+
+    def _register_words_for_diffusers(self, given: dict[str, Any]) -> None:
+        """Derive what tells diffusers' schedulers the same, and refuse given words that tell them something else."""
+        schedule = self.config["noise_schedule"]
+        words: dict[str, Any] = {
+            "beta_schedule": "linear" if schedule == "linear_beta" else schedule,
+            "trained_betas": None,
+            "clip_sample": False,
+            "timestep_spacing": "trailing",
+        }
+        if schedule == "linear_gamma2":
+            gamma2 = self.gammas.double() ** 2
+            previous = torch.cat([gamma2.new_ones(1), gamma2[:-1]])
+            words["trained_betas"] = (1 - gamma2 / previous).tolist()
+        for name, word in words.items():
+            if given[name] is not None and not _same(given[name], word):
+                raise ValueError(
+                    f"{name}={_short(given[name])} disagrees with noise_schedule={schedule!r}, for which it is "
+                    f"{_short(word)}; leave it out."
+                )
+        self.register_to_config(**words)
+        # diffusers drops fields left at their defaults when another class takes over a config. Its defaults of these are
+        # not ours, so they count as given.
+        if "_use_default_values" in self.config:
+            at_default = set(self.config["_use_default_values"]) - set(words) - {"prediction_type", "noise_schedule"}
+            self.register_to_config(_use_default_values=sorted(at_default))
+
+
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    """In float32, or wider where it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two values of a configuration say the same; betas up to the rounding of float32."""
+    if isinstance(a, (list, tuple, np.ndarray)) and isinstance(b, (list, tuple, np.ndarray)):
+        return len(a) == len(b) and np.allclose(a, b, rtol=1e-6, atol=1e-9)
+    return isinstance(a, bool) == isinstance(b, bool) and bool(np.all(a == b))
+
+
+def _short(value: Any) -> str:
+    return f"<{len(value)} values>" if isinstance(value, (list, tuple, np.ndarray)) else repr(value)

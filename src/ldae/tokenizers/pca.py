@@ -1,0 +1,291 @@
+"""Patch-wise PCA (Sec. 4.2) of any number of images: second moments in one pass, then one eigendecomposition."""
+
+import warnings
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+
+from ldae.models.tokenizer_ldae import PatchPCA, patchify
+
+
+class PatchMoments:
+    """
+    Count, mean and scatter matrix of patches, in float64: all that PCA needs to know of them.
+
+    Moments of two sets can be merged, so patches come in chunks, from several processes, and in a run that was stopped
+    and resumed. Every chunk is centred on its own mean before it is squared, so nothing cancels. Memory is D x D and
+    one chunk, whatever the number of patches.
+
+    Args:
+        patch_dim (`int`): D = C * P * P, the number of values in a patch.
+
+    Attributes:
+        count (`int`): Patches seen.
+        mean (`torch.DoubleTensor` of shape `(D,)`): Their mean.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from ldae import PatchMoments
+    >>> a, b = torch.rand(50, 12), torch.rand(30, 12)
+    >>> one_pass = PatchMoments(12).update(torch.cat([a, b]))
+    >>> merged = PatchMoments(12).update(a).merge(PatchMoments(12).update(b))
+    >>> merged.count, torch.allclose(merged.covariance, one_pass.covariance)
+    (80, True)
+
+    ```
+    """
+
+    def __init__(self, patch_dim: int):
+        if patch_dim < 1:
+            raise ValueError(f"patch_dim={patch_dim} is not possible; it must be 1 or more.")
+        self.patch_dim = patch_dim
+        self.count = 0
+        self.mean = torch.zeros(patch_dim, dtype=torch.float64)
+        self._scatter = torch.zeros(patch_dim, patch_dim, dtype=torch.float64)  # only its upper triangle is kept
+
+    def update(self, patches: torch.Tensor, chunk_size: int = 2048) -> "PatchMoments":
+        """
+        Take in patches.
+
+        Args:
+            patches (`torch.FloatTensor` of shape `(..., D)`): As [`patchify`] gives them, of any floating type. The
+                moments move to their device (they stay on the CPU for a device without float64).
+            chunk_size (`int`, defaults to 2048): Patches turned to float64 at a time.
+
+        Returns:
+            [`PatchMoments`]: itself.
+
+        Raises:
+            ValueError: for patches of another size, integers, and values that are not finite; the moments are then as
+                they were before the offending chunk.
+        """
+        if patches.ndim < 1 or patches.shape[-1] != self.patch_dim:
+            raise ValueError(f"patches has shape {tuple(patches.shape)}; the last size must be D={self.patch_dim}.")
+        if not patches.is_floating_point():
+            raise ValueError(f"patches is {patches.dtype}; scale pixels to [-1, 1] in a floating type first.")
+        self._move_to(patches.device)
+        for chunk in patches.reshape(-1, self.patch_dim).split(chunk_size):
+            n = chunk.shape[0]
+            if n == 0:  # an empty tensor is one empty chunk
+                continue
+            rows = torch.empty(n + 1, self.patch_dim, dtype=torch.float64, device=self.mean.device)
+            rows[:n] = chunk
+            chunk_mean = rows[:n].T @ rows.new_full((n,), 1 / n)  # (D,), in less time than mean(dim=0)
+            if not chunk_mean.isfinite().all():
+                raise ValueError("patches hold values that are NaN or infinite; find the image and leave it out.")
+            rows[:n] -= chunk_mean
+            self._absorb(n, chunk_mean, rows)
+        return self
+
+    def merge(self, other: "PatchMoments") -> "PatchMoments":
+        """Take in the patches that another one has seen. Returns itself; the other stays as it is."""
+        if other.patch_dim != self.patch_dim:
+            raise ValueError(f"patch_dim={other.patch_dim} cannot be merged into patch_dim={self.patch_dim}.")
+        if other.count:
+            device = self.mean.device
+            self._scatter += other._scatter.to(device)
+            self._absorb(other.count, other.mean.to(device), torch.empty_like(self.mean)[None])
+        return self
+
+    def all_reduce(self) -> "PatchMoments":
+        """
+        Merge the moments of all processes of `torch.distributed`'s default group, in place: afterwards every process
+        holds the whole. Call it once, after the last update, in every process. Without a process group it does nothing.
+        """
+        if not (dist.is_available() and dist.is_initialized()):
+            return self
+        if dist.get_backend() == "nccl":
+            self._move_to(torch.device("cuda", torch.cuda.current_device()))
+        sums = torch.cat([self.mean * self.count, self.mean.new_tensor([self.count])])  # counts stay exact to 2^53
+        dist.all_reduce(sums)
+        total = int(sums[-1].item())
+        if total == 0:
+            return self
+        mean = sums[:-1] / total
+        if self.count:  # the scatter about the common mean can be summed
+            self._add_gram((self.count**0.5 * (self.mean - mean))[None])
+        dist.all_reduce(self._scatter)
+        self.count, self.mean = total, mean
+        return self
+
+    @property
+    def covariance(self) -> torch.Tensor:
+        """`(D, D)` in float64, with n - 1 in the denominator, as scikit-learn has it."""
+        if self.count < 2:
+            raise ValueError(f"count={self.count} patches have no covariance; give at least 2.")
+        upper = self._scatter.triu()
+        return (upper + upper.triu(1).T) / (self.count - 1)
+
+    @property
+    def total_variance(self) -> float:
+        """Trace of the covariance. `pca.explained_variance.sum() / total_variance` is the share that a PCA explains."""
+        if self.count < 2:
+            raise ValueError(f"count={self.count} patches have no variance; give at least 2.")
+        return self._scatter.diagonal().sum().item() / (self.count - 1)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """`count ()`, `mean (D,)`, `scatter (D, D)`: tensors that safetensors can save. Training on from them is exact."""
+        return {"count": torch.tensor(self.count), "mean": self.mean.clone(), "scatter": self._scatter.triu()}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Set what [`state_dict`] gave; `ValueError` for another patch size."""
+        if state["mean"].shape != self.mean.shape:
+            raise ValueError(f"the state is of patch_dim={state['mean'].numel()}, not of {self.patch_dim}.")
+        self.count = int(state["count"])
+        self.mean, self._scatter = state["mean"].double().clone(), state["scatter"].double().clone()
+
+    def _absorb(self, n: int, mean: torch.Tensor, rows: torch.Tensor) -> None:
+        """Merge n patches of that mean; rows are their centred ones, with a free last row for the shift of the mean."""
+        shift = mean - self.mean
+        total = self.count + n
+        rows[-1] = (self.count * n / total) ** 0.5 * shift  # Chan, Golub, LeVeque 1983: its square is the update
+        self._add_gram(rows)
+        self.mean = self.mean + (n / total) * shift
+        self.count = total
+
+    def _add_gram(self, rows: torch.Tensor) -> None:
+        """Add rows^T rows to the upper triangle, in four stripes: five eighths of the work of the whole product."""
+        width = max(64, -(-self.patch_dim // 4))
+        for i in range(0, self.patch_dim, width):
+            self._scatter[i : i + width, i:].addmm_(rows[:, i : i + width].T, rows[:, i:])
+
+    def _move_to(self, device: torch.device) -> None:
+        if device.type != "mps":  # which has no float64
+            self.mean, self._scatter = self.mean.to(device), self._scatter.to(device)
+
+
+def fit_patch_pca(
+    images: torch.Tensor | Iterable[torch.Tensor],
+    *,
+    patch_size: int,
+    latent_dim: int,
+    latent_scaling: str = "none",
+    num_channels: int | None = None,
+    moments: PatchMoments | None = None,
+    chunk_size: int = 2048,
+) -> PatchPCA:
+    """
+    Fit the patch-wise PCA of images in one pass (Sec. 4.2).
+
+    Args:
+        images (`torch.FloatTensor` of shape `(B, C, H, W)`, or an iterable of such batches): Pixels in [-1, 1]. Batches
+            may differ in B, H and W; H and W are multiples of `patch_size`.
+        patch_size (`int`): P, in pixels.
+        latent_dim (`int`): d, at most C * P * P.
+        latent_scaling (`str`, defaults to `"none"`): As of [`PatchPCA`].
+        num_channels (`int`, *optional*): C; by default the first batch's.
+        moments ([`PatchMoments`], *optional*): Accumulate into these, which may already hold patches; they afterwards
+            tell the total variance.
+        chunk_size (`int`, defaults to 2048): Patches worked on at a time.
+
+    Returns:
+        [`PatchPCA`] with `fitted` set; see [`pca_from_moments`].
+
+    Raises:
+        ValueError: for no images, another number of channels, sizes that are not multiples of the patch, pixels that
+            are integers or not finite, images without any variance, and `latent_dim` beyond a patch's size.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from ldae import PatchMoments, fit_patch_pca
+    >>> moments = PatchMoments(3 * 4 * 4)
+    >>> batches = (torch.rand(8, 3, 16, 16) * 2 - 1 for _ in range(4))
+    >>> pca = fit_patch_pca(batches, patch_size=4, latent_dim=48, moments=moments)
+    >>> moments.count, bool(pca.fitted)
+    (512, True)
+    >>> share = pca.explained_variance.sum().item() / moments.total_variance
+    >>> round(share, 4)
+    1.0
+
+    ```
+    """
+    for batch in [images] if isinstance(images, torch.Tensor) else images:
+        if batch.ndim != 4:
+            raise ValueError(f"images has shape {tuple(batch.shape)}; give batches of shape (B, C, H, W).")
+        channels, height, width = batch.shape[1:]
+        if num_channels is None:
+            num_channels = channels
+        if channels != num_channels:
+            raise ValueError(f"images has {channels} channels where num_channels={num_channels}; convert them to one.")
+        if height % patch_size or width % patch_size:
+            raise ValueError(f"images is {height}x{width}; both must be multiples of patch_size={patch_size}.")
+        if moments is None:
+            PatchPCA(
+                patch_size, channels, latent_dim, latent_scaling
+            )  # a d that is too large need not wait for the end
+            moments = PatchMoments(channels * patch_size**2)
+        patches_each = (height // patch_size) * (width // patch_size)
+        for part in batch.split(max(1, chunk_size // max(1, patches_each))):
+            moments.update(patchify(part, patch_size), chunk_size)
+    if moments is None or moments.count == 0:
+        raise ValueError("images is empty; PCA needs images to be fitted on.")
+    if num_channels is None:
+        num_channels = moments.patch_dim // patch_size**2
+    return pca_from_moments(
+        moments,
+        patch_size=patch_size,
+        num_channels=num_channels,
+        latent_dim=latent_dim,
+        latent_scaling=latent_scaling,
+    )
+
+
+def pca_from_moments(
+    moments: PatchMoments, *, patch_size: int, num_channels: int, latent_dim: int, latent_scaling: str = "none"
+) -> PatchPCA:
+    """
+    The PCA of the patches that went into the moments, by an eigendecomposition in float64.
+
+    Each component has its entry of largest magnitude positive. Variances have n - 1 in the denominator. Where the
+    patches span fewer than `latent_dim` directions (grey images in three channels span at most P * P, n patches n - 1)
+    the remaining components are any that keep the rows orthonormal, their variance is zero, and a warning says so.
+
+    Args:
+        moments ([`PatchMoments`]): Of at least two patches, not all the same; after `all_reduce` if there are several
+            processes.
+        patch_size, num_channels, latent_dim, latent_scaling: As of [`PatchPCA`].
+
+    Returns:
+        [`PatchPCA`] on the CPU, with `fitted` set.
+
+    Raises:
+        ValueError: for moments of another patch size, patches without variance, and `latent_dim` beyond a patch's size.
+    """
+    pca = PatchPCA(patch_size, num_channels, latent_dim, latent_scaling)
+    if moments.patch_dim != pca.mean.numel():
+        raise ValueError(
+            f"moments is of patch_dim={moments.patch_dim}; patch_size={patch_size} and num_channels={num_channels} "
+            f"make {pca.mean.numel()}."
+        )
+    # A pixel in float32 is off by up to 2^-24 of its size: what varies less is constant.
+    mean_square = moments.mean.square().mean().item()
+    if moments.count < 2 or moments.total_variance <= moments.patch_dim * 2.0**-46 * mean_square:
+        raise ValueError(
+            f"the {moments.count} patches of the images are all the same; PCA needs images that vary. Check that they "
+            "are decoded and not cropped to a plain border."
+        )
+    variances, vectors = torch.linalg.eigh(moments.covariance.cpu())  # rising, (D,) and columns of (D, D)
+    variances, components = variances.flip(0), vectors.flip(1).T
+    rank = int((variances > moments.patch_dim * torch.finfo(torch.float64).eps * variances[0]).sum())
+    if latent_dim > rank:
+        warnings.warn(
+            f"latent_dim={latent_dim} exceeds the rank of the patches: {moments.count} of them span {rank} directions "
+            f"of {moments.patch_dim}. The other {latent_dim - rank} components carry no variance; choose latent_dim <= "
+            f"{rank}, or give more varied images.",
+            stacklevel=2,
+        )
+    components = components[:latent_dim]
+    largest = components.gather(1, components.abs().argmax(dim=1, keepdim=True))  # (d, 1)
+    state = {
+        "mean": moments.mean,
+        "components": components * largest.sign(),
+        "explained_variance": torch.where(torch.arange(latent_dim) < rank, variances[:latent_dim], 0.0),
+        "fitted": torch.tensor(True),
+    }
+    pca.load_state_dict(state)  # copies into float32
+    return pca
