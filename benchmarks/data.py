@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
+from transformers.utils.logging import disable_progress_bar
 
 from ldae.training.pretraining import pretrain
 from ldae.training.recipe import load_recipe
@@ -74,6 +75,7 @@ def run(steps: int = 12, batch: int = 32, workers: int = 1) -> list[float]:
     """Measure, and print one line."""
     if steps < 2 * LAP:
         raise SystemExit(f"--steps {steps} is not possible; the first {LAP} are not measured: give {2 * LAP} or more.")
+    disable_progress_bar()
     dataset = os.environ.get("LDAE_CIFAR10")
     with tempfile.TemporaryDirectory() as folder:
         if dataset is None:

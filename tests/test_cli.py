@@ -19,7 +19,8 @@ def test_help_names_every_verb_with_its_meaning(capsys):
     assert main(["--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("usage: ldae VERB")
-    assert [line.split(maxsplit=1) for line in lines if line.startswith("  ")] == [list(item) for item in VERBS.items()]
+    listed = dict(line.split(maxsplit=1) for line in lines if line.startswith("  "))
+    assert listed == VERBS
 
 
 def test_no_verb_shows_the_help_and_fails(capsys):
@@ -48,7 +49,8 @@ def test_a_run_that_cannot_start_is_one_line_on_stderr(capsys, tmp_path):
     arguments = ["pretrain", "--config", DIGITS, "--output_dir", str(tmp_path / "file" / "run")]
     assert main(arguments) == 2
     error = capsys.readouterr().err
-    assert error.startswith("ldae pretrain: output_dir=") and "cannot be written to" in error and error.count("\n") == 1
+    assert error.startswith("ldae pretrain: output_dir=") and "cannot be written to" in error
+    assert error.count("\n") == 1
 
 
 def test_a_traceback_can_be_asked_for(monkeypatch, tmp_path):

@@ -2,8 +2,8 @@
 
 import sys
 
-from ldae.verbs.knn import main
+from ldae.cli import run_verb
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    raise SystemExit(run_verb("knn", sys.argv[1:]))

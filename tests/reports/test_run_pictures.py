@@ -31,8 +31,8 @@ PROBES = [{"event": "probe", "images": images, "ridge_accuracy": 0.5, "knn_accur
 
 def make_model(**fields) -> LDAEForPreTraining:
     torch.manual_seed(0)
-    fields = {"hidden_size": 16, "num_hidden_layers": 1, "decoder_num_hidden_layers": 1, "intermediate_size": 32} | fields
-    config = LDAEConfig(image_size=SIDE, patch_size=4, num_attention_heads=2, latent_dim=5, **fields)
+    tiny = {"hidden_size": 16, "num_hidden_layers": 1, "decoder_num_hidden_layers": 1, "num_attention_heads": 2}
+    config = LDAEConfig(image_size=SIDE, patch_size=4, intermediate_size=32, latent_dim=5, **tiny, **fields)
     model = LDAEForPreTraining(config).eval()
     for parameter in model.parameters():  # zero gates would hide what the blocks do
         torch.nn.init.normal_(parameter, std=0.1)

@@ -46,12 +46,14 @@ def test_accelerate_reads_it_and_its_header_launches_it(path):
 def test_each_starts_what_it_is_named_for(name, kind):
     assert load_config_from_file(str(FOLDER / f"{name}.yaml")).distributed_type == kind
     launched = resolve(name)
-    assert launched.multi_gpu == (kind == DistributedType.MULTI_GPU) and launched.use_fsdp == (kind == DistributedType.FSDP)
+    assert launched.multi_gpu == (kind == DistributedType.MULTI_GPU)
+    assert launched.use_fsdp == (kind == DistributedType.FSDP)
     assert launched.num_processes == {"one_gpu": 1, "multi_gpu": 8, "multi_node": 16, "fsdp2": 8}[name]
 
 
 def test_options_of_the_command_win_over_the_file():
-    launched = resolve("multi_node", *"--num_machines 4 --num_processes 32 --machine_rank 3 --main_process_ip h".split())
+    options = "--num_machines 4 --num_processes 32 --machine_rank 3 --main_process_ip h"
+    launched = resolve("multi_node", *options.split())
     assert (launched.num_machines, launched.num_processes, launched.machine_rank) == (4, 32, 3)
     assert (launched.main_process_ip, launched.main_process_port) == ("h", 29500)
     assert resolve("multi_gpu", "--num_processes", "2").num_processes == 2

@@ -25,6 +25,10 @@ logger = logging.getLogger(__name__)
 SUBSET_SEED = 0  # the subset and its split are the same in all runs, so that their curves compare
 
 
+class NoLabelsError(ValueError):
+    """There is nothing to probe with: the images have no labels."""
+
+
 class OnlineProbe:
     """
     Ridge and kNN accuracy of a model's default features (clean input, `feature_layer`, `feature_timestep`).
@@ -43,7 +47,7 @@ class OnlineProbe:
         dtype (`torch.dtype`, *optional*): Autocast to it; by default no autocast.
 
     Raises:
-        ValueError: where one of the sources has no labels; see [`~OnlineProbe.open`].
+        NoLabelsError: where one of the sources has no labels; see [`~OnlineProbe.open`].
     """
 
     def __init__(
@@ -62,7 +66,7 @@ class OnlineProbe:
         self._batches: list[list[Batch]] = []
         for source, limit in ((train_source, num_train), (eval_source, num_eval)):
             if source.label_column is None:
-                raise ValueError(f"{source.description} has no label column, and a probe needs labels.")
+                raise NoLabelsError(f"{source.description} has no label column.")
             rows = iterate_once(
                 fixed_subset(source, limit, SUBSET_SEED),
                 image_size=image_size,
@@ -71,7 +75,7 @@ class OnlineProbe:
             )
             labelled = [batch for batch in map(_labelled_part, rows) if batch is not None]
             if not labelled:
-                raise ValueError(f"{source.description} has no labelled image, and a probe needs labels.")
+                raise NoLabelsError(f"{source.description} has no labelled image.")
             self._batches.append(labelled)
 
     @classmethod
@@ -95,9 +99,7 @@ class OnlineProbe:
                 num_eval=training.probe_eval_examples,
                 dtype=torch.bfloat16 if training.mixed_precision == "bf16" else None,
             )
-        except ValueError as error:
-            if "a probe needs labels" not in str(error):
-                raise
+        except NoLabelsError as error:
             logger.warning("No online probe: %s", error)
             return None
 

@@ -215,7 +215,7 @@ class PretrainingRun:
             self._say(f"Images read: {describe_counts(self.loader.counts)}")
             self.folder.export(self.model, {**weights, **self._average()})
             draw_run_pictures(self.folder.path, self.source)
-            write_model_card(self.folder.path)
+            write_model_card(self.folder.path, repo_id=self.options.push_to_hub)
             if self.uploader:
                 self.uploader.finish("Trained")
             self.folder.log({"images": self.images_seen, "event": "finished"})

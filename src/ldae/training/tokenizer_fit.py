@@ -42,12 +42,11 @@ def fit_on_source(source: ImageSource, recipe: Recipe, accelerator: Accelerator)
         seed=recipe.training.seed,
     )
     moments = PatchMoments(config.patch_dim)
-    share = -(-wanted // world)
     for batch in loader:
-        images = batch.images[: share - moments.count // config.num_patches]
-        if len(images) == 0:
+        chosen = batch.positions < wanted  # the same images on any number of processes, unless streamed
+        if not chosen.any():
             break
-        positions = batch.positions[: len(images)]
+        images, positions = batch.images[chosen], batch.positions[chosen]
         pixels = prepare_images(images.to(accelerator.device), positions, 0, image_size=config.image_size)
         moments.update(patchify(pixels, config.patch_size))
     moments.all_reduce()
