@@ -4,7 +4,7 @@ Encoder forward at a fixed t against transformers' IJepaModel of the same size, 
 Both run the same attention (sdpa) and activation on the same images without gradients. Ours has more to do: the PCA and
 its inverse, the conditioning of t, and the mean over tokens. Target: the interval reaches 1.0x.
 
-    python benchmarks/encoder.py [--pairs 15]
+    python benchmarks/encoder.py [--pairs N]
 """
 
 import argparse
@@ -17,8 +17,8 @@ from transformers import IJepaConfig, IJepaModel
 from ldae import LDAEConfig, LDAEModel
 
 
-# size, image size, patch size, batch
-CASES = [("tiny", 32, 4, 64), ("base", 256, 16, 4)]
+# size, image size, patch size, batch, timed pairs
+CASES = [("tiny", 32, 4, 64, 15), ("base", 256, 16, 4, 9)]
 
 
 def build_models(size: str, image_size: int, patch_size: int) -> tuple[LDAEModel, IJepaModel]:
@@ -43,17 +43,17 @@ def build_models(size: str, image_size: int, patch_size: int) -> tuple[LDAEModel
     return ours, peer
 
 
-def run(pairs: int = 15) -> list[Comparison]:
+def run(pairs: int | None = None) -> list[Comparison]:
     """Compare every case, eager and compiled."""
     results = []
-    for size, image_size, patch_size, batch in CASES:
+    for size, image_size, patch_size, batch, default_pairs in CASES:
         ours, peer = build_models(size, image_size, patch_size)
         assert ours.config._attn_implementation == peer.config._attn_implementation == "sdpa"
         images = torch.rand(batch, 3, image_size, image_size) * 2 - 1
         for mode in ("eager", "compiled"):
             calls = [forward_of(model if mode == "eager" else torch.compile(model), images) for model in (ours, peer)]
             name = f"encoder {size} {image_size}/{patch_size} batch {batch} {mode}"
-            results.append(compare(name, *calls, pairs=pairs, target=1.0))
+            results.append(compare(name, *calls, pairs=pairs or default_pairs, target=1.0))
     return results
 
 
@@ -67,5 +67,5 @@ def forward_of(model: Callable, images: torch.Tensor) -> Callable[[], torch.Tens
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=15)
+    parser.add_argument("--pairs", type=int, help="timed pairs of every case")
     run(parser.parse_args().pairs)
