@@ -6,6 +6,8 @@ import sys
 import time
 from pathlib import Path
 
+from transformers.utils.logging import disable_progress_bar
+
 from ldae import LDAEForPreTraining
 from ldae.data import iterate_once, open_probe_images
 from ldae.evaluation.comparison import ComparedFeatures, compare_few_shot
@@ -21,15 +23,16 @@ SHOTS, DRAWS = 5, 20
 
 # What a user of the finished folder writes; run in a process of its own.
 LOAD_BACK = """
-import sys, torch, numpy, PIL.Image
+import sys, numpy, PIL.Image
 import ldae
-from transformers import AutoModel, pipeline
+from transformers import AutoImageProcessor, AutoModel, pipeline
+from transformers.utils.logging import disable_progress_bar
 
+disable_progress_bar()
 folder = sys.argv[1]
 encoder = AutoModel.from_pretrained(folder)
 image = PIL.Image.fromarray(numpy.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=numpy.uint8))
 features = pipeline("image-feature-extraction", model=folder)(image, pool=True, return_tensors=True)
-from transformers import AutoImageProcessor
 pixels = AutoImageProcessor.from_pretrained(folder)(image, return_tensors="pt").pixel_values
 error = (encoder(pixels).pooler_output - features).abs().max().item()
 print(f"AutoModel gives {type(encoder).__name__}, pipeline(pool=True) features of shape {tuple(features.shape)}; "
@@ -40,6 +43,7 @@ assert error < 1e-5
 
 def main() -> None:
     started = time.perf_counter()
+    disable_progress_bar()  # of transformers' loading and saving: the pre-training shows its own
     if FOLDER.exists():
         shutil.rmtree(FOLDER)  # a quick start starts
     recipe = load_recipe(RECIPE, {"output_dir": str(FOLDER)})

@@ -47,7 +47,7 @@ def test_text_shows_the_run(run_folder: Path) -> None:
     assert "1,797 images of handwritten digits" in section(card, "Training data")
     assert "12,800 images seen; 90 seconds of training; on CPU, 2 threads" in section(card, "Cost and hardware")
     assert "batch_size: 64" in section(card, "Recipe")
-    assert "81.2 % ± 0.4" in section(card, "ridge")
+    assert "81.25 % ± 0.40" in section(card, "ridge")
     assert "20 (0 to 19)" in section(card, "ridge")
     assert "75.0 %" not in section(card, "ridge"), "kNN and linear probes never share a table"
     assert "75.0 %" in section(card, "knn")

@@ -198,16 +198,13 @@ def _pool_blocks(
     """Pooled features `(b, L, T, C)` of pixels `(b, C, S, S)`."""
     trunk, config = trunk_of(model), model.config
     default = config.feature_layer or config.num_hidden_layers
-    taps: list[int] | bool = list(layers)
-    if max(layers) > config.num_hidden_layers:
-        taps = True  # transformers counts an index list up to the encoder's blocks only
     pooled = []
     for t in timesteps:
         shared_t = torch.tensor([t], device=pixels.device)
         if list(layers) == [default]:  # what the model pools itself, without running deeper blocks
             pooled.append(trunk(pixels, shared_t, noise).pooler_output[:, None])  # (b, 1, C)
             continue
-        hidden = trunk(pixels, shared_t, noise, output_hidden_states=taps).hidden_states
+        hidden = trunk(pixels, shared_t, noise, output_hidden_states=list(layers)).hidden_states
         features = [
             F.layer_norm(hidden[layer].float(), hidden[layer].shape[-1:], eps=config.layer_norm_eps).mean(dim=1)
             for layer in layers

@@ -233,9 +233,9 @@ def _tables(results: list[dict[str, Any]]) -> dict[str, list[list[str]]]:
     for entry in results:
         protocol = dict(entry["protocol"])
         percent = entry["metric"] == "accuracy"
-        value = f"{100 * entry['value']:.1f} %" if percent else f"{entry['value']:.4g}"
+        value = f"{100 * entry['value']:.2f} %" if percent else f"{entry['value']:.4g}"
         if entry.get("stderr") is not None:
-            value += f" \u00b1 {100 * entry['stderr']:.1f}" if percent else f" \u00b1 {entry['stderr']:.2g}"
+            value += f" \u00b1 {100 * entry['stderr']:.2f}" if percent else f" \u00b1 {entry['stderr']:.2g}"
         seeds = entry.get("seeds", entry.get("seed"))
         if isinstance(seeds, list) and len(seeds) > 3:
             seeds = f"{len(seeds)} ({seeds[0]} to {seeds[-1]})"

@@ -144,7 +144,7 @@ def open_inputs(options: argparse.Namespace) -> ProbeInputs:
         device=device,
         dtype=torch.bfloat16 if options.mixed_precision == "bf16" else None,
         output_dir=output_dir,
-        checkpoint_name="." if local and options.output_dir is None else str(options.checkpoint),
+        checkpoint_name="." if local and output_dir.resolve() == folder.resolve() else str(options.checkpoint),
     )
 
 
