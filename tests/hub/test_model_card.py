@@ -49,8 +49,8 @@ def test_text_shows_the_run(run_folder: Path) -> None:
     assert "batch_size: 64" in section(card, "Recipe")
     assert "81.25 % ± 0.40" in section(card, "ridge")
     assert "20 (0 to 19)" in section(card, "ridge")
-    assert "75.0 %" not in section(card, "ridge"), "kNN and linear probes never share a table"
-    assert "75.0 %" in section(card, "knn")
+    assert "75.00 %" not in section(card, "ridge"), "kNN and linear probes never share a table"
+    assert "75.00 %" in section(card, "knn")
     assert "![denoising digits](pictures/denoising_digits.png)" in section(card, "Pictures")
     assert "@article{chen2024deconstructing" in section(card, "Citation")
     assert "{{" not in card and "{%" not in card
@@ -62,7 +62,7 @@ def test_baselines_are_in_the_table_and_not_in_the_model_index(run_folder: Path)
     protocol = {"name": "ridge", "layer": None}
     add_result(run_folder, {**entry, "checkpoint": "untrained encoder", "protocol": protocol})
     card = str(render_model_card(run_folder))
-    assert "| 12.5 % | digits, test |  | 0 | untrained encoder |  |" in section(card, "ridge")
+    assert "| 12.50 % | digits, test |  | 0 | untrained encoder |  |" in section(card, "ridge")
     assert "0.125" not in json.dumps(metadata_of(card))
 
 
@@ -128,7 +128,7 @@ def test_our_own_card_is_brought_up_to_date(run_folder: Path) -> None:
     entry = {"metric": "accuracy", "value": 0.9, "dataset": "digits", "split": "test", "checkpoint": "."}
     add_result(run_folder, {**entry, "protocol": {"name": "linear"}, "seed": 0})
     assert write_model_card(run_folder) == "written"
-    assert "90.0 %" in section((run_folder / "README.md").read_text(), "linear")
+    assert "90.00 %" in section((run_folder / "README.md").read_text(), "linear")
 
 
 @pytest.mark.parametrize("change", ["written", "body", "metadata"])
