@@ -60,6 +60,7 @@ class PretrainingRun:
             project_config=ProjectConfiguration(str(self.folder.path), logging_dir=str(self.folder.path / "logs")),
         )
         self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
+        self.end = t.steps * t.total_batch_size  # the budget in whole steps
         self.micro_batch_size, self.accumulation = t.batch_layout(self.accelerator.num_processes)
         if self.is_main:
             self.folder.claim(recipe)
@@ -113,9 +114,9 @@ class PretrainingRun:
         self._announce()
         batches = self._first_batch_checked(iter(self.loader))
         watch, pending = Stopwatch(), None
-        bar = progress_bar(t.steps * t.total_batch_size, self.images_seen, self.is_main)
+        bar = progress_bar(self.end, self.images_seen, self.is_main)
         with StopSignal() as stop, bar, closing(self.loader):
-            while self.images_seen < t.steps * t.total_batch_size:
+            while self.images_seen < self.end:
                 rate = learning_rate(
                     self.images_seen,
                     images=t.images,
@@ -133,7 +134,7 @@ class PretrainingRun:
                 bar.update(t.total_batch_size)
 
                 stopping = self._stopping(stop)
-                at_end = self.images_seen >= t.steps * t.total_batch_size
+                at_end = self.images_seen >= self.end
                 if self._due(t.log_every_images) or at_end:
                     self._require_finite(pending)
                     bar.set_postfix(self._log_training(grad_norm, rate, watch), refresh=False)
@@ -141,7 +142,7 @@ class PretrainingRun:
                     self._log({"event": "probe", **self.probe(self.model)})
                 if self._due(t.checkpoint_every_images or max(1, t.images // 10)) or at_end or stopping:
                     self._require_finite(pending)
-                    self.save(watch)
+                    self.save()
                 if stopping and not at_end:
                     self._say(f"Stopped by a signal; saved at {self.images_seen:,} images. The same command goes on.")
                     raise SystemExit(128 + (stop.received or 0))
@@ -175,8 +176,8 @@ class PretrainingRun:
             self.ema.step(self.model.parameters())
         return total, grad_norm
 
-    def save(self, watch: Stopwatch) -> None:
-        """Write a checkpoint, put the current model into the folder, and send it to the Hub if asked."""
+    def save(self) -> None:
+        """Write a checkpoint; before the end also put the current model into the folder, and on the Hub if asked."""
         self.seconds += time.perf_counter() - self._since
         self._since = time.perf_counter()
         state = {
@@ -193,9 +194,10 @@ class PretrainingRun:
             average = self._average()
             checkpoint = Checkpoint(weights, optimizer, average, state)
             save_checkpoint(self.folder.checkpoints, checkpoint, self.options.keep_checkpoints)
-            self.folder.export(self.model, {**weights, **average})
-            if self.uploader and self.images_seen < self.options.images:
-                self.uploader.push(f"{self.images_seen:,} images seen")
+            if self.images_seen < self.end:  # at the end, `finish` does
+                self.folder.export(self.model, {**weights, **average})
+                if self.uploader:
+                    self.uploader.push(f"{self.images_seen:,} images seen")
         self.accelerator.wait_for_everyone()
 
     def finish(self) -> None:
