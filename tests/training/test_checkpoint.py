@@ -3,6 +3,9 @@ import resource
 import pytest
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from ldae.errors import RunError
 from ldae.training.checkpoint import (
@@ -92,3 +95,32 @@ def test_a_full_disk_is_said_and_leaves_the_last_checkpoint_intact(tmp_path):
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [kept.name]
     after = load_checkpoint(kept)
     assert all(torch.equal(before.model[key], after.model[key]) for key in before.model)
+
+
+def test_sharded_training_is_saved_whole_and_goes_on(tmp_path):
+    """FSDP2's sharded weights and optimizer state, on a mesh of one process: whole tensors out, the same shards in."""
+
+    def sharded() -> tuple[nn.Module, torch.optim.Optimizer]:
+        model, _ = make_training()
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        return model, torch.optim.AdamW(model.parameters(), lr=0.1)
+
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model, optimizer = sharded()
+        for seed in range(3):
+            step(model, optimizer, seed)
+        saved = Checkpoint(collect_model(model), collect_optimizer(model, optimizer), {}, {"images_seen": 48})
+        assert not any(
+            isinstance(value, DTensor) for part in (saved.model, saved.optimizer) for value in part.values()
+        )
+        path = save_checkpoint(tmp_path, saved, keep=1)
+        step(model, optimizer, 3)
+
+        again, again_optimizer = sharded()
+        restore(load_checkpoint(path), again, again_optimizer)
+        step(again, again_optimizer, 3)
+        ours, theirs = collect_model(model), collect_model(again)
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    finally:
+        torch.distributed.destroy_process_group()

@@ -51,7 +51,7 @@ class Checkpoint:
 def collect_model(model: nn.Module) -> dict[str, torch.Tensor]:
     """
     Weights and persistent buffers, whole and on the CPU, under DDP and FSDP2 alike. Every process must call it; those
-    beside the main one may get nothing.
+    beside the main one may get nothing. On the CPU the tensors are the model's own: save them before the next step.
     """
     state: dict[str, Any] = get_model_state_dict(model, options=_WHOLE)
     return state
