@@ -159,15 +159,13 @@ class LDAEModel(LDAEPreTrainedModel):
         hidden = self.embeddings(tokens, height, width)  # (B, N, C)
         conditioning = self.conditioning(timesteps)  # (B or 1, c)
 
-        # Deeper blocks than the one features are read at run only if their hidden states are asked for.
         depth = self.config.feature_layer or self.config.num_hidden_layers
-        run = len(self.layers) if self._records(kwargs) else depth
-        features = hidden
-        for index, layer in enumerate(self.layers[:run], start=1):
+        for layer in self.layers[:depth]:
             hidden = layer(hidden, conditioning, **kwargs)
-            if index == depth:
-                features = hidden
-        features = self.normalize(features)
+        features = self.normalize(hidden)
+        if self._records(kwargs):  # deeper blocks run only if their hidden states are asked for
+            for layer in self.layers[depth:]:
+                hidden = layer(hidden, conditioning, **kwargs)
         return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=features.mean(dim=1))
 
     def encode(self, x0: torch.Tensor) -> torch.Tensor:
