@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 import torch
 from harness import Comparison, compare
-from transformers import IJepaConfig, IJepaModel
+from peer import ijepa_like
+from transformers import IJepaModel
 
 from ldae import LDAEConfig, LDAEModel
 
@@ -29,17 +30,7 @@ def build_models(size: str, image_size: int, patch_size: int) -> tuple[LDAEModel
     for name, parameter in ours.named_parameters():
         if "modulation" in name:
             torch.nn.init.normal_(parameter, std=0.02)
-    peer = IJepaModel(
-        IJepaConfig(
-            image_size=image_size,
-            patch_size=patch_size,
-            hidden_size=config.hidden_size,
-            num_hidden_layers=config.num_hidden_layers,
-            num_attention_heads=config.num_attention_heads,
-            intermediate_size=config.intermediate_size,
-            hidden_act=config.hidden_act,
-        )
-    ).eval()
+    peer = ijepa_like(config, config.num_hidden_layers).eval()
     return ours, peer
 
 

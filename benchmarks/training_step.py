@@ -13,7 +13,8 @@ from collections.abc import Callable
 
 import torch
 from harness import Comparison, compare
-from transformers import IJepaConfig, IJepaModel, PreTrainedModel
+from peer import ijepa_like
+from transformers import IJepaModel, PreTrainedModel
 
 from ldae import LDAEConfig, LDAEForPreTraining
 
@@ -26,17 +27,7 @@ def build_models(size: str, image_size: int, patch_size: int) -> tuple[LDAEForPr
     """The whole denoiser as it starts, and its peer of the same total depth and width."""
     torch.manual_seed(0)
     config = LDAEConfig.from_size(size, image_size=image_size, patch_size=patch_size, latent_dim=16)
-    peer = IJepaModel(
-        IJepaConfig(
-            image_size=image_size,
-            patch_size=patch_size,
-            hidden_size=config.hidden_size,
-            num_hidden_layers=config.total_num_hidden_layers,
-            num_attention_heads=config.num_attention_heads,
-            intermediate_size=config.intermediate_size,
-            hidden_act=config.hidden_act,
-        )
-    )
+    peer = ijepa_like(config, config.total_num_hidden_layers)
     return LDAEForPreTraining(config).train(), peer.train()
 
 

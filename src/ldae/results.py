@@ -20,6 +20,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ldae.whole_file import write_whole
+
 
 RESULTS_FILE = "results.json"
 REQUIRED_KEYS = ("metric", "value", "dataset", "split", "protocol", "checkpoint")
@@ -92,7 +94,4 @@ def add_result(folder: str | os.PathLike[str], entry: dict[str, Any]) -> None:
         entries[same[0]] = entry
     else:
         entries.append(entry)
-    path = Path(folder) / RESULTS_FILE
-    temporary = path.with_name(f".{RESULTS_FILE}.{os.getpid()}")
-    temporary.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(Path(folder) / RESULTS_FILE, json.dumps(entries, indent=2) + "\n")

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from ldae.data import Batch, prepare_images
+from ldae.models.corruption_ldae import draw_noise
 from ldae.models.modeling_ldae import LDAEForPreTraining, LDAEModel
-from ldae.models.randomness_ldae import NOISE, keyed_normal
 
 
 Prepare = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -112,7 +112,7 @@ def extract_features(
             positions = batch.positions.to(device)
             pixels = prepare(batch.images.to(device), positions)  # (b, C, S, S)
             if layers is not None and timesteps is not None:
-                noise = _draw_noise(model, positions, seed) if noisy else None
+                noise = draw_noise(trunk_of(model).config, positions, seed) if noisy else None
                 pooled = _pool_blocks(model, pixels, layers, timesteps, noise)  # (b, L, T, C)
             else:
                 pooled = _pool_other(model, pixels)[:, None, None]  # (b, 1, 1, C)
@@ -181,11 +181,6 @@ def _choices(
         if wrong or not chosen or len(set(chosen)) < len(chosen):
             raise ValueError(f"{name}={chosen} is not possible; give different numbers from {low} to {high}.")
     return layers, timesteps
-
-
-def _draw_noise(model: PreTrainedModel, positions: torch.Tensor, seed: int) -> torch.Tensor:
-    n, d = model.config.num_patches, model.config.latent_dim
-    return keyed_normal(seed, NOISE, positions, n * d).view(-1, n, d)  # (b, N, d)
 
 
 def _pool_blocks(

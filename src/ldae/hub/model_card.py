@@ -17,6 +17,7 @@ from safetensors import safe_open
 from ldae.hub.upload import CARD_FILE, is_sealed_card, seal_card
 from ldae.models.configuration_ldae import MODEL_SIZES, LDAEConfig
 from ldae.results import read_results
+from ldae.whole_file import write_whole
 
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -59,12 +60,12 @@ def write_model_card(
         license = present_card.data.get("license") if present_card is not None else None
     card = render_model_card(folder, repo_id=repo_id, license=license or DEFAULT_LICENSE)
     if present is None or present_card is None or is_sealed_card(present):
-        _replace(path, seal_card(str(card)))
+        write_whole(path, seal_card(str(card)))
         return "written"
     if not update_metadata:
         return "kept"
     _merge_metadata(present_card.data, card.data)
-    _replace(path, str(present_card))
+    write_whole(path, str(present_card))
     return "metadata"
 
 
@@ -169,12 +170,6 @@ def _merge_metadata(present: Any, new: Any) -> None:
     for key in ("license", "library_name", "pipeline_tag", "datasets"):
         if present.get(key) is None:
             present[key] = new.get(key)
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(temporary, path)
 
 
 def _size_name(config: LDAEConfig) -> str | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from ldae.models import modeling_ldae
+from ldae.whole_file import write_whole
 
 
 AUTO_MAP = {
@@ -66,8 +67,5 @@ def save_with_code(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def _write_if_changed(path: Path, text: str) -> None:
-    """Writes beside and renames, so that neither a reader nor a hard link to the old file sees half a file."""
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        write_whole(path, text)

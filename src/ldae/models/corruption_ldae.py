@@ -3,6 +3,7 @@
 import torch
 
 from .configuration_ldae import LDAEConfig
+from .randomness_ldae import NOISE, keyed_normal
 from .tokenizer_ldae import Float32Buffers
 
 
@@ -55,6 +56,22 @@ def corrupt(z0: torch.Tensor, eps: torch.Tensor, gamma: torch.Tensor, sigma: tor
     """z_t = gamma_t z_0 + sigma_t eps, with one gamma and sigma for each example: `(B, ...)` and `(B,)` (eq. 1)."""
     shape = (-1,) + (1,) * (z0.ndim - 1)
     return gamma.reshape(shape) * z0 + sigma.reshape(shape) * eps
+
+
+def draw_noise(config: LDAEConfig, positions: torch.Tensor, seed: int) -> torch.Tensor:
+    """
+    The noise eps of examples, a pure function of `seed` and each one's position.
+
+    Args:
+        config ([`LDAEConfig`]): Gives N and d.
+        positions (`torch.LongTensor` of shape `(B,)`): Position of each example in the run.
+        seed (`int`): Seed of the run.
+
+    Returns:
+        `torch.FloatTensor` of shape `(B, N, d)` in float32, on the device of `positions`.
+    """
+    n, d = config.num_patches, config.latent_dim
+    return keyed_normal(seed, NOISE, positions, n * d).view(-1, n, d)
 
 
 class LDAECorruption(Float32Buffers):

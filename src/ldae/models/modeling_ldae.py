@@ -16,9 +16,9 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_ldae import LDAEConfig
-from .corruption_ldae import LDAECorruption
+from .corruption_ldae import LDAECorruption, draw_noise
 from .objective_ldae import LDAEObjective, clean_latent, loss_weight_table
-from .randomness_ldae import CLASS_DROPOUT, NOISE, TIMESTEPS, keyed_normal, keyed_uniform
+from .randomness_ldae import CLASS_DROPOUT, TIMESTEPS, keyed_uniform
 from .recording_ldae import hidden_states_by_index, record_every
 from .tokenizer_ldae import PatchPCA, build_tokenizer, patchify, unpatchify
 from .transformer_ldae import (
@@ -307,10 +307,9 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
             `timesteps`, a `torch.LongTensor` of shape `(B,)`, uniform over 0 .. T - 1, and `noise`, a
             `torch.FloatTensor` of shape `(B, num_patches, latent_dim)`, on the device of `example_positions`.
         """
-        c = self.config
         u = keyed_uniform(seed, TIMESTEPS, example_positions, 1)[:, 0]
-        eps = keyed_normal(seed, NOISE, example_positions, c.num_patches * c.latent_dim)
-        return (u * c.num_train_timesteps).long(), eps.view(-1, c.num_patches, c.latent_dim)
+        timesteps = (u * self.config.num_train_timesteps).long()
+        return timesteps, draw_noise(self.config, example_positions, seed)
 
     def drop_labels(self, class_labels: torch.Tensor, example_positions: torch.Tensor, seed: int) -> torch.Tensor:
         """

@@ -11,8 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ldae.data import ImageSource, iterate_once, prepare_images
+from ldae.models.corruption_ldae import draw_noise
 from ldae.models.modeling_ldae import LDAEForPreTraining
-from ldae.models.randomness_ldae import NOISE, keyed_normal
 from ldae.models.tokenizer_ldae import patchify, unpatchify
 
 
@@ -55,7 +55,7 @@ def draw_run_pictures(folder: str | os.PathLike[str], source: ImageSource, image
 def denoising_figure(model: LDAEForPreTraining, pixels: torch.Tensor) -> Figure:
     """Fig. 8: clean images, noisy inputs and denoised outputs at three noise levels. Pixels `(B, C, H, W)`."""
     c, b = model.config, pixels.shape[0]
-    noise = keyed_normal(0, NOISE, torch.arange(b), c.num_patches * c.latent_dim).view(b, c.num_patches, -1)
+    noise = draw_noise(c, torch.arange(b), seed=0)
     rows = [("clean", pixels)]
     levels = {min(c.num_train_timesteps - 1, int(share * c.num_train_timesteps)) for share in (0.25, 0.5, 0.9)}
     for t in sorted(levels if c.noise_schedule != "constant" else {0}):
@@ -73,7 +73,7 @@ def noise_figure(model: LDAEForPreTraining, pixels: torch.Tensor) -> Figure:
     """Fig. 7: clean images, Gaussian noise on their pixels, and on their latents shown by the inverse PCA."""
     c, b = model.config, pixels.shape[0]
     sigma = (1 / 3) ** 0.5  # the figure's
-    eps = keyed_normal(0, NOISE, torch.arange(b), c.num_patches * c.latent_dim).view(b, c.num_patches, -1)
+    eps = draw_noise(c, torch.arange(b), seed=0)
     tokenizer = model.ldae.tokenizer
     noisy = tokenizer.decode(tokenizer.encode(patchify(pixels, c.patch_size)) + sigma * eps)  # (B, N, D)
     rows = [

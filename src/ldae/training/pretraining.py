@@ -249,8 +249,7 @@ class PretrainingRun:
     def _restore(self, checkpoint: Checkpoint) -> None:
         restore(checkpoint, self.network, self.optimizer.optimizer)
         if self.ema is not None:
-            names = [name for name, _ in self.model.named_parameters()]
-            for shadow, name in zip(self.ema.shadow_params, names, strict=True):
+            for name, shadow in self._shadows().items():
                 shadow.copy_(checkpoint.ema[name])
             self.ema.optimization_step = checkpoint.state["ema_steps"]
         if self.is_main:
@@ -293,11 +292,15 @@ class PretrainingRun:
             raise ValueError("num_class_embeds is set, but the data has no labels; name the label_column.")
         return self.model.drop_labels(batch.labels.to(self.device), positions, self.options.seed)
 
-    def _average(self) -> dict[str, torch.Tensor]:
+    def _shadows(self) -> dict[str, torch.Tensor]:
+        """The averaged weights by name; none where there is no average."""
         if self.ema is None:
             return {}
         names = [name for name, _ in self.model.named_parameters()]
-        return {name: shadow.detach().cpu() for name, shadow in zip(names, self.ema.shadow_params, strict=True)}
+        return dict(zip(names, self.ema.shadow_params, strict=True))
+
+    def _average(self) -> dict[str, torch.Tensor]:
+        return {name: shadow.detach().cpu() for name, shadow in self._shadows().items()}
 
     def _require_finite(self, pending: tuple[int, torch.Tensor, torch.Tensor] | None) -> None:
         if pending is None:

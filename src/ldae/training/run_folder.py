@@ -17,6 +17,7 @@ from ldae.hub.remote_code import save_with_code
 from ldae.models.modeling_ldae import LDAEForPreTraining
 from ldae.training.checkpoint import INCOMPLETE_PREFIX
 from ldae.training.recipe import Recipe, differences
+from ldae.whole_file import write_whole
 
 
 EXPORT_PREFIX = ".export-"  # of a folder that a model is written to before it takes the place of the last one
@@ -64,7 +65,7 @@ class RunFolder:
             self.pictures.mkdir(exist_ok=True)
             for left in (*self.path.glob(f"{EXPORT_PREFIX}*"), *self.checkpoints.glob(f"{INCOMPLETE_PREFIX}*")):
                 shutil.rmtree(left)
-            self._replace(self.recipe, yaml.safe_dump(recipe.resolved(), sort_keys=False))
+            write_whole(self.recipe, yaml.safe_dump(recipe.resolved(), sort_keys=False))
         except OSError as error:
             raise RunError(
                 f"output_dir={str(self.path)!r} cannot be written to ({error}); give a folder that can."
@@ -91,7 +92,7 @@ class RunFolder:
         """Drop the lines of metrics.jsonl that the run will write again."""
         kept = [r for r in self.records() if r["images"] <= images and r.get("event") not in ("trained", "finished")]
         if self.metrics.is_file():
-            self._replace(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
+            write_whole(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
 
     def log(self, record: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl; `record` has `images`, the images seen."""
@@ -124,8 +125,3 @@ class RunFolder:
             ) from error
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-
-    def _replace(self, path: Path, text: str) -> None:
-        temporary = path.with_name(f".{path.name}")
-        temporary.write_text(text)
-        os.replace(temporary, path)
