@@ -13,7 +13,7 @@ from ldae.models.modeling_ldae import (
     LDAEForPreTrainingOutput,
     LDAEModel,
 )
-from ldae.models.tokenizer_ldae import PatchPCA, patchify, unpatchify
+from ldae.models.tokenizer_ldae import PatchAutoencoder, PatchPCA, PatchPixels, patchify, unpatchify
 
 
 if TYPE_CHECKING:
@@ -50,8 +50,10 @@ __all__ = [
     "LDAEForPreTrainingOutput",
     "LDAEModel",
     "LDAEScheduler",
+    "PatchAutoencoder",
     "PatchMoments",
     "PatchPCA",
+    "PatchPixels",
     "fit_patch_pca",
     "patchify",
     "unpatchify",

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ldae import LDAEConfig
+from ldae import LDAEConfig, PatchPCA
 from ldae.models.transformer_ldae import LDAEHeadProjection, LDAEModulation
 
 
@@ -30,13 +30,15 @@ def small_config(**fields: object) -> LDAEConfig:
 
 @torch.no_grad()
 def open_gates(model: Model) -> Model:
-    """The model in evaluation mode, with gates, head and PCA buffers drawn at random, the same at every call."""
+    """The model in evaluation mode, with gates, head and PCA buffers (of a PCA) drawn at random, the same at every call."""
     generator = torch.Generator().manual_seed(1)
     for module in model.modules():
         if isinstance(module, LDAEModulation | LDAEHeadProjection):
             nn.init.normal_(module.weight, std=0.3, generator=generator)
             nn.init.normal_(module.bias, std=0.3, generator=generator)
     tokenizer = model.base_model.tokenizer
+    if not isinstance(tokenizer, PatchPCA):
+        return model.eval()
     patch_dim, latent_dim = tokenizer.mean.numel(), tokenizer.latent_dim
     square = torch.randn(patch_dim, patch_dim, generator=generator, dtype=torch.float64)
     tokenizer.components.copy_(torch.linalg.qr(square).Q[:, :latent_dim].T)

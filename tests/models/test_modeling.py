@@ -100,7 +100,7 @@ def test_blocks_see_the_corrupted_latent_or_its_image(schedule: str, input_space
     z0 = model.tokenizer.encode(x0)
     zt = corrupt(z0, eps, model.corruption.gammas[timesteps], model.corruption.sigmas[timesteps])
     expected = zt if input_space == "latent" else model.tokenizer.decode(zt)
-    assert torch.equal(model.corrupt(x0, z0, eps, timesteps), expected)
+    assert torch.equal(model.blocks_input(model.corruption(z0, eps, timesteps)), expected)
     seen = []
     handle = model.embeddings.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     model(draw_images(), timesteps, eps)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ldae import LDAEForPreTraining, patchify, unpatchify
+from ldae import LDAEForPreTraining, patchify
 from ldae.models.corruption_ldae import noise_schedule_tables
 from ldae.models.objective_ldae import clean_latent, loss_weight_table
 from tests.models.small_models import draw_corruption, draw_images, open_gates, small_config
@@ -56,9 +56,10 @@ def test_a_perfect_prediction_costs_nothing_and_gives_the_image_back(target: str
     assert model.objective(perfect, **sources) == 0
     assert model.objective(perfect + 1, **sources) > 0
 
-    patches = model.predicted_patches(perfect, z0, eps, timesteps)
+    zt = model.ldae.corruption(z0, eps, timesteps)
+    images = model.predicted_images(perfect, zt, timesteps)
     expected = x0 if target == "image" else model.ldae.tokenizer.decode(z0)
-    torch.testing.assert_close(patches, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(patchify(images, 4), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -79,8 +80,8 @@ def test_loss_prediction_and_reconstruction_belong_together(target: str, input_s
         )
         error = (perfect_prediction(model, x0, eps) - outputs.prediction) ** 2
         torch.testing.assert_close(outputs.loss, (lambda_t[timesteps][:, None, None] * error).mean())
-    patches = model.predicted_patches(outputs.prediction, z0, eps, timesteps)
-    assert torch.equal(outputs.reconstruction, unpatchify(patches, 4, 16, 16))
+    zt = model.ldae.corruption(z0, eps, timesteps)
+    assert torch.equal(outputs.reconstruction, model.predicted_images(outputs.prediction, zt, timesteps))
 
 
 def test_predicted_noise_at_gamma_zero_says_nothing_about_the_latent() -> None:

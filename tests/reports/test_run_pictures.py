@@ -108,7 +108,7 @@ def test_filters_are_the_rows_of_the_pca_as_patches(latent_dim, rows, columns):
     torch.manual_seed(0)
     config = LDAEConfig.from_size("nano", image_size=SIDE, patch_size=4, latent_dim=latent_dim)
     model = LDAEForPreTraining(config)
-    figure = filters_figure(model)
+    figure = filters_figure(model.ldae.tokenizer)
     assert_rows(figure, rows, columns, side=4)
     first = model.ldae.tokenizer.components[0].view(3, 4, 4)
     expected = ((first / first.abs().max() + 1) / 2).permute(1, 2, 0).numpy()
@@ -125,7 +125,7 @@ def test_training_figure_has_a_second_panel_where_probes_were_logged():
 def test_a_folder_gets_its_pictures_with_and_without_metrics(tmp_path):
     make_model().save_pretrained(tmp_path)
     source = open_images(DataConfig("digits", num_workers=0))
-    names = ["denoising.png", "noise.png", "filters.png", "schedule.png"]
+    names = ["denoising.png", "noise.png", "schedule.png", "filters.png"]
     assert draw_run_pictures(tmp_path, source, images=2) == [tmp_path / "pictures" / name for name in names]
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == sorted(names)
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in TRAIN))

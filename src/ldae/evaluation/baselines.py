@@ -8,7 +8,8 @@ from transformers import PreTrainedModel
 
 from ldae.data import Batch
 from ldae.models.modeling_ldae import LDAEModel
-from ldae.models.tokenizer_ldae import PatchPCA, patchify
+from ldae.models.tokenizer_conv_ldae import ConvVAETokenizer
+from ldae.models.tokenizer_ldae import PatchTokenizer
 from ldae.models.transformer_ldae import LDAEModulation
 
 from .features import Features, Prepare, centre_crop, evaluating, trunk_of
@@ -43,7 +44,7 @@ def pca_features(model: PreTrainedModel, batches: Iterable[Batch]) -> Features:
     device = next(trunk.parameters()).device
 
     def pooled(pixels: torch.Tensor) -> torch.Tensor:
-        return trunk.encode(patchify(pixels.to(device), model.config.patch_size)).mean(dim=1)  # (b, d)
+        return trunk.encode(pixels.to(device)).mean(dim=1)  # (b, d)
 
     with evaluating(model):
         return _collect(batches, centre_crop(model.config.image_size), pooled)
@@ -80,8 +81,8 @@ def untrained_like(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     return untrained.eval()
 
 
-def _tokenizers(model: PreTrainedModel) -> list[PatchPCA]:
-    return [module for module in model.modules() if isinstance(module, PatchPCA)]
+def _tokenizers(model: PreTrainedModel) -> list[torch.nn.Module]:
+    return [module for module in model.modules() if isinstance(module, PatchTokenizer | ConvVAETokenizer)]
 
 
 def _collect(batches: Iterable[Batch], prepare: Prepare, compute: Callable[[torch.Tensor], torch.Tensor]) -> Features:

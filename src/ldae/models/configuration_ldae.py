@@ -20,12 +20,24 @@ MODEL_SIZES: dict[str, tuple[int, int, int, int]] = {
 }
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "latent_tokenizer": ("pca",),
+    "latent_tokenizer": ("pca", "ae", "vae", "conv_vae", "pixel"),
     "latent_scaling": ("global", "per_dim", "none"),
     "noise_schedule": ("linear_beta", "linear_gamma2", "linear_sigma", "constant"),
     "prediction_target": ("noise", "latent", "projected_image", "image"),
     "input_space": ("latent", "image"),
     "loss_weighting": ("uniform", "gamma2", "inverse_variance"),
+}
+
+# Of diffusers' AutoencoderKL, where conv_vae_config leaves them out: the autoencoder of latent diffusion at stride 8.
+CONV_VAE_DEFAULTS: dict[str, Any] = {
+    "block_out_channels": [128, 256, 512, 512],
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "norm_num_groups": 32,
+    "act_fn": "silu",
+    "mid_block_add_attention": True,
+    "use_quant_conv": True,
+    "use_post_quant_conv": True,
 }
 
 # What transformers itself writes into a config.json or passes through the constructor besides declared fields.
@@ -60,8 +72,15 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
         initializer_range (`float`, defaults to 0.02): Standard deviation of the embedders' initial weights.
         conditioning_size (`int`, *optional*): Width of the conditioning MLP; `None` is a quarter of `hidden_size`
             (App. A; DiT has the whole).
-        latent_tokenizer (`str`, defaults to `"pca"`): How patches become latents (Sec. 4.2).
-        latent_dim (`int`, defaults to 32): Dimension d of a patch's latent (Tab. 2).
+        latent_tokenizer (`str`, defaults to `"pca"`): How patches become latents (Sec. 4.2): patch-wise `"pca"`, `"ae"` or
+            `"vae"`, a convolutional `"conv_vae"` whose latent is cut into patches, or `"pixel"`, the patches of the
+            image resized to fewer pixels (Fig. 5).
+        latent_dim (`int`, defaults to 32): Dimension d of a patch's latent (Tab. 2). With `"conv_vae"` it follows from the
+            network: latent_channels * (patch_size / stride)^2; with `"pixel"` it is num_channels * q^2 for a q that
+            divides `patch_size`.
+        conv_vae_config (`dict`, *optional*): The network of `"conv_vae"`: `block_out_channels` (a stride of 2 for each but
+            the last), `layers_per_block`, `latent_channels`, `norm_num_groups` and what else `AutoencoderKL` of
+            diffusers takes; what is left out is as in latent diffusion's autoencoder of stride 8.
         latent_scaling (`str`, defaults to `"global"`): Scale of the latents before noise is added: `"global"` (one
             scalar, mean variance over the d dimensions is 1), `"per_dim"` (each dimension to unit variance) or
             `"none"`. The paper does not say; sigma only means something against the latents' spread.
@@ -121,6 +140,7 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
     conditioning_size: int | None = None
     latent_tokenizer: str = "pca"
     latent_dim: int = 32
+    conv_vae_config: dict[str, Any] | None = None
     latent_scaling: str = "global"
     noise_schedule: str = "linear_sigma"
     num_train_timesteps: int = 1000
@@ -149,6 +169,9 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
         )
         if self.conditioning_size is None:
             self.conditioning_size = self.hidden_size // 4
+        if self.latent_tokenizer == "conv_vae":
+            given = {k: list(v) if isinstance(v, tuple) else v for k, v in (self.conv_vae_config or {}).items()}
+            self.conv_vae_config = CONV_VAE_DEFAULTS | given
         self.check_fields()  # here, so that the user meets a plain ValueError
         super().__post_init__(**kwargs)
 
@@ -218,6 +241,11 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
         return self.num_hidden_layers + self.decoder_num_hidden_layers
 
     @property
+    def conv_vae_stride(self) -> int:
+        """Side in pixels of what one value of a convolutional VAE's latent map stands for."""
+        return 2 ** (len((self.conv_vae_config or CONV_VAE_DEFAULTS)["block_out_channels"]) - 1)
+
+    @property
     def input_dim(self) -> int:
         """Size of a token that enters the blocks: d in latent space, D in image space."""
         return self.latent_dim if self.input_space == "latent" else self.patch_dim
@@ -240,6 +268,8 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
         self._require_positive("image_size patch_size num_channels hidden_size num_hidden_layers num_attention_heads")
         self._require_positive("intermediate_size conditioning_size latent_dim num_train_timesteps layer_norm_eps")
         self._require_positive("sigma_max sigma")
+        self._check_conv_vae()
+        image_target = self.prediction_target in ("projected_image", "image")
         rules = [
             ("image_size", self.image_size % self.patch_size == 0, f"a multiple of patch_size={self.patch_size}"),
             (
@@ -253,6 +283,12 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
                 "latent_dim",
                 self.latent_dim <= self.patch_dim,
                 f"at most num_channels * patch_size^2 = {self.patch_dim}, the size of a patch",
+            ),
+            (
+                "latent_dim",
+                self.latent_tokenizer != "pixel" or self._is_pixel_dim(),
+                f"num_channels * q^2 for a q that divides patch_size={self.patch_size} where latent_tokenizer='pixel' (q "
+                "pixels are left of a patch's side)",
             ),
             (
                 "feature_timestep",
@@ -274,6 +310,12 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
                 "'uniform' where prediction_target='noise' (eq. 2; the other weights are of clean targets, eq. 3)",
             ),
             (
+                "residual_weight",
+                self.residual_weight == 1 or not (image_target and self.latent_tokenizer in ("ae", "vae")),
+                f"1 where latent_tokenizer={self.latent_tokenizer!r} and an image is predicted (the w_i of eq. 4 belong "
+                "to an orthonormal basis, which 'pca' and 'pixel' have)",
+            ),
+            (
                 "project_clean_input",
                 self.project_clean_input
                 or (self.input_space == "image" and self.noise_schedule in ("linear_sigma", "constant")),
@@ -284,6 +326,46 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
         for name, holds, allowed in rules:
             if not holds:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not possible; it must be {allowed}.")
+
+    def _check_conv_vae(self) -> None:
+        """What a convolutional VAE allows."""
+        given = self.conv_vae_config
+        if self.latent_tokenizer != "conv_vae":
+            if given is not None:
+                raise ValueError(
+                    f"conv_vae_config={given!r} is not possible with latent_tokenizer={self.latent_tokenizer!r}; leave it "
+                    "out, or choose 'conv_vae'."
+                )
+            return
+        given = given or CONV_VAE_DEFAULTS
+        unknown = sorted(set(given) - set(CONV_VAE_DEFAULTS))
+        if unknown:
+            raise ValueError(
+                f"conv_vae_config has {', '.join(unknown)}, which is no field of it; known are "
+                f"{', '.join(CONV_VAE_DEFAULTS)}."
+            )
+        stride = self.conv_vae_stride
+        if self.patch_size % stride or self.image_size % stride:
+            raise ValueError(
+                f"conv_vae_config={given!r} has a stride of {stride} pixels (2 for each of block_out_channels but the "
+                f"last), which must divide patch_size={self.patch_size}."
+            )
+        dim = given["latent_channels"] * (self.patch_size // stride) ** 2
+        if self.latent_dim != dim:
+            raise ValueError(
+                f"latent_dim={self.latent_dim} is not possible; a latent of {given['latent_channels']} channels at stride "
+                f"{stride}, cut into patches of {self.patch_size} pixels, has latent_dim={dim}."
+            )
+        for name, only in (("input_space", ("latent",)), ("prediction_target", ("noise", "latent"))):
+            if getattr(self, name) not in only:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is not possible with latent_tokenizer='conv_vae', whose decoder is "
+                    f"not patch-wise; choose {' or '.join(only)}."
+                )
+
+    def _is_pixel_dim(self) -> bool:
+        side = round((self.latent_dim / self.num_channels) ** 0.5)
+        return side > 0 and self.num_channels * side**2 == self.latent_dim and self.patch_size % side == 0
 
     def _require_positive(self, names: str) -> None:
         for name in names.split():

@@ -20,7 +20,8 @@ from .corruption_ldae import LDAECorruption, draw_noise
 from .objective_ldae import LDAEObjective, clean_latent, loss_weight_table
 from .randomness_ldae import CLASS_DROPOUT, TIMESTEPS, keyed_uniform
 from .recording_ldae import hidden_states_by_index, record_every
-from .tokenizer_ldae import PatchPCA, build_tokenizer, patchify, unpatchify
+from .tokenizer_conv_ldae import ConvVAETokenizer, build_tokenizer
+from .tokenizer_ldae import PatchTokenizer, patchify, unpatchify
 from .transformer_ldae import (
     LDAEAttention,
     LDAEConditioning,
@@ -42,7 +43,8 @@ class LDAEForPreTrainingOutput(ModelOutput):
     prediction (`torch.FloatTensor` of shape `(batch_size, num_patches, output_dim)`):
         What the network predicts, in the target's space: d values a token for noise and latent, D for images.
     reconstruction (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
-        The clean image that the prediction stands for, in pixels.
+        The clean image that the prediction stands for, in pixels. `None` in training mode where the tokenizer is a
+        convolutional VAE, whose decoder costs more than the step.
     """
 
     loss: torch.Tensor | None = None
@@ -68,7 +70,9 @@ class LDAEPreTrainedModel(PreTrainedModel):
     _can_record_outputs = {"hidden_states": record_every(LDAELayer), "attentions": LDAEAttention}
     _input_embed_layer = "projection"
     # By name: for the whole tokenizer, transformers would turn the boolean `fitted` into a float32 too.
-    _keep_in_fp32_modules_strict = ["tokenizer.mean", "tokenizer.components", "tokenizer.explained_variance"]
+    _keep_in_fp32_modules_strict = [
+        f"tokenizer.{name}" for name in ("mean", "components", "explained_variance", "decoder_weight", "vae")
+    ]
     # An encoder loads from a whole denoiser: the decoder's blocks and its head stay behind.
     _keys_to_ignore_on_load_unexpected = [r"^(ldae\.)?layers\.\d+\.", r"^(head|classifier)\."]
 
@@ -89,7 +93,7 @@ class LDAEPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, std=self.config.initializer_range)
         elif isinstance(module, LDAEEmbeddings):
             init.copy_(module.position_embeddings, module.positions(module.grid, module.grid))
-        elif isinstance(module, PatchPCA):
+        elif isinstance(module, (PatchTokenizer, ConvVAETokenizer)):
             for name, value in module.unfitted_state().items():
                 init.copy_(getattr(module, name), value)
         elif isinstance(module, LDAECorruption):
@@ -112,7 +116,7 @@ class LDAEModel(LDAEPreTrainedModel):
             How many blocks to build; defaults to the encoder's, `config.num_hidden_layers`.
         """
         super().__init__(config)
-        self.tokenizer = build_tokenizer(config)
+        self.tokenizer: Any = build_tokenizer(config)
         self.corruption = LDAECorruption(config)
         self.embeddings = LDAEEmbeddings(config)
         self.conditioning = LDAEConditioning(config)
@@ -154,8 +158,11 @@ class LDAEModel(LDAEPreTrainedModel):
         if timesteps is None:
             shared_t = self.config.feature_timestep
             timesteps = torch.full((1,), shared_t, dtype=torch.long, device=pixel_values.device)
-        x0 = patchify(pixel_values, self.config.patch_size)  # (B, N, D)
-        tokens = self.corrupt(x0, self.encode(x0), noise, timesteps)  # (B, N, input_dim)
+        if noise is None and not self.config.project_clean_input:
+            tokens = patchify(pixel_values, self.config.patch_size)  # (B, N, D)
+        else:
+            zt = self.corruption(self.encode(pixel_values), noise, timesteps)  # (B, N, d)
+            tokens = self.blocks_input(zt)  # (B, N, input_dim)
         hidden = self.embeddings(tokens, height, width)  # (B, N, C)
         conditioning = self.conditioning(timesteps)  # (B or 1, c)
 
@@ -168,20 +175,17 @@ class LDAEModel(LDAEPreTrainedModel):
                 hidden = layer(hidden, conditioning, **kwargs)
         return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=features.mean(dim=1))
 
-    def encode(self, x0: torch.Tensor) -> torch.Tensor:
-        """Patches `(B, N, D)` to clean latents z_0 `(B, N, d)`, in float32 also under autocast."""
-        with torch.autocast(x0.device.type, enabled=False):
-            return self.tokenizer.encode(x0)
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Images `(B, C, H, W)` to clean latents z_0 `(B, N, d)`, in float32 also under autocast."""
+        with torch.autocast(pixel_values.device.type, enabled=False):
+            return self.tokenizer.encode_images(pixel_values)
 
-    def corrupt(
-        self, x0: torch.Tensor, z0: torch.Tensor, eps: torch.Tensor | None, timesteps: torch.Tensor
-    ) -> torch.Tensor:
-        """The blocks' input `(B, N, input_dim)`: the noisy latent, or the image that it stands for (Fig. 1)."""
-        if eps is None and not self.config.project_clean_input:
-            return x0
-        with torch.autocast(x0.device.type, enabled=False):
-            zt = self.corruption(z0, eps, timesteps)  # (B, N, d)
-            return zt if self.config.input_space == "latent" else self.tokenizer.decode(zt)  # (B, N, d or D)
+    def blocks_input(self, zt: torch.Tensor) -> torch.Tensor:
+        """Noisy latents `(B, N, d)` as the blocks see them: as they are, or as the image they stand for (Fig. 1)."""
+        if self.config.input_space == "latent":
+            return zt
+        with torch.autocast(zt.device.type, enabled=False):
+            return self.tokenizer.decode(zt)  # (B, N, D)
 
     def normalize(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states `(B, N, C)` to features: a LayerNorm without affine parameters."""
@@ -228,10 +232,11 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
     @auto_docstring
     def forward(
         self,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | None,
         timesteps: torch.Tensor,
         noise: torch.Tensor,
         class_labels: torch.Tensor | None = None,
+        latents: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LDAEForPreTrainingOutput:
         r"""
@@ -241,6 +246,9 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
             The noise eps.
         class_labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
             Classes to condition on; refused where `config.num_class_embeds` is `None`.
+        latents (`torch.FloatTensor` of shape `(batch_size, num_patches, latent_dim)`, *optional*):
+            What [`~LDAEModel.encode`] gives for the images, computed before; `pixel_values` is then `None`. Not where the
+            original image is predicted.
 
         Example:
 
@@ -259,40 +267,63 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
             raise ValueError(
                 "class_labels was given, but num_class_embeds=None: this model is trained without labels."
             )
-        ldae, (height, width) = self.ldae, pixel_values.shape[2:]
-        grid = ldae._grid_of(pixel_values, any_size=False)
-        x0 = patchify(pixel_values, self.config.patch_size)  # (B, N, D)
-        z0 = ldae.encode(x0)  # (B, N, d)
-        tokens = ldae.corrupt(x0, z0, noise, timesteps)  # (B, N, input_dim)
+        x0 = None
+        if latents is not None:
+            if pixel_values is not None or self.config.prediction_target == "image":
+                raise ValueError("latents take the place of pixel_values, and not where prediction_target='image'.")
+            z0 = latents.float()
+        else:
+            if pixel_values is None:
+                raise ValueError("pixel_values is missing; give the images, or their latents.")
+            self.ldae._grid_of(pixel_values, any_size=False)
+            x0 = patchify(pixel_values, self.config.patch_size).float()  # (B, N, D)
+            z0 = self.ldae.encode(pixel_values)  # (B, N, d)
+        zt = self.ldae.corruption(z0, noise, timesteps)  # (B, N, d)
+        prediction = self.denoise(zt, timesteps, class_labels, **kwargs)  # (B, N, output_dim)
 
-        hidden = ldae.embeddings(tokens, *grid)  # (B, N, C)
-        conditioning = ldae.conditioning(timesteps, class_labels)  # (B, c)
-        for layer in ldae.layers:
-            hidden = layer(hidden, conditioning, **kwargs)
-        prediction = self.head(hidden, conditioning)  # (B, N, output_dim)
-
-        with torch.autocast(pixel_values.device.type, enabled=False):
+        with torch.autocast(prediction.device.type, enabled=False):
             prediction = prediction.float()
-            clean = {"x0": x0.float(), "z0": z0, "eps": noise.to(z0.dtype)}
-            loss = self.objective(prediction, **clean, timesteps=timesteps, tokenizer=ldae.tokenizer)
-            patches = self.predicted_patches(prediction, z0, noise, timesteps)  # (B, N, D)
-        return LDAEForPreTrainingOutput(
-            loss=loss,
-            prediction=prediction,
-            reconstruction=unpatchify(patches, self.config.patch_size, height, width),
-        )
+            clean: dict[str, Any] = {"x0": x0, "z0": z0, "eps": noise.to(z0.dtype)}
+            loss = self.objective(prediction, **clean, timesteps=timesteps, tokenizer=self.ldae.tokenizer)
+            costly = self.training and self.config.latent_tokenizer == "conv_vae"
+            reconstruction = None if costly else self.predicted_images(prediction, zt, timesteps)
+        return LDAEForPreTrainingOutput(loss=loss, prediction=prediction, reconstruction=reconstruction)
 
-    def predicted_patches(
-        self, prediction: torch.Tensor, z0: torch.Tensor, eps: torch.Tensor, timesteps: torch.Tensor
+    def denoise(
+        self, zt: torch.Tensor, timesteps: torch.Tensor, class_labels: torch.Tensor | None = None, **kwargs: Any
     ) -> torch.Tensor:
-        """The clean patches `(B, N, D)` that a prediction, in the target's space, stands for."""
-        if self.config.prediction_target in ("image", "projected_image"):
-            return prediction
-        if self.config.prediction_target == "noise":
-            corruption = self.ldae.corruption
-            gamma, sigma = corruption.gammas[timesteps], corruption.sigmas[timesteps]
-            prediction = clean_latent(prediction, corruption(z0, eps, timesteps), gamma, sigma)
-        return self.ldae.tokenizer.decode(prediction)
+        """
+        The network alone: what it predicts from noisy latents.
+
+        Args:
+            zt (`torch.FloatTensor` of shape `(B, num_patches, latent_dim)`): Noisy latents.
+            timesteps (`torch.LongTensor` of shape `(B,)` or `(1,)`): Time step of each, or the shared one.
+            class_labels (`torch.LongTensor` of shape `(B,)`, *optional*): Classes; the null class by default.
+
+        Returns:
+            `torch.Tensor` of shape `(B, num_patches, output_dim)`: in the target's space.
+        """
+        grid = self.config.image_size // self.config.patch_size
+        hidden = self.ldae.embeddings(self.ldae.blocks_input(zt), grid, grid)  # (B, N, C)
+        conditioning = self.ldae.conditioning(timesteps, class_labels)  # (B, c)
+        for layer in self.ldae.layers:
+            hidden = layer(hidden, conditioning, **kwargs)
+        return self.head(hidden, conditioning)  # (B, N, output_dim)
+
+    def predicted_latents(self, prediction: torch.Tensor, zt: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """The clean latents `(B, N, d)` that a prediction, in the target's space, stands for."""
+        target, corruption = self.config.prediction_target, self.ldae.corruption
+        if target == "noise":
+            return clean_latent(prediction, zt, corruption.gammas[timesteps], corruption.sigmas[timesteps])
+        return prediction if target == "latent" else self.ldae.tokenizer.encode(prediction)
+
+    def predicted_images(self, prediction: torch.Tensor, zt: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """The clean images `(B, C, H, W)` that a prediction, in the target's space, stands for."""
+        c = self.config
+        size = (c.image_size, c.image_size)
+        if c.prediction_target in ("image", "projected_image"):
+            return unpatchify(prediction, c.patch_size, *size)
+        return self.ldae.tokenizer.decode_images(self.predicted_latents(prediction, zt, timesteps), *size)
 
     def draw_corruption(self, example_positions: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         """

@@ -1,9 +1,11 @@
 """What is predicted and how the error is weighted: targets, lambda_t over time steps, w_i over PCA dimensions."""
 
+from typing import Any
+
 import torch
 
 from .configuration_ldae import LDAEConfig
-from .tokenizer_ldae import Float32Buffers, PatchPCA
+from .tokenizer_ldae import Float32Buffers
 
 
 def loss_weight_table(loss_weighting: str, gammas: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
@@ -61,16 +63,16 @@ class LDAEObjective(Float32Buffers):
         self,
         prediction: torch.Tensor,
         *,
-        x0: torch.Tensor,
+        x0: torch.Tensor | None,
         z0: torch.Tensor,
         eps: torch.Tensor,
         timesteps: torch.Tensor,
-        tokenizer: PatchPCA,
+        tokenizer: Any,
     ) -> torch.Tensor:
         """
         Args:
             prediction (`torch.FloatTensor` of shape `(B, N, d)` or `(B, N, D)`): In the target's space.
-            x0 (`torch.FloatTensor` of shape `(B, N, D)`): Clean patches.
+            x0 (`torch.FloatTensor` of shape `(B, N, D)`, *optional*): Clean patches, where the target is the image.
             z0, eps (`torch.FloatTensor` of shape `(B, N, d)`): Clean latents and the noise.
             timesteps (`torch.LongTensor` of shape `(B,)`).
             tokenizer: Gives the inverse PCA and V.
@@ -84,10 +86,11 @@ class LDAEObjective(Float32Buffers):
             error = (z0 - prediction).square().sum(dim=2)  # eq. 3
         else:
             target = x0 if self.prediction_target == "image" else tokenizer.decode(z0)
-            residue = target - prediction  # (B, N, D)
+            residue = target - prediction  # type: ignore[operator] # (B, N, D)
+            error = residue.square().sum(dim=2)
             # eq. 4 without the D x D product: V is orthonormal, so ||r||^2 is the sum over all its dimensions.
             w_rest = self.residual_weight
-            error = w_rest * residue.square().sum(dim=2)
-            error = error + (1 - w_rest) * tokenizer.project(residue).square().sum(dim=2)
+            if w_rest < 1:
+                error = w_rest * error + (1 - w_rest) * tokenizer.project(residue).square().sum(dim=2)
         lambda_t = self.loss_weights[timesteps]  # (B,)
         return (lambda_t[:, None] * error).mean() / prediction.shape[2]

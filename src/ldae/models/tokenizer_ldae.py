@@ -1,12 +1,10 @@
-"""Latent tokenizers: patches to latents of dimension d and back (Sec. 4.2)."""
+"""Patch-wise latent tokenizers: patches to latents of dimension d and back by one linear map each way (Sec. 4.2)."""
 
 import math
 from collections.abc import Callable
 
 import torch
 from torch import nn
-
-from .configuration_ldae import LDAEConfig
 
 
 def patchify(pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:
@@ -54,6 +52,23 @@ def cosine_basis(patch_size: int, num_channels: int, latent_dim: int) -> torch.T
     return basis[order[:latent_dim]].float()
 
 
+def pooling_basis(patch_size: int, num_channels: int, latent_dim: int) -> torch.Tensor:
+    """
+    Means over the cells of a q x q grid on a patch, for d = C * q * q: what a patch is in the image resized to q / P of
+    its side by area (Fig. 5).
+
+    Returns:
+        `torch.FloatTensor` of shape `(d, D)` with orthonormal rows.
+    """
+    q = math.isqrt(latent_dim // num_channels)
+    cell = patch_size // q
+    pixel = torch.arange(patch_size, device="cpu") // cell  # (P,): the cell that a row or a column belongs to
+    axis = (pixel[None] == torch.arange(q, device="cpu")[:, None]).double() / math.sqrt(cell)  # (q, P)
+    channels = torch.eye(num_channels, dtype=torch.float64, device="cpu")
+    basis = torch.einsum("ac,ux,vy->auvcxy", channels, axis, axis)
+    return basis.reshape(latent_dim, num_channels * patch_size**2).float()
+
+
 class Float32Buffers(nn.Module):
     """A module whose buffers never get narrower than they are: `model.to(torch.bfloat16)` leaves them in float32."""
 
@@ -67,11 +82,9 @@ class Float32Buffers(nn.Module):
         return self
 
 
-class PatchPCA(Float32Buffers):
+class PatchTokenizer(Float32Buffers):
     """
-    Patch-wise PCA: V, d x D with orthonormal rows (Sec. 4.2). `encode` is x -> V (x - mean), `decode` its transpose.
-
-    Unfitted it holds the low frequencies of the cosine basis and `fitted` is False; [`~ldae.fit_patch_pca`] fits it.
+    A linear map V of centred patches and a linear map back, U^T; U = V where its rows are orthonormal.
 
     Args:
         patch_size (`int`): P, in pixels.
@@ -81,19 +94,8 @@ class PatchPCA(Float32Buffers):
             variance over the d dimensions is 1, `"per_dim"` by each dimension's own (a dimension without variance stays
             zero), `"none"` leaves them.
 
-    Buffers (float32): `mean (D,)`, `components (d, D)` by falling variance, `explained_variance (d,)`, `fitted ()`.
-
-    Example:
-
-    ```python
-    >>> import torch
-    >>> from ldae import PatchPCA
-    >>> pca = PatchPCA(patch_size=4, num_channels=3, latent_dim=16)
-    >>> latents = pca.encode(torch.zeros(2, 64, 48))
-    >>> latents.shape, pca.decode(latents).shape
-    (torch.Size([2, 64, 16]), torch.Size([2, 64, 48]))
-
-    ```
+    Buffers (float32): `mean (D,)` of patches, `components (d, D)`, the rows of V, `explained_variance (d,)` of each
+    latent dimension before scaling, `fitted ()`.
     """
 
     mean: torch.Tensor
@@ -113,41 +115,109 @@ class PatchPCA(Float32Buffers):
         for name, value in self.unfitted_state().items():
             self.register_buffer(name, value)
 
+    def basis(self) -> torch.Tensor:
+        """`(d, D)` with orthonormal rows: V before any fit."""
+        return cosine_basis(self.patch_size, self.num_channels, self.latent_dim)
+
     def unfitted_state(self) -> dict[str, torch.Tensor]:
-        """The buffers before any fit: the cosine basis, zero mean, unit variances."""
+        """The buffers before any fit: the basis, zero mean, unit variances."""
         return {
             "mean": torch.zeros(self.num_channels * self.patch_size**2, device="cpu"),
-            "components": cosine_basis(self.patch_size, self.num_channels, self.latent_dim),
+            "components": self.basis(),
             "explained_variance": torch.ones(self.latent_dim, device="cpu"),
             "fitted": torch.tensor(False, device="cpu"),
         }
 
     @property
+    def decoder_components(self) -> torch.Tensor:
+        """The rows of U `(d, D)`."""
+        return self.components
+
+    @property
     def std(self) -> torch.Tensor:
         """What latents are divided by: a tensor that broadcasts over the d dimensions; 0 where there is no variance."""
-        variance = self.explained_variance.clamp(min=0)
-        if self.latent_scaling == "global":
-            return variance.mean(dim=0, keepdim=True).sqrt()
-        if self.latent_scaling == "per_dim":
-            return variance.sqrt()
-        return torch.ones_like(variance[:1])
+        return latent_std(self.explained_variance, self.latent_scaling)
 
     def encode(self, patches: torch.Tensor) -> torch.Tensor:
         """Patches `(..., D)` to scaled latents `(..., d)`, in the buffers' precision."""
         z = (patches.to(self.mean.dtype) - self.mean) @ self.components.T  # (..., d)
-        std = self.std
-        floor = 1e-4 * std.amax()  # below it a dimension holds nothing but rounding
-        return z * torch.where(std > floor, 1 / std, 0)
+        return divide(z, self.std)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Scaled latents `(..., d)` to patches `(..., D)`: the inverse PCA of Fig. 1."""
-        return (latents.to(self.mean.dtype) * self.std) @ self.components + self.mean  # (..., D)
+        return (latents.to(self.mean.dtype) * self.std) @ self.decoder_components + self.mean  # (..., D)
+
+    def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Images `(B, C, H, W)` to scaled latents `(B, N, d)`."""
+        return self.encode(patchify(pixel_values, self.patch_size))
+
+    def decode_images(self, latents: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """Scaled latents `(B, N, d)` to images `(B, C, height, width)`."""
+        return unpatchify(self.decode(latents), self.patch_size, height, width)
+
+
+class PatchPCA(PatchTokenizer):
+    """
+    Patch-wise PCA: V, d x D with orthonormal rows (Sec. 4.2). `encode` is x -> V (x - mean), `decode` its transpose.
+
+    Unfitted it holds the low frequencies of the cosine basis and `fitted` is False; [`~ldae.fit_patch_pca`] fits it.
+    The rows of `components` are by falling variance.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from ldae import PatchPCA
+    >>> pca = PatchPCA(patch_size=4, num_channels=3, latent_dim=16)
+    >>> latents = pca.encode(torch.zeros(2, 64, 48))
+    >>> latents.shape, pca.decode(latents).shape
+    (torch.Size([2, 64, 16]), torch.Size([2, 64, 48]))
+
+    ```
+    """
 
     def project(self, patches: torch.Tensor) -> torch.Tensor:
         """V x, the d leading PCA coordinates of a difference of patches `(..., D)`: no mean, no scale (eq. 4)."""
         return patches @ self.components.T  # (..., d)
 
 
-def build_tokenizer(config: LDAEConfig) -> PatchPCA:
-    """The latent tokenizer that a configuration asks for."""
-    return PatchPCA(config.patch_size, config.num_channels, config.latent_dim, config.latent_scaling)
+class PatchPixels(PatchPCA):
+    """
+    The pixel "tokenizer" (Fig. 5): the patch of the resized image, d = C * q * q for a side resized to q / P. V is the
+    pooling over cells, which nothing fits; the fit only measures mean and variances.
+    """
+
+    def basis(self) -> torch.Tensor:
+        return pooling_basis(self.patch_size, self.num_channels, self.latent_dim)
+
+
+class PatchAutoencoder(PatchTokenizer):
+    """
+    Patch-wise AE and VAE: V and U are two maps, trained by gradient (Sec. 4.2). A VAE's latent is its posterior's mean.
+
+    Buffers: those of [`PatchTokenizer`] and `decoder_weight (d, D)`, the rows of U.
+    """
+
+    decoder_weight: torch.Tensor
+
+    def unfitted_state(self) -> dict[str, torch.Tensor]:
+        return {**super().unfitted_state(), "decoder_weight": self.basis()}
+
+    @property
+    def decoder_components(self) -> torch.Tensor:
+        return self.decoder_weight
+
+
+def latent_std(variance: torch.Tensor, latent_scaling: str) -> torch.Tensor:
+    """What latents of a variance `(d,)` are divided by: one number `(1,)`, or one for each dimension `(d,)`."""
+    variance = variance.clamp(min=0)
+    if latent_scaling == "global":
+        return variance.mean(dim=0, keepdim=True).sqrt()
+    if latent_scaling == "per_dim":
+        return variance.sqrt()
+    return torch.ones_like(variance[:1])
+
+
+def divide(latents: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """Latents `(..., d)` over their standard deviation; zero where there is nothing but rounding."""
+    return latents * torch.where(std > 1e-4 * std.amax(), 1 / std, 0)

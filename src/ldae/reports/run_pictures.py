@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from ldae.data import ImageSource, iterate_once, prepare_images
 from ldae.models.corruption_ldae import draw_noise
 from ldae.models.modeling_ldae import LDAEForPreTraining
-from ldae.models.tokenizer_ldae import patchify, unpatchify
+from ldae.models.tokenizer_ldae import PatchTokenizer
 
 
 def draw_run_pictures(folder: str | os.PathLike[str], source: ImageSource, images: int = 8) -> list[Path]:
@@ -26,7 +26,8 @@ def draw_run_pictures(folder: str | os.PathLike[str], source: ImageSource, image
         images (`int`, defaults to 8): How many.
 
     Returns:
-        The files: `denoising.png`, `noise.png`, `filters.png`, `schedule.png` and, where it was logged, `training.png`.
+        The files: `denoising.png`, `noise.png`, `schedule.png`, `filters.png` of a patch-wise tokenizer and, where it was
+        logged, `training.png`.
     """
     folder = Path(folder)
     pictures = folder / "pictures"
@@ -40,9 +41,10 @@ def draw_run_pictures(folder: str | os.PathLike[str], source: ImageSource, image
     drawn = {
         "denoising.png": denoising_figure(model, pixels),
         "noise.png": noise_figure(model, pixels),
-        "filters.png": filters_figure(model),
         "schedule.png": schedule_figure(model),
     }
+    if isinstance(model.ldae.tokenizer, PatchTokenizer):
+        drawn["filters.png"] = filters_figure(model.ldae.tokenizer)
     if (folder / "metrics.jsonl").is_file():
         records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         drawn["training.png"] = training_figure(records)
@@ -75,11 +77,11 @@ def noise_figure(model: LDAEForPreTraining, pixels: torch.Tensor) -> Figure:
     sigma = (1 / 3) ** 0.5  # the figure's
     eps = draw_noise(c, torch.arange(b), seed=0)
     tokenizer = model.ldae.tokenizer
-    noisy = tokenizer.decode(tokenizer.encode(patchify(pixels, c.patch_size)) + sigma * eps)  # (B, N, D)
+    noisy = tokenizer.decode_images(tokenizer.encode_images(pixels) + sigma * eps, *pixels.shape[2:])
     rows = [
         ("clean", pixels),
         (f"pixel noise\n$\\sigma$ = {sigma:.2f}", pixels + sigma * torch.randn(pixels.shape, generator=_seeded())),
-        (f"latent noise\n$\\sigma$ = {sigma:.2f}", unpatchify(noisy, c.patch_size, *pixels.shape[2:])),
+        (f"latent noise\n$\\sigma$ = {sigma:.2f}", noisy),
     ]
     return image_rows(rows)
 
@@ -88,14 +90,13 @@ def noisy_images(
     model: LDAEForPreTraining, pixels: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
 ) -> torch.Tensor:
     """What the noisy latents at `timesteps` look like, `(B, C, H, W)`, whatever space the model's input is in."""
-    tokenizer, p = model.ldae.tokenizer, model.config.patch_size
-    zt = model.ldae.corruption(tokenizer.encode(patchify(pixels, p)), noise, timesteps)
-    return unpatchify(tokenizer.decode(zt), p, *pixels.shape[2:])
-
-
-def filters_figure(model: LDAEForPreTraining, most: int = 64) -> Figure:
-    """Fig. 4: the rows of V as patches, by falling variance."""
     tokenizer = model.ldae.tokenizer
+    zt = model.ldae.corruption(tokenizer.encode_images(pixels), noise, timesteps)
+    return tokenizer.decode_images(zt, *pixels.shape[2:])
+
+
+def filters_figure(tokenizer: PatchTokenizer, most: int = 64) -> Figure:
+    """Fig. 4: the rows of V as patches; those of PCA by falling variance."""
     v = tokenizer.components[:most]  # (d, D)
     v = v / v.abs().amax(dim=1, keepdim=True)
     p = tokenizer.patch_size
