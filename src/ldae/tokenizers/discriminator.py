@@ -1,0 +1,85 @@
+"""The adversary of the convolutional VAE: a discriminator of patches, and how strongly it is listened to (Sec. 4.1)."""
+
+import math
+
+import torch
+from torch import nn
+
+
+class PatchDiscriminator(nn.Module):
+    """
+    PatchGAN: strided 4 x 4 convolutions that give a map of scores, each of a window of the image (Isola et al. 2017,
+    arXiv 1611.07004), with GroupNorm: it keeps no running statistics, so that looking at images does not change it.
+
+    Args:
+        num_channels (`int`): Of the images.
+        image_size (`int`): Side of the images, in pixels, at least 8; other sides from that on are possible too.
+        width (`int`, defaults to 64): Channels after the first layer; each further one has twice as many, up to 8 times.
+        layers (`int`, defaults to 3): Strided layers; fewer on small images, so that the map of scores has at least 2 x 2.
+
+    Raises:
+        ValueError: for images that are too small.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> PatchDiscriminator(3, image_size=32, width=8)(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 1, 2, 2])
+
+    ```
+    """
+
+    def __init__(self, num_channels: int, image_size: int, width: int = 64, layers: int = 3):
+        super().__init__()
+        if image_size < 8 or layers < 1 or width < 1:
+            raise ValueError(
+                f"image_size={image_size}, width={width}, layers={layers} make no discriminator; give images of at "
+                "least 8 pixels, and width and layers of at least 1."
+            )
+        # Two more convolutions of stride 1 each take one off the map's side.
+        strided = min(layers, int(math.log2(image_size / 4)))
+        widths = [width * min(2**i, 8) for i in range(strided + 1)]
+        self.layers = nn.Sequential(nn.Conv2d(num_channels, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2))
+        for i in range(1, strided + 1):
+            stride = 2 if i < strided else 1
+            self.layers.extend(
+                [
+                    nn.Conv2d(widths[i - 1], widths[i], 4, stride=stride, padding=1, bias=False),
+                    nn.GroupNorm(math.gcd(32, widths[i]), widths[i]),
+                    nn.LeakyReLU(0.2),
+                ]
+            )
+        self.layers.append(nn.Conv2d(widths[-1], 1, 4, padding=1))
+        for module in self.layers:
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.02)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Images `(B, C, H, W)` to scores `(B, 1, h, w)`: above 0 for real ones."""
+        return self.layers(pixel_values)
+
+
+def hinge_loss(real_scores: torch.Tensor, fake_scores: torch.Tensor) -> torch.Tensor:
+    """The discriminator's loss, (mean max(0, 1 - real) + mean max(0, 1 + fake)) / 2, in float32."""
+    return 0.5 * ((1 - real_scores.float()).relu().mean() + (1 + fake_scores.float()).relu().mean())
+
+
+def adaptive_weight(
+    reconstruction_loss: torch.Tensor, generator_loss: torch.Tensor, last_weight: torch.Tensor
+) -> torch.Tensor:
+    """
+    How much of the generator's loss is as strong as the reconstruction at the decoder's last layer: the ratio of the two
+    gradients' norms there, ||grad reconstruction|| / (||grad generator|| + 1e-4), at most 1e4 (VQGAN, Esser et al. 2021,
+    arXiv 2012.09841, eq. 7).
+
+    Args:
+        reconstruction_loss, generator_loss (`torch.Tensor` of shape `()`): Their graphs are kept.
+        last_weight (`torch.Tensor`): The weight that both are differentiated by.
+
+    Returns:
+        `torch.FloatTensor` of shape `()`, detached.
+    """
+    (of_reconstruction,) = torch.autograd.grad(reconstruction_loss, last_weight, retain_graph=True)
+    (of_generator,) = torch.autograd.grad(generator_loss, last_weight, retain_graph=True)
+    return (of_reconstruction.float().norm() / (of_generator.float().norm() + 1e-4)).clamp(max=1e4).detach()

@@ -1,0 +1,138 @@
+"""Training of the patch-wise AE and VAE: two linear maps of a flattened patch, by gradient (Sec. 4.2)."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ldae.models.tokenizer_ldae import PatchAutoencoder, patchify, unpatchify
+from ldae.tokenizers.autoencoder_output import AutoencoderOutput, as_noise_of, gaussian_kl
+
+
+class LinearAutoencoderTraining(nn.Module):
+    """
+    ||x - U^T V x||^2, and with `variational` + KL[V x|N], on centred patches (Sec. 4.2).
+
+    V and U start from one random orthonormal set of rows. The VAE's posterior is N(V x, diag(s^2)) with one learnt
+    variance for each latent dimension: for a linear decoder the best posterior variance does not depend on x, so that
+    nothing is lost by it (Lucas et al. 2019, arXiv 1911.02469). At its optimum such a VAE is probabilistic PCA of noise
+    variance `kl_weight / 2`: a principal direction of variance lambda is kept, with s^2 = kl_weight / (2 lambda), where
+    lambda exceeds `kl_weight / 2`, and ignored where it does not.
+
+    Args:
+        patch_size (`int`): P, in pixels.
+        num_channels (`int`): C. A patch has D = C * P * P values.
+        latent_dim (`int`): d.
+        mean (`torch.Tensor` of shape `(D,)`): Of the patches; a buffer.
+        variational (`bool`): VAE instead of AE.
+        kl_weight (`float`): Weight of the KL divergence; 1 is the paper's sum. The AE has none.
+
+    Parameters: `encoder_weight (d, D)`, the rows of V, `decoder_weight (d, D)`, the rows of U, and the VAE's
+    `log_variance (d,)`.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> model = LinearAutoencoderTraining(4, 3, 8, torch.zeros(48), variational=True, kl_weight=0.01)
+    >>> model.noise_size(image_size=16)
+    128
+    >>> output = model(torch.zeros(2, 3, 16, 16), noise=torch.randn(2, 16, 8))
+    >>> output.reconstruction.shape, sorted(output.parts)
+    (torch.Size([2, 3, 16, 16]), ['kl', 'mse'])
+
+    ```
+    """
+
+    mean: torch.Tensor
+
+    def __init__(
+        self,
+        patch_size: int,
+        num_channels: int,
+        latent_dim: int,
+        mean: torch.Tensor,
+        variational: bool,
+        kl_weight: float,
+    ):
+        super().__init__()
+        patch_dim = num_channels * patch_size**2
+        if not 0 < latent_dim <= patch_dim:
+            raise ValueError(
+                f"latent_dim={latent_dim} is not possible; a patch has {patch_dim} values, give 1 to that."
+            )
+        if mean.shape != (patch_dim,):
+            raise ValueError(
+                f"mean has shape {tuple(mean.shape)}; a patch has {patch_dim} values, give ({patch_dim},)."
+            )
+        self.patch_size, self.num_channels, self.latent_dim = patch_size, num_channels, latent_dim
+        self.variational, self.kl_weight = variational, kl_weight
+        self.register_buffer("mean", mean.detach().float().clone())
+        rows = nn.init.orthogonal_(torch.empty(latent_dim, patch_dim))
+        self.encoder_weight = nn.Parameter(rows)
+        self.decoder_weight = nn.Parameter(rows.clone())
+        if variational:
+            self.log_variance = nn.Parameter(torch.zeros(latent_dim))
+
+    def noise_size(self, image_size: int) -> int:
+        """Random numbers that an image of this side needs: N * d of the VAE, none of the AE."""
+        return (image_size // self.patch_size) ** 2 * self.latent_dim if self.variational else 0
+
+    def forward(self, pixel_values: torch.Tensor, noise: torch.Tensor | None = None) -> AutoencoderOutput:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): In [-1, 1].
+            noise (`torch.Tensor` of shape `(B, N, d)`, or the same numbers in another shape, *optional*): Standard
+                normal, of the VAE; without it the latent is the posterior's mean.
+
+        Returns:
+            [`AutoencoderOutput`]: The loss is the mean squared error of a pixel value plus `kl_weight` times the KL
+            divergence summed over latents and divided by the number of pixel values, so that the two stand to each
+            other as the paper's sums; `parts` are `mse` and `kl`.
+
+        Raises:
+            ValueError: for noise of another size, or of an AE, and images of other channels.
+        """
+        if pixel_values.shape[1] != self.num_channels:
+            raise ValueError(
+                f"pixel_values has {pixel_values.shape[1]} channels where num_channels={self.num_channels}."
+            )
+        x = patchify(pixel_values, self.patch_size)  # (B, N, D)
+        z = (x - self.mean) @ self.encoder_weight.T  # (B, N, d)
+        kl = None
+        if self.variational:
+            kl = gaussian_kl(z, self.log_variance).sum(dim=-1).mean() / self.mean.numel()  # nats a pixel value
+            if noise is not None:
+                z = z + (0.5 * self.log_variance).exp() * as_noise_of(z, noise)
+        elif noise is not None:
+            raise ValueError("noise is not possible with variational=False; an AE has no posterior to draw from.")
+        decoded = (z @ self.decoder_weight).float() + self.mean  # (B, N, D)
+        mse = F.mse_loss(decoded, x.float())
+        parts = {"mse": mse.detach()}
+        loss = mse
+        if kl is not None:
+            loss = loss + self.kl_weight * kl
+            parts["kl"] = kl.detach()
+        reconstruction = unpatchify(decoded, self.patch_size, *pixel_values.shape[2:])
+        return AutoencoderOutput(loss=loss, reconstruction=reconstruction, parts=parts)
+
+    def to_tokenizer(self, latent_scaling: str, variance: torch.Tensor) -> PatchAutoencoder:
+        """
+        The tokenizer that a denoiser uses.
+
+        Args:
+            latent_scaling (`str`): As of [`~ldae.LDAEConfig`].
+            variance (`torch.Tensor` of shape `(d,)`): Of the latents V (x - mean) over the data.
+
+        Returns:
+            [`~ldae.models.tokenizer_ldae.PatchAutoencoder`] on the CPU, with `fitted` set.
+        """
+        tokenizer = PatchAutoencoder(self.patch_size, self.num_channels, self.latent_dim, latent_scaling)
+        state = {
+            "mean": self.mean,
+            "components": self.encoder_weight,
+            "decoder_weight": self.decoder_weight,
+            "explained_variance": variance,
+            "fitted": torch.tensor(True),
+        }
+        tokenizer.load_state_dict(state)  # copies into float32
+        return tokenizer

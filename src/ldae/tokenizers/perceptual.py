@@ -1,0 +1,92 @@
+"""The perceptual loss: how far two images are apart in the features of a frozen, supervised network (Sec. 4.1)."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoImageProcessor, AutoModel
+
+
+class PerceptualLoss(nn.Module):
+    """
+    Squared distance between images in the hidden states of a pre-trained network: each position's feature vector is
+    brought to unit length and the squared differences are summed over channels and averaged over positions, layers and
+    images. That is LPIPS (Zhang et al. 2018, arXiv 1801.03924) without its learnt weights of channels, for any
+    supervised backbone of transformers, so that no weights outside of it are needed.
+
+    The network is no submodule: it has no parameters to train, to synchronise or to save, and stays in evaluation mode
+    whatever the module is put in. It follows the module to its device and precision.
+
+    Args:
+        model (`str` or path): Folder or Hub id of a checkpoint of `AutoModel` with `hidden_states`, such as
+            `"microsoft/resnet-50"`; its preprocessor_config.json says how it takes its pixels. Images are not resized.
+
+    Raises:
+        ValueError: where it cannot be loaded.
+    """
+
+    scale: torch.Tensor
+    shift: torch.Tensor
+
+    def __init__(self, model: str | os.PathLike[str]):
+        super().__init__()
+        name = os.fspath(model)
+        try:
+            backbone = AutoModel.from_pretrained(name, dtype=torch.float32)
+            processor = AutoImageProcessor.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"perceptual_model={name!r} cannot be loaded: {error} Give the Hub id of an image classifier, such as "
+                "microsoft/resnet-50, or a folder with config.json, model.safetensors and preprocessor_config.json."
+            ) from error
+        self.model_name = name
+        # In a tuple, which nn.Module does not register.
+        self._frozen = (backbone.requires_grad_(False).eval(),)
+        scale = processor.rescale_factor * 255 if processor.do_rescale else 1.0  # of pixels in [0, 1]
+        normalize = processor.do_normalize
+        mean = torch.tensor(processor.image_mean if normalize else [0.0])
+        std = torch.tensor(processor.image_std if normalize else [1.0])
+        self.register_buffer("scale", 0.5 * scale / std.reshape(-1, 1, 1), persistent=False)  # (C, 1, 1)
+        self.register_buffer("shift", ((0.5 * scale - mean) / std).reshape(-1, 1, 1), persistent=False)
+
+    @property
+    def backbone(self) -> Any:
+        """The frozen network."""
+        return self._frozen[0]
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "PerceptualLoss":
+        self.backbone._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    def forward(self, reconstruction: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            reconstruction (`torch.Tensor` of shape `(B, C, H, W)`): In [-1, 1]; gradients flow to it.
+            pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): The originals in [-1, 1]; none flow to them.
+
+        Returns:
+            `torch.FloatTensor` of shape `()`.
+        """
+        with torch.no_grad():
+            wanted = self._features(pixel_values)
+        found = self._features(reconstruction)
+        # Of each layer (B, c, ...): a mean over images and positions of a sum over channels.
+        distances = [(f - w).square().sum(dim=1).mean() for f, w in zip(found, wanted, strict=True)]
+        return torch.stack(distances).mean()
+
+    def _features(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+        """Of each hidden state the features of unit length, channels in dimension 1."""
+        pixels = pixel_values * self.scale + self.shift  # as the network's own image processor gives them
+        wanted = getattr(self.backbone.config, "num_channels", pixels.shape[1])
+        if pixels.shape[1] == 1 and wanted == 3:
+            pixels = pixels.expand(-1, 3, -1, -1)
+        if pixels.shape[1] != wanted:
+            raise ValueError(
+                f"perceptual_model={self.model_name!r} takes {wanted} channels, the images have {pixels.shape[1]}."
+            )
+        states = self.backbone(pixel_values=pixels, output_hidden_states=True).hidden_states
+        # Convolutional networks give maps (B, c, h, w), transformers tokens (B, N, c).
+        features = [(state if state.ndim == 4 else state.transpose(1, 2)).float() for state in states]
+        return [f * (f.square().sum(dim=1, keepdim=True) + 1e-8).rsqrt() for f in features]
