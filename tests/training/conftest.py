@@ -22,12 +22,12 @@ TINY = {
         "latent_dim": 4,
     },
     "data": {"dataset": "digits", "num_workers": 0, "random_resized_crop": True, "horizontal_flip": True},
+    "tokenizer": {"tokenizer_images": 200},
     "training": {
         "images": 256,
         "total_batch_size": 32,
         "base_learning_rate": 1e-2,
         "warmup_images": 64,
-        "tokenizer_images": 200,
         "log_every_images": 64,
         "checkpoint_every_images": 128,
         "probe_every_images": 0,

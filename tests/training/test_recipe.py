@@ -5,7 +5,14 @@ import pytest
 import yaml
 
 from ldae.data import DataConfig
-from ldae.training.recipe import MODEL_FIELDS, TrainingConfig, differences, load_recipe, parse_overrides
+from ldae.training.recipe import (
+    MODEL_FIELDS,
+    TokenizerConfig,
+    TrainingConfig,
+    differences,
+    load_recipe,
+    parse_overrides,
+)
 
 
 RECIPES = sorted((Path(__file__).parents[2] / "training" / "recipes").glob("*.yaml"))
@@ -13,7 +20,7 @@ RECIPES = sorted((Path(__file__).parents[2] / "training" / "recipes").glob("*.ya
 
 def test_field_names_are_unique_over_the_sections():
     names = [*MODEL_FIELDS, "size"]
-    names += [f.name for kind in (DataConfig, TrainingConfig) for f in dataclasses.fields(kind)]
+    names += [f.name for kind in (DataConfig, TokenizerConfig, TrainingConfig) for f in dataclasses.fields(kind)]
     assert len(names) == len(set(names))
 
 
@@ -111,3 +118,22 @@ def test_batches_that_do_not_divide_are_refused():
         TrainingConfig(total_batch_size=32).batch_layout(3)
     with pytest.raises(ValueError, match="micro_batch_size=5 does not divide the 16 images"):
         TrainingConfig(total_batch_size=32, micro_batch_size=5).batch_layout(2)
+
+
+def test_a_recipe_can_be_the_difference_from_another(tmp_path):
+    (tmp_path / "whole.yaml").write_text(
+        "model: {size: nano, latent_dim: 8}\ndata: {dataset: digits, num_workers: 0}\n"
+    )
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "second.yaml").write_text("base: ../whole.yaml\nmodel: {latent_dim: 16}\n")
+    (tmp_path / "third.yaml").write_text("base: sub/second.yaml\ntraining: {seed: 3}\n")
+    whole, third = load_recipe(tmp_path / "whole.yaml"), load_recipe(tmp_path / "third.yaml")
+    assert differences(third.resolved(), whole.resolved()) == ["model.latent_dim: 8 -> 16", "training.seed: 0 -> 3"]
+
+    (tmp_path / "lost.yaml").write_text("base: nowhere.yaml\n")
+    with pytest.raises(ValueError, match=r"nowhere\.yaml' is no file; give the path of a recipe; .*lost\.yaml has it"):
+        load_recipe(tmp_path / "lost.yaml")
+    (tmp_path / "round.yaml").write_text("base: sub/circle.yaml\n")
+    (tmp_path / "sub" / "circle.yaml").write_text("base: ../round.yaml\n")
+    with pytest.raises(ValueError, match="its bases lead back to it"):
+        load_recipe(tmp_path / "round.yaml")

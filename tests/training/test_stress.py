@@ -37,12 +37,12 @@ OFFLINE = {**ENVIRONMENT, "HF_HUB_OFFLINE": "1"}
 STREAMED = {
     "model": {"size": "nano", "image_size": 16, "patch_size": 4, "latent_dim": 8},
     "data": {"streaming": True, "num_workers": 2, "shuffle_window": 64, "random_resized_crop": True},
+    "tokenizer": {"tokenizer_images": 1500},
     "training": {
         "images": 8192,
         "total_batch_size": 32,
         "base_learning_rate": 1e-3,
         "warmup_images": 1024,
-        "tokenizer_images": 1500,
         "log_every_images": 512,
         "checkpoint_every_images": 512,
         "probe_every_images": 0,

@@ -9,7 +9,7 @@ import yaml
 
 from ldae.data import DataConfig
 from ldae.models.configuration_ldae import LDAEConfig
-from ldae.training.recipe import MODEL_FIELDS, TrainingConfig
+from ldae.training.recipe import MODEL_FIELDS, TokenizerConfig, TrainingConfig
 
 
 ROOT = Path(__file__).parents[2]
@@ -36,9 +36,10 @@ def defaults(kind: type) -> dict[str, object]:
     [
         ("model", {"size": None} | {name: defaults(LDAEConfig)[name] for name in MODEL_FIELDS}),
         ("data", defaults(DataConfig)),
+        ("tokenizer", defaults(TokenizerConfig)),
         ("training", defaults(TrainingConfig)),
     ],
-    ids=["model", "data", "training"],
+    ids=["model", "data", "tokenizer", "training"],
 )
 def test_every_field_of_a_recipe_is_explained_with_its_default(section, expected):
     explained = {name.strip("`"): (default, meaning) for name, default, meaning in rows(f"### `{section}:`")}

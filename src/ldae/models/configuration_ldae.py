@@ -359,8 +359,8 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
         for name, only in (("input_space", ("latent",)), ("prediction_target", ("noise", "latent"))):
             if getattr(self, name) not in only:
                 raise ValueError(
-                    f"{name}={getattr(self, name)!r} is not possible with latent_tokenizer='conv_vae', whose decoder is "
-                    f"not patch-wise; choose {' or '.join(only)}."
+                    f"{name}={getattr(self, name)!r} is not possible with latent_tokenizer='conv_vae': "
+                    f"its decoder is not patch-wise; choose {' or '.join(only)}."
                 )
 
     def _is_pixel_dim(self) -> bool:

@@ -39,6 +39,8 @@ class ConvVAETokenizer(Float32Buffers):
     def __init__(self, config: LDAEConfig):
         super().__init__()
         self.latent_dim, self.latent_scaling = config.latent_dim, config.latent_scaling
+        self.patch_size, self.num_channels = config.patch_size, config.num_channels
+        self.conv_vae_config = config.conv_vae_config
         self.latent_patch_size = config.patch_size // config.conv_vae_stride
         self.stride = config.conv_vae_stride
         self.vae: Any = build_conv_vae(config).requires_grad_(False)

@@ -3,26 +3,29 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import nn
 
-from ldae.models.configuration_ldae import LDAEConfig
-from ldae.models.tokenizer_ldae import PatchPCA
+from ldae.models.configuration_ldae import CONV_VAE_DEFAULTS, LDAEConfig
+from ldae.models.tokenizer_conv_ldae import PATCH_TOKENIZERS, ConvVAETokenizer, build_tokenizer
+from ldae.models.tokenizer_ldae import PatchPCA, PatchTokenizer
 
 
 TOKENIZER_FILE = "tokenizer.safetensors"
 _IN_MODEL = "ldae.tokenizer."
 
 
-def save_tokenizer(folder: str | os.PathLike[str], tokenizer: PatchPCA) -> None:
+def save_tokenizer(folder: str | os.PathLike[str], tokenizer: PatchTokenizer | ConvVAETokenizer) -> None:
     """
     Write a fitted tokenizer as `tokenizer.safetensors`.
 
     Args:
         folder (`str` or path): Made where it is missing.
-        tokenizer ([`PatchPCA`]): Fitted.
+        tokenizer: Fitted.
 
     Raises:
         ValueError: if it was never fitted.
@@ -30,51 +33,104 @@ def save_tokenizer(folder: str | os.PathLike[str], tokenizer: PatchPCA) -> None:
     if not bool(tokenizer.fitted):
         raise ValueError("tokenizer.fitted=False: the tokenizer was never fitted; fit it with fit_patch_pca.")
     Path(folder).mkdir(parents=True, exist_ok=True)
-    settings = {"patch_size": tokenizer.patch_size, "num_channels": tokenizer.num_channels}
+    settings = {"type": type(tokenizer).__name__, "patch_size": tokenizer.patch_size}
+    settings["num_channels"] = tokenizer.num_channels
+    if isinstance(tokenizer, ConvVAETokenizer):
+        settings["conv_vae_config"] = tokenizer.conv_vae_config
     tensors = {name: value.contiguous() for name, value in tokenizer.state_dict().items()}
-    save_file(tensors, Path(folder) / TOKENIZER_FILE, metadata={"format": "pt", "ldae": json.dumps(settings)})
+    partial = Path(folder) / f".{TOKENIZER_FILE}"  # renamed when it is whole
+    save_file(tensors, partial, metadata={"ldae": json.dumps(settings)})  # one key: their order is random
+    os.replace(partial, Path(folder) / TOKENIZER_FILE)
 
 
-def load_tokenizer(folder: str | os.PathLike[str], config: LDAEConfig) -> PatchPCA:
+def load_tokenizer(folder: str | os.PathLike[str], config: LDAEConfig) -> Any:
     """
-    Read the tokenizer of a `train_tokenizer` folder, or of a run's model, for a model's configuration. Of one fitted
-    with more components the leading `config.latent_dim` are taken.
+    Read a latent tokenizer for a model's configuration. Of a PCA with more components the leading `config.latent_dim`
+    are taken. An `AutoencoderKL` of diffusers comes with `fitted` False: the scale of its latents is to be measured.
 
     Args:
-        folder (`str` or path): With `tokenizer.safetensors`, or `config.json` and `model.safetensors`.
+        folder (`str` or path): A `train_tokenizer` folder (with `tokenizer.safetensors`), a run (with `config.json` and
+            `model.safetensors`) or, for `conv_vae`, a folder or Hub id of an `AutoencoderKL`.
         config ([`LDAEConfig`]): The model that it is for.
 
     Returns:
-        [`PatchPCA`].
+        The tokenizer that `config` asks for.
 
     Raises:
-        ValueError: if there is none, or it was fitted for other patches or fewer components.
+        ValueError: if there is none, or it is of another kind, for other patches, or has fewer components.
     """
-    own, model = Path(folder) / TOKENIZER_FILE, Path(folder) / "model.safetensors"
+    settings, tensors = _read(folder, config)
+    wanted = build_tokenizer(config)
+    if settings["type"] != type(wanted).__name__:
+        raise ValueError(
+            f"tokenizer={str(folder)!r} is a {settings['type']}, not a {type(wanted).__name__}, which "
+            f"latent_tokenizer={config.latent_tokenizer!r} asks for; train one with `ldae train_tokenizer`."
+        )
+    for name in ("patch_size", "num_channels"):
+        if settings.get(name) != getattr(config, name):
+            raise ValueError(
+                f"tokenizer={str(folder)!r} was fitted with {name}={settings.get(name)}, the model has "
+                f"{name}={getattr(config, name)}; fit one for this model with `ldae train_tokenizer`."
+            )
+    if settings.get("conv_vae_config") != config.conv_vae_config:
+        raise ValueError(
+            f"tokenizer={str(folder)!r} is not the network that conv_vae_config describes; write conv_vae_config: "
+            f"{json.dumps(settings.get('conv_vae_config'))}."
+        )
+    if isinstance(wanted, PatchTokenizer):
+        _take_leading(tensors, wanted, folder)
+    wanted.load_state_dict({name: torch.as_tensor(value) for name, value in tensors.items()})
+    return wanted
+
+
+def _take_leading(tensors: dict[str, torch.Tensor], wanted: PatchTokenizer, folder: str | os.PathLike[str]) -> None:
+    found = len(tensors["components"])
+    if found < wanted.latent_dim or (found > wanted.latent_dim and type(wanted) is not PatchPCA):
+        relation = "fewer than" if found < wanted.latent_dim else "not"
+        raise ValueError(
+            f"tokenizer={str(folder)!r} has {found} components, {relation} latent_dim={wanted.latent_dim}."
+        )
+    for name in ("components", "explained_variance"):
+        tensors[name] = tensors[name][: wanted.latent_dim]
+
+
+def _read(folder: str | os.PathLike[str], config: LDAEConfig) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Settings and tensors of a tokenizer, wherever it lies."""
+    own, model, described = (Path(folder) / name for name in (TOKENIZER_FILE, "model.safetensors", "config.json"))
     if own.is_file():
         with safe_open(own, framework="pt") as file:
-            settings = json.loads(file.metadata()["ldae"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    elif model.is_file():
-        settings = json.loads((Path(folder) / "config.json").read_text())
+            settings = {"type": "PatchPCA", **json.loads(file.metadata()["ldae"])}
+            return settings, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if model.is_file() and described.is_file() and json.loads(described.read_text()).get("model_type") == "ldae":
+        of_run = LDAEConfig.from_pretrained(folder)
+        kind: type[nn.Module] = PATCH_TOKENIZERS.get(of_run.latent_tokenizer, ConvVAETokenizer)
+        settings = {name: getattr(of_run, name) for name in ("patch_size", "num_channels", "conv_vae_config")}
         with safe_open(model, framework="pt") as file:
             names = [name for name in file.keys() if name.startswith(_IN_MODEL)]  # noqa: SIM118
             tensors = {name.removeprefix(_IN_MODEL): file.get_tensor(name) for name in names}
-    else:
-        raise ValueError(f"tokenizer={str(folder)!r} holds neither {TOKENIZER_FILE} nor model.safetensors.")
-    for name in ("patch_size", "num_channels"):
-        if settings[name] != getattr(config, name):
-            raise ValueError(
-                f"tokenizer={str(folder)!r} was fitted with {name}={settings[name]}, the model has "
-                f"{name}={getattr(config, name)}; fit one for this model with `ldae train_tokenizer`."
-            )
-    found = len(tensors["components"])
-    if found < config.latent_dim:
+        return {"type": kind.__name__, **settings}, tensors
+    if config.latent_tokenizer == "conv_vae":
+        return _read_autoencoder(folder, config)
+    raise ValueError(f"tokenizer={str(folder)!r} holds neither {TOKENIZER_FILE} nor an l-DAE's model.safetensors.")
+
+
+def _read_autoencoder(
+    folder: str | os.PathLike[str], config: LDAEConfig
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """An `AutoencoderKL` that others trained. The patches are the model's choice."""
+    from diffusers import AutoencoderKL
+
+    try:
+        vae = AutoencoderKL.from_pretrained(folder)
+    except (OSError, ValueError) as error:
         raise ValueError(
-            f"tokenizer={str(folder)!r} has {found} components, fewer than latent_dim={config.latent_dim}."
-        )
-    for name in ("components", "explained_variance"):
-        tensors[name] = tensors[name][: config.latent_dim]
-    tokenizer = PatchPCA(config.patch_size, config.num_channels, config.latent_dim, config.latent_scaling)
-    tokenizer.load_state_dict({name: torch.as_tensor(value) for name, value in tensors.items()})
-    return tokenizer
+            f"tokenizer={str(folder)!r} holds neither {TOKENIZER_FILE} nor an l-DAE's model.safetensors, and cannot be "
+            f"loaded as an AutoencoderKL: {error}"
+        ) from error
+    network = {name: vae.config.get(name, default) for name, default in CONV_VAE_DEFAULTS.items()}
+    network = {name: list(value) if isinstance(value, tuple) else value for name, value in network.items()}
+    settings = {"type": "ConvVAETokenizer", "conv_vae_config": network, "patch_size": config.patch_size}
+    tensors = {f"vae.{name}": value for name, value in vae.state_dict().items()}
+    if network == config.conv_vae_config:
+        tensors |= build_tokenizer(config).unfitted_state()  # its scale is still to be measured
+    return {**settings, "num_channels": vae.config.in_channels}, tensors

@@ -1,288 +1,79 @@
-"""Pre-training: the loop, from a recipe to a finished run folder."""
-
-import signal
-import time
-from collections.abc import Iterator
-from contextlib import closing, nullcontext
-from typing import Any
+"""Pre-training a denoiser: from a recipe to a finished run folder."""
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedType, ProjectConfiguration, gather_object
-from diffusers.training_utils import EMAModel
 
-from ldae.data import Batch, ImageLoader, check_disjoint, describe_counts, open_images, prepare_images
-from ldae.errors import RunError
+from ldae.data import Batch
 from ldae.evaluation.online import OnlineProbe
 from ldae.hub.model_card import write_model_card
 from ldae.hub.push import HubUploader
 from ldae.models.modeling_ldae import LDAEForPreTraining
 from ldae.reports.run_pictures import draw_run_pictures
-from ldae.tokenizers.files import load_tokenizer
-from ldae.training.checkpoint import (
-    Checkpoint,
-    collect_model,
-    collect_optimizer,
-    latest_checkpoint,
-    load_checkpoint,
-    restore,
-    save_checkpoint,
-)
-from ldae.training.learning_rate import learning_rate
-from ldae.training.progress import StopSignal, Stopwatch, hardware, progress_bar
+from ldae.training.loop import TrainingRun
 from ldae.training.recipe import Recipe
 from ldae.training.run_folder import RunFolder
-from ldae.training.tokenizer_fit import fit_on_source
+from ldae.training.tokenizer_training import obtain_tokenizer
 
 
-class PretrainingRun:
+class PretrainingRun(TrainingRun):
     """
-    One run of a recipe in its folder. Building it resumes from the folder's last checkpoint; `train` goes to the end.
+    Pre-training of an [`LDAEForPreTraining`], its latent tokenizer fitted or trained first where the recipe names none.
 
     Args:
         recipe ([`Recipe`]): With `training.output_dir`.
-
-    Raises:
-        ValueError: where the recipe makes no sense on this machine or with this data.
-        RunError: where the folder cannot be used.
     """
 
-    def __init__(self, recipe: Recipe):
-        t = recipe.training
-        if t.output_dir is None:
-            raise ValueError("output_dir is missing; give the run's folder (--output_dir runs/NAME).")
-        self.recipe, self.options = recipe, t
-        self.folder = RunFolder(t.output_dir)
-        self.folder.check_recipe(recipe)
-        self.accelerator = Accelerator(
-            mixed_precision=t.mixed_precision,
-            log_with=t.report_to or None,
-            project_config=ProjectConfiguration(str(self.folder.path), logging_dir=str(self.folder.path / "logs")),
-        )
-        self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
-        self.end = t.steps * t.total_batch_size  # the budget in whole steps
-        self.micro_batch_size, self.accumulation = t.batch_layout(self.accelerator.num_processes)
-        if self.is_main:
-            self.folder.claim(recipe)
-        self.accelerator.wait_for_everyone()
+    activity = "pre-training"
+    model: LDAEForPreTraining
 
-        newest = latest_checkpoint(self.folder.checkpoints)
-        checkpoint = load_checkpoint(newest) if newest else None
-        self.images_seen = checkpoint.images_seen if checkpoint else 0
-        self.seconds = checkpoint.state["seconds"] if checkpoint else 0.0
-        self._since = time.perf_counter()
-        with self.accelerator.main_process_first():  # what is downloaded or prepared is so once
-            self.source = open_images(recipe.data, recipe.data.split)
-        self.model = self._build_model(fitted=checkpoint is not None)
-        self.ema = None
-        if t.ema_decay is not None:
-            if self.accelerator.distributed_type == DistributedType.FSDP:
-                raise ValueError(f"ema_decay={t.ema_decay} does not go with FSDP; set it to null, or launch with DDP.")
-            self.ema = EMAModel(self.model.parameters(), decay=t.ema_decay)
-            self.ema.to(self.device)
-        optimizer = torch.optim.AdamW(
-            self.model.parameters(), betas=t.adam_betas, weight_decay=t.weight_decay, fused=self.device.type != "mps"
-        )
-        self.network, self.optimizer = self.accelerator.prepare(self.model, optimizer)
-        self.model = self.accelerator.unwrap_model(self.network)
-        if checkpoint:
-            self._restore(checkpoint)
-        elif self.is_main:
-            self.folder.forget_after(0)  # logged by a start that was killed before its first checkpoint
-        # What each process had: its place in the data, and the losses that were not logged yet.
-        ranks = checkpoint.state["ranks"] if checkpoint else [{"loader": None, "losses": []}]
-        rank = self.accelerator.process_index
-        mine = ranks[rank if rank < len(ranks) else 0]  # on more processes than before, the loader says what fits
-        self.loader = self._open_loader(mine["loader"])
-        self.losses = [torch.tensor(loss, device=self.device) for loss in mine["losses"]]
+    def __init__(self, recipe: Recipe):
+        super().__init__(recipe)
+        t = recipe.training
         self.probe = OnlineProbe.open(recipe.data, self.model.config, t) if t.probe_every_images != 0 else None
         self.uploader = None
         if t.push_to_hub and self.is_main:
             self.uploader = HubUploader(self.folder.path, t.push_to_hub, private=t.hub_private)
 
-    # -- the loop ------------------------------------------------------------------------------------------------------
-
-    def train(self) -> None:
-        """
-        Train to the end of the budget, then export, draw, write the card and push.
-
-        Raises:
-            RunError: on a non-finite loss, or where the folder cannot be written to any more.
-            SystemExit: after SIGTERM or SIGINT, once everything is saved.
-        """
+    def build(self, resumed: bool) -> LDAEForPreTraining:
         t = self.options
-        self._announce()
-        batches = self._first_batch_checked(iter(self.loader))
-        watch, pending = Stopwatch(), None
-        bar = progress_bar(self.end, self.images_seen, self.is_main)
-        with StopSignal() as stop, bar, closing(self.loader):
-            while self.images_seen < self.end:
-                rate = learning_rate(
-                    self.images_seen,
-                    images=t.images,
-                    warmup_images=t.warmup_images,
-                    total_batch_size=t.total_batch_size,
-                    base_learning_rate=t.base_learning_rate,
-                )
-                loss, grad_norm = self.step(batches, rate, watch)
-                # Looked at one step later, so that an accelerator never waits for the host.
-                self._require_finite(pending)
-                pending = (self.images_seen, loss, grad_norm)
-                self.losses.append(loss)
-                self.images_seen += t.total_batch_size
-                watch.images += t.total_batch_size
-                bar.update(t.total_batch_size)
-
-                stopping = self._stopping(stop)
-                at_end = self.images_seen >= self.end
-                if self._due(t.log_every_images) or at_end:
-                    self._require_finite(pending)
-                    bar.set_postfix(self._log_training(grad_norm, rate, watch), refresh=False)
-                if self.probe and (self._due(t.probe_every_images or max(1, t.images // 10)) or at_end):
-                    self._log({"event": "probe", **self.probe(self.model)})
-                if self._due(t.checkpoint_every_images or max(1, t.images // 10)) or at_end or stopping:
-                    self._require_finite(pending)
-                    self.save()
-                if stopping and not at_end:
-                    self._say(f"Stopped by a signal; saved at {self.images_seen:,} images. The same command goes on.")
-                    raise SystemExit(128 + (stop.received or 0))
-        self.finish()
-
-    def step(self, batches: Iterator[Batch], rate: float, watch: Stopwatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """One optimizer step: batch, corrupt, predict, loss, backward, clip, step, average."""
-        t = self.options
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        total = torch.zeros((), device=self.device)
-        for index in range(self.accumulation):
-            waiting = time.perf_counter()
-            batch = next(batches)
-            watch.waited += time.perf_counter() - waiting
-            positions = batch.positions.to(self.device, non_blocking=True)
-            pixels = self._pixels(batch, positions)  # (b, C, H, W)
-            timesteps, noise = self.model.draw_corruption(positions, t.seed)
-            last = index == self.accumulation - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.network):
-                loss = self.network(pixels, timesteps, noise, self._class_labels(batch, positions)).loss
-                self.accelerator.backward(loss / self.accumulation)
-            total += loss.detach() / self.accumulation
-        if t.max_grad_norm is not None:
-            grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), t.max_grad_norm)
-        else:
-            grad_norm = torch.zeros((), device=self.device)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        if self.ema is not None:
-            self.ema.step(self.model.parameters())
-        return total, grad_norm
-
-    def save(self) -> None:
-        """Write a checkpoint; before the end also put the current model into the folder, and on the Hub if asked."""
-        self.seconds += time.perf_counter() - self._since
-        self._since = time.perf_counter()
-        state = {
-            "images_seen": self.images_seen,
-            "seconds": self.seconds,
-            "ranks": gather_object(
-                [{"loader": self.loader.state_dict(), "losses": [loss.item() for loss in self.losses]}]
-            ),
-            "ema_steps": self.ema.optimization_step if self.ema else 0,
-        }
-        weights = collect_model(self.network)
-        optimizer = collect_optimizer(self.network, self.optimizer.optimizer)
-        if self.is_main:
-            average = self._average()
-            checkpoint = Checkpoint(weights, optimizer, average, state)
-            save_checkpoint(self.folder.checkpoints, checkpoint, self.options.keep_checkpoints)
-            if self.images_seen < self.end:  # at the end, `finish` does
-                self.folder.export(self.model, {**weights, **average})
-                if self.uploader:
-                    self.uploader.push(f"{self.images_seen:,} images seen")
-        self.accelerator.wait_for_everyone()
-
-    def finish(self) -> None:
-        """What comes after the last checkpoint: each part can be done again, should a kill come between them."""
-        weights = collect_model(self.network)
-        self._log(
-            {
-                "event": "trained",
-                "seconds": round(self.seconds, 1),
-                "hardware": hardware(),
-                "processes": self.accelerator.num_processes,
-                "weights": "ema" if self.ema else "raw",
-                "images_read": describe_counts(self.loader.counts),
-            }
-        )
-        if self.is_main:
-            self._say(f"Images read: {describe_counts(self.loader.counts)}")
-            self.folder.export(self.model, {**weights, **self._average()})
-            draw_run_pictures(self.folder.path, self.source)
-            write_model_card(self.folder.path, repo_id=self.options.push_to_hub)
-            if self.uploader:
-                self.uploader.finish("Trained")
-            self.folder.log({"images": self.images_seen, "event": "finished"})
-            self._say(f"Finished: {self.folder.path} holds the model, its card and its pictures.")
-        self.accelerator.wait_for_everyone()
-        self.accelerator.end_training()
-
-    # -- building ------------------------------------------------------------------------------------------------------
-
-    def _build_model(self, fitted: bool) -> LDAEForPreTraining:
-        t = self.options
-        torch.manual_seed(t.seed)
         model = LDAEForPreTraining(self.recipe.model_config())
         if t.activation_checkpointing:  # transformers 5.17 knows the older name only
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable()
-        if not fitted:
-            if t.tokenizer is not None:
-                tokenizer = load_tokenizer(t.tokenizer, model.config)
-            else:
-                tokenizer = fit_on_source(self.source, self.recipe, self.accelerator)
+        if not resumed:
+            tokenizer = obtain_tokenizer(self.recipe, self.source, self.accelerator)
             model.ldae.tokenizer.load_state_dict(tokenizer.state_dict())
-            if not bool(model.ldae.tokenizer.fitted):
-                raise ValueError(f"tokenizer={t.tokenizer!r} was never fitted; fit it with `ldae train_tokenizer`.")
         if t.compile:
             model.compile(fullgraph=True)
-        return model.train()
+        return model
 
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        restore(checkpoint, self.network, self.optimizer.optimizer)
-        if self.ema is not None:
-            for name, shadow in self._shadows().items():
-                shadow.copy_(checkpoint.ema[name])
-            self.ema.optimization_step = checkpoint.state["ema_steps"]
-        if self.is_main:
-            self.folder.forget_after(checkpoint.images_seen)
-            self._say(f"Going on from {checkpoint.images_seen:,} images.")
+    def loss(self, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
+        timesteps, noise = self.model.draw_corruption(positions, self.options.seed)
+        labels = self._class_labels(batch, positions)
+        return self.network(self.pixels(batch, positions), timesteps, noise, labels).loss
 
-    def _open_loader(self, start: dict[str, Any] | None) -> ImageLoader:
-        config = self.model.config
-        return ImageLoader(
-            self.source,
-            self.recipe.data,
-            image_size=config.image_size,
-            num_channels=config.num_channels,
-            micro_batch_size=self.micro_batch_size,
-            total_batch_size=self.options.total_batch_size,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
-            seed=self.options.seed,
-            start=start,
-        )
+    def measure(self, at_end: bool) -> None:
+        t = self.options
+        if self.probe and (self.due(t.probe_every_images or max(1, t.images // 10)) or at_end):
+            self.log({"event": "probe", **self.probe(self.model)})
 
-    # -- parts of a step -----------------------------------------------------------------------------------------------
+    def export(self, weights: dict[str, torch.Tensor]) -> None:
+        self.folder.export(self.model, weights)
+        if self.uploader and self.images_seen < self.end:
+            self.uploader.push(f"{self.images_seen:,} images seen")
 
-    def _pixels(self, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
-        data = self.recipe.data
-        return prepare_images(
-            batch.images.to(self.device, non_blocking=True),
-            positions,
-            self.options.seed,
-            image_size=self.model.config.image_size,
-            random_resized_crop=data.random_resized_crop,
-            crop_scale=data.crop_scale,
-            horizontal_flip=data.horizontal_flip,
+    def conclude(self, weights: dict[str, torch.Tensor]) -> None:
+        self.export(weights)
+        draw_run_pictures(self.folder.path, self.source)
+        write_model_card(self.folder.path, repo_id=self.options.push_to_hub)
+        if self.uploader:
+            self.uploader.finish("Trained")
+        self.say(f"Finished: {self.folder.path} holds the model, its card and its pictures.")
+
+    def describe(self) -> str:
+        c, weights = self.model.config, sum(p.numel() for p in self.model.parameters())
+        return (
+            f"Model: {weights / 1e6:.1f} M weights, {c.num_hidden_layers} + {c.decoder_num_hidden_layers} blocks of width "
+            f"{c.hidden_size}, {c.num_patches} patches, d = {c.latent_dim} of {c.patch_dim}, {c.latent_tokenizer}"
         )
 
     def _class_labels(self, batch: Batch, positions: torch.Tensor) -> torch.Tensor | None:
@@ -291,92 +82,6 @@ class PretrainingRun:
         if batch.labels is None:
             raise ValueError("num_class_embeds is set, but the data has no labels; name the label_column.")
         return self.model.drop_labels(batch.labels.to(self.device), positions, self.options.seed)
-
-    def _shadows(self) -> dict[str, torch.Tensor]:
-        """The averaged weights by name; none where there is no average."""
-        if self.ema is None:
-            return {}
-        names = [name for name, _ in self.model.named_parameters()]
-        return dict(zip(names, self.ema.shadow_params, strict=True))
-
-    def _average(self) -> dict[str, torch.Tensor]:
-        return {name: shadow.detach().cpu() for name, shadow in self._shadows().items()}
-
-    def _require_finite(self, pending: tuple[int, torch.Tensor, torch.Tensor] | None) -> None:
-        if pending is None:
-            return
-        before, loss, grad_norm = pending
-        if not bool(torch.isfinite(loss) & torch.isfinite(grad_norm)):
-            newest = latest_checkpoint(self.folder.checkpoints)
-            kept = f"The last good checkpoint, {newest}, is kept" if newest else "No checkpoint had been written yet"
-            raise RunError(
-                f"The loss is {loss.item():g} and the gradient norm {grad_norm.item():g} in the batch of examples "
-                f"{before:,} to {before + self.options.total_batch_size - 1:,} of the run. {kept}. Lower "
-                "base_learning_rate, lengthen warmup_images, or set mixed_precision=no, and start again."
-            )
-
-    def _due(self, every: int) -> bool:
-        return self.images_seen // every > (self.images_seen - self.options.total_batch_size) // every
-
-    def _stopping(self, stop: StopSignal) -> bool:
-        if self.accelerator.num_processes == 1:
-            return stop.received is not None
-        if (self.images_seen // self.options.total_batch_size) % 10:
-            return False  # all processes agree every tenth step
-        anyone = self.accelerator.reduce(torch.tensor(float(stop.received is not None), device=self.device), "sum")
-        if anyone.item() and stop.received is None:
-            stop.received = signal.SIGTERM  # another process's
-        return stop.received is not None
-
-    # -- telling -------------------------------------------------------------------------------------------------------
-
-    def _announce(self) -> None:
-        t, config = self.options, self.model.config
-        self._since = time.perf_counter()
-        if t.report_to:
-            self.accelerator.init_trackers("ldae", config={})
-        weights = sum(p.numel() for p in self.model.parameters())
-        self._say(
-            f"{self.source.description}\n"
-            f"Model: {weights / 1e6:.1f} M weights, {config.num_hidden_layers} + {config.decoder_num_hidden_layers} "
-            f"blocks of width {config.hidden_size}, {config.num_patches} patches, d = {config.latent_dim} of "
-            f"{config.patch_dim}\n"
-            f"Batch: {t.total_batch_size} images = {self.accelerator.num_processes} processes x {self.accumulation} "
-            f"accumulated x {self.micro_batch_size}; {t.steps:,} steps, {t.images:,} images; {hardware()}"
-        )
-
-    def _first_batch_checked(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        first = next(batches)
-        check_disjoint(first, self._gather, num_examples=self.source.num_examples)
-        yield first
-        yield from batches
-
-    def _gather(self, values: torch.Tensor) -> torch.Tensor:
-        return self.accelerator.gather(values.to(self.device)).cpu()
-
-    def _log_training(self, grad_norm: torch.Tensor, rate: float, watch: Stopwatch) -> dict[str, Any]:
-        loss = self.accelerator.reduce(torch.stack(self.losses).mean(), "mean").item()
-        self.losses = []
-        shown = {"loss": round(loss, 6), "grad_norm": round(float(grad_norm), 4), "learning_rate": rate, **watch.lap()}
-        self._log({"event": "train", **shown})
-        return {
-            "loss": f"{loss:.4f}",
-            "img/s": f"{shown['images_per_second']:.0f}",
-            "wait": f"{shown['data_wait']:.0%}",
-            "GiB": f"{shown['peak_memory_gib']:.1f}",
-        }
-
-    def _log(self, record: dict[str, Any]) -> None:
-        if self.is_main:
-            self.folder.log({"images": self.images_seen, **record})
-        if self.options.report_to:
-            event = record.get("event", "train")
-            numbers = {f"{event}/{k}": v for k, v in record.items() if isinstance(v, (int, float))}
-            self.accelerator.log(numbers, step=self.images_seen)
-
-    def _say(self, text: str) -> None:
-        if self.is_main:
-            print(text, flush=True)
 
 
 def pretrain(recipe: Recipe) -> RunFolder:

@@ -4,7 +4,8 @@ import dataclasses
 import difflib
 import types
 import typing
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,133 +13,22 @@ import yaml
 
 from ldae.data import DataConfig
 from ldae.models.configuration_ldae import LDAEConfig
+from ldae.training.options import FREE_FIELDS, TokenizerConfig, TrainingConfig
 
 
 # The paper's choices: the fields that LDAEConfig itself declares.
 MODEL_FIELDS = tuple(name for name in LDAEConfig.__annotations__ if not name.startswith("_"))
-
-# What may change between two starts of one run, because no trained number depends on it.
-FREE_FIELDS = frozenset(
-    "output_dir images micro_batch_size num_workers log_every_images checkpoint_every_images keep_checkpoints "
-    "probe_every_images probe_train_examples probe_eval_examples report_to push_to_hub hub_private cache_dir compile "
-    "activation_checkpointing".split()
-)
-
-
-@dataclass
-class TrainingConfig:
-    """
-    The `training:` section of a recipe. Lengths are in images seen, never in epochs or steps.
-
-    Args:
-        output_dir: The run's folder.
-        images: Budget: images to see in all.
-        total_batch_size: Images in an optimizer step, over all processes and accumulated micro-batches.
-        micro_batch_size: Images in one forward on one device; `None` is the whole of its share.
-        base_learning_rate: Peak learning rate for a total batch of 256; the peak is this times total_batch_size / 256
-            (App. A: 1e-4).
-        warmup_images: Images over which the learning rate rises linearly from 0; then it falls as a half-cycle cosine.
-        weight_decay: Of AdamW (App. A: 0).
-        adam_betas: Of AdamW. The paper does not give them; these are the customary ones of masked autoencoders.
-        max_grad_norm: Gradients are clipped to this norm; the paper does not say whether it does.
-        mixed_precision: `no` or `bf16` (autocast; weights, schedule and loss stay in float32).
-        compile: Whether to compile the model (`torch.compile`, fullgraph).
-        activation_checkpointing: Whether blocks are computed again in the backward pass, to save memory.
-        ema_decay: Decay of an exponential moving average of the weights, which is then what is exported; `None` for
-            none. The paper does not say whether it has one.
-        seed: Of initial weights, order of the data, augmentation, time steps and noise.
-        tokenizer: Folder of a fitted latent tokenizer (a `train_tokenizer` folder or a run); `None` fits one first.
-        tokenizer_images: Images that the latent tokenizer is fitted on.
-        log_every_images: Interval of lines in metrics.jsonl.
-        checkpoint_every_images: Interval of checkpoints; `None` is a tenth of the budget.
-        keep_checkpoints: How many checkpoints stay.
-        probe_every_images: Interval of the online probe (kNN and ridge) where labels exist; `None` is a tenth of the
-            budget, 0 is never.
-        probe_train_examples, probe_eval_examples: Size of the fixed subset that the online probe sees.
-        report_to: Accelerate's trackers, by name: `tensorboard`, `trackio`, `wandb`, ...
-        push_to_hub: Hub repository that receives the folder at checkpoints and at the end; `None` for none.
-        hub_private: Whether a repository that has to be created is private.
-    """
-
-    output_dir: str | None = None
-    images: int = 1_000_000
-    total_batch_size: int = 256
-    micro_batch_size: int | None = None
-    base_learning_rate: float = 1e-4
-    warmup_images: int = 0
-    weight_decay: float = 0.0
-    adam_betas: tuple[float, float] = (0.9, 0.95)
-    max_grad_norm: float | None = 1.0
-    mixed_precision: str = "no"
-    compile: bool = False
-    activation_checkpointing: bool = False
-    ema_decay: float | None = None
-    seed: int = 0
-    tokenizer: str | None = None
-    tokenizer_images: int = 50_000
-    log_every_images: int = 10_000
-    checkpoint_every_images: int | None = None
-    keep_checkpoints: int = 2
-    probe_every_images: int | None = None
-    probe_train_examples: int = 5_000
-    probe_eval_examples: int = 1_000
-    report_to: list[str] = field(default_factory=list)
-    push_to_hub: str | None = None
-    hub_private: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("images", "total_batch_size", "tokenizer_images", "log_every_images", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} is not possible; it must be 1 or more.")
-        for name in ("micro_batch_size", "checkpoint_every_images"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} is not possible; it must be 1 or more, or null.")
-        for name in ("base_learning_rate", "warmup_images", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} is not possible; it must be 0 or more.")
-        if self.mixed_precision not in ("no", "bf16"):
-            raise ValueError(f"mixed_precision={self.mixed_precision!r} is unknown; choose no or bf16.")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ValueError(f"ema_decay={self.ema_decay} is not possible; it must be between 0 and 1, or null.")
-        if self.max_grad_norm is not None and self.max_grad_norm <= 0:
-            raise ValueError(f"max_grad_norm={self.max_grad_norm} is not possible; it must be positive, or null.")
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps that the budget takes."""
-        return -(-self.images // self.total_batch_size)
-
-    def batch_layout(self, processes: int) -> tuple[int, int]:
-        """
-        Split the total batch.
-
-        Returns:
-            Micro-batch size and how many of them a process accumulates.
-
-        Raises:
-            ValueError: if the total batch does not divide.
-        """
-        share, rest = divmod(self.total_batch_size, processes)
-        if rest or not share:
-            raise ValueError(
-                f"total_batch_size={self.total_batch_size} does not divide over {processes} processes; "
-                f"give a multiple of {processes}."
-            )
-        micro = min(self.micro_batch_size or share, share)
-        if share % micro:
-            raise ValueError(
-                f"micro_batch_size={micro} does not divide the {share} images of a process (total_batch_size="
-                f"{self.total_batch_size} over {processes} processes); give a divisor of {share}."
-            )
-        return micro, share // micro
+_KINDS: dict[str, Any] = {"data": DataConfig, "tokenizer": TokenizerConfig, "training": TrainingConfig}
+SECTIONS = ("model", *_KINDS)
 
 
 @dataclass
 class Recipe:
-    """A run: `model` (fields of LDAEConfig and perhaps `size`), `data` and `training`."""
+    """A run: `model` (fields of LDAEConfig and perhaps `size`), `data`, `tokenizer` and `training`."""
 
     model: dict[str, Any]
     data: DataConfig
+    tokenizer: TokenizerConfig
     training: TrainingConfig
 
     def model_config(self, **fields: Any) -> LDAEConfig:
@@ -153,6 +43,7 @@ class Recipe:
         sections = {
             "model": {name: getattr(config, name) for name in MODEL_FIELDS},
             "data": dataclasses.asdict(self.data),
+            "tokenizer": dataclasses.asdict(self.tokenizer),
             "training": dataclasses.asdict(self.training),
         }
         return yaml.safe_load(yaml.safe_dump(_plain(sections)))
@@ -167,7 +58,8 @@ def load_recipe(path: str | Path | None, overrides: dict[str, str] | None = None
     Read a recipe and override some of its fields.
 
     Args:
-        path (`str` or `Path`, *optional*): The YAML file, with sections `model`, `data` and `training`.
+        path (`str` or `Path`, *optional*): The YAML file, with sections `model`, `data`, `tokenizer` and `training`. Its key
+            `base` names another recipe, relative to its own folder, from which the file is the difference.
         overrides (`dict[str, str]`, *optional*): Values by bare field name, as YAML text (`{"images": "1000"}`).
 
     Returns:
@@ -176,29 +68,44 @@ def load_recipe(path: str | Path | None, overrides: dict[str, str] | None = None
     Raises:
         ValueError: for an unknown section or field, or a value of the wrong type.
     """
-    sections = _read_sections(path)
-    kinds = {"data": DataConfig, "training": TrainingConfig}
-    owners = dict.fromkeys((*MODEL_FIELDS, "size"), "model")
-    for section, kind in kinds.items():
-        owners |= {f.name: section for f in dataclasses.fields(kind)}
+    return build_recipe(read_sections(path), overrides)
+
+
+def build_recipe(sections: dict[str, dict[str, Any]], overrides: dict[str, Any] | None = None) -> Recipe:
+    """
+    A recipe of sections that were read, or put together; otherwise as [`load_recipe`].
+
+    Args:
+        sections (`dict`): Of the four sections, those that there are.
+        overrides (`dict`, *optional*): Values by bare field name; text is read as YAML.
+    """
+    sections = {name: dict(sections.get(name, {})) for name in SECTIONS}
+    owners = field_owners()
     for name, text in (overrides or {}).items():
         if name not in owners:
-            raise ValueError(f"--{name} is no field of a recipe{_did_you_mean(name, owners)}")
+            raise ValueError(f"--{name} is no field of a recipe{did_you_mean(name, owners)}")
         sections[owners[name]][name] = yaml.safe_load(text) if isinstance(text, str) else text
     for section, values in sections.items():
         for name in values:
             if owners.get(name) != section:
                 known = [other for other, owner in owners.items() if owner == section]
-                raise ValueError(f"{section}.{name} is no field of a recipe{_did_you_mean(name, known)}")
+                raise ValueError(f"{section}.{name} is no field of a recipe{did_you_mean(name, known)}")
     if "dataset" not in sections["data"]:
         raise ValueError("dataset is missing; give --dataset digits, a Hub id, a folder of images or a glob of files.")
     recipe = Recipe(
         model=_coerce_fields(sections["model"], {**LDAEConfig.__annotations__, "size": str}, "model"),
-        data=_build(DataConfig, sections["data"], "data"),
-        training=_build(TrainingConfig, sections["training"], "training"),
+        **{name: build_section(kind, sections[name], name) for name, kind in _KINDS.items()},
     )
     recipe.model_config()
     return recipe
+
+
+def field_owners() -> dict[str, str]:
+    """The section that each field of a recipe belongs to."""
+    owners = dict.fromkeys((*MODEL_FIELDS, "size"), "model")
+    for section, kind in _KINDS.items():
+        owners |= {f.name: section for f in dataclasses.fields(kind)}
+    return owners
 
 
 def parse_overrides(arguments: list[str]) -> dict[str, str]:
@@ -227,27 +134,50 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     ]
 
 
-def _read_sections(path: str | Path | None) -> dict[str, dict[str, Any]]:
-    sections: dict[str, dict[str, Any]] = {"model": {}, "data": {}, "training": {}}
-    if path is None:
-        return sections
-    if not Path(path).is_file():
-        raise ValueError(
-            f"config={str(path)!r} is no file; give the path of a recipe, such as training/recipes/*.yaml."
-        )
-    content = yaml.safe_load(Path(path).read_text()) or {}
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is no recipe: it must have the sections {', '.join(sections)}.")
-    for section, values in content.items():
-        if section not in sections:
-            raise ValueError(f"{path}: section {section!r} is unknown{_did_you_mean(section, sections)}")
-        if not isinstance(values, dict):
-            raise ValueError(f"{path}: section {section!r} must hold `field: value` lines, not {values!r}.")
-        sections[section] = dict(values)
+def read_sections(path: str | Path | None, extra: Iterable[str] = ()) -> dict[str, Any]:
+    """
+    The sections of a YAML file over those of its `base`, and of that one's base, field by field.
+
+    Args:
+        path (`str` or `Path`, *optional*): The file; without one, every section is empty.
+        extra (`Iterable[str]`): Other keys that may stand in the file; they come back as they are.
+
+    Returns:
+        `dict` with the four sections and what there was of the extra keys.
+
+    Raises:
+        ValueError: for a missing file, an unknown section, or bases that go round in a circle.
+    """
+    sections: dict[str, Any] = {name: {} for name in SECTIONS}
+    files: list[tuple[Path, dict[str, Any]]] = []
+    while path is not None:
+        path = Path(path)
+        if not path.is_file():
+            named = f"; {files[-1][0]} has it as its base" if files else ", such as training/recipes/*.yaml"
+            raise ValueError(f"config={str(path)!r} is no file; give the path of a recipe{named}.")
+        if any(path.samefile(other) for other, _ in files):
+            raise ValueError(f"{path}: its bases lead back to it.")
+        content = yaml.safe_load(path.read_text()) or {}
+        if not isinstance(content, dict):
+            raise ValueError(f"{path} is no recipe: it must have the sections {', '.join(sections)}.")
+        base = content.pop("base", None)
+        files.append((path, content))
+        path = None if base is None else path.parent / base
+    for path, content in reversed(files):
+        for section, values in content.items():
+            if section in extra:
+                sections[section] = values
+            elif section not in sections:
+                raise ValueError(f"{path}: section {section!r} is unknown{did_you_mean(section, [*sections, *extra])}")
+            elif not isinstance(values, dict):
+                raise ValueError(f"{path}: section {section!r} must hold `field: value` lines, not {values!r}.")
+            else:
+                sections[section] = {**sections[section], **values}
     return sections
 
 
-def _build(kind: type, values: dict[str, Any], section: str) -> Any:
+def build_section(kind: type, values: dict[str, Any], section: str) -> Any:
+    """A dataclass of a section's values, each of the right type or an error that names it as `section.field`."""
     return kind(**_coerce_fields(values, typing.get_type_hints(kind), section))
 
 
@@ -268,7 +198,7 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
             return tuple(_coerce(v, h, name) for v, h in zip(value, typing.get_args(option), strict=True))
         if kind is list and isinstance(value, str):
             return [part.strip() for part in value.split(",") if part.strip()]
-        if kind in (str, list, bool) and isinstance(value, kind):
+        if kind in (str, list, bool, dict) and isinstance(value, kind):
             return value
         if kind is str and value is False:  # YAML takes a bare `no` for false
             return "no"
@@ -291,6 +221,6 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _did_you_mean(name: str, known: Any) -> str:
+def did_you_mean(name: str, known: Any) -> str:
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(sorted(known))}."

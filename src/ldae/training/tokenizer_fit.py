@@ -1,11 +1,13 @@
-"""Fitting the latent tokenizer on a run's own data, over all processes, before the first step."""
+"""Statistics of a run's own images, over all processes: fits PCA and pixels, and measures what trained tokenizers need."""
 
-from typing import Any
+from collections.abc import Iterator
 
+import torch
 from accelerate import Accelerator
 
 from ldae.data import ImageLoader, ImageSource, prepare_images
-from ldae.models.tokenizer_ldae import PatchPCA, patchify
+from ldae.models.tokenizer_conv_ldae import ConvVAETokenizer
+from ldae.models.tokenizer_ldae import PatchPCA, PatchPixels, patchify
 from ldae.tokenizers.pca import PatchMoments, pca_from_moments
 from ldae.training.recipe import Recipe
 
@@ -14,20 +16,21 @@ from ldae.training.recipe import Recipe
 FIT_BATCH_SIZE = 64
 
 
-def fit_on_source(source: ImageSource, recipe: Recipe, accelerator: Accelerator) -> PatchPCA:
+def sample_images(source: ImageSource, recipe: Recipe, accelerator: Accelerator) -> Iterator[torch.Tensor]:
     """
-    Fit the patch-wise PCA on the first images of the shuffled data, each process on its share.
+    The first `tokenizer_images` of the shuffled data, at most all there are: this process's share of them, in batches.
 
     Args:
         source ([`~ldae.data.ImageSource`]): The training images.
-        recipe ([`Recipe`]): Gives `training.tokenizer_images`, at most all there are, and the model's patches.
+        recipe ([`Recipe`]): Gives the number of images, their size and the seed.
         accelerator: Gives the processes.
 
     Returns:
-        [`PatchPCA`], the same on every process.
+        Iterator of pixels `(b, C, S, S)` in [-1, 1], the centre crops, on the device. Unless the source is streamed, they
+        are the same images on any number of processes.
     """
     config, world = recipe.model_config(), accelerator.num_processes
-    wanted = recipe.training.tokenizer_images
+    wanted = recipe.tokenizer.tokenizer_images
     if source.num_examples is not None:
         wanted = min(wanted, source.num_examples)
     loader = ImageLoader(
@@ -41,30 +44,70 @@ def fit_on_source(source: ImageSource, recipe: Recipe, accelerator: Accelerator)
         world_size=world,
         seed=recipe.training.seed,
     )
-    moments = PatchMoments(config.patch_dim)
     for batch in loader:
-        chosen = batch.positions < wanted  # the same images on any number of processes, unless streamed
+        chosen = batch.positions < wanted
         if not chosen.any():
             break
         images, positions = batch.images[chosen], batch.positions[chosen]
-        pixels = prepare_images(images.to(accelerator.device), positions, 0, image_size=config.image_size)
+        yield prepare_images(images.to(accelerator.device), positions, 0, image_size=config.image_size)
+
+
+def patch_moments(source: ImageSource, recipe: Recipe, accelerator: Accelerator) -> PatchMoments:
+    """Mean and covariance of the patches of [`sample_images`], the same on every process."""
+    config = recipe.model_config()
+    moments = PatchMoments(config.patch_dim)
+    for pixels in sample_images(source, recipe, accelerator):
         moments.update(patchify(pixels, config.patch_size))
     moments.all_reduce()
-    pca = pca_from_moments(
-        moments,
-        patch_size=config.patch_size,
-        num_channels=config.num_channels,
-        latent_dim=config.latent_dim,
-        latent_scaling=config.latent_scaling,
-    )
-    accelerator.print(describe_fit(pca, moments))
-    return pca
+    return moments
 
 
-def describe_fit(pca: PatchPCA, moments: PatchMoments) -> str:
-    """One line on a fit: patches, dimensions, share of the variance that they explain."""
-    share: Any = pca.explained_variance.sum().item() / moments.total_variance
-    return (
-        f"PCA of {moments.count:,} patches: {pca.latent_dim} of {moments.patch_dim} dimensions explain {share:.1%} of "
-        "the variance"
+def fit_on_source(source: ImageSource, recipe: Recipe, accelerator: Accelerator) -> PatchPCA:
+    """
+    Fit the patch-wise PCA, or measure the pixels of resized images, on the first images of the shuffled data.
+
+    Args:
+        source ([`~ldae.data.ImageSource`]): The training images.
+        recipe ([`Recipe`]): With `latent_tokenizer` `pca` or `pixel`.
+        accelerator: Gives the processes; each reads its share.
+
+    Returns:
+        [`PatchPCA`] or [`PatchPixels`], the same on every process.
+    """
+    config = recipe.model_config()
+    moments = patch_moments(source, recipe, accelerator)
+    shape = {"patch_size": config.patch_size, "num_channels": config.num_channels, "latent_dim": config.latent_dim}
+    if config.latent_tokenizer == "pixel":
+        tokenizer: PatchPCA = PatchPixels(**shape, latent_scaling=config.latent_scaling)
+        tokenizer.mean.copy_(moments.mean)
+        tokenizer.explained_variance.copy_(latent_variance(tokenizer.components, moments))
+        tokenizer.fitted.fill_(True)
+    else:
+        tokenizer = pca_from_moments(moments, **shape, latent_scaling=config.latent_scaling)
+    share = tokenizer.explained_variance.sum().item() / moments.total_variance
+    accelerator.print(
+        f"{config.latent_tokenizer} of {moments.count:,} patches: {tokenizer.latent_dim} of {moments.patch_dim} dimensions "
+        f"explain {share:.1%} of the variance"
     )
+    return tokenizer
+
+
+def latent_variance(components: torch.Tensor, moments: PatchMoments) -> torch.Tensor:
+    """Variance `(d,)` of V x for patches of given moments: the diagonal of V cov V^T; `components` is V `(d, D)`."""
+    v = components.to(moments.covariance)
+    return ((v @ moments.covariance) * v).sum(dim=1)
+
+
+@torch.no_grad()
+def measure_latents(
+    tokenizer: ConvVAETokenizer, source: ImageSource, recipe: Recipe, accelerator: Accelerator
+) -> None:
+    """Set a convolutional VAE's latent mean and variances from the images of [`sample_images`], and mark it fitted."""
+    tokenizer.to(accelerator.device).eval()
+    moments = PatchMoments(tokenizer.latent_dim)
+    for pixels in sample_images(source, recipe, accelerator):
+        moments.update(tokenizer.unscaled_latents(pixels))
+    moments.all_reduce()
+    tokenizer.mean.copy_(moments.mean)
+    tokenizer.explained_variance.copy_(moments.covariance.diagonal())
+    tokenizer.fitted.fill_(True)

@@ -1,0 +1,193 @@
+"""Latent tokenizers for a run: found, fitted in one pass, or trained by the same loop as the denoiser (Sec. 4.2)."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from ldae.data import Batch, ImageSource, open_images
+from ldae.models.randomness_ldae import NOISE, keyed_normal
+from ldae.models.tokenizer_conv_ldae import ConvVAETokenizer, build_conv_vae, build_tokenizer
+from ldae.tokenizers.conv_autoencoder import ConvAutoencoderTraining
+from ldae.tokenizers.files import TOKENIZER_FILE, load_tokenizer, save_tokenizer
+from ldae.tokenizers.linear_autoencoder import LinearAutoencoderTraining
+from ldae.tokenizers.perceptual import PerceptualLoss
+from ldae.training.loop import TrainingRun
+from ldae.training.options import TrainingConfig
+from ldae.training.recipe import Recipe
+from ldae.training.run_folder import RunFolder
+from ldae.training.tokenizer_fit import fit_on_source, latent_variance, measure_latents, patch_moments
+
+
+FITTED = ("pca", "pixel")  # the others are trained by gradient
+# The fields of a model that its tokenizer depends on.
+TOKENIZER_FIELDS = (
+    "image_size patch_size num_channels latent_tokenizer latent_dim latent_scaling conv_vae_config".split()
+)
+ADVERSARIAL_BETAS = (0.5, 0.9)  # of Adam, as usual against a discriminator; for all tokenizers, so that rows compare
+
+
+def tokenizer_recipe(recipe: Recipe, output_dir: str | Path | None = None) -> Recipe:
+    """
+    What of a recipe its tokenizer depends on, and nothing else: recipes with equal ones can share the tokenizer.
+
+    Args:
+        recipe ([`Recipe`]): Of a denoiser.
+        output_dir (`str` or `Path`, *optional*): The tokenizer's folder; by default the recipe's.
+
+    Returns:
+        [`Recipe`] of the tokenizer's training: its budget and learning rate under `training`, centre crops as data.
+    """
+    config, t, k = recipe.model_config(), recipe.training, recipe.tokenizer
+    model = {name: getattr(config, name) for name in TOKENIZER_FIELDS}
+    if config.latent_tokenizer not in ("pca", "pixel"):  # a combination that every tokenizer allows
+        model |= {"input_space": "latent", "prediction_target": "latent"}
+    training = TrainingConfig(
+        output_dir=t.output_dir if output_dir is None else str(output_dir),
+        images=k.tokenizer_images,
+        total_batch_size=k.tokenizer_batch_size,
+        base_learning_rate=k.tokenizer_learning_rate * 256 / k.tokenizer_batch_size,
+        warmup_images=k.tokenizer_warmup_images,
+        adam_betas=ADVERSARIAL_BETAS,
+        mixed_precision=t.mixed_precision,
+        seed=t.seed,
+        log_every_images=max(1, k.tokenizer_images // 20),
+        keep_checkpoints=1,
+        probe_every_images=0,
+        report_to=t.report_to,
+    )
+    data = dataclasses.replace(recipe.data, random_resized_crop=False, decode_size=None)
+    return Recipe(model=model, data=data, tokenizer=dataclasses.replace(k, tokenizer=None), training=training)
+
+
+def obtain_tokenizer(recipe: Recipe, source: ImageSource, accelerator: Accelerator) -> Any:
+    """
+    The fitted tokenizer of a denoiser's run: the one that the recipe names, or one that is fitted or trained here.
+
+    Args:
+        recipe ([`Recipe`]): Of the denoiser.
+        source ([`~ldae.data.ImageSource`]): Its training images.
+        accelerator: Gives the processes.
+
+    Returns:
+        The tokenizer, the same on every process.
+
+    Raises:
+        ValueError: where the recipe names one that does not fit.
+    """
+    config, own = recipe.model_config(), tokenizer_recipe(recipe)
+    folder = recipe.tokenizer.tokenizer
+    if folder is None and config.latent_tokenizer in FITTED:
+        return fit_on_source(source, own, accelerator).cpu()
+    if folder is None:
+        folder = str(Path(recipe.training.output_dir or ".") / "tokenizer")
+        train_tokenizer(recipe, folder)
+    tokenizer = load_tokenizer(folder, config)
+    if not bool(tokenizer.fitted) and isinstance(tokenizer, ConvVAETokenizer):
+        measure_latents(tokenizer, source, own, accelerator)
+    if not bool(tokenizer.fitted):
+        raise ValueError(f"tokenizer={folder!r} was never fitted; fit it with `ldae train_tokenizer`.")
+    return tokenizer.cpu()
+
+
+def train_tokenizer(recipe: Recipe, output_dir: str | Path | None = None) -> Path:
+    """
+    Fit or train the latent tokenizer of a recipe in a folder of its own; the same call resumes.
+
+    Args:
+        recipe ([`Recipe`]): Of the tokenizer, or of a denoiser.
+        output_dir (`str` or `Path`, *optional*): The folder; by default the recipe's.
+
+    Returns:
+        The folder: with `tokenizer.safetensors`, `recipe.yaml`, and of a trained one `metrics.jsonl` and `checkpoints/`.
+
+    Raises:
+        ValueError, RunError: as of [`~ldae.training.loop.TrainingRun`].
+    """
+    own = tokenizer_recipe(recipe, output_dir)
+    if own.training.output_dir is None:
+        raise ValueError("output_dir is missing; give the tokenizer's folder (--output_dir runs/tokenizer).")
+    folder = RunFolder(own.training.output_dir)
+    folder.check_recipe(own)
+    config = own.model_config()
+    if (folder.path / TOKENIZER_FILE).is_file() and folder.recipe.is_file():
+        load_tokenizer(folder.path, config)
+        Accelerator().print(f"{folder.path} holds a fitted tokenizer already; nothing to do.")
+    elif config.latent_tokenizer not in FITTED:
+        TokenizerRun(own).train()
+    else:
+        accelerator = Accelerator()
+        if accelerator.is_main_process:
+            folder.claim(own)
+        source = open_images(own.data, own.data.split)
+        tokenizer = fit_on_source(source, own, accelerator)
+        if accelerator.is_main_process:
+            save_tokenizer(folder.path, tokenizer.cpu())
+        accelerator.wait_for_everyone()
+    return folder.path
+
+
+class TokenizerRun(TrainingRun):
+    """
+    Training of an AE, a VAE or a convolutional VAE.
+
+    Args:
+        recipe ([`Recipe`]): As [`tokenizer_recipe`] makes it.
+    """
+
+    activity = "tokenizer"
+    model: LinearAutoencoderTraining | ConvAutoencoderTraining
+
+    def build(self, resumed: bool) -> LinearAutoencoderTraining | ConvAutoencoderTraining:
+        config, k = self.recipe.model_config(), self.recipe.tokenizer
+        self.parts: dict[str, torch.Tensor] = {}
+        if config.latent_tokenizer == "conv_vae":
+            perceptual = PerceptualLoss(k.perceptual_model) if k.perceptual_weight > 0 else None
+            return ConvAutoencoderTraining(
+                build_conv_vae(config),
+                kl_weight=k.kl_weight,
+                perceptual=perceptual,
+                perceptual_weight=k.perceptual_weight,
+                adversarial_weight=k.adversarial_weight,
+            )
+        self.moments = patch_moments(self.source, self.recipe, self.accelerator)
+        return LinearAutoencoderTraining(
+            config.patch_size,
+            config.num_channels,
+            config.latent_dim,
+            mean=self.moments.mean.float().cpu(),
+            variational=config.latent_tokenizer == "vae",
+            kl_weight=k.kl_weight,
+        )
+
+    def loss(self, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
+        pixels = self.pixels(batch, positions)
+        noise = None
+        if self.recipe.model_config().latent_tokenizer != "ae":
+            count = self.model.noise_size(pixels.shape[-1])
+            noise = keyed_normal(self.options.seed, NOISE, positions, count)  # (b, count)
+        more = {}
+        if isinstance(self.model, ConvAutoencoderTraining):
+            more["adversarial"] = self.images_seen >= self.recipe.tokenizer.adversarial_start_images
+        outputs = self.network(pixels, noise, **more)
+        self.parts = outputs.parts
+        return outputs.loss
+
+    def numbers(self) -> dict[str, float]:
+        return {name: round(value.item(), 6) for name, value in self.parts.items()}
+
+    def conclude_together(self, weights: dict[str, torch.Tensor]) -> None:
+        config = self.recipe.model_config()
+        self.model.eval()
+        if isinstance(self.model, LinearAutoencoderTraining):
+            variance = latent_variance(self.model.encoder_weight.detach(), self.moments)
+            self.tokenizer: Any = self.model.to_tokenizer(config.latent_scaling, variance)
+            return
+        self.tokenizer = build_tokenizer(config)
+        self.tokenizer.vae.load_state_dict(self.model.vae.state_dict())
+        measure_latents(self.tokenizer, self.source, self.recipe, self.accelerator)
+
+    def conclude(self, weights: dict[str, torch.Tensor]) -> None:
+        save_tokenizer(self.folder.path, self.tokenizer.cpu())

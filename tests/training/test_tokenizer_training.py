@@ -1,0 +1,174 @@
+"""Latent tokenizers trained by the loop: what their folders hold, resuming, and denoisers that begin with them."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForImageClassification
+
+from ldae import LDAEForPreTraining
+from ldae.tokenizers.files import load_tokenizer
+from ldae.training.classifier import ClassifierConfig, train_classifier
+from ldae.training.pretraining import pretrain
+from ldae.training.tokenizer_training import TokenizerRun, tokenizer_recipe, train_tokenizer
+
+
+TINY_VAE = {"block_out_channels": [8, 16], "layers_per_block": 1, "latent_channels": 1, "norm_num_groups": 4}
+LATENT = {"input_space": "latent", "prediction_target": "noise", "loss_weighting": "uniform"}
+KINDS = {
+    "pca": {},
+    "pixel": {"latent_dim": 3},
+    "ae": {},
+    "vae": {"kl_weight": 0.01},
+    "conv_vae": {"conv_vae_config": TINY_VAE},
+}
+BUDGET = {
+    "tokenizer_images": 192,
+    "tokenizer_batch_size": 32,
+    "tokenizer_learning_rate": 3e-3,
+    "horizontal_flip": False,
+}
+RESNET = ClassifierConfig(images=192, total_batch_size=32, hidden_sizes=[8, 16], depths=[1, 1], embedding_size=8)
+
+
+@pytest.fixture
+def make(make_recipe):
+    def make_kind(folder: str, kind: str, **overrides: object):
+        return make_recipe(folder, latent_tokenizer=kind, **{**LATENT, **KINDS[kind], **BUDGET, **overrides})
+
+    return make_kind
+
+
+def records(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def stop_after(run, steps: int) -> None:
+    """Train `run` until it gets a SIGTERM after so many steps."""
+    step, taken = run.step, 0
+
+    def step_and_stop(*arguments):
+        nonlocal taken
+        taken += 1
+        if taken == steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*arguments)
+
+    run.step = step_and_stop
+    with pytest.raises(SystemExit):
+        run.train()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tokenizer_folder_holds_what_a_run_needs(kind, make, tmp_path):
+    recipe = make("tokenizer", kind)
+    folder = train_tokenizer(recipe)
+    tokenizer = load_tokenizer(folder, recipe.model_config())
+    assert bool(tokenizer.fitted)
+    before = (folder / "tokenizer.safetensors").read_bytes()
+    train_tokenizer(recipe)
+    assert (folder / "tokenizer.safetensors").read_bytes() == before
+
+    run = pretrain(make("run", kind, tokenizer=str(folder), images=64)).path
+    model = LDAEForPreTraining.from_pretrained(run)
+    for name, tensor in tokenizer.state_dict().items():
+        assert torch.equal(model.ldae.tokenizer.state_dict()[name], tensor), name
+    images = torch.rand(4, 3, 16, 16) * 2 - 1
+    assert AutoModel.from_pretrained(run)(images).pooler_output.isfinite().all()
+    # Latents have mean 0 and variance 1 on the data that they were measured on.
+    from ldae.data import iterate_once, open_images, prepare_images
+
+    batch = next(iterate_once(open_images(recipe.data), image_size=16, batch_size=1437))
+    z0 = model.ldae.encode(prepare_images(batch.images, batch.positions, 0, image_size=16)).flatten(0, 1)
+    assert z0.var(dim=0).mean().item() == pytest.approx(1, abs=0.3)
+    assert z0.mean().abs().item() < 0.3
+
+
+@pytest.mark.parametrize("kind", ["vae", "conv_vae"])
+def test_training_is_stopped_and_resumed_to_the_same_bytes(kind, make):
+    whole = train_tokenizer(make("whole", kind, adversarial_weight=0.5))
+    parts = make("parts", kind, adversarial_weight=0.5)
+    stop_after(TokenizerRun(tokenizer_recipe(parts)), 3)
+    assert not (Path(parts.training.output_dir) / "tokenizer.safetensors").exists()
+    folder = train_tokenizer(parts)
+    assert (folder / "tokenizer.safetensors").read_bytes() == (whole / "tokenizer.safetensors").read_bytes()
+    losses = [[r["loss"] for r in records(f) if r["event"] == "train"] for f in (whole, folder)]
+    assert losses[0] == losses[1]
+
+
+def test_a_run_without_a_tokenizer_trains_its_own_first(make):
+    folder = pretrain(make("run", "ae", images=64)).path
+    own = load_file(folder / "tokenizer" / "tokenizer.safetensors")
+    model = load_file(folder / "model.safetensors")
+    assert all(torch.equal(model[f"ldae.tokenizer.{name}"], tensor) for name, tensor in own.items())
+
+
+def test_all_four_losses_of_the_baseline(make, tmp_path):
+    recipe = make("vqgan", "conv_vae", perceptual_weight=1.0, adversarial_weight=0.5, adversarial_start_images=96)
+    classifier = train_classifier(recipe, RESNET, tmp_path / "classifier")
+    recipe.tokenizer.perceptual_model = str(classifier)
+    folder = train_tokenizer(recipe)
+    log = [r for r in records(folder) if r["event"] == "train"]
+    assert {"mse", "kl", "perceptual", "generator", "discriminator", "adaptive_weight"} <= set(log[-1])
+    assert log[0].get("discriminator", 0) == 0 and log[-1]["discriminator"] > 0
+    names = load_file(next((folder / "checkpoints").iterdir()) / "model.safetensors")
+    assert not [name for name in names if "perceptual" in name]
+
+
+def test_an_autoencoder_of_diffusers_serves_by_its_folder(make, tmp_path):
+    from ldae.models.tokenizer_conv_ldae import build_conv_vae
+
+    recipe = make("run", "conv_vae", images=64, tokenizer=str(tmp_path / "vae"))
+    torch.manual_seed(0)
+    vae = build_conv_vae(recipe.model_config())
+    vae.save_pretrained(tmp_path / "vae")
+    model = LDAEForPreTraining.from_pretrained(pretrain(recipe).path)
+    assert bool(model.ldae.tokenizer.fitted) and model.ldae.tokenizer.explained_variance.ne(1).all()
+    for name, tensor in vae.state_dict().items():
+        assert torch.equal(model.ldae.tokenizer.vae.state_dict()[name], tensor)
+    other = make(
+        "other", "conv_vae", conv_vae_config={**TINY_VAE, "layers_per_block": 2}, tokenizer=str(tmp_path / "vae")
+    )
+    with pytest.raises(
+        ValueError, match=r"is not the network that conv_vae_config describes; write .*layers_per_block"
+    ):
+        pretrain(other)
+
+
+def test_a_tokenizer_of_another_kind_is_refused(make, tmp_path):
+    folder = train_tokenizer(make("tokenizer", "ae"))
+    with pytest.raises(
+        ValueError, match="is a PatchAutoencoder, not a PatchPCA, which latent_tokenizer='pca' asks for"
+    ):
+        load_tokenizer(folder, make("run", "pca").model_config())
+    with pytest.raises(ValueError, match="holds neither tokenizer"):
+        load_tokenizer(tmp_path / "nowhere", make("run", "pca").model_config())
+
+
+def test_rows_that_differ_elsewhere_share_a_tokenizer(make):
+    one = make("one", "pca", prediction_target="latent", loss_weighting="gamma2", images=64)
+    two = make(
+        "two", "pca", prediction_target="noise", noise_schedule="constant", random_resized_crop=False, images=32
+    )
+    shared = [tokenizer_recipe(recipe, "folder").resolved() for recipe in (one, two)]
+    assert shared[0] == shared[1]
+    assert tokenizer_recipe(make("three", "pca", latent_dim=5), "folder").resolved() != shared[0]
+
+
+def test_a_classifier_learns_is_resumed_and_loads(make, tmp_path):
+    recipe = make("unused", "pca")
+    settings = ClassifierConfig(
+        images=1024, total_batch_size=32, hidden_sizes=[16, 32], depths=[1, 1], embedding_size=16
+    )
+    whole = train_classifier(recipe, settings, tmp_path / "whole")
+    log = [r["loss"] for r in records(whole) if r["event"] == "train"]
+    assert log[-1] < 0.85 * log[0]
+    model = AutoModelForImageClassification.from_pretrained(whole)
+    assert model.config.id2label[3] == "3" and model(torch.zeros(2, 3, 16, 16)).logits.shape == (2, 10)
+    before = (whole / "model.safetensors").stat().st_mtime_ns
+    train_classifier(recipe, settings, whole)
+    assert (whole / "model.safetensors").stat().st_mtime_ns == before
