@@ -16,6 +16,7 @@ from ldae.reports.run_pictures import (
     draw_run_pictures,
     filters_figure,
     noise_figure,
+    reconstruction_figure,
     schedule_figure,
     training_figure,
 )
@@ -101,6 +102,16 @@ def test_one_channel_is_drawn_grey():
     canvas = canvas_of(figure)
     assert np.array_equal(canvas[..., 0], canvas[..., 1]) and np.array_equal(canvas[..., 0], canvas[..., 2])
     assert_rows(noise_figure(model, make_pixels(channels=1)), rows=3)
+
+
+def test_reconstructions_stand_under_their_originals():
+    tokenizer, pixels = make_model().ldae.tokenizer, make_pixels()
+    figure = reconstruction_figure(tokenizer, pixels)
+    assert_rows(figure, rows=2)
+    decoded = tokenizer.decode_images(tokenizer.encode_images(pixels), SIDE, SIDE)
+    for row, images in enumerate((pixels, decoded)):
+        expected = ((images[0] + 1) / 2).clamp(0, 1).permute(1, 2, 0).numpy()
+        assert np.allclose(row_of(figure, row)[:, :SIDE], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(("latent_dim", "rows", "columns"), [(5, 1, 5), (12, 2, 8)])

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from ldae.data import ImageSource, iterate_once, prepare_images
 from ldae.models.corruption_ldae import draw_noise
 from ldae.models.modeling_ldae import LDAEForPreTraining
+from ldae.models.tokenizer_conv_ldae import ConvVAETokenizer
 from ldae.models.tokenizer_ldae import PatchTokenizer
 
 
@@ -93,6 +94,13 @@ def noisy_images(
     tokenizer = model.ldae.tokenizer
     zt = model.ldae.corruption(tokenizer.encode_images(pixels), noise, timesteps)
     return tokenizer.decode_images(zt, *pixels.shape[2:])
+
+
+@torch.no_grad()
+def reconstruction_figure(tokenizer: PatchTokenizer | ConvVAETokenizer, pixels: torch.Tensor) -> Figure:
+    """Originals over what the latent tokenizer gives back. Pixels `(B, C, H, W)` in [-1, 1], where the tokenizer is."""
+    decoded = tokenizer.decode_images(tokenizer.encode_images(pixels), *pixels.shape[2:])
+    return image_rows([("original", pixels), ("decoded", decoded)])
 
 
 def filters_figure(tokenizer: PatchTokenizer, most: int = 64) -> Figure:
