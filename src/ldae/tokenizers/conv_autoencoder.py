@@ -32,6 +32,19 @@ class ConvAutoencoderTraining(nn.Module):
         discriminator_width (`int`, defaults to 64), discriminator_layers (`int`, defaults to 3): As of
             [`PatchDiscriminator`].
         image_size (`int`, *optional*): Side of the images, in pixels; by default the `sample_size` of `vae`.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from diffusers import AutoencoderKL
+    >>> vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=2, sample_size=16)
+    >>> model = ConvAutoencoderTraining(vae, 1e-6, None, 0.0, adversarial_weight=0.5, discriminator_width=8)
+    >>> output = model(torch.zeros(2, 3, 16, 16), noise=torch.randn(2, model.noise_size(image_size=16)))
+    >>> sorted(output.parts)
+    ['adaptive_weight', 'discriminator', 'generator', 'kl', 'mse']
+
+    ```
     """
 
     def __init__(

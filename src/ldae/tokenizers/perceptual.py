@@ -21,10 +21,11 @@ class PerceptualLoss(nn.Module):
 
     Args:
         model (`str` or path): Folder or Hub id of a checkpoint of `AutoModel` with `hidden_states`, such as
-            `"microsoft/resnet-50"`; its preprocessor_config.json says how it takes its pixels. Images are not resized.
+            `"microsoft/resnet-50"`; its preprocessor_config.json says how it takes its pixels. Images are not resized; grey
+            ones are shown to a network of three channels in all of them.
 
     Raises:
-        ValueError: where it cannot be loaded.
+        ValueError: where it cannot be loaded, and in the forward pass for images of other channels.
     """
 
     scale: torch.Tensor
@@ -78,14 +79,15 @@ class PerceptualLoss(nn.Module):
 
     def _features(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
         """Of each hidden state the features of unit length, channels in dimension 1."""
-        pixels = pixel_values * self.scale + self.shift  # as the network's own image processor gives them
-        wanted = getattr(self.backbone.config, "num_channels", pixels.shape[1])
-        if pixels.shape[1] == 1 and wanted == 3:
-            pixels = pixels.expand(-1, 3, -1, -1)
-        if pixels.shape[1] != wanted:
+        wanted = getattr(self.backbone.config, "num_channels", pixel_values.shape[1])
+        if pixel_values.shape[1] == 1 and wanted == 3:
+            pixel_values = pixel_values.expand(-1, 3, -1, -1)
+        if pixel_values.shape[1] != wanted:
             raise ValueError(
-                f"perceptual_model={self.model_name!r} takes {wanted} channels, the images have {pixels.shape[1]}."
+                f"perceptual_model={self.model_name!r} takes {wanted} channels, the images have "
+                f"{pixel_values.shape[1]}; give one that takes as many."
             )
+        pixels = pixel_values * self.scale + self.shift  # as the network's own image processor gives them
         states = self.backbone(pixel_values=pixels, output_hidden_states=True).hidden_states
         # Convolutional networks give maps (B, c, h, w), transformers tokens (B, N, c).
         features = [(state if state.ndim == 4 else state.transpose(1, 2)).float() for state in states]
