@@ -1,6 +1,7 @@
 """Latent tokenizers trained by the loop: what their folders hold, resuming, and denoisers that begin with them."""
 
 import json
+import math
 import os
 import signal
 from pathlib import Path
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForImageClassification
 
 from ldae import LDAEForPreTraining
+from ldae.results import read_results
 from ldae.tokenizers.files import load_tokenizer
 from ldae.training.classifier import ClassifierConfig, train_classifier
 from ldae.training.pretraining import pretrain
@@ -68,7 +70,10 @@ def test_a_tokenizer_folder_holds_what_a_run_needs(kind, make, tmp_path):
     recipe = make("tokenizer", kind)
     folder = train_tokenizer(recipe)
     tokenizer = load_tokenizer(folder, recipe.model_config())
-    assert bool(tokenizer.fitted)
+    assert bool(tokenizer.fitted) and (folder / "pictures" / "reconstruction.png").is_file()
+    found = {r["metric"]: r for r in read_results(folder)}
+    assert set(found) == {"mse", "psnr", "ssim"} and all(r["n"] == 360 for r in found.values())
+    assert found["psnr"]["value"] == pytest.approx(10 * math.log10(4 / found["mse"]["value"]), abs=1e-3)
     before = (folder / "tokenizer.safetensors").read_bytes()
     train_tokenizer(recipe)
     assert (folder / "tokenizer.safetensors").read_bytes() == before

@@ -16,6 +16,9 @@ from .protocols import HOLDOUT, SPLIT_SEED
 from .ridge import few_shot_ridge, split_holdout
 
 
+LATENTS_NAMES = {"pca": "mean PCA coefficients"}
+
+
 @dataclass(frozen=True)
 class ComparedFeatures:
     """Accuracies of one kind of features: few-shot ridge (mean and standard error over draws) and kNN."""
@@ -53,7 +56,7 @@ def feature_sets(
     kinds = {
         "trained encoder": lambda batches: extract_features(model, batches),
         "untrained encoder": lambda batches: extract_features(untrained, batches),
-        "mean PCA coefficients": lambda batches: pca_features(model, batches),
+        LATENTS_NAMES.get(model.config.latent_tokenizer, "mean latents"): lambda batches: pca_features(model, batches),
         "raw pixels": lambda batches: pixel_features(batches, image_size=size),
     }
     return {name: (extract(train), extract(test)) for name, extract in kinds.items()}

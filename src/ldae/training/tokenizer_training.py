@@ -1,15 +1,21 @@
 """Latent tokenizers for a run: found, fitted in one pass, or trained by the same loop as the denoiser (Sec. 4.2)."""
 
 import dataclasses
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from ldae.data import Batch, ImageSource, open_images
+from ldae.data import Batch, ImageSource, iterate_once, open_images, open_probe_images, prepare_images
+from ldae.evaluation.reconstruction import reconstruction_quality
 from ldae.models.randomness_ldae import NOISE, keyed_normal
 from ldae.models.tokenizer_conv_ldae import ConvVAETokenizer, build_conv_vae, build_tokenizer
+from ldae.reports.run_pictures import reconstruction_figure
+from ldae.results import add_result
 from ldae.tokenizers.conv_autoencoder import ConvAutoencoderTraining
 from ldae.tokenizers.files import TOKENIZER_FILE, load_tokenizer, save_tokenizer
 from ldae.tokenizers.linear_autoencoder import LinearAutoencoderTraining
@@ -21,6 +27,7 @@ from ldae.training.run_folder import RunFolder
 from ldae.training.tokenizer_fit import fit_on_source, latent_variance, measure_latents, patch_moments
 
 
+TEST_IMAGES = 10_000  # whose reconstructions are measured, at most
 FITTED = ("pca", "pixel")  # the others are trained by gradient
 # The fields of a model that its tokenizer depends on.
 TOKENIZER_FIELDS = (
@@ -101,7 +108,8 @@ def train_tokenizer(recipe: Recipe, output_dir: str | Path | None = None) -> Pat
         output_dir (`str` or `Path`, *optional*): The folder; by default the recipe's.
 
     Returns:
-        The folder: with `tokenizer.safetensors`, `recipe.yaml`, and of a trained one `metrics.jsonl` and `checkpoints/`.
+        The folder: with `tokenizer.safetensors`, `recipe.yaml`, `results.json` (PSNR, SSIM and squared error of the
+        reconstructions), `pictures/`, and of a trained one `metrics.jsonl` and `checkpoints/`.
 
     Raises:
         ValueError, RunError: as of [`~ldae.training.loop.TrainingRun`].
@@ -124,7 +132,7 @@ def train_tokenizer(recipe: Recipe, output_dir: str | Path | None = None) -> Pat
         source = open_images(own.data, own.data.split)
         tokenizer = fit_on_source(source, own, accelerator)
         if accelerator.is_main_process:
-            save_tokenizer(folder.path, tokenizer.cpu())
+            finish_tokenizer(folder.path, own, tokenizer)
         accelerator.wait_for_everyone()
     return folder.path
 
@@ -190,4 +198,44 @@ class TokenizerRun(TrainingRun):
         measure_latents(self.tokenizer, self.source, self.recipe, self.accelerator)
 
     def conclude(self, weights: dict[str, torch.Tensor]) -> None:
-        save_tokenizer(self.folder.path, self.tokenizer.cpu())
+        finish_tokenizer(self.folder.path, self.recipe, self.tokenizer)
+
+
+def finish_tokenizer(folder: Path, recipe: Recipe, tokenizer: Any) -> None:
+    """Measure a fitted tokenizer's reconstructions of test images, draw some, and write it: last, as it ends a run."""
+    config = recipe.model_config()
+    _, source = open_probe_images(recipe.data)
+    device, counted = tokenizer.mean.device, 0
+
+    def test_images(limit: int) -> Iterator[Batch]:
+        nonlocal counted
+        for batch in iterate_once(
+            source, image_size=config.image_size, num_channels=config.num_channels, batch_size=64, limit=limit
+        ):
+            counted += len(batch.images)
+            yield batch
+
+    first = next(test_images(8))
+    pixels = prepare_images(first.images, first.positions, 0, image_size=config.image_size)
+    (folder / "pictures").mkdir(exist_ok=True)
+    FigureCanvasAgg(reconstruction_figure(tokenizer, pixels.to(device))).print_png(
+        folder / "pictures" / "reconstruction.png"
+    )
+    counted = 0
+    quality = reconstruction_quality(tokenizer, test_images(TEST_IMAGES), config.image_size, device)
+    about = {
+        "dataset": recipe.data.dataset,
+        "split": source.description,
+        "protocol": {"name": "reconstruction", "latent_tokenizer": config.latent_tokenizer, "d": config.latent_dim},
+        "seed": recipe.training.seed,
+        "checkpoint": ".",
+        "n": counted,
+    }
+    for metric, value in quality.items():
+        if math.isfinite(value):  # all pixels kept give an infinite PSNR
+            add_result(folder, {**about, "metric": metric, "value": value})
+    print(
+        f"Reconstruction of {counted:,} test images: PSNR {quality['psnr']:.2f} dB, SSIM {quality['ssim']:.3f}, squared "
+        f"error {quality['mse']:.5f} (pixels in [-1, 1])"
+    )
+    save_tokenizer(folder, tokenizer.cpu())
