@@ -2,6 +2,8 @@
 
 import argparse
 
+from accelerate import Accelerator
+
 from ldae.training.tokenizer_training import train_tokenizer
 from ldae.verbs.pretrain import parse_recipe_arguments
 
@@ -12,5 +14,5 @@ def main(arguments: list[str]) -> int:
         "ldae train_tokenizer", description="Fit or train the latent tokenizer of a recipe. The same command resumes."
     )
     folder = train_tokenizer(parse_recipe_arguments(parser, arguments).recipe)
-    print(f"Finished: pre-train with --tokenizer {folder}")
+    Accelerator().print(f"Finished: pre-train with --tokenizer {folder}")
     return 0
