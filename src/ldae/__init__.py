@@ -17,6 +17,7 @@ from ldae.models.tokenizer_ldae import PatchAutoencoder, PatchPCA, PatchPixels, 
 
 
 if TYPE_CHECKING:
+    from ldae.pipelines.pipeline_ldae import LDAEPipeline
     from ldae.schedulers.scheduling_ldae import LDAEScheduler
     from ldae.tokenizers.pca import PatchMoments, fit_patch_pca
 
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 
 # Names whose modules load more than torch and transformers: they come when they are used.
 _LAZY = {
+    "LDAEPipeline": "ldae.pipelines.pipeline_ldae",
     "LDAEScheduler": "ldae.schedulers.scheduling_ldae",
     "PatchMoments": "ldae.tokenizers.pca",
     "fit_patch_pca": "ldae.tokenizers.pca",
@@ -49,6 +51,7 @@ __all__ = [
     "LDAEForPreTraining",
     "LDAEForPreTrainingOutput",
     "LDAEModel",
+    "LDAEPipeline",
     "LDAEScheduler",
     "PatchAutoencoder",
     "PatchMoments",

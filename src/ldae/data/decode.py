@@ -77,17 +77,34 @@ def decode_image(record: Any, num_channels: int, decode_size: int) -> tuple[np.n
             if _is_rotated(opened):
                 image = ImageOps.exif_transpose(opened)
                 notes.append("rotated by EXIF")
-            image = _to_mode(image, "RGB" if num_channels == 3 else "L", notes)
-            pixels = np.asarray(_resize_and_crop(image, decode_size, notes))
+            return image_to_pixels(image, num_channels, decode_size, notes), tuple(notes)
     except UnidentifiedImageError as error:
         raise UnreadableImageError("not an image") from error
     except Image.DecompressionBombError as error:
         raise UnreadableImageError("too large") from error
     except Exception as error:
         raise UnreadableImageError("truncated or damaged") from error
+
+
+def image_to_pixels(image: Image.Image, num_channels: int, size: int, notes: list[str] | None = None) -> np.ndarray:
+    """
+    A decoded image of any kind as training sees it: converted, shortest edge to `size`, centre crop.
+
+    Args:
+        image (`PIL.Image.Image`): Of any mode and size.
+        num_channels (`int`): 3 (RGB) or 1 (luminance).
+        size (`int`): Side of the result in pixels.
+        notes (`list[str]`, *optional*): The names of the conversions that were needed are appended to it.
+
+    Returns:
+        `np.ndarray` of shape `(num_channels, size, size)` in uint8.
+    """
+    notes = [] if notes is None else notes
+    image = _to_mode(image, "RGB" if num_channels == 3 else "L", notes)
+    pixels = np.asarray(_resize_and_crop(image, size, notes))
     if num_channels == 1:
-        return pixels[None], tuple(notes)  # (1, S, S)
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1)), tuple(notes)  # (3, S, S)
+        return pixels[None]  # (1, S, S)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))  # (3, S, S)
 
 
 def _read_bytes(record: Any) -> bytes:

@@ -223,7 +223,7 @@ class LDAEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc] # both o
         timestep: int | torch.Tensor,
         sample: torch.Tensor,
         eta: float = 0.0,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
     ) -> LDAESchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
         """
@@ -239,7 +239,7 @@ class LDAEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc] # both o
             timestep (`int`): t, from 0 to T - 1.
             sample (`torch.Tensor` of shape `(B, ...)`): z_t.
             eta (`float`, defaults to 0): From 0, deterministic, to 1, ancestral.
-            generator (`torch.Generator`, *optional*): Of the noise where eta > 0.
+            generator (`torch.Generator` or a list of one for each sample, *optional*): Of the noise where eta > 0.
             return_dict (`bool`, defaults to `True`): Whether to return a [`LDAESchedulerOutput`] or a tuple.
 
         Returns:

@@ -1,0 +1,1 @@
+"""Generating and denoising images, as a diffusers pipeline."""

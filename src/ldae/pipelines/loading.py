@@ -1,0 +1,150 @@
+"""A diffusers pipeline whose home is a run's folder."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME
+from transformers.utils import cached_file
+
+from ldae.models.modeling_ldae import LDAEForPreTraining
+from ldae.schedulers.scheduling_ldae import LDAEScheduler
+
+
+SCHEDULER_FOLDER = "scheduler"
+# Of the arguments of from_pretrained, those that say where a file comes from.
+HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies")
+
+
+class RunFolderPipeline(DiffusionPipeline):
+    """
+    A pipeline of a model and its scheduler that is read from a run's folder, or a Hub repository of the same layout, and
+    written as one: `config.json` and `model.safetensors` at the root, the scheduler in `scheduler/`. There is no
+    `model_index.json`.
+    """
+
+    model: LDAEForPreTraining
+    scheduler: Any  # an LDAEScheduler, or one of diffusers' that says the same
+
+    def __init__(self, model: LDAEForPreTraining, scheduler: LDAEScheduler):
+        super().__init__()
+        self.register_modules(model=model, scheduler=scheduler)
+        self.check_scheduler()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        model: LDAEForPreTraining | None = None,
+        scheduler: LDAEScheduler | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """
+        Load a run's folder or a Hub repository.
+
+        Args:
+            pretrained_model_name_or_path (`str` or path): The folder, or the Hub id.
+            model, scheduler (*optional*): Used in place of what the folder holds.
+            **kwargs: What transformers' `from_pretrained` takes: `dtype` (or diffusers' dict of one for each component),
+                `revision`, `token`, `cache_dir`, `local_files_only`, ...
+
+        Returns:
+            The pipeline. A folder without `scheduler/` gets the one that its `config.json` describes.
+
+        Raises:
+            OSError: where there is no such folder or repository, or it has no model.
+            ValueError: where it holds less than a whole denoiser, or a scheduler that disagrees with `config.json`.
+        """
+        source = pretrained_model_name_or_path
+        if isinstance(dtype := kwargs.get("dtype"), dict):
+            kwargs["dtype"] = dtype.get("model", dtype.get("default"))
+        if model is None:
+            loaded: Any = LDAEForPreTraining.from_pretrained(source, output_loading_info=True, **kwargs)
+            model, report = loaded
+            missing = sorted(report["missing_keys"])
+            if missing:
+                raise ValueError(
+                    f"{str(source)!r} holds an encoder, not a whole denoiser: {len(missing)} of its tensors are missing, "
+                    f"such as {missing[0]}. Give the folder of a pre-training run."
+                )
+        assert model is not None
+        if scheduler is None:
+            hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+            path = cached_file(
+                source,
+                SCHEDULER_CONFIG_NAME,
+                subfolder=SCHEDULER_FOLDER,
+                _raise_exceptions_for_missing_entries=False,
+                **hub,
+            )
+            if path is None:
+                scheduler = LDAEScheduler.from_ldae_config(model.config)
+            else:
+                scheduler = LDAEScheduler.from_pretrained(Path(path).parent)
+        return cls(model=model, scheduler=scheduler)
+
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
+        """
+        Write what `from_pretrained` and transformers' Auto classes read: the model with its code, the image processor,
+        and the scheduler that the model's configuration describes.
+
+        Args:
+            save_directory (`str` or path): Made where it is missing.
+            push_to_hub (`bool`, defaults to `False`): Whether the folder is pushed, too.
+            **kwargs: Of transformers' `save_pretrained`, such as `max_shard_size`; where it is pushed, instead
+                `repo_id` (by default the folder's name) and the other arguments of `push_to_hub`.
+        """
+        from ldae.data.image_processor import save_image_processor
+        from ldae.hub.push import push_to_hub as push
+        from ldae.hub.remote_code import save_with_code
+
+        folder = Path(save_directory)
+        self.model.save_pretrained(folder, **({} if push_to_hub else kwargs))
+        save_with_code(folder)
+        save_image_processor(folder, self.model.config)
+        LDAEScheduler.from_ldae_config(self.model.config).save_pretrained(folder / SCHEDULER_FOLDER)
+        if push_to_hub:
+            push(folder, kwargs.pop("repo_id", folder.resolve().name), **kwargs)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> None:  # type: ignore[override]
+        """
+        Push the pipeline to the Hub, with a model card.
+
+        Args:
+            repo_id (`str`): `"namespace/name"`, made where it does not exist.
+            **kwargs: `private`, `revision`, `token`, `commit_message`.
+
+        Raises:
+            ValueError: where the tokenizer was never fitted.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, push_to_hub=True, repo_id=repo_id, **kwargs)
+
+    def check_scheduler(self) -> None:
+        """
+        Raises:
+            ValueError: where the scheduler has another schedule, or other words for what is predicted, than the model.
+        """
+        scheduler = self.scheduler
+        if isinstance(scheduler, LDAEScheduler):
+            scheduler.verify_matches(self.model.config)
+            return
+        ours = LDAEScheduler.from_ldae_config(self.model.config)
+        gamma2, right = getattr(scheduler, "alphas_cumprod", None), ours.gammas**2
+        if gamma2 is None or gamma2.shape != right.shape or not torch.allclose(gamma2, right, atol=1e-5):
+            wrong = f"its schedule is not the model's {ours.config.noise_schedule!r}"
+        elif scheduler.config.prediction_type != ours.config.prediction_type:
+            wrong = f"its prediction_type={scheduler.config.prediction_type!r} must be {ours.config.prediction_type!r}"
+        else:
+            return
+        raise ValueError(
+            f"scheduler={type(scheduler).__name__} does not fit: {wrong}. Make it from the model's own, "
+            f"{type(scheduler).__name__}.from_config(LDAEScheduler.from_ldae_config(model.config).config), which is "
+            "possible for 'linear_beta' and 'linear_gamma2'."
+        )
