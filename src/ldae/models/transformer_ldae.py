@@ -95,8 +95,9 @@ class LDAEConditioning(nn.Module):
             block would begin with.
         """
         half = self.frequency_dim // 2
-        exponents = torch.arange(half, dtype=torch.float32, device=timesteps.device) / (half - 1)
-        angles = timesteps.float()[:, None] * torch.exp(-math.log(10000) * exponents)  # (B, 128)
+        # In diffusers' order of operations: t times the rounding of a frequency is visible at t near 1000.
+        exponents = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / (half - 1)
+        angles = timesteps.float()[:, None] * exponents.exp()  # (B, 128)
         frequencies = torch.cat([angles.cos(), angles.sin()], dim=1).to(self.fc1.weight.dtype)
         conditioning = self.fc2(F.silu(self.fc1(frequencies)))
         if self.class_embedding is not None:
