@@ -1,10 +1,11 @@
 """Images for training and evaluation: open, divide, shuffle, decode, augment, resume."""
 
-from .augment import prepare_images
+from .augment import prepare_images, prepare_latents
 from .batch import Batch, describe_counts
 from .config import DataConfig
 from .decode import UnreadableImageError, decode_image
 from .disjoint import check_disjoint, hash_images
+from .latents import cache_latents, open_latents
 from .loader import ImageLoader
 from .one_pass import iterate_once
 from .sources import ImageSource, list_splits, open_images, open_probe_images
@@ -16,6 +17,7 @@ __all__ = [
     "ImageLoader",
     "ImageSource",
     "UnreadableImageError",
+    "cache_latents",
     "check_disjoint",
     "decode_image",
     "describe_counts",
@@ -23,6 +25,8 @@ __all__ = [
     "iterate_once",
     "list_splits",
     "open_images",
+    "open_latents",
     "open_probe_images",
     "prepare_images",
+    "prepare_latents",
 ]

@@ -1,4 +1,4 @@
-"""From decoded pixels to the model's input, on batched tensors and on their device."""
+"""From decoded pixels, or latents of a cache, to the model's input, on batched tensors and on their device."""
 
 import math
 
@@ -62,11 +62,11 @@ def prepare_images(
     pixels = images.float() / 127.5 - 1  # (b, C, R, R)
     flip = torch.zeros(len(images), dtype=torch.bool, device=images.device)
     if random_resized_crop or horizontal_flip:
-        uniform = keyed_uniform(seed, AUGMENTATION, positions.to(images.device), 2 * TRIALS + 3)  # (b, 23)
+        uniform, coin = _draw(positions.to(images.device), seed)  # (b, 22), (b,)
         if horizontal_flip:
-            flip = uniform[:, -1] < 0.5
+            flip = coin
         if random_resized_crop:
-            boxes = draw_boxes(uniform[:, :-1], size, crop_scale)  # (b, 4)
+            boxes = draw_boxes(uniform, size, crop_scale)  # (b, 4)
             return _resize_boxes(pixels, boxes, flip, image_size)
     if size < image_size:
         raise ValueError(
@@ -78,6 +78,45 @@ def prepare_images(
     if horizontal_flip:
         pixels = torch.where(flip[:, None, None, None], pixels.flip(-1), pixels)
     return pixels.contiguous()
+
+
+def prepare_latents(
+    latents: torch.Tensor, positions: torch.Tensor, seed: int, *, horizontal_flip: bool = False
+) -> torch.Tensor:
+    """
+    Of latents of images and of their mirror images those that [`prepare_images`] would have given the pixels of.
+
+    Args:
+        latents (`torch.Tensor` of shape `(b, V, N, d)`): As a cache holds them: of the images, and with V = 2 of the
+            mirror images too.
+        positions (`torch.LongTensor` of shape `(b,)`): Position of each example in the run.
+        seed (`int`): Seed of the run.
+        horizontal_flip (`bool`, defaults to `False`): Take the mirror image with probability 1/2; needs V = 2.
+
+    Returns:
+        `torch.FloatTensor` of shape `(b, N, d)` in float32, on the device of `latents`.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from ldae.data import prepare_latents
+    >>> latents = torch.tensor([1.0, -1.0]).reshape(1, 2, 1, 1).expand(4, 2, 1, 1)
+    >>> prepare_latents(latents, torch.arange(4), 0, horizontal_flip=True).flatten()
+    tensor([-1.,  1., -1.,  1.])
+
+    ```
+    """
+    if horizontal_flip:
+        _, flip = _draw(positions.to(latents.device), seed)  # (b,)
+        return torch.where(flip[:, None, None], latents[:, 1], latents[:, 0]).float()
+    return latents[:, 0].float()
+
+
+def _draw(positions: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What each example's augmentation is made of: numbers in [0, 1) for its box `(b, 22)`, and its flip `(b,)`."""
+    uniform = keyed_uniform(seed, AUGMENTATION, positions, 2 * TRIALS + 3)  # (b, 23)
+    return uniform[:, :-1], uniform[:, -1] < 0.5
 
 
 def draw_boxes(uniform: torch.Tensor, size: int, crop_scale: tuple[float, float]) -> torch.Tensor:

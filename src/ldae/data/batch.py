@@ -17,24 +17,31 @@ CONVERTED, SKIPPED = "converted", "skipped"
 @dataclass
 class Batch:
     """
-    Images of one micro-batch.
+    Images of one micro-batch, or their latents.
 
     Args:
-        images (`torch.ByteTensor` of shape `(b, C, R, R)`): Pixels in 0..255.
+        images (`torch.ByteTensor` of shape `(b, C, R, R)`): Pixels in 0..255. (Beside `latents` it is `None`, which the type
+            does not say: only pre-training asks for latents.)
         positions (`torch.LongTensor` of shape `(b,)`): Position of each example in the run, or its row in the data set
             where [`iterate_once`] made the batch.
         labels (`torch.LongTensor` of shape `(b,)`, *optional*): Classes, -1 where a row has none; `None` where the data
             set has no labels.
+        latents (`torch.Tensor` of shape `(b, V, N, d)`, *optional*): From a cache of latents, as they are stored: of the
+            images, and with V = 2 of their mirror images too.
     """
 
     images: torch.Tensor
     positions: torch.Tensor
     labels: torch.Tensor | None
+    latents: torch.Tensor | None = None
 
     def pin_memory(self) -> "Batch":
         """Moves to page-locked memory; torch's loader calls it where there is a GPU."""
-        labels = None if self.labels is None else self.labels.pin_memory()
-        return Batch(self.images.pin_memory(), self.positions.pin_memory(), labels)
+        pinned: Any = [
+            None if tensor is None else tensor.pin_memory()
+            for tensor in (self.images, self.positions, self.labels, self.latents)
+        ]
+        return Batch(*pinned)
 
 
 @dataclass
@@ -73,12 +80,27 @@ class Decoder:
         return pixels
 
 
-def make_batch(images: list[np.ndarray], positions: Iterable[int], labels: list[int] | None) -> Batch:
-    """Stacks decoded images `(C, R, R)` to a [`Batch`]."""
+@dataclass(frozen=True)
+class StoredLatents:
+    """In the place of a [`Decoder`] where records are latents `(V, N, d)`, or `None` for an image that could not be read."""
+
+    def __call__(self, record: np.ndarray | None, counts: Counter[str]) -> np.ndarray | None:
+        if record is None:
+            counts[f"{SKIPPED} unreadable when cached"] += 1
+        return record
+
+
+def make_batch(decoded: list[np.ndarray], positions: Iterable[int], labels: list[int] | None) -> Batch:
+    """Stacks decoded images `(C, R, R)`, or latents `(V, N, d)`, to a [`Batch`]."""
+    images: Any = torch.from_numpy(np.stack(decoded))
+    latents = None
+    if images.dtype != torch.uint8:
+        images, latents = None, images
     return Batch(
-        images=torch.from_numpy(np.stack(images)),  # (b, C, R, R)
+        images=images,  # (b, C, R, R)
         positions=torch.as_tensor(np.asarray(positions, dtype=np.int64)),  # (b,)
         labels=None if labels is None else torch.tensor(labels, dtype=torch.int64),  # (b,)
+        latents=latents,  # (b, V, N, d)
     )
 
 

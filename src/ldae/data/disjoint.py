@@ -13,7 +13,7 @@ def hash_images(images: torch.Tensor) -> torch.Tensor:
     A 64-bit hash of each image's pixels, equal in all processes.
 
     Args:
-        images (`torch.ByteTensor` of shape `(b, C, R, R)`): Images.
+        images (`torch.ByteTensor` of shape `(b, C, R, R)`): Images, or their latents `(b, V, N, d)`.
 
     Returns:
         `torch.LongTensor` of shape `(b,)` on the CPU.
@@ -54,8 +54,9 @@ def check_disjoint(
 
     ```
     """
-    hashes = gather(hash_images(first_batch.images)).reshape(-1, len(first_batch.images)).tolist()
-    if num_examples is not None and num_examples < len(hashes) * len(first_batch.images):
+    examples = first_batch.images if first_batch.latents is None else first_batch.latents
+    hashes = gather(hash_images(examples)).reshape(-1, len(examples)).tolist()
+    if num_examples is not None and num_examples < len(hashes) * len(examples):
         return
     for rank, ours in enumerate(hashes):
         for other in range(rank):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.utils.data
 
-from .batch import Batch, Decoder, WorkerBatch
+from .batch import Batch, Decoder, StoredLatents, WorkerBatch
 from .config import DataConfig
 from .order import PositionSampler, ShuffledExamples, micro_steps_per_step
 from .sources import ImageSource
@@ -35,7 +35,8 @@ class ImageLoader:
     the next readable one of the epoch. A streamed source is divided over processes and workers as said in
     [`~ldae.data.stream.StreamPart`]; its order depends on their numbers.
 
-    A batch arrives in pinned memory where there is a GPU; moving it there is the caller's.
+    A batch arrives in pinned memory where there is a GPU; moving it there is the caller's. A source of cached latents is
+    read in the same order as the images they were made from.
 
     Args:
         source (`ImageSource`): What to read; every process opens it by itself.
@@ -85,7 +86,9 @@ class ImageLoader:
         self.source = source
         self.micro_steps = micro_steps_per_step(micro_batch_size, total_batch_size, world_size)
         self.counts: Counter[str] = Counter()  # conversions and skips of the first epoch, in this process
-        self._decoder = Decoder(num_channels, config.decode_size or image_size)
+        self._decoder: Any = (
+            StoredLatents() if source.holds_latents else Decoder(num_channels, config.decode_size or image_size)
+        )
         self._num_workers = self._usable_workers(config.num_workers, world_size)
         # What must not change for an order to go on. Of a stream, the division is part of it.
         self._identity: dict[str, Any] = {"streaming": source.streaming, "seed": seed}

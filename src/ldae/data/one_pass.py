@@ -84,7 +84,7 @@ class StoredOrder(torch.utils.data.IterableDataset[WorkerBatch]):
 
     def __iter__(self) -> Iterator[WorkerBatch]:
         for rows, records, labels in self._streamed_chunks() if self.source.streaming else self._indexed_chunks():
-            yield self._decode(rows, records, labels)
+            yield decode_rows(self.source, self.decoder, rows, records, labels)
 
     def _indexed_chunks(self) -> Iterator[tuple[list[int], list[Any], list[int]]]:
         info = torch.utils.data.get_worker_info()
@@ -110,16 +110,20 @@ class StoredOrder(torch.utils.data.IterableDataset[WorkerBatch]):
                 yield row, record, label
                 row += 1
 
-    def _decode(self, rows: list[int], records: list[Any], labels: list[int]) -> WorkerBatch:
-        counts: Counter[str] = Counter()
-        decoded = zip((self.decoder(record, counts) for record in records), rows, labels, strict=True)
-        kept = [(pixels, row, label) for pixels, row, label in decoded if pixels is not None]
-        if not kept:
-            empty = np.zeros((0, self.decoder.num_channels, self.decoder.size, self.decoder.size), np.uint8)
-            return WorkerBatch(Batch(torch.from_numpy(empty), torch.zeros(0, dtype=torch.int64), None), counts)
-        images, kept_rows, kept_labels = zip(*kept, strict=True)
-        has_labels = self.source.label_column is not None
-        return WorkerBatch(make_batch(list(images), kept_rows, list(kept_labels) if has_labels else None), counts)
+
+def decode_rows(
+    source: ImageSource, decoder: Decoder, rows: list[int], records: list[Any], labels: list[int]
+) -> WorkerBatch:
+    """The readable ones of some rows; their batch may be empty."""
+    counts: Counter[str] = Counter()
+    decoded = zip((decoder(record, counts) for record in records), rows, labels, strict=True)
+    kept = [(pixels, row, label) for pixels, row, label in decoded if pixels is not None]
+    if not kept:
+        empty = np.zeros((0, decoder.num_channels, decoder.size, decoder.size), np.uint8)
+        return WorkerBatch(Batch(torch.from_numpy(empty), torch.zeros(0, dtype=torch.int64), None), counts)
+    images, kept_rows, kept_labels = zip(*kept, strict=True)
+    has_labels = source.label_column is not None
+    return WorkerBatch(make_batch(list(images), kept_rows, list(kept_labels) if has_labels else None), counts)
 
 
 def _full_batches(chunks: Any, batch_size: int, source: ImageSource, counts: Counter[str]) -> Iterator[Batch]:

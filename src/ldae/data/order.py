@@ -9,9 +9,10 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch.utils.data
 
-from .batch import Decoder, WorkerBatch, make_batch, make_labels
+from .batch import Decoder, StoredLatents, WorkerBatch, make_batch, make_labels
 from .sources import ImageSource
 
 
@@ -82,7 +83,7 @@ class ShuffledExamples(torch.utils.data.Dataset[WorkerBatch]):
     skips are counted in the first epoch only, each image once.
     """
 
-    def __init__(self, source: ImageSource, decoder: Decoder, seed: int) -> None:
+    def __init__(self, source: ImageSource, decoder: Decoder | StoredLatents, seed: int) -> None:
         self.source = source
         self.decoder = decoder
         self.seed = seed
@@ -116,9 +117,29 @@ class ShuffledExamples(torch.utils.data.Dataset[WorkerBatch]):
 
 
 def read_rows(source: ImageSource, rows: list[int]) -> tuple[list[Any], list[int]]:
-    """Undecoded images and labels of some rows of a data set that is not streamed."""
+    """Undecoded images (or stored latents) and labels of some rows of a data set that is not streamed."""
     table = source.dataset[rows]
-    records = table.column(source.image_column).to_pylist()
+    column = table.column(source.image_column)
+    records = _arrays(column) if source.holds_latents else column.to_pylist()
     if source.label_column is None:
         return records, [-1] * len(records)
     return records, make_labels(table.column(source.label_column).to_pylist())
+
+
+def _arrays(column: pa.ChunkedArray) -> list[np.ndarray | None]:
+    """The rows of a column of nested lists of fixed length as arrays `(V, N, d)`, which share the table's memory."""
+    shape, kind = [], column.type
+    while pa.types.is_fixed_size_list(kind):
+        shape.append(kind.list_size)
+        kind = kind.value_type
+    arrays: list[np.ndarray | None] = []
+    for chunk in column.chunks:
+        for i in range(len(chunk)):
+            values = chunk.slice(i, 1)
+            if values.null_count:
+                arrays.append(None)
+                continue
+            for _ in shape:
+                values = values.flatten()
+            arrays.append(values.to_numpy().reshape(shape))
+    return arrays

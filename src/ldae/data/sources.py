@@ -41,6 +41,8 @@ class ImageSource:
         num_examples (`int`, *optional*): Number of rows; may be unknown when streaming.
         streaming (`bool`): Whether the rows can only be read in order.
         description (`str`): Data set and split in words, for logs and model cards.
+        holds_latents (`bool`, defaults to `False`): Whether `image_column` holds latents of the images instead, as
+            [`open_latents`] finds them in a cache.
     """
 
     dataset: Dataset | IterableDataset
@@ -50,6 +52,7 @@ class ImageSource:
     num_examples: int | None
     streaming: bool
     description: str
+    holds_latents: bool = False
 
 
 def open_images(config: DataConfig, split: str | None = None) -> ImageSource:
