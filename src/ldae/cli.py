@@ -14,6 +14,7 @@ VERBS = {
     "pretrain": "pre-train from a recipe; the same command resumes",
     "linear_probe": "linear probes on a checkpoint: blocks, time steps, learning rates in one pass",
     "knn": "nearest-neighbour accuracy of a checkpoint",
+    "generate": "sample pictures of a checkpoint, and their FID and KID",
     "card": "render a checkpoint's model card from its results",
     "push_to_hub": "send a checkpoint's folder to the Hub",
 }

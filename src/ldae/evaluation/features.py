@@ -115,7 +115,7 @@ def extract_features(
                 noise = draw_noise(trunk_of(model).config, positions, seed) if noisy else None
                 pooled = _pool_blocks(model, pixels, layers, timesteps, noise)  # (b, L, T, C)
             else:
-                pooled = _pool_other(model, pixels)[:, None, None]  # (b, 1, 1, C)
+                pooled = pool_tokens(model, pixels)[:, None, None]  # (b, 1, 1, C)
             values.append(pooled.float().cpu())
             if batch.labels is not None:
                 labels.append(batch.labels.cpu())
@@ -146,6 +146,27 @@ def trunk_of(model: PreTrainedModel) -> LDAEModel:
     if isinstance(model, LDAEModel):
         return model
     raise ValueError(f"a {type(model).__name__} is not possible here; give an LDAEModel or an LDAEForPreTraining.")
+
+
+def pool_tokens(model: PreTrainedModel, pixels: torch.Tensor, *, use_pooler: bool = True) -> torch.Tensor:
+    """
+    One vector an image from any model of `AutoModel`.
+
+    Args:
+        model (`PreTrainedModel`): A transformer or a convolutional network.
+        pixels (`torch.Tensor` of shape `(b, C, S, S)`): As the model takes them.
+        use_pooler (`bool`, defaults to `True`): Whether `pooler_output` is taken where there is one, else the mean over
+            tokens, or places, of `last_hidden_state`.
+
+    Returns:
+        `torch.Tensor` of shape `(b, F)`.
+    """
+    outputs = model(pixel_values=pixels)
+    pooled = getattr(outputs, "pooler_output", None) if use_pooler else None
+    if pooled is None:
+        pooled = outputs.last_hidden_state
+    # Convolutional networks pool to (b, C, 1, 1) or give a map (b, C, H, W); transformers give tokens (b, N, C).
+    return pooled.flatten(2).mean(dim=2) if pooled.ndim == 4 else pooled.mean(dim=1) if pooled.ndim == 3 else pooled
 
 
 @contextmanager
@@ -206,12 +227,3 @@ def _pool_blocks(
         ]
         pooled.append(torch.stack(features, dim=1))  # (b, L, C)
     return torch.stack(pooled, dim=2)
-
-
-def _pool_other(model: PreTrainedModel, pixels: torch.Tensor) -> torch.Tensor:
-    outputs = model(pixel_values=pixels)
-    pooled = getattr(outputs, "pooler_output", None)
-    if pooled is None:
-        pooled = outputs.last_hidden_state
-    # Convolutional networks pool to (b, C, 1, 1) or give a map (b, C, H, W); transformers give tokens (b, N, C).
-    return pooled.flatten(2).mean(dim=2) if pooled.ndim == 4 else pooled.mean(dim=1) if pooled.ndim == 3 else pooled

@@ -67,7 +67,7 @@ def hardware() -> str:
     return f"CPU, {torch.get_num_threads()} threads"
 
 
-def progress_bar(images: int, seen: int, shown: bool, activity: str) -> tqdm:
+def progress_bar(images: int | None, seen: int, shown: bool, activity: str) -> tqdm:
     """A bar over images; on a file or a pipe it moves every half minute only."""
     interval = 0.5 if sys.stderr.isatty() else 30.0
     return tqdm(

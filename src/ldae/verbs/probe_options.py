@@ -1,4 +1,4 @@
-"""What `ldae linear_probe` and `ldae knn` have in common: their options, and the model and images these stand for."""
+"""What verbs that measure a checkpoint have in common: their options, and the model and images these stand for."""
 
 import argparse
 import os
@@ -41,16 +41,12 @@ class ProbeInputs:
     @property
     def dataset_name(self) -> str:
         """The data set as results name it."""
-        return (
-            self.data.dataset
-            if self.data.dataset_config is None
-            else f"{self.data.dataset}, {self.data.dataset_config}"
-        )
+        return dataset_name(self.data)
 
     @property
     def test_split(self) -> str:
-        """The split that is scored, as results name it: the source's description without the data set's name."""
-        return self.test_source.description.removeprefix(f"{self.dataset_name} (").replace(")", "", 1)
+        """The split that is scored, as results name it."""
+        return split_name(self.data, self.test_source)
 
     def show_header(self, title: str) -> None:
         """Print what is probed on what."""
@@ -61,11 +57,7 @@ class ProbeInputs:
 def probe_parser(verb: str, description: str) -> argparse.ArgumentParser:
     """A parser with the options that all probes have."""
     parser = argparse.ArgumentParser(f"ldae {verb}", description=description, allow_abbrev=False)
-    parser.add_argument("checkpoint", help="a run's folder, any folder that save_pretrained wrote, or a Hub id")
-    parser.add_argument("--config", help="a YAML file of these options, by name; the command line wins")
-    data = parser.add_argument_group("images (default: those of the run's recipe.yaml)")
-    for name in DATA_OPTIONS:
-        data.add_argument(f"--{name}", help="as the recipe's data section")
+    add_shared_options(parser)
     parser.add_argument(
         "--layers", help="blocks, counted from 1, such as 9,10,11 (default: the model's feature layer)"
     )
@@ -73,10 +65,19 @@ def probe_parser(verb: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument("--timesteps", help="time steps, such as 0,10,20,40,80 (default: the model's)")
     parser.add_argument("--noisy", type=boolean, nargs="?", const=True, default=False, help="corrupt the input at t")
     parser.add_argument("--forward_batch_size", type=int, default=256, help="images of a forward (default: 256)")
-    parser.add_argument("--device", help="cuda, cpu, mps (default: cuda where there is one)")
     parser.add_argument("--mixed_precision", choices=("no", "bf16"), default="no", help="of the features")
-    parser.add_argument("--output_dir", help="where results go (default: the checkpoint's folder)")
     return parser
+
+
+def add_shared_options(parser: argparse.ArgumentParser) -> None:
+    """The options of every verb that measures a checkpoint: what is measured, on which images, and where results go."""
+    parser.add_argument("checkpoint", help="a run's folder, any folder that save_pretrained wrote, or a Hub id")
+    parser.add_argument("--config", help="a YAML file of these options, by name; the command line wins")
+    data = parser.add_argument_group("images (default: those of the run's recipe.yaml)")
+    for name in DATA_OPTIONS:
+        data.add_argument(f"--{name}", help="as the recipe's data section")
+    parser.add_argument("--device", help="cuda, cpu, mps (default: cuda where there is one)")
+    parser.add_argument("--output_dir", help="where results go (default: the checkpoint's folder)")
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
@@ -111,14 +112,8 @@ def open_inputs(options: argparse.Namespace) -> ProbeInputs:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("probes run in one process; start this without `accelerate launch`, or with one process.")
-    folder = Path(options.checkpoint)
-    local = folder.is_dir()
-    if not local and options.output_dir is None:
-        raise ValueError(
-            f"checkpoint={options.checkpoint!r} is no folder; if it is a Hub id, say with --output_dir where the results "
-            "go."
-        )
-    data = _data_config(options, folder / "recipe.yaml")
+    output_dir, checkpoint_name = results_place(options)
+    data = data_config(options)
     config = _load_config(options.checkpoint)
     layers, timesteps = _choices(options, config)
     train_source, test_source = open_probe_images(data)
@@ -126,7 +121,6 @@ def open_inputs(options: argparse.Namespace) -> ProbeInputs:
         if source.label_column is None:
             raise ValueError(f"{source.description} has no label column, which a probe needs; {_list_columns(data)}")
 
-    output_dir = Path(options.output_dir) if options.output_dir is not None else folder
     output_dir.mkdir(parents=True, exist_ok=True)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     cut: dict[str, Any] = {} if layers is None else {"num_hidden_layers": max(layers), "feature_layer": None}
@@ -144,8 +138,54 @@ def open_inputs(options: argparse.Namespace) -> ProbeInputs:
         device=device,
         dtype=torch.bfloat16 if options.mixed_precision == "bf16" else None,
         output_dir=output_dir,
-        checkpoint_name="." if local and output_dir.resolve() == folder.resolve() else str(options.checkpoint),
+        checkpoint_name=checkpoint_name,
     )
+
+
+def results_place(options: argparse.Namespace) -> tuple[Path, str]:
+    """
+    The folder where results go, which may not be there yet, and what they call the checkpoint: "." in its own folder.
+
+    Raises:
+        ValueError: for a checkpoint that is no folder, where no `output_dir` is given.
+    """
+    folder = Path(options.checkpoint)
+    if options.output_dir is None and not folder.is_dir():
+        raise ValueError(
+            f"checkpoint={options.checkpoint!r} is no folder; if it is a Hub id, say with --output_dir where the results "
+            "go."
+        )
+    output_dir = folder if options.output_dir is None else Path(options.output_dir)
+    own = folder.is_dir() and output_dir.resolve() == folder.resolve()
+    return output_dir, "." if own else str(options.checkpoint)
+
+
+def data_config(options: argparse.Namespace) -> DataConfig:
+    """
+    The images that the options stand for, those of the checkpoint's recipe.yaml by default.
+
+    Raises:
+        ValueError: where neither names a data set.
+    """
+    recipe = Path(options.checkpoint) / "recipe.yaml"
+    chosen = {name: getattr(options, name) for name in DATA_OPTIONS if getattr(options, name) is not None}
+    if recipe.is_file():
+        data = load_recipe(recipe).data
+        if chosen.get("dataset", data.dataset) == data.dataset:
+            return load_recipe(recipe, chosen).data
+    if "dataset" not in chosen:
+        raise ValueError(f"dataset is missing, and there is no {recipe} to take it from; give --dataset.")
+    return load_recipe(None, chosen).data
+
+
+def dataset_name(data: DataConfig) -> str:
+    """A data set as results name it."""
+    return data.dataset if data.dataset_config is None else f"{data.dataset}, {data.dataset_config}"
+
+
+def split_name(data: DataConfig, source: ImageSource) -> str:
+    """A split as results name it: the source's description without the data set's name."""
+    return source.description.removeprefix(f"{dataset_name(data)} (").replace(")", "", 1)
 
 
 def numbers(text: str | None, name: str, kind: type = int) -> tuple[Any, ...] | None:
@@ -178,17 +218,6 @@ def _as_text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _data_config(options: argparse.Namespace, recipe: Path) -> DataConfig:
-    chosen = {name: getattr(options, name) for name in DATA_OPTIONS if getattr(options, name) is not None}
-    if recipe.is_file():
-        data = load_recipe(recipe).data
-        if chosen.get("dataset", data.dataset) == data.dataset:
-            return load_recipe(recipe, chosen).data
-    if "dataset" not in chosen:
-        raise ValueError(f"dataset is missing, and there is no {recipe} to take it from; give --dataset.")
-    return load_recipe(None, chosen).data
 
 
 def _load_config(checkpoint: str) -> PreTrainedConfig:

@@ -1,0 +1,145 @@
+"""How far two sets of images are apart: FID and KID, streamed, over any number of processes."""
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather, pad_across_processes
+from torch import nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
+
+from ldae.data import Batch
+
+from .extractor import FeatureExtractor
+
+
+KID_SUBSETS = 100
+KID_SUBSET_SIZE = 1000
+
+
+@dataclass(frozen=True)
+class ImageDistances:
+    """
+    What [`image_distances`] measured, of how many images.
+
+    `fid` and `kid` are `None` where they were not asked for; `kid` is the mean and `kid_std` the standard deviation over
+    random subsets of `kid_subset_size` images.
+    """
+
+    num_generated: int
+    num_reference: int
+    fid: float | None = None
+    kid: float | None = None
+    kid_std: float | None = None
+    kid_subset_size: int | None = None
+
+
+def image_distances(
+    generated: Iterable[Batch],
+    reference: Iterable[Batch],
+    extractor: FeatureExtractor,
+    *,
+    fid: bool = True,
+    kid: bool = True,
+) -> ImageDistances:
+    """
+    FID (Heusel et al. 2017, arXiv 1706.08500) and KID (Binkowski et al. 2018, arXiv 1801.01401) of generated images
+    against reference ones, by torchmetrics.
+
+    Where there are several processes, each of them calls this with its share of both, and all get the same scores. Images
+    are read once and let go; FID keeps sums, KID the features.
+
+    Args:
+        generated, reference (`Iterable[Batch]`): uint8 images; positions number them over all processes.
+        extractor ([`FeatureExtractor`]): Whose features are compared. FID is only comparable at the same extractor and
+            number of images; under F images its covariance is singular, and the number far from that of many images.
+        fid, kid (`bool`, default to `True`): What to measure.
+
+    Returns:
+        [`ImageDistances`].
+
+    Raises:
+        ValueError: where there are fewer than two images of either kind.
+    """
+    PartialState()  # knows of the other processes
+    # torchmetrics' sums are in float64, which Apple's GPUs do not have, and NCCL reduces on the GPU alone.
+    device = extractor.device if extractor.device.type == "cuda" else torch.device("cpu")
+    metric = FrechetInceptionDistance(feature=AsTheyAre(extractor.num_features)).to(device)
+    kept, counts = {}, {}
+    for kind, batches in (("reference", reference), ("generated", generated)):
+        features = [torch.zeros(0, extractor.num_features, device=device)]
+        positions = [torch.zeros(0, dtype=torch.int64, device=device)]
+        count = torch.zeros(1, dtype=torch.int64, device=device)
+        metric.update(features[0].double(), real=kind == "reference")  # also where this process has no share
+        for batch in batches:
+            extracted = extractor(batch.images).to(device)  # (b, F)
+            metric.update(extracted.double(), real=kind == "reference")
+            count += len(extracted)
+            if kid:
+                features.append(extracted)
+                positions.append(batch.positions.to(device))
+        kept[kind] = torch.cat(features), torch.cat(positions)
+        counts[kind] = int(gather(count).sum())
+        if counts[kind] < 2:
+            raise ValueError(f"there is {counts[kind]} {kind} image; FID and KID need 2 or more.")
+    measured: dict[str, Any] = {}
+    if fid:
+        measured["fid"] = metric.compute().item()
+    if kid:
+        mean, std, size = kernel_distance(_in_order(*kept["reference"]), _in_order(*kept["generated"]))
+        measured |= {"kid": mean, "kid_std": std, "kid_subset_size": size}
+    return ImageDistances(counts["generated"], counts["reference"], **measured)
+
+
+def kernel_distance(
+    reference: torch.Tensor, generated: torch.Tensor, subsets: int = KID_SUBSETS, subset_size: int = KID_SUBSET_SIZE
+) -> tuple[float, float, int]:
+    """
+    KID of features: the mean over random subsets of the unbiased squared MMD with the kernel (x.y / F + 1)^3.
+
+    Args:
+        reference, generated (`torch.Tensor` of shape `(n, F)`): Features.
+        subsets (`int`, defaults to 100): Number of random subsets, the same for the same numbers of images.
+        subset_size (`int`, defaults to 1000): Images of each in a subset; all of the fewer where there are fewer.
+
+    Returns:
+        Mean and standard deviation over subsets, and the size of the subsets.
+    """
+    subset_size = min(subset_size, len(reference), len(generated))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Metric `Kernel Inception Distance` will save all")
+        metric = KernelInceptionDistance(
+            feature=AsTheyAre(reference.shape[1]),
+            subsets=subsets,
+            subset_size=subset_size,
+            sync_on_compute=False,  # these are the features of all processes already
+        )
+    metric.update(reference.double(), real=True)
+    metric.update(generated.double(), real=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)  # of the subsets
+        mean, std = metric.compute()
+    return mean.item(), std.item(), subset_size
+
+
+class AsTheyAre(nn.Module):
+    """Takes the place of the network inside torchmetrics, which is given features: each is computed once for all metrics."""
+
+    def __init__(self, num_features: int):
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return features
+
+
+def _in_order(features: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """The features `(n, F)` of all processes in the order of their images, whatever the number of processes."""
+    features = gather(pad_across_processes(features))
+    positions = gather(pad_across_processes(positions, pad_index=-1))
+    order = positions.argsort(stable=True)
+    return features[order][positions[order] >= 0]

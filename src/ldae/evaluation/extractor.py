@@ -1,0 +1,153 @@
+"""The network whose features FID and KID compare: Inception where its weights are at hand, else any model by name."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoImageProcessor, AutoModel
+from transformers.utils import logging
+
+import ldae  # noqa: F401 - registers the models with transformers
+
+from .features import pool_tokens
+
+
+INCEPTION = "inception"
+INCEPTION_FEATURES = 2048
+INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
+
+
+class FeatureExtractor(nn.Module):
+    """
+    Images to features, as torchmetrics calls it.
+
+    Args:
+        name (`str`): What results call it.
+        network (`nn.Module`): The network itself, which is frozen.
+        num_features (`int`): F.
+    """
+
+    def __init__(self, name: str, network: nn.Module, num_features: int):
+        super().__init__()
+        self.name, self.num_features = name, num_features
+        self.network: Any = network.requires_grad_(False).eval()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 images `(b, C, S, S)` to float32 features `(b, F)`, on the device of the network."""
+        raise NotImplementedError
+
+    def train(self, mode: bool = True) -> "FeatureExtractor":
+        """It stays in evaluation mode."""
+        return super().train(False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+
+class CheckpointExtractor(FeatureExtractor):
+    """
+    The pooled features of a checkpoint, of images that went through its own image processor.
+
+    Args:
+        source (`str` or path): Folder or Hub id of a checkpoint that `AutoModel` and `AutoImageProcessor` load. A pooling
+            layer that the checkpoint does not hold, as in many classifiers, is not used: features are then the mean
+            over tokens.
+
+    Raises:
+        ValueError: where it cannot be loaded, or has other weights missing.
+    """
+
+    def __init__(self, source: str | os.PathLike[str]):
+        try:
+            with _quiet():  # about a head that is not used; what is missing is looked at below
+                loaded: Any = AutoModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+            processor = AutoImageProcessor.from_pretrained(source)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"extractor={str(source)!r} cannot be loaded: {error} Give a folder or a Hub id of an image model, with "
+                "its preprocessor_config.json, or 'inception'."
+            ) from error
+        model, report = loaded
+        missing = sorted(report["missing_keys"])
+        pooler = [name for name in missing if "pool" in name]
+        if len(missing) > len(pooler):
+            raise ValueError(
+                f"extractor={str(source)!r} lacks {len(missing)} weights, such as {missing[0]}: its features would be drawn "
+                "at random. Give a checkpoint of the whole network."
+            )
+        name = Path(source).resolve().name if Path(source).is_dir() else str(source)
+        super().__init__(f"{name} ({type(model).__name__})", model, num_features=0)
+        self.processor, self.use_pooler = processor, not pooler
+        channels = getattr(model.config, "num_channels", 3)
+        self.num_features = self(torch.zeros(1, channels, 64, 64, dtype=torch.uint8)).shape[1]
+
+    @torch.no_grad()
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        arrays = list(images.cpu().numpy())  # (C, S, S) each
+        pixels = self.processor(images=arrays, input_data_format="channels_first", return_tensors="pt").pixel_values
+        with torch.autocast(self.device.type, enabled=False):
+            return pool_tokens(self.network, pixels.to(self.device), use_pooler=self.use_pooler).float()
+
+
+class InceptionExtractor(FeatureExtractor):
+    """
+    The 2,048 features of the Inception network that FID is defined with (Heusel et al. 2017, arXiv 1706.08500).
+
+    Args:
+        weights (`str` or path, *optional*): The file of its weights; by default torch-fidelity finds them.
+
+    Raises:
+        ValueError: where torch-fidelity or the weights are not at hand.
+    """
+
+    def __init__(self, weights: str | os.PathLike[str] | None = None):
+        from torchmetrics.image.fid import NoTrainInceptionV3
+
+        try:
+            path = None if weights is None else os.fspath(weights)
+            network = NoTrainInceptionV3("inception-v3-compat", [str(INCEPTION_FEATURES)], path)
+        except (ImportError, OSError) as error:
+            raise ValueError(
+                "extractor='inception' is not at hand: it needs torch-fidelity, which needs torchvision, and its weights, "
+                f"{INCEPTION_FILE}, as inception_weights where they cannot be downloaded ({error}). Or name another "
+                "extractor: a folder or a Hub id of an image model, such as a classifier of this data set."
+            ) from error
+        super().__init__(INCEPTION, network, INCEPTION_FEATURES)
+
+    @torch.no_grad()
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+        return self.network(images.to(self.device)).float()
+
+
+def load_extractor(name: str | os.PathLike[str], inception_weights: str | None = None) -> FeatureExtractor:
+    """
+    The extractor of a name.
+
+    Args:
+        name (`str` or path): `"inception"`, or a folder or Hub id of an image model.
+        inception_weights (`str`, *optional*): The file of Inception's weights.
+
+    Returns:
+        [`FeatureExtractor`] on the CPU.
+
+    Raises:
+        ValueError: where it is not at hand; the message says what to give.
+    """
+    return InceptionExtractor(inception_weights) if name == INCEPTION else CheckpointExtractor(name)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

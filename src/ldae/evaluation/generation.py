@@ -1,0 +1,129 @@
+"""Generating images for a score: each one a function of a seed and its number, whatever the processes and batches."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ldae.data import Batch
+from ldae.pipelines.pipeline_ldae import LDAEPipeline
+
+from .distances import KID_SUBSETS, ImageDistances
+from .extractor import FeatureExtractor
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """
+    How images are generated.
+
+    Args:
+        steps (`int`, *optional*): Steps of the chain; by default the pipeline's.
+        eta (`float`, defaults to 0): 0 deterministic (DDIM), 1 ancestral (DDPM).
+        guidance_scale (`float`, defaults to 1): Of classifier-free guidance.
+        classes (`tuple[int, ...]`, *optional*): The classes, taken in turn; by default all, where the model has any.
+        seed (`int`, defaults to 0): The noise of an image depends on this and its number alone.
+        batch_size (`int`, defaults to 64): Images generated at once by a process.
+    """
+
+    steps: int | None = None
+    eta: float = 0.0
+    guidance_scale: float = 1.0
+    classes: tuple[int, ...] | None = None
+    seed: int = 0
+    batch_size: int = 64
+
+    def labels(self, positions: torch.Tensor, num_class_embeds: int | None) -> torch.Tensor | None:
+        """The class of each image `(b,)` by its number, `None` for a model without classes."""
+        classes = self.classes
+        if classes is None:
+            if num_class_embeds is None:
+                return None
+            classes = tuple(range(num_class_embeds))
+        return torch.tensor(classes)[positions % len(classes)]
+
+
+def image_generator(seed: int, position: int) -> torch.Generator:
+    """
+    The generator of one image, a function of the run's seed and the image's number.
+
+    A CPU generator keeps 32 bits of its seed: within a run they count up from a hash of the run's seed, so that no two
+    images share one.
+    """
+    start = int.from_bytes(hashlib.blake2b(str(seed).encode(), digest_size=4).digest(), "big")
+    return torch.Generator().manual_seed((start + position) % 2**32)
+
+
+def generate_images(
+    pipeline: LDAEPipeline, num_images: int, sampling: Sampling, *, rank: int = 0, world_size: int = 1
+) -> Iterator[Batch]:
+    """
+    Generate this process's share of images, the numbers i with i % world_size == rank, batch after batch.
+
+    Args:
+        pipeline ([`LDAEPipeline`]): What generates them.
+        num_images (`int`): How many, over all processes.
+        sampling ([`Sampling`]): How.
+        rank, world_size (`int`): This process, and the number of processes.
+
+    Returns:
+        Iterator of [`~ldae.data.Batch`]: uint8 images, their numbers as positions, their classes as labels.
+    """
+    mine = torch.arange(rank, num_images, world_size)
+    for positions in mine.split(sampling.batch_size):
+        labels = sampling.labels(positions, pipeline.model.config.num_class_embeds)
+        output: Any = pipeline(
+            class_labels=labels,
+            guidance_scale=sampling.guidance_scale,
+            num_inference_steps=sampling.steps,
+            eta=sampling.eta,
+            generator=[image_generator(sampling.seed, int(position)) for position in positions],
+            output_type="pt",
+        )
+        images = output.images  # (b, C, S, S) in [0, 1]
+        yield Batch((images * 255).round().to(torch.uint8).cpu(), positions, labels)
+
+
+def generation_results(
+    distances: ImageDistances, sampling: Sampling, pipeline: LDAEPipeline, extractor: FeatureExtractor, weights: str
+) -> list[dict[str, Any]]:
+    """
+    Entries of results.json, without the data set, the split and the checkpoint that the caller knows: FID-n and KID-n with
+    all that they depend on.
+
+    Args:
+        distances ([`~ldae.evaluation.distances.ImageDistances`]): What was measured.
+        sampling ([`Sampling`]): How the images were generated.
+        pipeline ([`LDAEPipeline`]): By which: it says in how many steps.
+        extractor ([`FeatureExtractor`]): Whose features were compared.
+        weights (`str`): `"ema"`, `"raw"`, or `"unknown"`.
+
+    Returns:
+        `list[dict]`.
+    """
+    n = distances.num_generated
+    protocol: dict[str, Any] = {
+        "name": "generation",
+        "extractor": extractor.name,
+        "features": extractor.num_features,
+        "reference_images": distances.num_reference,
+        "sampler": {0.0: "DDIM", 1.0: "ancestral"}.get(float(sampling.eta), "DDIM with noise"),
+        "eta": sampling.eta,
+        "steps": pipeline.num_timesteps,
+        "guidance_scale": sampling.guidance_scale,
+        "weights": weights,
+    }
+    if pipeline.model.config.num_class_embeds is not None:
+        protocol["classes"] = "all, in turn" if sampling.classes is None else list(sampling.classes)
+    shown = f"{n // 1000}K" if n % 1000 == 0 else str(n)
+    shared = {"seed": sampling.seed, "n": n}
+    entries = []
+    if distances.fid is not None:
+        entries.append({"metric": f"FID-{shown}", "value": distances.fid, "protocol": protocol, **shared})
+    if distances.kid is not None:
+        subsets = {"subsets": KID_SUBSETS, "subset_size": distances.kid_subset_size}
+        entry = {"metric": f"KID-{shown}", "value": distances.kid, "protocol": protocol | subsets, **shared}
+        entries.append(entry | {"subset_std": distances.kid_std})
+    return entries

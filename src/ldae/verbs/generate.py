@@ -1,0 +1,252 @@
+"""`ldae generate CHECKPOINT`: pictures of what a checkpoint generates, and how near these are to real images."""
+
+import argparse
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from ldae.data import Batch, DataConfig, ImageSource, iterate_once, open_images
+from ldae.evaluation.distances import ImageDistances, image_distances
+from ldae.evaluation.extractor import INCEPTION, FeatureExtractor, load_extractor
+from ldae.evaluation.generation import Sampling, generate_images, generation_results
+from ldae.pipelines.pipeline_ldae import LDAEPipeline
+from ldae.reports.samples import sample_grid
+from ldae.results import add_result
+from ldae.training.progress import progress_bar
+from ldae.training.recipe import load_recipe
+from ldae.verbs.probe_options import (
+    add_shared_options,
+    data_config,
+    dataset_name,
+    numbers,
+    parse,
+    results_place,
+    split_name,
+    table,
+)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The options of the verb."""
+    parser = argparse.ArgumentParser(
+        "ldae generate",
+        description="Generate images. A grid of them goes to pictures/samples.png; with --fid or --kid as many as you say "
+        "are compared with the images of the run's data, and the scores go to results.json with all that they depend "
+        "on. Each image depends on --seed and its number alone: several processes (accelerate launch) share the work "
+        "and find the same scores.",
+        allow_abbrev=False,
+    )
+    add_shared_options(parser)
+    parser.add_argument("--num_images", type=int, default=64, help="in the picture (default: 64)")
+    parser.add_argument("--steps", type=int, help="of the chain (default: 50; 1 for the constant schedule)")
+    parser.add_argument("--eta", type=float, default=0.0, help="0 is deterministic (DDIM), 1 ancestral (default: 0)")
+    parser.add_argument(
+        "--guidance_scale", type=float, default=1.0, help="classifier-free guidance (default: 1, none)"
+    )
+    parser.add_argument("--classes", help="of a class-conditional model, such as 0,7 (default: all, in turn)")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
+    parser.add_argument("--batch_size", type=int, default=64, help="images at once, in each process (default: 64)")
+    parser.add_argument("--mixed_precision", choices=("no", "bf16"), default="no", help="of the network")
+    scores = parser.add_argument_group("scores")
+    scores.add_argument("--fid", type=int, metavar="N", help="Frechet distance of N images; usually 50000")
+    scores.add_argument("--kid", type=int, metavar="N", help="kernel distance of N images; the N of --fid if both")
+    scores.add_argument(
+        "--extractor",
+        default=INCEPTION,
+        help="whose features are compared: a folder or Hub id of an image model, such as a classifier of this data set "
+        "(default: inception, which needs torch-fidelity)",
+    )
+    scores.add_argument(
+        "--inception_weights", help=f"file of the weights of {INCEPTION}, where it cannot be downloaded"
+    )
+    scores.add_argument("--reference_split", help="what they are compared with (default: the split of pre-training)")
+    scores.add_argument("--reference_images", type=int, metavar="N", help="its first N images (default: all)")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Runs the verb.
+
+    Args:
+        argv: the command line without the program's name.
+
+    Returns:
+        The exit status: 0.
+
+    Raises:
+        ValueError: where an option, the checkpoint or the data is refused.
+    """
+    options = parse(make_parser(), argv)
+    output_dir, checkpoint_name = results_place(options)
+    num_scored = _count_scored(options)
+    sampling = Sampling(
+        steps=options.steps,
+        eta=options.eta,
+        guidance_scale=options.guidance_scale,
+        classes=numbers(options.classes, "classes"),
+        seed=options.seed,
+        batch_size=options.batch_size,
+    )
+    # What the scores need is opened first: a misspelt name shall not cost the time of the pictures.
+    data = _reference_data(options) if num_scored else None
+    reference = open_images(data) if data else None
+    extractor = load_extractor(options.extractor, options.inception_weights) if num_scored else None
+    accelerator = Accelerator(cpu=options.device == "cpu", mixed_precision=options.mixed_precision)
+    pipeline = _load_pipeline(options, accelerator)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    if accelerator.is_main_process:
+        name = options.checkpoint if checkpoint_name != "." else output_dir
+        print(f"Generating with {name}, on {accelerator.num_processes} x {pipeline.device}")
+
+    with accelerator.autocast():
+        if options.num_images:
+            _draw_samples(pipeline, options.num_images, sampling, output_dir / "pictures" / "samples.png", accelerator)
+        if data and reference and extractor:
+            extractor.to(pipeline.device)
+            distances = _measure(pipeline, num_scored, sampling, reference, extractor, options, accelerator)
+            entries = generation_results(distances, sampling, pipeline, extractor, weights_kind(options.checkpoint))
+            place = {
+                "dataset": dataset_name(data),
+                "split": split_name(data, reference),
+                "checkpoint": checkpoint_name,
+            }
+            if accelerator.is_main_process:
+                for entry in entries:
+                    entry["protocol"]["mixed_precision"] = options.mixed_precision
+                    add_result(output_dir, {**entry, **place})
+                _report(entries, reference, distances, extractor, output_dir)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return 0
+
+
+def weights_kind(checkpoint: str) -> str:
+    """Whether a run exported averaged weights: "ema" or "raw" by its recipe.yaml, "unknown" where there is none."""
+    recipe = Path(checkpoint) / "recipe.yaml"
+    if not recipe.is_file():
+        return "unknown"
+    return "raw" if load_recipe(recipe).training.ema_decay is None else "ema"
+
+
+def _count_scored(options: argparse.Namespace) -> int:
+    """How many images FID and KID are of; 0 for none."""
+    given = {name: getattr(options, name) for name in ("fid", "kid") if getattr(options, name) is not None}
+    if len(set(given.values())) > 1:
+        raise ValueError(
+            f"fid={options.fid} and kid={options.kid} are of the same images; give the same number to both."
+        )
+    counts = {"num_images": (options.num_images, 0), "batch_size": (options.batch_size, 1)}
+    counts |= {name: (value, 2) for name, value in given.items()}
+    for name, (value, least) in counts.items():
+        if value < least:
+            raise ValueError(f"{name}={value} is not possible; give {least} or more.")
+    return next(iter(given.values()), 0)
+
+
+def _reference_data(options: argparse.Namespace) -> DataConfig:
+    data = data_config(options)
+    return data if options.reference_split is None else replace(data, split=options.reference_split)
+
+
+def _load_pipeline(options: argparse.Namespace, accelerator: Accelerator) -> LDAEPipeline:
+    device = torch.device(options.device) if options.device else accelerator.device
+    if accelerator.num_processes > 1 and device.type != accelerator.device.type:
+        raise ValueError(f"device={options.device} is not possible with several processes; leave it out, or give cpu.")
+    try:
+        pipeline = LDAEPipeline.from_pretrained(options.checkpoint)
+    except OSError as error:
+        raise ValueError(f"checkpoint={options.checkpoint!r} cannot be loaded: {error}") from error
+    pipeline.set_progress_bar_config(disable=True)  # one of all images is shown instead
+    return pipeline.to(accelerator.device if accelerator.num_processes > 1 else device)
+
+
+def _draw_samples(
+    pipeline: LDAEPipeline, num_images: int, sampling: Sampling, path: Path, accelerator: Accelerator
+) -> None:
+    """Write a grid of images, each process having generated its share."""
+    classes = pipeline.model.config.num_class_embeds
+    if sampling.classes is None and classes is not None and classes > num_images:
+        rows = max(1, num_images // 8)  # of so many classes some, so that each has a row
+        sampling = replace(sampling, classes=tuple(i * classes // rows for i in range(rows)))
+    share = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
+    batches = _watched(generate_images(pipeline, num_images, sampling, **share), num_images, "pictures", accelerator)
+    mine = [
+        (int(position), image, None if batch.labels is None else batch.labels[i])
+        for batch in batches
+        for i, (position, image) in enumerate(zip(batch.positions, batch.images, strict=True))
+    ]
+    everyone = sorted(gather_object(mine), key=lambda drawn: drawn[0])
+    if accelerator.is_main_process:
+        _, images, labels = zip(*everyone, strict=True)
+        path.parent.mkdir(exist_ok=True)
+        sample_grid(torch.stack(images), None if labels[0] is None else torch.stack(labels)).save(path)
+        print(f"{num_images} images: {path}")
+
+
+def _measure(
+    pipeline: LDAEPipeline,
+    num_scored: int,
+    sampling: Sampling,
+    reference: ImageSource,
+    extractor: FeatureExtractor,
+    options: argparse.Namespace,
+    accelerator: Accelerator,
+) -> ImageDistances:
+    config = pipeline.model.config
+    share = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
+    real = iterate_once(
+        reference,
+        image_size=config.image_size,
+        num_channels=config.num_channels,
+        batch_size=options.batch_size,
+        limit=options.reference_images,
+        num_workers=int(options.num_workers or 0),
+        **share,
+    )
+    generated = generate_images(pipeline, num_scored, sampling, **share)
+    known = [n for n in (reference.num_examples, options.reference_images) if n is not None]
+    return image_distances(
+        _watched(generated, num_scored, "generated", accelerator),
+        _watched(real, min(known, default=None), "reference", accelerator),
+        extractor,
+        fid=options.fid is not None,
+        kid=options.kid is not None,
+    )
+
+
+def _watched(batches: Iterable[Batch], total: int | None, activity: str, accelerator: Accelerator) -> Iterator[Batch]:
+    """The batches, with a bar of the images of all processes."""
+    with progress_bar(total, 0, accelerator.is_main_process, activity) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(min(len(batch.images) * accelerator.num_processes, (total or 2**62) - bar.n))
+
+
+def _report(
+    entries: list[dict[str, Any]],
+    reference: ImageSource,
+    distances: ImageDistances,
+    extractor: FeatureExtractor,
+    output_dir: Path,
+) -> None:
+    protocol = entries[0]["protocol"]
+    rows = [["score", "value", "against", "features of"]]
+    for entry in entries:
+        spread = f" +- {entry['subset_std']:.4f}" if "subset_std" in entry else ""
+        against = f"{distances.num_reference:,} images of {reference.description}"
+        rows.append([entry["metric"], f"{entry['value']:.4f}{spread}", against, extractor.name])
+    print(table(rows))
+    steps, guidance = protocol["steps"], protocol["guidance_scale"]
+    guided = "" if guidance == 1 else f", guidance {guidance:g}"
+    print(f"{protocol['sampler']}, {steps} steps{guided}, seed {entries[0]['seed']}, weights: {protocol['weights']}.")
+    if distances.fid is not None and distances.num_generated <= extractor.num_features:
+        print(
+            f"{distances.num_generated} images are not more than the {extractor.num_features} features: FID is far above "
+            "that of many images. Compare it at this number alone."
+        )
+    print(f"Added to {output_dir / 'results.json'}")
