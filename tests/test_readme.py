@@ -37,6 +37,8 @@ def test_python_blocks_run_in_order(quickstart, monkeypatch):
     assert [tuple(m.shape) for m in names["maps"]] == [(1, 128, 8, 12)] * 2
     assert len(names["features"][0]) == 128
     assert len(names["tokens"]) == 2
+    assert [image.size for image in names["samples"]] == [(16, 16)] * 4
+    assert names["shown"].noisy_images[0].size == (16, 16)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

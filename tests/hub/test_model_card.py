@@ -40,6 +40,18 @@ def test_metadata_names_the_widget_and_every_result(run_folder: Path) -> None:
     assert (found["knn"].metric_value, found["knn"].dataset_split) == (0.75, "test")
 
 
+def test_scores_of_generated_images_are_another_task(run_folder: Path) -> None:
+    protocol = {"name": "generation", "extractor": "microsoft/resnet-50 (ResNetModel)", "steps": 50}
+    entry = {"metric": "FID-50K", "value": 12.345, "dataset": "digits", "split": "train", "seed": 0, "n": 50_000}
+    add_result(run_folder, {**entry, "protocol": protocol, "checkpoint": "."})
+    card = str(render_model_card(run_folder))
+    _, results = model_index_to_eval_results(metadata_of(card)["model-index"])
+    tasks = {result.metric_type: result.task_type for result in results}
+    assert tasks == {"accuracy": "image-classification", "FID-50K": "unconditional-image-generation"}
+    assert "| FID-50K | 12.35 | digits, train | 50,000 |" in section(card, "generation")
+    assert "extractor microsoft/resnet-50 (ResNetModel), steps 50" in section(card, "generation")
+
+
 def test_text_shows_the_run(run_folder: Path) -> None:
     card = str(render_model_card(run_folder))
     assert "# digits_nano\n" in card

@@ -23,7 +23,7 @@ INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
 
 class FeatureExtractor(nn.Module):
     """
-    Images to features, as torchmetrics calls it.
+    Images to features. A subclass says how, in `extract`.
 
     Args:
         name (`str`): What results call it.
@@ -36,9 +36,15 @@ class FeatureExtractor(nn.Module):
         self.name, self.num_features = name, num_features
         self.network: Any = network.requires_grad_(False).eval()
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 images `(b, C, S, S)` to float32 features `(b, F)`, on the device of the network."""
+    def extract(self, images: torch.Tensor) -> torch.Tensor:
+        """What `forward` says, without its care for gradients and precision."""
         raise NotImplementedError
+
+    @torch.no_grad()
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 images `(b, C, S, S)` to features `(b, F)` on the device of the network, in float32 also under autocast."""
+        with torch.autocast(self.device.type, enabled=False):
+            return self.extract(images).float()
 
     def train(self, mode: bool = True) -> "FeatureExtractor":
         """It stays in evaluation mode."""
@@ -87,12 +93,10 @@ class CheckpointExtractor(FeatureExtractor):
         channels = getattr(model.config, "num_channels", 3)
         self.num_features = self(torch.zeros(1, channels, 64, 64, dtype=torch.uint8)).shape[1]
 
-    @torch.no_grad()
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def extract(self, images: torch.Tensor) -> torch.Tensor:
         arrays = list(images.cpu().numpy())  # (C, S, S) each
         pixels = self.processor(images=arrays, input_data_format="channels_first", return_tensors="pt").pixel_values
-        with torch.autocast(self.device.type, enabled=False):
-            return pool_tokens(self.network, pixels.to(self.device), use_pooler=self.use_pooler).float()
+        return pool_tokens(self.network, pixels.to(self.device), use_pooler=self.use_pooler)
 
 
 class InceptionExtractor(FeatureExtractor):
@@ -120,10 +124,9 @@ class InceptionExtractor(FeatureExtractor):
             ) from error
         super().__init__(INCEPTION, network, INCEPTION_FEATURES)
 
-    @torch.no_grad()
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def extract(self, images: torch.Tensor) -> torch.Tensor:
         images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
-        return self.network(images.to(self.device)).float()
+        return self.network(images.to(self.device))
 
 
 def load_extractor(name: str | os.PathLike[str], inception_weights: str | None = None) -> FeatureExtractor:

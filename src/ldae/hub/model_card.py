@@ -133,8 +133,9 @@ def eval_result(entry: dict[str, Any]) -> EvalResult:
     dataset = _public_name(entry["dataset"])
     keys = ("protocol", "seed", "seeds", "stderr", "n")
     arguments: dict[str, Any] = {key: entry[key] for key in keys if key in entry}
+    generated = entry["protocol"]["name"] == "generation"
     return EvalResult(
-        task_type="image-classification",
+        task_type="unconditional-image-generation" if generated else "image-classification",
         dataset_type=dataset,
         dataset_name=dataset,
         dataset_split=entry["split"],

@@ -92,23 +92,30 @@ def main(argv: list[str]) -> int:
         seed=options.seed,
         batch_size=options.batch_size,
     )
-    # What the scores need is opened first: a misspelt name shall not cost the time of the pictures.
-    data = _reference_data(options) if num_scored else None
-    reference = open_images(data) if data else None
-    extractor = load_extractor(options.extractor, options.inception_weights) if num_scored else None
     accelerator = Accelerator(cpu=options.device == "cpu", mixed_precision=options.mixed_precision)
-    pipeline = _load_pipeline(options, accelerator)
+    with accelerator.main_process_first():  # what is downloaded or prepared is so once
+        # What the scores need is opened first: a misspelt name shall not cost the time of the pictures.
+        data = _reference_data(options) if num_scored else None
+        reference = open_images(data) if data else None
+        extractor = load_extractor(options.extractor, options.inception_weights) if num_scored else None
+        pipeline = _load_pipeline(options, accelerator)
     output_dir.mkdir(parents=True, exist_ok=True)
     if accelerator.is_main_process:
         name = options.checkpoint if checkpoint_name != "." else output_dir
         print(f"Generating with {name}, on {accelerator.num_processes} x {pipeline.device}")
+        config = pipeline.model.config
+        if config.noise_schedule in ("linear_sigma", "constant"):
+            print(
+                f"Its noise_schedule={config.noise_schedule!r} never hides the image, so it did not learn to begin with noise "
+                "alone: expect fragments. What it did learn, denoising, is in pictures/denoising.png."
+            )
 
     with accelerator.autocast():
         if options.num_images:
             _draw_samples(pipeline, options.num_images, sampling, output_dir / "pictures" / "samples.png", accelerator)
         if data and reference and extractor:
             extractor.to(pipeline.device)
-            distances = _measure(pipeline, num_scored, sampling, reference, extractor, options, accelerator)
+            distances = _measure(pipeline, sampling, reference, extractor, data.num_workers, options, accelerator)
             entries = generation_results(distances, sampling, pipeline, extractor, weights_kind(options.checkpoint))
             place = {
                 "dataset": dataset_name(data),
@@ -190,14 +197,14 @@ def _draw_samples(
 
 def _measure(
     pipeline: LDAEPipeline,
-    num_scored: int,
     sampling: Sampling,
     reference: ImageSource,
     extractor: FeatureExtractor,
+    num_workers: int,
     options: argparse.Namespace,
     accelerator: Accelerator,
 ) -> ImageDistances:
-    config = pipeline.model.config
+    config, num_scored = pipeline.model.config, _count_scored(options)
     share = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
     real = iterate_once(
         reference,
@@ -205,7 +212,7 @@ def _measure(
         num_channels=config.num_channels,
         batch_size=options.batch_size,
         limit=options.reference_images,
-        num_workers=int(options.num_workers or 0),
+        num_workers=num_workers,
         **share,
     )
     generated = generate_images(pipeline, num_scored, sampling, **share)
