@@ -14,6 +14,7 @@ from transformers import ResNetConfig, ResNetForImageClassification
 from ldae.data import Batch
 from ldae.data.image_processor import save_image_processor
 from ldae.errors import RunError
+from ldae.training.checkpoint import Checkpoint
 from ldae.training.loop import TrainingRun
 from ldae.training.options import TokenizerConfig, TrainingConfig
 from ldae.training.recipe import Recipe
@@ -61,7 +62,7 @@ class ClassifierRun(TrainingRun):
         self.classifier = classifier
         super().__init__(recipe)
 
-    def build(self, resumed: bool) -> ResNetForImageClassification:
+    def build(self, checkpoint: Checkpoint | None) -> ResNetForImageClassification:
         if self.source.label_column is None or self.source.class_names is None:
             raise ValueError(
                 f"{self.source.description} has no named classes, and a classifier needs them; name its label_column, or "

@@ -73,7 +73,8 @@ class TrainingRun:
         with self.accelerator.main_process_first():  # what is downloaded or prepared is so once
             self.source = open_images(recipe.data, recipe.data.split)
         torch.manual_seed(t.seed)
-        self.model = self.build(resumed=checkpoint is not None).train()
+        self.examples = self.source
+        self.model = self.build(checkpoint).train()
         self.ema = None
         if t.ema_decay is not None:
             if self.accelerator.distributed_type == DistributedType.FSDP:
@@ -101,8 +102,11 @@ class TrainingRun:
 
     # -- what a subclass says ------------------------------------------------------------------------------------------
 
-    def build(self, resumed: bool) -> nn.Module:
-        """The module to train, on the CPU; its weights are replaced afterwards where the run is `resumed`."""
+    def build(self, checkpoint: Checkpoint | None) -> nn.Module:
+        """
+        The module to train, on the CPU; its weights are replaced afterwards by those of the checkpoint that the run goes on
+        from. `self.examples`, what the loader reads, may be replaced here.
+        """
         raise NotImplementedError
 
     def loss(self, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
@@ -289,7 +293,7 @@ class TrainingRun:
     def _open_loader(self, start: dict[str, Any] | None) -> ImageLoader:
         config = self.recipe.model_config()
         return ImageLoader(
-            self.source,
+            self.examples,
             self.recipe.data,
             image_size=config.image_size,
             num_channels=config.num_channels,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 FREE_FIELDS = frozenset(
     "output_dir images micro_batch_size num_workers log_every_images checkpoint_every_images keep_checkpoints "
     "probe_every_images probe_train_examples probe_eval_examples report_to push_to_hub hub_private cache_dir compile "
-    "activation_checkpointing".split()
+    "activation_checkpointing latent_cache".split()
 )
 
 
@@ -32,6 +32,9 @@ class TrainingConfig:
         activation_checkpointing: Whether blocks are computed again in the backward pass, to save memory.
         ema_decay: Decay of an exponential moving average of the weights, which is then what is exported; `None` for
             none. The paper does not say whether it has one.
+        latent_cache: Folder in which the latents of a convolutional VAE are kept, so that each image is encoded once and not
+            once an epoch; filled before the first step where it is not there. Training from it is the same up to the
+            rounding of what is stored. `None` encodes in every step.
         seed: Of initial weights, order of the data, augmentation, time steps and noise.
         log_every_images: Interval of lines in metrics.jsonl.
         checkpoint_every_images: Interval of checkpoints; `None` is a tenth of the budget.
@@ -57,6 +60,7 @@ class TrainingConfig:
     compile: bool = False
     activation_checkpointing: bool = False
     ema_decay: float | None = None
+    latent_cache: str | None = None
     seed: int = 0
     log_every_images: int = 10_000
     checkpoint_every_images: int | None = None

@@ -1,17 +1,24 @@
 """Pre-training a denoiser: from a recipe to a finished run folder."""
 
+from typing import Any
+
 import torch
 
-from ldae.data import Batch
+from ldae.data import Batch, prepare_latents
 from ldae.evaluation.online import OnlineProbe
 from ldae.hub.model_card import write_model_card
 from ldae.hub.push import HubUploader
 from ldae.models.modeling_ldae import LDAEForPreTraining
 from ldae.reports.run_pictures import draw_run_pictures
+from ldae.training.checkpoint import Checkpoint
+from ldae.training.latent_cache import latent_source
 from ldae.training.loop import TrainingRun
 from ldae.training.recipe import Recipe
 from ldae.training.run_folder import RunFolder
 from ldae.training.tokenizer_training import obtain_tokenizer
+
+
+_TOKENIZER = "ldae.tokenizer."  # of the tokenizer's tensors in a checkpoint
 
 
 class PretrainingRun(TrainingRun):
@@ -33,15 +40,19 @@ class PretrainingRun(TrainingRun):
         if t.push_to_hub and self.is_main:
             self.uploader = HubUploader(self.folder.path, t.push_to_hub, private=t.hub_private)
 
-    def build(self, resumed: bool) -> LDAEForPreTraining:
+    def build(self, checkpoint: Checkpoint | None) -> LDAEForPreTraining:
         t = self.options
         model = LDAEForPreTraining(self.recipe.model_config())
         if t.activation_checkpointing:  # transformers 5.17 knows the older name only
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable()
-        if not resumed:
-            tokenizer = obtain_tokenizer(self.recipe, self.source, self.accelerator)
-            model.ldae.tokenizer.load_state_dict(tokenizer.state_dict())
+        if checkpoint is None:
+            fitted = obtain_tokenizer(self.recipe, self.source, self.accelerator).state_dict()
+        else:
+            names = [name for name in checkpoint.model if name.startswith(_TOKENIZER)]
+            fitted = {name.removeprefix(_TOKENIZER): checkpoint.model[name] for name in names}
+        model.ldae.tokenizer.load_state_dict(fitted)
+        self.examples = latent_source(self.recipe, model.ldae.tokenizer, self.source, self.accelerator)
         if t.compile:
             model.compile(fullgraph=True)
         return model
@@ -49,7 +60,9 @@ class PretrainingRun(TrainingRun):
     def loss(self, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
         timesteps, noise = self.model.draw_corruption(positions, self.options.seed)
         labels = self._class_labels(batch, positions)
-        return self.network(self.pixels(batch, positions), timesteps, noise, labels).loss
+        if batch.latents is None:
+            return self.network(self.pixels(batch, positions), timesteps, noise, labels).loss
+        return self.network(None, timesteps, noise, labels, self._latents(batch, positions)).loss
 
     def measure(self, at_end: bool) -> None:
         t = self.options
@@ -75,6 +88,13 @@ class PretrainingRun(TrainingRun):
             f"Model: {weights / 1e6:.1f} M weights, {c.num_hidden_layers} + {c.decoder_num_hidden_layers} blocks of width "
             f"{c.hidden_size}, {c.num_patches} patches, d = {c.latent_dim} of {c.patch_dim}, {c.latent_tokenizer}"
         )
+
+    def _latents(self, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
+        """The batch's cached latents `(b, N, d)`, flipped where its pixels would be."""
+        stored: Any = batch.latents
+        flip = self.recipe.data.horizontal_flip
+        stored = stored.to(self.device, non_blocking=True)
+        return prepare_latents(stored, positions, self.options.seed, horizontal_flip=flip)
 
     def _class_labels(self, batch: Batch, positions: torch.Tensor) -> torch.Tensor | None:
         if self.model.config.num_class_embeds is None:

@@ -78,5 +78,6 @@ def progress_bar(images: int | None, seen: int, shown: bool, activity: str) -> t
         desc=activity,
         mininterval=interval,
         maxinterval=interval,
+        delay=1.0,  # what takes less is not shown
         disable=not shown,
     )

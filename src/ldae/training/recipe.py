@@ -96,8 +96,36 @@ def build_recipe(sections: dict[str, dict[str, Any]], overrides: dict[str, Any] 
         model=_coerce_fields(sections["model"], {**LDAEConfig.__annotations__, "size": str}, "model"),
         **{name: build_section(kind, sections[name], name) for name, kind in _KINDS.items()},
     )
-    recipe.model_config()
+    _check_latent_cache(recipe)
     return recipe
+
+
+def _check_latent_cache(recipe: Recipe) -> None:
+    """What a cache of latents goes with."""
+    folder, config = recipe.training.latent_cache, recipe.model_config()
+    if folder is None:
+        return
+    refusals = [
+        (recipe.data.streaming, "data.streaming=true", "cached latents are read in any order, as a stream cannot be"),
+        (
+            recipe.data.random_resized_crop,
+            "data.random_resized_crop=true",
+            "every epoch crops anew, and cached latents are of the centre crop",
+        ),
+        (
+            config.prediction_target == "image",
+            "prediction_target='image'",
+            "the target is the image, which has to be read anyway",
+        ),
+        (
+            config.latent_tokenizer != "conv_vae",
+            f"latent_tokenizer={config.latent_tokenizer!r}",
+            "a patch-wise tokenizer is one matrix product, which reading its result would not beat",
+        ),
+    ]
+    for refused, field, reason in refusals:
+        if refused:
+            raise ValueError(f"latent_cache={folder!r} is not possible with {field}: {reason}. Set one of them back.")
 
 
 def field_owners() -> dict[str, str]:

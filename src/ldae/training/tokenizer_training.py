@@ -20,6 +20,7 @@ from ldae.tokenizers.conv_autoencoder import ConvAutoencoderTraining
 from ldae.tokenizers.files import TOKENIZER_FILE, load_tokenizer, save_tokenizer
 from ldae.tokenizers.linear_autoencoder import LinearAutoencoderTraining
 from ldae.tokenizers.perceptual import PerceptualLoss
+from ldae.training.checkpoint import Checkpoint
 from ldae.training.loop import TrainingRun
 from ldae.training.options import TrainingConfig
 from ldae.training.recipe import Recipe
@@ -148,7 +149,7 @@ class TokenizerRun(TrainingRun):
     activity = "tokenizer"
     model: LinearAutoencoderTraining | ConvAutoencoderTraining
 
-    def build(self, resumed: bool) -> LinearAutoencoderTraining | ConvAutoencoderTraining:
+    def build(self, checkpoint: Checkpoint | None) -> LinearAutoencoderTraining | ConvAutoencoderTraining:
         config, k = self.recipe.model_config(), self.recipe.tokenizer
         self.parts: dict[str, torch.Tensor] = {}
         if config.latent_tokenizer == "conv_vae":

@@ -1,0 +1,185 @@
+"""Runs that read cached latents: the same training as with encoding in every step, also killed, resumed and on two processes."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from ldae import LDAEConfig
+from ldae.errors import RunError
+from ldae.tokenizers.files import TOKENIZER_FILE
+from ldae.training.latent_cache import storage_dtype
+from ldae.training.pretraining import PretrainingRun, pretrain
+from ldae.training.recipe import Recipe
+from ldae.training.tokenizer_training import train_tokenizer
+
+
+LAUNCHER = Path(__file__).parents[2] / "training" / "pretrain.py"
+ROW_0 = {
+    "latent_tokenizer": "conv_vae",
+    "conv_vae_config": {
+        "block_out_channels": [8, 16],
+        "layers_per_block": 1,
+        "latent_channels": 1,
+        "norm_num_groups": 4,
+    },
+    "noise_schedule": "linear_beta",
+    "input_space": "latent",
+    "prediction_target": "noise",
+    "loss_weighting": "uniform",
+    "num_class_embeds": 10,
+    "random_resized_crop": False,
+    "horizontal_flip": True,
+    "tokenizer_images": 192,
+    "tokenizer_batch_size": 32,
+}
+CLEAN_TARGET = {"noise_schedule": "linear_sigma", "prediction_target": "latent", "loss_weighting": "inverse_variance"}
+
+
+@pytest.fixture
+def make(make_recipe: Callable[..., Recipe], tmp_path: Path) -> Callable[..., Recipe]:
+    """Recipes of row 0 on digits; their tokenizer is trained once for a test."""
+    folder = train_tokenizer(make_recipe("tokenizer", **ROW_0))
+
+    def make_row(name: str, cache: str | None = None, **overrides: object) -> Recipe:
+        where = None if cache is None else str(tmp_path / cache)
+        return make_recipe(name, **{**ROW_0, "tokenizer": str(folder), "latent_cache": where, **overrides})
+
+    return make_row
+
+
+def losses(folder: Path) -> list[float]:
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [record["loss"] for record in records if record["event"] == "train"]
+
+
+def launch(folder: Path, *arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    """A run of the recipe that another run's folder holds, in a folder of its own."""
+    return subprocess.Popen(
+        [sys.executable, *arguments, "--config", str(folder / "recipe.yaml")],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **(env or {})},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "dtype", "tolerance"),
+    [({}, "float16", 1e-4), (CLEAN_TARGET, "float32", 1e-5)],
+    ids=["row 0", "no noise at first"],
+)
+def test_training_from_the_cache_is_training_with_encoding(make, tmp_path, changes, dtype, tolerance):
+    images = {"images": 1536, "log_every_images": 32}  # more than an epoch of 1,437
+    encoding = losses(pretrain(make("encoding", **images, **changes)).path)
+    cached = losses(pretrain(make("cached", "latents", **images, **changes)).path)
+    assert len(cached) == 48 and cached[-1] < cached[0]
+    assert cached == pytest.approx(encoding, abs=tolerance)
+    other = losses(pretrain(make("unflipped", **images, **changes, horizontal_flip=False)).path)
+    assert max(abs(a - b) for a, b in zip(other, encoding, strict=True)) > 5 * tolerance  # so the flips are the same
+    table = datasets.load_from_disk(str(tmp_path / "latents"))
+    assert len(table) == 1437 and table.features["latents"].feature.feature.feature.dtype == dtype
+    again = make("again", "latents", **images, **changes)
+    assert losses(pretrain(again).path) == cached
+
+
+def test_a_run_killed_while_it_encodes_and_again_while_it_trains_ends_with_the_same_bytes(make, tmp_path):
+    whole = pretrain(make("whole", "whole_latents")).path
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    make("killed", "latents", checkpoint_every_images=32).save(killed / "recipe.yaml")
+    for reached in ("latents/data-00001-of-00006.arrow", "killed/checkpoints/images-000000000032"):
+        process = launch(killed, str(LAUNCHER))
+        while not (tmp_path / reached).exists() and process.poll() is None:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (killed / "checkpoints" / "images-000000000256").exists()
+    again = launch(killed, str(LAUNCHER))
+    output, _ = again.communicate(timeout=120)
+    assert again.returncode == 0 and "Going on from" in output, output
+    assert (whole / "model.safetensors").read_bytes() == (killed / "model.safetensors").read_bytes()
+    for path in (tmp_path / "whole_latents").glob("*.arrow"):
+        assert path.read_bytes() == (tmp_path / "latents" / path.name).read_bytes()
+
+
+def test_two_processes_encode_their_shares_and_follow_the_curve_of_one(make, tmp_path):
+    whole = pretrain(make("whole", "whole_latents")).path
+    two = tmp_path / "two"
+    two.mkdir()
+    make("two", "latents").save(two / "recipe.yaml")
+    prefix = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port")
+    port = str(random.randint(20000, 40000))
+    process = launch(two, *prefix, port, str(LAUNCHER), env={"ACCELERATE_USE_CPU": "1"})
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output[-3000:]
+    assert losses(whole) == pytest.approx(losses(two), abs=1e-5)
+    for path in (tmp_path / "whole_latents").glob("*.arrow"):
+        assert path.read_bytes() == (tmp_path / "latents" / path.name).read_bytes()
+
+
+def test_a_run_may_begin_with_encoding_and_go_on_from_the_cache(make):
+    whole = losses(pretrain(make("whole")).path)
+    pretrain(make("parts", images=128))
+    parts = losses(pretrain(make("parts", "latents", images=256)).path)
+    assert parts == pytest.approx(whole, abs=0.1) and len(parts) == 4  # another learning rate at the end of the first
+    run = PretrainingRun(make("parts", "latents", images=512))
+    assert run.examples.holds_latents and not run.source.holds_latents
+
+
+def test_the_cache_of_another_tokenizer_is_refused_before_the_first_step(make, tmp_path):
+    pretrain(make("first", "latents"))
+    file = tmp_path / "tokenizer" / TOKENIZER_FILE
+    tensors = load_file(file)
+    tensors["explained_variance"] *= 2
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata()
+    save_file(tensors, file, metadata=metadata)
+    with pytest.raises(ValueError, match=r"holds other latents \(tokenizer was \w+ and is \w+\): give another folder"):
+        PretrainingRun(make("second", "latents"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"latent_cache='.*' cannot be written to"):
+        PretrainingRun(make("third", "file/latents"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"streaming": True}, "data.streaming=true: cached latents are read in any order"),
+        ({"random_resized_crop": True}, "data.random_resized_crop=true: every epoch crops anew"),
+        ({"latent_tokenizer": "ae", "conv_vae_config": None}, "latent_tokenizer='ae': a patch-wise tokenizer is one"),
+        (
+            {
+                "latent_tokenizer": "pca",
+                "conv_vae_config": None,
+                "prediction_target": "image",
+                "input_space": "image",
+            },
+            "prediction_target='image': the target is the image",
+        ),
+    ],
+)
+def test_what_a_cache_does_not_go_with_is_refused_with_the_reason(make_recipe, fields, message):
+    with pytest.raises(ValueError, match=f"latent_cache='there' is not possible with {message}"):
+        make_recipe(**{**ROW_0, **fields, "latent_cache": "there"})
+
+
+def test_precision_follows_the_first_noise_level():
+    def dtype(**fields: object) -> str:
+        return storage_dtype(LDAEConfig(input_space="latent", prediction_target="latent", **fields))
+
+    assert dtype(noise_schedule="linear_beta") == dtype(noise_schedule="linear_gamma2") == "float16"
+    assert dtype(noise_schedule="constant") == "float16"
+    assert dtype(noise_schedule="linear_sigma") == "float32"
+    assert dtype(noise_schedule="linear_beta", beta_start=1e-6) == "float32"
+    assert dtype(noise_schedule="linear_beta", latent_scaling="none") == "float32"
