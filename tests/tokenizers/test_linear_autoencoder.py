@@ -132,6 +132,24 @@ def test_it_starts_from_one_random_orthonormal_set_of_rows() -> None:
     assert make_model(draw_images(5), 4).noise_size(SIDE) == 0
 
 
+@pytest.mark.parametrize(("kl_weight", "variance"), [(0.2, 0.1), (1e-6, 5e-7), (3.0, 1.0), (0.0, 1e-12)])
+def test_the_posterior_starts_from_the_optimum_of_unit_variance(kl_weight: float, variance: float) -> None:
+    model = LinearAutoencoderTraining(PATCH, CHANNELS, 4, torch.zeros(D), variational=True, kl_weight=kl_weight)
+    torch.testing.assert_close(model.log_variance.detach().exp(), torch.full((4,), variance), rtol=1e-4, atol=0)
+
+
+def test_adam_trains_a_vae_of_small_kl_weight_in_a_small_budget() -> None:
+    images, d = draw_images(), 4
+    model, pca = make_model(images, d, 1e-6), whole_pca(images)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(400):
+        optimizer.zero_grad()
+        model(images, torch.randn(64, 4, d)).loss.backward()
+        optimizer.step()
+    variances = pca.explained_variance * 255 / 256
+    assert model(images).parts["mse"].item() == pytest.approx(variances[d:].sum().item() / D, rel=0.05)
+
+
 def test_what_makes_no_sense_is_refused_with_the_reason() -> None:
     images, mean = draw_images(2), torch.zeros(D)
     with pytest.raises(ValueError, match="latent_dim=13 is not possible; a patch has 12 values"):

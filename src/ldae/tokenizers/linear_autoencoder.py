@@ -1,5 +1,7 @@
 """Training of the patch-wise AE and VAE: two linear maps of a flattened patch, by gradient (Sec. 4.2)."""
 
+import math
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -8,13 +10,17 @@ from ldae.models.tokenizer_ldae import PatchAutoencoder, patchify, unpatchify
 from ldae.tokenizers.autoencoder_output import AutoencoderOutput, as_noise_of, gaussian_kl
 
 
+SMALLEST_VARIANCE = 1e-12  # that a posterior starts from, where kl_weight is (next to) 0
+
+
 class LinearAutoencoderTraining(nn.Module):
     """
     ||x - U^T V x||^2, and with `variational` + KL[V x|N], on centred patches (Sec. 4.2).
 
-    V and U start from one random orthonormal set of rows. The VAE's posterior is N(V x, diag(s^2)) with one learnt
-    variance for each latent dimension: for a linear decoder the best posterior variance does not depend on x, so that
-    nothing is lost by it (Lucas et al. 2019, arXiv 1911.02469). At its optimum such a VAE is probabilistic PCA of noise
+    V and U start from one random orthonormal set of rows, the posterior from the optimum of a direction of variance 1.
+    The VAE's posterior is N(V x, diag(s^2)) with one learnt variance for each latent dimension: for a linear decoder
+    the best posterior variance does not depend on x, so that nothing is lost by it (Lucas et al. 2019, arXiv
+    1911.02469). At its optimum such a VAE is probabilistic PCA of noise
     variance `kl_weight / 2`: a principal direction of variance lambda is kept, with s^2 = kl_weight / (2 lambda), where
     lambda exceeds `kl_weight / 2`, and ignored where it does not.
 
@@ -71,7 +77,9 @@ class LinearAutoencoderTraining(nn.Module):
         self.encoder_weight = nn.Parameter(rows)
         self.decoder_weight = nn.Parameter(rows.clone())
         if variational:
-            self.log_variance = nn.Parameter(torch.zeros(latent_dim))
+            # Far from its optimum it would cross many nats, of which a small kl_weight gives hardly any gradient.
+            s2 = min(max(kl_weight / 2, SMALLEST_VARIANCE), 1.0)
+            self.log_variance = nn.Parameter(torch.full((latent_dim,), math.log(s2)))
 
     def noise_size(self, image_size: int) -> int:
         """Random numbers that an image of this side needs: N * d of the VAE, none of the AE."""
