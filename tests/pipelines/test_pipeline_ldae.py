@@ -13,7 +13,7 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.callbacks import PipelineCallback
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoImageProcessor, AutoModel, ViTConfig
 
 from ldae import LDAEForImageClassification, LDAEModel, LDAEPipeline, LDAEScheduler
 from tests.hub.conftest import make_run_folder, run_python  # noqa: F401 - a fixture
@@ -258,6 +258,9 @@ def test_what_is_no_whole_denoiser_is_refused(pipe, tmp_path):
         LDAEPipeline.from_pretrained(tmp_path)
     with pytest.raises(OSError, match="nowhere"):
         LDAEPipeline.from_pretrained(str(tmp_path / "nowhere"))
+    ViTConfig().save_pretrained(tmp_path / "vit")
+    with pytest.raises(ValueError, match="vit' holds a model of type 'vit'; this pipeline is of 'ldae' alone"):
+        LDAEPipeline.from_pretrained(tmp_path / "vit")
 
 
 def test_importing_ldae_does_not_import_diffusers():

@@ -10,6 +10,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME
 from transformers.utils import cached_file
 
+from ldae.models.configuration_ldae import LDAEConfig
 from ldae.models.modeling_ldae import LDAEForPreTraining
 from ldae.schedulers.scheduling_ldae import LDAEScheduler
 
@@ -57,12 +58,19 @@ class RunFolderPipeline(DiffusionPipeline):
 
         Raises:
             OSError: where there is no such folder or repository, or it has no model.
-            ValueError: where it holds less than a whole denoiser, or a scheduler that disagrees with `config.json`.
+            ValueError: where it holds another model, less than a whole denoiser, or a scheduler that disagrees with
+                `config.json`.
         """
         source = pretrained_model_name_or_path
+        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         if isinstance(dtype := kwargs.get("dtype"), dict):
             kwargs["dtype"] = dtype.get("model", dtype.get("default"))
         if model is None:
+            model_type = LDAEConfig.get_config_dict(source, **hub)[0].get("model_type")
+            if model_type != LDAEConfig.model_type:
+                raise ValueError(
+                    f"{str(source)!r} holds a model of type {model_type!r}; this pipeline is of 'ldae' alone."
+                )
             loaded: Any = LDAEForPreTraining.from_pretrained(source, output_loading_info=True, **kwargs)
             model, report = loaded
             missing = sorted(report["missing_keys"])
@@ -73,7 +81,6 @@ class RunFolderPipeline(DiffusionPipeline):
                 )
         assert model is not None
         if scheduler is None:
-            hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
             path = cached_file(
                 source,
                 SCHEDULER_CONFIG_NAME,

@@ -31,6 +31,9 @@ from ldae.verbs.probe_options import (
 )
 
 
+REFERENCE_OPTIONS = "dataset dataset_config image_column streaming num_workers cache_dir".split()
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The options of the verb."""
     parser = argparse.ArgumentParser(
@@ -41,7 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
         "and find the same scores.",
         allow_abbrev=False,
     )
-    add_shared_options(parser)
+    add_shared_options(parser, REFERENCE_OPTIONS)
     parser.add_argument("--num_images", type=int, default=64, help="in the picture (default: 64)")
     parser.add_argument("--steps", type=int, help="of the chain (default: 50; 1 for the constant schedule)")
     parser.add_argument("--eta", type=float, default=0.0, help="0 is deterministic (DDIM), 1 ancestral (default: 0)")

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -69,12 +70,18 @@ def probe_parser(verb: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def add_shared_options(parser: argparse.ArgumentParser) -> None:
-    """The options of every verb that measures a checkpoint: what is measured, on which images, and where results go."""
+def add_shared_options(parser: argparse.ArgumentParser, data_options: Sequence[str] = DATA_OPTIONS) -> None:
+    """
+    The options of every verb that measures a checkpoint: what is measured, on which images, and where results go.
+
+    Args:
+        parser (`ArgumentParser`): Gets them.
+        data_options (`Sequence[str]`): Those of the data section that the verb has a use for; by default all.
+    """
     parser.add_argument("checkpoint", help="a run's folder, any folder that save_pretrained wrote, or a Hub id")
     parser.add_argument("--config", help="a YAML file of these options, by name; the command line wins")
     data = parser.add_argument_group("images (default: those of the run's recipe.yaml)")
-    for name in DATA_OPTIONS:
+    for name in data_options:
         data.add_argument(f"--{name}", help="as the recipe's data section")
     parser.add_argument("--device", help="cuda, cpu, mps (default: cuda where there is one)")
     parser.add_argument("--output_dir", help="where results go (default: the checkpoint's folder)")
@@ -168,7 +175,8 @@ def data_config(options: argparse.Namespace) -> DataConfig:
         ValueError: where neither names a data set.
     """
     recipe = Path(options.checkpoint) / "recipe.yaml"
-    chosen = {name: getattr(options, name) for name in DATA_OPTIONS if getattr(options, name) is not None}
+    given = vars(options)
+    chosen = {name: given[name] for name in DATA_OPTIONS if given.get(name) is not None}
     if recipe.is_file():
         data = load_recipe(recipe).data
         if chosen.get("dataset", data.dataset) == data.dataset:
