@@ -1,4 +1,4 @@
-"""What diffusers asks of every scheduler: configurations that come back, steps of any sample at any time, the public API."""
+"""What diffusers asks of every scheduler: configurations that come back, steps of any sample, the public API."""
 
 import inspect
 import warnings

@@ -127,7 +127,7 @@ def kernel_distance(
 
 
 class AsTheyAre(nn.Module):
-    """Takes the place of the network inside torchmetrics, which is given features: each is computed once for all metrics."""
+    """Stands for the network inside torchmetrics, which is given features: they are computed once for all metrics."""
 
     def __init__(self, num_features: int):
         super().__init__()

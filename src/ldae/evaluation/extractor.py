@@ -84,8 +84,8 @@ class CheckpointExtractor(FeatureExtractor):
         pooler = [name for name in missing if "pool" in name]
         if len(missing) > len(pooler):
             raise ValueError(
-                f"extractor={str(source)!r} lacks {len(missing)} weights, such as {missing[0]}: its features would be drawn "
-                "at random. Give a checkpoint of the whole network."
+                f"extractor={str(source)!r} lacks {len(missing)} weights, such as {missing[0]}: its features would be "
+                "drawn at random. Give a checkpoint of the whole network."
             )
         name = Path(source).resolve().name if Path(source).is_dir() else str(source)
         super().__init__(f"{name} ({type(model).__name__})", model, num_features=0)

@@ -263,8 +263,8 @@ class LDAEPipeline(RunFolderPipeline):
             for name, given in (("class_labels", class_labels), ("guidance_scale", guidance_scale)):
                 if given is not None and (name, given) != ("guidance_scale", 1):
                     raise ValueError(
-                        f"{name}={given} is not possible with num_class_embeds=None: this model is trained without labels, "
-                        "and has no class to be guided to. Leave it out."
+                        f"{name}={given} is not possible with num_class_embeds=None: this model is trained without "
+                        "labels, and has no class to be guided to. Leave it out."
                     )
             return None
         unguided = self.model.config.class_dropout_prob == 0

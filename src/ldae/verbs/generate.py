@@ -109,8 +109,8 @@ def main(argv: list[str]) -> int:
         config = pipeline.model.config
         if config.noise_schedule in ("linear_sigma", "constant"):
             print(
-                f"Its noise_schedule={config.noise_schedule!r} never hides the image, so it did not learn to begin with noise "
-                "alone: expect fragments. What it did learn, denoising, is in pictures/denoising.png."
+                f"Its noise_schedule={config.noise_schedule!r} never hides the image, so it did not learn to begin with "
+                "noise alone: expect fragments. What it did learn, denoising, is in pictures/denoising.png."
             )
 
     with accelerator.autocast():
