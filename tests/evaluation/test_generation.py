@@ -56,6 +56,11 @@ def test_classes_come_in_turn():
     assert batch.labels is None
 
 
+def test_a_process_may_have_no_share():
+    shares = [list(generate_images(make_pipeline(), 2, Sampling(steps=1), rank=r, world_size=4)) for r in range(4)]
+    assert [[batch.positions.tolist() for batch in share] for share in shares] == [[[0]], [[1]], [], []]
+
+
 def test_results_say_all_that_a_score_depends_on(pipe, checkpoint):
     extractor = load_extractor(checkpoint)
     sampling = Sampling(steps=2, eta=1.0, seed=3)

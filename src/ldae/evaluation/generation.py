@@ -71,8 +71,9 @@ def generate_images(
     Returns:
         Iterator of [`~ldae.data.Batch`]: uint8 images, their numbers as positions, their classes as labels.
     """
-    mine = torch.arange(rank, num_images, world_size)
-    for positions in mine.split(sampling.batch_size):
+    mine = torch.arange(num_images)[rank::world_size]
+    for begin in range(0, len(mine), sampling.batch_size):
+        positions = mine[begin : begin + sampling.batch_size]  # (b,)
         labels = sampling.labels(positions, pipeline.model.config.num_class_embeds)
         output: Any = pipeline(
             class_labels=labels,
