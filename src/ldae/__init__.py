@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
 
+from ldae.models.configuration_ddae import DDAEConfig
 from ldae.models.configuration_ldae import LDAEConfig
+from ldae.models.modeling_ddae import DDAEForImageClassification, DDAEModel
 from ldae.models.modeling_ldae import (
     LDAEBackbone,
     LDAEForImageClassification,
@@ -17,6 +19,7 @@ from ldae.models.tokenizer_ldae import PatchAutoencoder, PatchPCA, PatchPixels, 
 
 
 if TYPE_CHECKING:
+    from ldae.data.image_processor import save_image_processor
     from ldae.pipelines.pipeline_ldae import LDAEPipeline
     from ldae.schedulers.scheduling_ldae import LDAEScheduler
     from ldae.tokenizers.pca import PatchMoments, fit_patch_pca
@@ -29,6 +32,7 @@ _LAZY = {
     "LDAEScheduler": "ldae.schedulers.scheduling_ldae",
     "PatchMoments": "ldae.tokenizers.pca",
     "fit_patch_pca": "ldae.tokenizers.pca",
+    "save_image_processor": "ldae.data.image_processor",
 }
 
 
@@ -44,7 +48,14 @@ AutoModelForPreTraining.register(LDAEConfig, LDAEForPreTraining, exist_ok=True)
 AutoModelForImageClassification.register(LDAEConfig, LDAEForImageClassification, exist_ok=True)
 AutoBackbone.register(LDAEConfig, LDAEBackbone, exist_ok=True)
 
+AutoConfig.register("ddae", DDAEConfig, exist_ok=True)
+AutoModel.register(DDAEConfig, DDAEModel, exist_ok=True)
+AutoModelForImageClassification.register(DDAEConfig, DDAEForImageClassification, exist_ok=True)
+
 __all__ = [
+    "DDAEConfig",
+    "DDAEForImageClassification",
+    "DDAEModel",
     "LDAEBackbone",
     "LDAEConfig",
     "LDAEForImageClassification",
@@ -59,5 +70,6 @@ __all__ = [
     "PatchPixels",
     "fit_patch_pca",
     "patchify",
+    "save_image_processor",
     "unpatchify",
 ]

@@ -13,6 +13,7 @@ import torch
 import yaml
 from PIL import Image
 
+import ldae
 from ldae import LDAEConfig, LDAEForPreTraining, LDAEScheduler
 from ldae.data.image_processor import save_image_processor
 from ldae.results import add_result
@@ -96,6 +97,8 @@ def run_python(tmp_path: Path) -> Runner:
         home = tmp_path / "hf_home"
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTHON"))}
         environment |= {"HF_HOME": str(home), "OMP_NUM_THREADS": "1"}
+        if not without_ldae:  # the one under test, wherever another is installed
+            environment["PYTHONPATH"] = str(Path(ldae.__file__).parents[1])
         environment |= hub.environment(home) if hub is not None else {"HF_HUB_OFFLINE": "1"}
         path = tmp_path / "script.py"
         path.write_text((NO_LDAE if without_ldae else "") + script)

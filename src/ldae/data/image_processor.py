@@ -5,10 +5,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ldae.models.configuration_ddae import DDAEConfig
 from ldae.models.configuration_ldae import LDAEConfig
 
 
-def image_processor_settings(config: LDAEConfig) -> dict[str, Any]:
+def image_processor_settings(config: LDAEConfig | DDAEConfig) -> dict[str, Any]:
     """
     Settings of transformers' `ViTImageProcessor`: shortest edge to `image_size` (bicubic), centre crop, [-1, 1].
 
@@ -18,10 +19,10 @@ def image_processor_settings(config: LDAEConfig) -> dict[str, Any]:
     Returns:
         The content of a `preprocessor_config.json`.
     """
-    size = config.image_size
+    size, channels = config.image_size, config.num_channels or 3
     return {
         "image_processor_type": "ViTImageProcessor",
-        "do_convert_rgb": config.num_channels == 3,
+        "do_convert_rgb": channels == 3,
         "do_resize": True,
         "size": {"shortest_edge": size},
         "resample": 3,
@@ -30,12 +31,12 @@ def image_processor_settings(config: LDAEConfig) -> dict[str, Any]:
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": [0.5] * config.num_channels,
-        "image_std": [0.5] * config.num_channels,
+        "image_mean": [0.5] * channels,
+        "image_std": [0.5] * channels,
     }
 
 
-def save_image_processor(folder: str | os.PathLike[str], config: LDAEConfig) -> None:
+def save_image_processor(folder: str | os.PathLike[str], config: LDAEConfig | DDAEConfig) -> None:
     """Write `preprocessor_config.json` into a folder, so that `AutoImageProcessor` and pipelines load it."""
     text = json.dumps(image_processor_settings(config), indent=2) + "\n"
     Path(folder, "preprocessor_config.json").write_text(text)

@@ -10,27 +10,41 @@ from pathlib import Path
 
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from ldae.models import modeling_ldae
+from ldae.models import modeling_ddae, modeling_ldae
 from ldae.whole_file import write_whole
 
 
-AUTO_MAP = {
-    "AutoConfig": "configuration_ldae.LDAEConfig",
-    "AutoModel": "modeling_ldae.LDAEModel",
-    "AutoModelForPreTraining": "modeling_ldae.LDAEForPreTraining",
-    "AutoModelForImageClassification": "modeling_ldae.LDAEForImageClassification",
-    "AutoBackbone": "modeling_ldae.LDAEBackbone",
+# model_type -> the file that holds its models, and the map of its auto classes
+MODEL_FILES = {"ldae": modeling_ldae.__file__, "ddae": modeling_ddae.__file__}
+AUTO_MAPS = {
+    "ldae": {
+        "AutoConfig": "configuration_ldae.LDAEConfig",
+        "AutoModel": "modeling_ldae.LDAEModel",
+        "AutoModelForPreTraining": "modeling_ldae.LDAEForPreTraining",
+        "AutoModelForImageClassification": "modeling_ldae.LDAEForImageClassification",
+        "AutoBackbone": "modeling_ldae.LDAEBackbone",
+    },
+    "ddae": {
+        "AutoConfig": "configuration_ddae.DDAEConfig",
+        "AutoModel": "modeling_ddae.DDAEModel",
+        "AutoModelForImageClassification": "modeling_ddae.DDAEForImageClassification",
+    },
 }
 
 
-def code_files() -> list[Path]:
-    """The model's file and every file that its relative imports reach, by name.
+def code_files(model_type: str = "ldae") -> list[Path]:
+    """A model's file and every file that its relative imports reach, by name.
+
+    Args:
+        model_type: `"ldae"` or `"ddae"`, whose network may be an l-DAE: it reaches the l-DAE's files too.
 
     Example:
         >>> [path.name for path in code_files()][:2]
         ['configuration_ldae.py', 'corruption_ldae.py']
+        >>> [path.name for path in code_files("ddae")][:2]
+        ['building_ddae.py', 'configuration_ddae.py']
     """
-    entry = Path(modeling_ldae.__file__)
+    entry = Path(MODEL_FILES[model_type])
     return sorted({entry, *(Path(path) for path in get_relative_import_files(entry))})
 
 
@@ -48,20 +62,22 @@ def save_with_code(folder: str | os.PathLike[str]) -> list[Path]:
         The code files in the folder.
 
     Raises:
-        ValueError: there is no config.json, or it is not an l-DAE's.
+        ValueError: there is no config.json, or it is not an l-DAE's or a DDAE's.
     """
     config_path = Path(folder) / "config.json"
     if not config_path.is_file():
         raise ValueError(f"{folder} has no config.json; give the folder that save_pretrained wrote")
     config = json.loads(config_path.read_text(encoding="utf-8"))
-    if config.get("model_type") != "ldae":
-        raise ValueError(f"{config_path} has model_type={config.get('model_type')!r}; only 'ldae' can take our code")
+    model_type = config.get("model_type")
+    if model_type not in AUTO_MAPS:
+        known = " and ".join(map(repr, AUTO_MAPS))
+        raise ValueError(f"{config_path} has model_type={model_type!r}; only {known} can take our code")
     written = []
-    for source in code_files():
+    for source in code_files(model_type):
         target = Path(folder) / source.name
         _write_if_changed(target, source.read_text(encoding="utf-8"))
         written.append(target)
-    config["auto_map"] = {**config.get("auto_map", {}), **AUTO_MAP}
+    config["auto_map"] = {**config.get("auto_map", {}), **AUTO_MAPS[model_type]}
     _write_if_changed(config_path, json.dumps(config, indent=2, sort_keys=True) + "\n")
     return written
 

@@ -48,6 +48,22 @@ _FOREIGN_KEYS = frozenset(
 )
 
 
+def refuse_unknown_fields(config_class: type, given: dict[str, Any]) -> None:
+    """
+    Refuse fields that a configuration does not declare, which transformers would keep silently.
+
+    Raises:
+        ValueError: naming the field, and the declared one that it comes close to.
+    """
+    declared = {field.name for field in fields(config_class)}
+    for key, value in given.items():
+        if key in _FOREIGN_KEYS or key.startswith("_") or hasattr(PreTrainedConfig, key):
+            continue
+        close = difflib.get_close_matches(key, declared, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"see the fields of {config_class.__name__}."
+        raise ValueError(f"{key}={value!r}: {config_class.__name__} has no such field; {hint}")
+
+
 @strict
 class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
     r"""
@@ -161,7 +177,7 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self._refuse_unknown_fields(kwargs)
+        refuse_unknown_fields(type(self), kwargs)
         kwargs.pop("stage_names", None)  # derived from num_hidden_layers
         self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, self.num_hidden_layers + 1)]
         self.set_output_features_output_indices(
@@ -372,16 +388,6 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
             value = getattr(self, name)
             if value is None or value <= 0:
                 raise ValueError(f"{name}={value!r} is not possible; it must be positive.")
-
-    @classmethod
-    def _refuse_unknown_fields(cls, kwargs: dict[str, Any]) -> None:
-        declared = {field.name for field in fields(cls)}
-        for key in kwargs:
-            if key in _FOREIGN_KEYS or key.startswith("_") or hasattr(PreTrainedConfig, key):
-                continue
-            close = difflib.get_close_matches(key, declared, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else "see the fields of LDAEConfig."
-            raise ValueError(f"{key}={kwargs[key]!r}: LDAEConfig has no such field; {hint}")
 
 
 __all__ = ["MODEL_SIZES", "LDAEConfig"]

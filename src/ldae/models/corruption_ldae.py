@@ -1,5 +1,7 @@
 """Noise schedules and the one place where noise is added: z_t = gamma_t z_0 + sigma_t eps (Sec. 3)."""
 
+from typing import Any
+
 import torch
 
 from .configuration_ldae import LDAEConfig
@@ -74,17 +76,42 @@ def draw_noise(config: LDAEConfig, positions: torch.Tensor, seed: int) -> torch.
     return keyed_normal(seed, NOISE, positions, n * d).view(-1, n, d)
 
 
-class LDAECorruption(Float32Buffers):
-    """The corruption of a configuration. Buffers `gammas`, `sigmas` of shape `(T,)`, computed, not saved."""
+class Corruption(Float32Buffers):
+    """
+    Adds noise by two tables that follow from a configuration. Buffers `gammas`, `sigmas` of shape `(T,)`, computed, not
+    saved.
+    """
 
     gammas: torch.Tensor
     sigmas: torch.Tensor
 
-    def __init__(self, config: LDAEConfig):
+    def __init__(self, config: Any):
         super().__init__()
         self.config = config
         for name, value in self.tables().items():
             self.register_buffer(name, value, persistent=False)
+
+    def tables(self) -> dict[str, torch.Tensor]:
+        """`gammas` and `sigmas`, on the CPU."""
+        raise NotImplementedError
+
+    def forward(self, z0: torch.Tensor, eps: torch.Tensor | None, timesteps: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            z0 (`torch.Tensor` of shape `(B, ...)`): Clean latents `(B, N, d)`, or maps.
+            eps (`torch.Tensor` of the same shape, *optional*): Noise; `None` for a clean input, where eps = 0.
+            timesteps (`torch.LongTensor` of shape `(B,)` or `(1,)`): Time step of each example, or the shared one.
+
+        Returns:
+            `torch.Tensor` of the same shape: z_t.
+        """
+        if eps is None:
+            return self.gammas[timesteps].reshape(-1, *[1] * (z0.ndim - 1)) * z0
+        return corrupt(z0, eps.to(z0.dtype), self.gammas[timesteps], self.sigmas[timesteps])
+
+
+class LDAECorruption(Corruption):
+    """The corruption of an l-DAE's latents, by the `noise_schedule` of its [`LDAEConfig`]."""
 
     def tables(self) -> dict[str, torch.Tensor]:
         c = self.config
@@ -97,17 +124,3 @@ class LDAECorruption(Float32Buffers):
             sigma=c.sigma,
         )
         return {"gammas": gammas, "sigmas": sigmas}
-
-    def forward(self, z0: torch.Tensor, eps: torch.Tensor | None, timesteps: torch.Tensor) -> torch.Tensor:
-        """
-        Args:
-            z0 (`torch.Tensor` of shape `(B, N, d)`): Clean latents.
-            eps (`torch.Tensor` of shape `(B, N, d)`, *optional*): Noise; `None` for a clean input, where eps = 0.
-            timesteps (`torch.LongTensor` of shape `(B,)` or `(1,)`): Time step of each example, or the shared one.
-
-        Returns:
-            `torch.Tensor` of shape `(B, N, d)`: z_t.
-        """
-        if eps is None:
-            return self.gammas[timesteps].reshape(-1, 1, 1) * z0
-        return corrupt(z0, eps.to(z0.dtype), self.gammas[timesteps], self.sigmas[timesteps])

@@ -68,9 +68,7 @@ class ConvVAETokenizer(Float32Buffers):
 
     def unscaled_latents(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Images `(B, C, H, W)` to the posterior's mean in patches `(B, N, d)`."""
-        x = self.vae.encoder(pixel_values.to(next(self.vae.parameters()).dtype))  # (B, 2c, h, w)
-        moments = x if self.vae.quant_conv is None else self.vae.quant_conv(x)
-        return patchify(moments.chunk(2, dim=1)[0], self.latent_patch_size).to(self.mean.dtype)
+        return patchify(posterior_mean(self.vae, pixel_values), self.latent_patch_size).to(self.mean.dtype)
 
     def decode_images(self, latents: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """Scaled latents `(B, N, d)` to images `(B, C, height, width)`."""
@@ -79,6 +77,13 @@ class ConvVAETokenizer(Float32Buffers):
         z = z.to(next(self.vae.parameters()).dtype)
         z = z if self.vae.post_quant_conv is None else self.vae.post_quant_conv(z)
         return self.vae.decoder(z).to(self.mean.dtype)
+
+
+def posterior_mean(vae: Any, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Images `(B, C, H, W)` to the mean of the posterior of an `AutoencoderKL`, `(B, c, h, w)`, in its dtype."""
+    x = vae.encoder(pixel_values.to(next(vae.parameters()).dtype))  # (B, 2c, h, w)
+    moments = x if vae.quant_conv is None else vae.quant_conv(x)
+    return moments.chunk(2, dim=1)[0]
 
 
 def build_conv_vae(config: LDAEConfig) -> Any:

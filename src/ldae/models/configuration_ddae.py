@@ -1,0 +1,317 @@
+"""Configuration of DDAE: a diffusion model's network, what stands around it, and where and when features are read."""
+
+from dataclasses import fields
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+from .configuration_ldae import LDAEConfig, refuse_unknown_fields
+
+
+# The 35.7M UNet of the paper's CIFAR-10 runs: width 128, multipliers (1, 2, 2, 2), attention at 16 x 16, dropout 0.1.
+PAPER_UNET: dict[str, Any] = {
+    "sample_size": 32,
+    "block_out_channels": [128, 256, 256, 256],
+    "layers_per_block": 2,
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+    "attention_head_dim": None,
+    "downsample_padding": 0,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+    "norm_eps": 1e-6,
+    "dropout": 0.1,
+}
+
+# DDPM's: T = 1000, beta linear from 1e-4 to 0.02.
+DDPM_SCHEDULE: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+}
+
+# What each network takes where its configuration does not say: channels of its input, side of its input.
+DENOISERS: dict[str, dict[str, Any]] = {
+    "UNet2DModel": {"in_channels": 3, "sample_size": None},
+    "UNet2DConditionModel": {"in_channels": 4, "sample_size": None, "cross_attention_dim": 1280},
+    "DiTTransformer2DModel": {"in_channels": 4, "sample_size": 32, "patch_size": 2, "num_embeds_ada_norm": 1000},
+    "LDAEModel": {},
+}
+
+# UNet blocks that are a row of residual (and attention) blocks with at most one change of resolution at the end.
+UNET_BLOCKS = frozenset(
+    "DownBlock2D AttnDownBlock2D CrossAttnDownBlock2D ResnetDownsampleBlock2D SimpleCrossAttnDownBlock2D "
+    "UNetMidBlock2D UNetMidBlock2DCrossAttn UNetMidBlock2DSimpleCrossAttn "
+    "UpBlock2D AttnUpBlock2D CrossAttnUpBlock2D ResnetUpsampleBlock2D SimpleCrossAttnUpBlock2D".split()
+)
+
+# Conditions that have no empty value which could be put in their place.
+UNSUPPORTED_CONDITIONS = ("class_embed_type", "encoder_hid_dim_type", "addition_embed_type", "time_cond_proj_dim")
+
+
+@strict
+class DDAEConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`DDAEModel`] and [`DDAEForImageClassification`].
+
+    The defaults are the 35.7M UNet of the paper's DDPM runs on CIFAR-10 (Xiang et al. 2023, arXiv 2303.09769).
+    [`DDAEModel.from_diffusers`] fills it in from a diffusion model. A field that is not declared here is refused.
+
+    Args:
+        denoiser_type (`str`, defaults to `"UNet2DModel"`): The network's class: `"UNet2DModel"`,
+            `"UNet2DConditionModel"` or `"DiTTransformer2DModel"` of diffusers, or `"LDAEModel"`.
+        denoiser_config (`dict`, *optional*): The fields of that class (of [`LDAEConfig`] for an `LDAEModel`); what is
+            left out is as the class has it. `None` is the paper's UNet, and possible with `"UNet2DModel"` alone.
+        vae_config (`dict`, *optional*): The fields of the `AutoencoderKL` in front of a latent network; `None` for one
+            that sees pixels.
+        scheduler_config (`dict`, *optional*): The noise schedule, as fields of diffusers' `DDPMScheduler`; `None` is
+            DDPM's (T = 1000, beta linear from 1e-4 to 0.02). Not for an `LDAEModel`, which has its own.
+        feature_layer (`str`, *optional*): The tap at which features are read: the name of a residual, attention or
+            transformer block, such as `"up_blocks.1.resnets.2"` (see [`DDAEModel`]). The network ends there. `None`
+            is the network's default, `"last"` the last of its taps; the model writes the name in their place.
+        feature_timestep (`int`, *optional*): The time step t, from 0, at which features are read; `None` is 11 of 1000
+            (the best of the paper's small DDPM UNet), or an LDAE's own.
+        image_size (`int`, *optional*): Height and width of the images, in pixels; `None` is what the network was made
+            for.
+        num_channels (`int`, *optional*): Channels of the images; follows from the network or the autoencoder.
+        hidden_size (`int`, *optional*): Width C of the features; the model writes it here, as it follows from
+            `feature_layer`.
+        null_class (`int`, *optional*): The class that stands for none in a network that is conditioned on classes: a
+            DiT's is `num_embeds_ada_norm`; a UNet's has to be named.
+        empty_prompt_length (`int`, *optional*): Tokens of the empty prompt that a `UNet2DConditionModel` sees; its
+            values are a buffer of the model.
+
+    Raises:
+        ValueError: naming the field, its value and what is allowed.
+
+    Example:
+
+    ```python
+    >>> from ldae import DDAEConfig
+    >>> config = DDAEConfig(feature_layer="up_blocks.1.resnets.2")
+    >>> config.image_size, config.num_channels, config.feature_timestep
+    (32, 3, 11)
+
+    ```
+    """
+
+    model_type = "ddae"
+
+    denoiser_type: str = "UNet2DModel"
+    denoiser_config: dict[str, Any] | None = None
+    vae_config: dict[str, Any] | None = None
+    scheduler_config: dict[str, Any] | None = None
+    feature_layer: str | None = None
+    feature_timestep: int | None = None
+    image_size: int | None = None
+    num_channels: int | None = None
+    hidden_size: int | None = None
+    null_class: int | None = None
+    empty_prompt_length: int | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        refuse_unknown_fields(type(self), kwargs)
+        if self.denoiser_type not in DENOISERS:
+            raise ValueError(f"denoiser_type={self.denoiser_type!r} is unknown; choose one of {', '.join(DENOISERS)}.")
+        for name in ("denoiser_config", "vae_config", "scheduler_config"):
+            setattr(self, name, _plain(getattr(self, name)))
+        if self.denoiser_type == "LDAEModel":
+            self._fill_in_ldae()
+        else:
+            self._fill_in_diffusers()
+        self.check_fields()  # here, so that the user meets a plain ValueError
+        super().__post_init__(**kwargs)
+
+    def _fill_in_ldae(self) -> None:
+        ldae = LDAEConfig(**(self.denoiser_config or {}))
+        self.denoiser_config = ldae_fields(ldae)
+        self.image_size = ldae.image_size if self.image_size is None else self.image_size
+        self.num_channels = ldae.num_channels if self.num_channels is None else self.num_channels
+        self.feature_timestep = ldae.feature_timestep if self.feature_timestep is None else self.feature_timestep
+
+    def _fill_in_diffusers(self) -> None:
+        if self.denoiser_config is None and self.denoiser_type == "UNet2DModel":
+            self.denoiser_config = _plain(PAPER_UNET)
+        if self.denoiser_config is None:
+            raise ValueError(f"denoiser_config is missing; a {self.denoiser_type} is described by its fields.")
+        self.scheduler_config = DDPM_SCHEDULE | (self.scheduler_config or {})
+        if self.feature_timestep is None:
+            self.feature_timestep = 11 * self.num_train_timesteps // 1000
+        if self.num_channels is None:
+            self.num_channels = self.expected_channels
+        if self.image_size is None:
+            side = self._of_denoiser("sample_size")
+            if isinstance(side, list):
+                side = side[0] if len(set(side)) == 1 else None
+            if side is None:
+                raise ValueError(
+                    f"image_size is missing, and sample_size={self._of_denoiser('sample_size')!r} of the network does "
+                    "not say it; give image_size in pixels."
+                )
+            self.image_size = side * self.vae_stride
+        if self.null_class is None and self.denoiser_type == "DiTTransformer2DModel":
+            self.null_class = self._of_denoiser("num_embeds_ada_norm")
+        if self.empty_prompt_length is None and self.denoiser_type == "UNet2DConditionModel":
+            self.empty_prompt_length = 1
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As transformers', but overriding fields are set before the checks run."""
+        declared = {field.name for field in fields(cls)} - {"dtype"}
+        overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in declared}
+        return super().from_dict(config_dict | overrides, **kwargs)
+
+    @property
+    def ldae_config(self) -> LDAEConfig:
+        """Of an `LDAEModel`: its configuration, all blocks counted as the encoder's, so that each of them is a tap."""
+        config = LDAEConfig(**(self.denoiser_config or {}))
+        blocks = {"num_hidden_layers": config.total_num_hidden_layers, "decoder_num_hidden_layers": 0}
+        return LDAEConfig(**ldae_fields(config) | blocks | {"feature_layer": None})
+
+    @property
+    def num_train_timesteps(self) -> int:
+        """T, the number of time steps."""
+        if self.denoiser_type == "LDAEModel":
+            return self.ldae_config.num_train_timesteps
+        return (self.scheduler_config or DDPM_SCHEDULE)["num_train_timesteps"]
+
+    @property
+    def vae_stride(self) -> int:
+        """Side in pixels of what one value of the network's input stands for."""
+        return 1 if self.vae_config is None else 2 ** (len(self.vae_config.get("block_out_channels", [64])) - 1)
+
+    @property
+    def stride(self) -> int:
+        """What height and width of images must be multiples of, in pixels."""
+        if self.denoiser_type == "LDAEModel":
+            return self.ldae_config.patch_size
+        if self.denoiser_type == "DiTTransformer2DModel":
+            return self.vae_stride * self._of_denoiser("patch_size")
+        return self.vae_stride * 2 ** (len((self.denoiser_config or {}).get("block_out_channels", [0] * 4)) - 1)
+
+    @property
+    def prompt_size(self) -> int:
+        """Of a `UNet2DConditionModel`: width of a token of its prompt."""
+        size = self._of_denoiser("cross_attention_dim")
+        return size[0] if isinstance(size, list) else size
+
+    @property
+    def expected_channels(self) -> int:
+        """Channels of the images that network or autoencoder take."""
+        if self.denoiser_type == "LDAEModel":
+            return self.ldae_config.num_channels
+        return self._of_denoiser("in_channels") if self.vae_config is None else self.vae_config.get("in_channels", 3)
+
+    def _of_denoiser(self, name: str) -> Any:
+        return (self.denoiser_config or {}).get(name, DENOISERS[self.denoiser_type].get(name))
+
+    def validate_architecture(self) -> None:
+        """What `config.validate()` runs after a field was assigned."""
+        super().validate_architecture()
+        self.check_fields()
+
+    def check_fields(self) -> None:
+        """The one table of what makes sense."""
+        kind, vae = self.denoiser_type, self.vae_config or {}
+        conditional = kind == "UNet2DConditionModel"
+        if kind == "DiTTransformer2DModel":
+            last_class = self._of_denoiser("num_embeds_ada_norm")  # its table has one row more than classes
+        else:
+            last_class = (self._of_denoiser("num_class_embeds") or 0) - 1
+        t, size = self.feature_timestep, self.image_size
+        rules = [
+            (
+                "vae_config",
+                kind != "LDAEModel" or self.vae_config is None,
+                "None for an LDAEModel, which has a tokenizer",
+            ),
+            ("scheduler_config", kind != "LDAEModel" or self.scheduler_config is None, "None for an LDAEModel"),
+            (
+                "vae_config",
+                not vae or vae.get("latent_channels", 4) == self._of_denoiser("in_channels"),
+                f"one whose latent_channels are the network's in_channels={self._of_denoiser('in_channels')}",
+            ),
+            (
+                "vae_config",
+                vae.get("latents_mean") is None and vae.get("latents_std") is None,
+                "one whose latents are scaled by scaling_factor and shift_factor alone (no latents_mean, latents_std)",
+            ),
+            (
+                "feature_timestep",
+                t is not None and 0 <= t < self.num_train_timesteps,
+                f"from 0 to num_train_timesteps - 1 = {self.num_train_timesteps - 1}",
+            ),
+            (
+                "image_size",
+                size is not None and size > 0 and size % self.stride == 0,
+                f"a positive multiple of {self.stride}, the side of the network's coarsest cell in pixels",
+            ),
+            (
+                "num_channels",
+                self.num_channels == self.expected_channels,
+                f"{self.expected_channels}, as the network or its autoencoder takes",
+            ),
+            (
+                "null_class",
+                last_class >= 0 or self.null_class is None,
+                "None for a network that is not conditioned on classes",
+            ),
+            (
+                "null_class",
+                last_class < 0 or (self.null_class is not None and 0 <= self.null_class <= last_class),
+                f"from 0 to {last_class}: which class stands for none (this network is conditioned on classes)",
+            ),
+            (
+                "empty_prompt_length",
+                (self.empty_prompt_length or 0) > 0 if conditional else self.empty_prompt_length is None,
+                "positive" if conditional else "None for a network without a prompt",
+            ),
+        ]
+        for name, holds, allowed in rules:
+            if not holds:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not possible; it must be {allowed}.")
+        if kind.startswith("UNet"):
+            self._check_unet()
+
+    def _check_unet(self) -> None:
+        """What a UNet's own fields must be."""
+        unet = self.denoiser_config or {}
+        mid = unet.get("mid_block_type")
+        blocks = [*unet.get("down_block_types", []), *unet.get("up_block_types", []), *([mid] if mid else [])]
+        unknown = sorted(set(blocks) - UNET_BLOCKS)
+        if unknown:
+            raise ValueError(
+                f"denoiser_config has blocks of type {', '.join(unknown)}, whose taps are not known; known are "
+                f"{', '.join(sorted(UNET_BLOCKS))}."
+            )
+        if unet.get("time_embedding_type") == "fourier":
+            raise ValueError(
+                "time_embedding_type='fourier' is not possible; such a network is told a sigma, and has no time steps."
+            )
+        for name in UNSUPPORTED_CONDITIONS:
+            if unet.get(name) is not None:
+                raise ValueError(
+                    f"{name}={unet[name]!r} is not possible; this condition has no empty value to stand in."
+                )
+        sizes = unet.get("cross_attention_dim")
+        if isinstance(sizes, list) and len(set(sizes)) > 1:
+            raise ValueError(f"cross_attention_dim={sizes} is not possible; the prompt has one width.")
+
+
+def ldae_fields(config: LDAEConfig) -> dict[str, Any]:
+    """The fields that LDAEConfig declares itself, which describe the network."""
+    inherited = {field.name for field in fields(PreTrainedConfig)}
+    names = [field.name for field in fields(LDAEConfig) if field.name not in inherited]
+    return {name: getattr(config, name) for name in names if not name.startswith("_")}
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: lists for tuples, and without the names that diffusers writes for itself, such as _class_name."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items() if not key.startswith("_")}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+__all__ = ["DDAEConfig"]

@@ -1,0 +1,210 @@
+"""The networks that DDAE reads features from: how each is built, run, tapped and cut. One class for each kind."""
+
+import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.func import functional_call
+
+from .building_ddae import build_network, diffusers_class
+from .configuration_ddae import DDAEConfig
+from .corruption_ddae import DDAECorruption
+from .modeling_ldae import LDAEModel
+from .taps_ddae import cut_unet, record, unet_taps
+
+
+class Denoiser(ABC):
+    """What [`DDAEModel`] knows about a kind of network. It holds nothing: the network is the model's `denoiser`."""
+
+    @abstractmethod
+    def build(self, config: DDAEConfig) -> Any:
+        """The whole network."""
+
+    @abstractmethod
+    def taps(self, network: Any) -> list[str]:
+        """Names of all taps, in the order in which they run."""
+
+    @abstractmethod
+    def default_tap(self, config: DDAEConfig, taps: Sequence[str]) -> str:
+        """Where features are read if nothing is said."""
+
+    @abstractmethod
+    def cut(self, network: Any, tap: str) -> None:
+        """Take out of the network all that would run after a tap."""
+
+    @abstractmethod
+    def shapes(self, model: Any, taps: Sequence[str]) -> dict[str, tuple[int, ...]]:
+        """Shapes of one image's activations at some taps, without computing them."""
+
+    @abstractmethod
+    def run(self, model: Any, x0: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
+        """
+        Corrupt the network's clean input and run the network up to its last tap.
+
+        Args:
+            model ([`DDAEModel`]): With `corruption`, `denoiser`, and what stands for no class and no prompt.
+            x0 (`torch.Tensor`): As [`DDAEModel.encode`] gives it.
+            timesteps (`torch.LongTensor` of shape `(B,)` or `(1,)`).
+            noise (`torch.Tensor`, *optional*): eps; `None` for a clean input.
+
+        Returns:
+            `torch.Tensor`: the activation at the last tap.
+        """
+
+    def build_corruption(self, config: DDAEConfig) -> DDAECorruption | None:
+        """What adds noise to the network's input; `None` where the network does it itself."""
+        return None
+
+    def read(self, network: Any, activation: torch.Tensor) -> torch.Tensor:
+        """An activation that a hook has seen, as [`~Denoiser.run`] gives it."""
+        return activation
+
+
+class DiffusersDenoiser(Denoiser):
+    """A network of diffusers: a noisy map, its time steps and perhaps a class or a prompt in."""
+
+    def build(self, config: DDAEConfig) -> Any:
+        """The whole network, without initial weights."""
+        return build_network(diffusers_class(config.denoiser_type), config.denoiser_config or {}, "denoiser_config")
+
+    def build_corruption(self, config: DDAEConfig) -> DDAECorruption:
+        return DDAECorruption(config)
+
+    @torch.no_grad()
+    def shapes(self, model: Any, taps: Sequence[str]) -> dict[str, tuple[int, ...]]:
+        """Those of a forward on the meta device."""
+        tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+        meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+        side = model.config.image_size
+        images = torch.empty(1, model.config.num_channels, side, side, device="meta")
+        found = record(model.denoiser, taps, lambda: functional_call(model, meta, (images,)))
+        return {name: tuple(activation.shape[1:]) for name, activation in found.items()}
+
+    def run(self, model: Any, x0: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
+        """As of [`Denoiser.run`], with maps `(B, c, h, w)`."""
+        xt = model.corruption(x0, noise, timesteps).to(next(model.denoiser.parameters()).dtype)
+        conditions = {}
+        if model.config.null_class is not None:
+            conditions["class_labels"] = torch.full_like(timesteps, model.config.null_class).expand(len(xt))
+        if model.empty_prompt is not None:
+            conditions["encoder_hidden_states"] = model.empty_prompt.to(xt.dtype).expand(len(xt), -1, -1)
+        return self.call(model.denoiser, xt, timesteps.expand(len(xt)), **conditions)
+
+    @abstractmethod
+    def call(self, network: Any, xt: torch.Tensor, timesteps: torch.Tensor, **conditions: Any) -> torch.Tensor:
+        """The activation at the last tap of noisy maps `(B, c, h, w)` at time steps `(B,)`."""
+
+
+class UNet(DiffusersDenoiser):
+    """`UNet2DModel` and `UNet2DConditionModel` of diffusers. Taps: residual and attention blocks, `(B, C, H, W)`."""
+
+    def taps(self, network: Any) -> list[str]:
+        return unet_taps(network)
+
+    def default_tap(self, config: DDAEConfig, taps: Sequence[str]) -> str:
+        """The 6th block of the up path (the paper's best for its small DDPM UNet), or the middle one of fewer."""
+        up = [tap for tap in block_ends(taps) if tap.startswith("up_blocks.")]
+        return up[5] if len(up) > 5 else up[(len(up) - 1) // 2]
+
+    def cut(self, network: Any, tap: str) -> None:
+        cut_unet(network, tap)
+
+    def call(self, network: Any, xt: torch.Tensor, timesteps: torch.Tensor, **conditions: Any) -> torch.Tensor:
+        return network(xt, timesteps, **conditions).sample
+
+
+class DiT(DiffusersDenoiser):
+    """`DiTTransformer2DModel` of diffusers. Taps: transformer blocks, `(B, N, C)`."""
+
+    def taps(self, network: Any) -> list[str]:
+        return [f"transformer_blocks.{i}" for i in range(len(network.transformer_blocks))]
+
+    def default_tap(self, config: DDAEConfig, taps: Sequence[str]) -> str:
+        """The middle block."""
+        return taps[(len(taps) - 1) // 2]
+
+    def cut(self, network: Any, tap: str) -> None:
+        network.transformer_blocks = network.transformer_blocks[: int(tap.split(".")[1]) + 1]
+        network.norm_out = network.proj_out_1 = network.proj_out_2 = None
+
+    def call(self, network: Any, xt: torch.Tensor, timesteps: torch.Tensor, **conditions: Any) -> torch.Tensor:
+        """Its own forward cannot end early: the last layer folds tokens back into a map."""
+        hidden = network.pos_embed(xt)  # (B, N, C)
+        for block in network.transformer_blocks:
+            if torch.is_grad_enabled() and network.gradient_checkpointing:
+                inputs = (None, None, None, timesteps, None, conditions["class_labels"])
+                hidden = network._gradient_checkpointing_func(block, hidden, *inputs)
+            else:
+                hidden = block(hidden, timestep=timesteps, **conditions)
+        return hidden
+
+
+class LDAE(Denoiser):
+    """Our own [`LDAEModel`]. Taps: its blocks, `(B, N, C)`, read through its LayerNorm as its features are."""
+
+    def build(self, config: DDAEConfig) -> Any:
+        return LDAEModel(config.ldae_config)
+
+    def taps(self, network: Any) -> list[str]:
+        return [f"layers.{i}" for i in range(len(network.layers))]
+
+    def default_tap(self, config: DDAEConfig, taps: Sequence[str]) -> str:
+        """The block after which the l-DAE itself reads features."""
+        given = config.denoiser_config or {}
+        return taps[(given["feature_layer"] or given["num_hidden_layers"]) - 1]
+
+    def cut(self, network: Any, tap: str) -> None:
+        network.layers = network.layers[: int(tap.split(".")[1]) + 1]
+
+    def shapes(self, model: Any, taps: Sequence[str]) -> dict[str, tuple[int, ...]]:
+        """The same at every block."""
+        config = model.denoiser.config
+        return dict.fromkeys(taps, (config.num_patches, config.hidden_size))
+
+    def run(self, model: Any, x0: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
+        """As of [`Denoiser.run`], with images `(B, C, H, W)` and noise `(B, N, d)` of their latents."""
+        return model.denoiser(x0, timesteps, noise, interpolate_pos_encoding=True).last_hidden_state
+
+    def read(self, network: Any, activation: torch.Tensor) -> torch.Tensor:
+        return network.normalize(activation)
+
+
+KINDS: dict[str, Denoiser] = {
+    "UNet2DModel": UNet(),
+    "UNet2DConditionModel": UNet(),
+    "DiTTransformer2DModel": DiT(),
+    "LDAEModel": LDAE(),
+}
+
+
+def block_ends(taps: Sequence[str]) -> list[str]:
+    """
+    Of the taps of a UNet, the last of each residual(+attention) block, which is what the paper counts as a layer; of
+    other networks all.
+
+    Example:
+        >>> block_ends(["up_blocks.0.resnets.0", "up_blocks.0.attentions.0", "up_blocks.1.resnets.0"])
+        ['up_blocks.0.attentions.0', 'up_blocks.1.resnets.0']
+    """
+    attentions = {tap for tap in taps if ".attentions." in tap}
+    return [tap for tap in taps if tap in attentions or tap.replace(".resnets.", ".attentions.") not in attentions]
+
+
+def choose_tap(taps: Sequence[str], name: str | None, default: str) -> str:
+    """
+    A tap by its name, `"last"` or `None` (the default).
+
+    Raises:
+        ValueError: for an unknown name, with all known ones.
+    """
+    if name is None:
+        return default
+    if name == "last":
+        return taps[-1]
+    if name not in taps:
+        close = difflib.get_close_matches(name, taps, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"feature_layer={name!r} is unknown; {hint}Choose one of {', '.join(taps)}.")
+    return name

@@ -1,0 +1,357 @@
+"""DDAE (Xiang et al. 2023, arXiv 2303.09769): the network of a diffusion model as an encoder of images."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, auto_docstring, can_return_tuple
+
+from .building_ddae import build_network, diffusers_class, reset
+from .configuration_ddae import DDAEConfig
+from .corruption_ddae import DDAECorruption
+from .denoisers_ddae import KINDS, Denoiser, choose_tap
+from .sources_ddae import read_source
+from .taps_ddae import record, tokens_of
+from .tokenizer_conv_ldae import posterior_mean
+
+
+@auto_docstring
+class DDAEPreTrainedModel(PreTrainedModel):
+    config: DDAEConfig
+    base_model_prefix = "ddae"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)  # type: ignore[assignment]
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["ResnetBlock2D", "BasicTransformerBlock", "LDAELayer"]
+    _supports_sdpa = True
+    _can_compile_fullgraph = True
+    # A checkpoint may reach further than the tap that is asked for: what lies behind it stays behind.
+    _keys_to_ignore_on_load_unexpected = [r"^(ddae\.)?(denoiser|vae)\.", r"^classifier\."]
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        r"""
+        As transformers', and `feature_layer="..."` moves the tap, towards the input of the network.
+
+        Raises:
+            ValueError: where the checkpoint does not reach as far as the tap.
+        """
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, info = loaded
+        missing = sorted(key for key in info["missing_keys"] if not key.startswith("classifier."))
+        if missing:
+            raise ValueError(
+                f"feature_layer={model.config.feature_layer!r} is not possible with this checkpoint, which lacks "
+                f"{len(missing)} tensors of the network, such as {missing[0]}. It was cut at an earlier block: make it "
+                "again with DDAEModel.from_diffusers."
+            )
+        return (model, info) if output_loading_info else model
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """The initial weights of torch, which diffusers' networks start from. Computed buffers are filled in again."""
+        reset(module)
+        if isinstance(module, DDAECorruption):
+            for name, value in module.tables().items():
+                init.copy_(getattr(module, name), value)
+        elif isinstance(module, DDAEModel) and module.empty_prompt is not None:
+            init.zeros_(module.empty_prompt)
+
+
+@auto_docstring(
+    custom_intro="""
+    The network of a diffusion model as an encoder (Sec. 3): images in, the activation of one block at one time step out.
+    A clean input by default, hence deterministic.
+
+    The block is `config.feature_layer`, named as in the network: of a UNet `"down_blocks.i.resnets.j"`,
+    `"mid_block.resnets.j"` and `"up_blocks.i.resnets.j"`, and `attentions` in place of `resnets` for the attention that
+    follows a residual block; of a DiT `"transformer_blocks.i"`; of an l-DAE `"layers.i"`. What would run after it is not
+    built. [`DDAEModel.from_diffusers`] makes one of a diffusion model.
+    """
+)
+class DDAEModel(DDAEPreTrainedModel):
+    empty_prompt: torch.Tensor | None
+
+    def __init__(self, config: DDAEConfig):
+        super().__init__(config)
+        self.stride, self.num_train_timesteps = config.stride, config.num_train_timesteps
+        self.denoiser: Any = self.kind.build(config)
+        taps = self.kind.taps(self.denoiser)
+        config.feature_layer = choose_tap(taps, config.feature_layer, self.kind.default_tap(config, taps))
+        self.kind.cut(self.denoiser, config.feature_layer)
+        self.vae: Any = build_encoder(config) if config.vae_config else None
+        self.corruption = self.kind.build_corruption(config)
+        if config.empty_prompt_length is None:
+            self.empty_prompt = None
+        else:
+            self.register_buffer("empty_prompt", torch.zeros(config.empty_prompt_length, config.prompt_size))
+        self.feature_layers: dict[str, tuple[int, ...]] = self.kind.shapes(
+            self, taps[: taps.index(config.feature_layer) + 1]
+        )
+        config.hidden_size = self._width(self.feature_layers[config.feature_layer])
+        self.post_init()
+
+    @property
+    def kind(self) -> Denoiser:
+        """How its kind of network is run."""
+        return KINDS[self.config.denoiser_type]
+
+    @classmethod
+    def from_diffusers(
+        cls,
+        source: Any,
+        feature_layer: str | None = None,
+        feature_timestep: int | None = None,
+        *,
+        vae: Any = None,
+        scheduler: Any = None,
+        empty_prompt: torch.Tensor | None = None,
+        null_class: int | None = None,
+        image_size: int | None = None,
+    ) -> "DDAEModel":
+        r"""
+        Make an encoder of a diffusion model. The source is read and copied, never changed.
+
+        Args:
+            source (`str`, `os.PathLike` or an object): A pipeline of diffusers (folder, Hub id or object), its network
+                alone (folder or object: `UNet2DModel`, `UNet2DConditionModel` or `DiTTransformer2DModel`), or an l-DAE
+                (folder, Hub id or object). A network's folder inside a pipeline's stands for the pipeline.
+            feature_layer (`str`, *optional*): The tap; by default the 6th residual(+attention) block of a UNet's up path
+                (the middle one of fewer), the middle block of a DiT, and what an l-DAE's configuration says. `"last"` is
+                the last one, which leaves all taps to [`~DDAEModel.features`].
+            feature_timestep (`int`, *optional*): The time step; by default 11 of 1000, or what an l-DAE's says.
+            vae, scheduler: For a network alone: the `AutoencoderKL` in front of it, and a scheduler of diffusers that
+                says how noise is added (by default DDPM's). A pipeline brings its own.
+            empty_prompt (`torch.Tensor` of shape `(L, D)`, *optional*): For a `UNet2DConditionModel`: what its text
+                encoder makes of the empty text. A pipeline with a text encoder brings its own; without either it is
+                zeros, and a warning says so.
+            null_class (`int`, *optional*): For a UNet that is conditioned on classes: the one that stands for none.
+            image_size (`int`, *optional*): Side of the images in pixels; by default what the network was made for.
+
+        Returns:
+            [`DDAEModel`] in evaluation mode, on the network's device and in its dtype.
+
+        Raises:
+            ValueError: for a source that is none of these, or a network with conditions that have no empty value.
+
+        Example:
+
+        ```python
+        >>> from diffusers import UNet2DModel
+        >>> from ldae import DDAEModel
+        >>> small = {"sample_size": 16, "block_out_channels": (8, 16), "norm_num_groups": 4, "layers_per_block": 1}
+        >>> blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+        >>> model = DDAEModel.from_diffusers(UNet2DModel(**small, **blocks))
+        >>> model.config.feature_layer, model.feature_layers[model.config.feature_layer]
+        ('up_blocks.0.resnets.1', (16, 8, 8))
+
+        ```
+        """
+        parts = read_source(source, vae=vae, scheduler=scheduler, empty_prompt=empty_prompt)
+        config = DDAEConfig(
+            **parts.config_fields(),
+            feature_layer=feature_layer,
+            feature_timestep=feature_timestep,
+            null_class=null_class,
+            image_size=image_size,
+        )
+        with init.no_init_weights():
+            model = cls(config)
+        reference = next(parts.denoiser.parameters())
+        model.to(reference.device, reference.dtype)
+        given, own = parts.state_dict(), model.state_dict()
+        missing = sorted(own.keys() - given.keys())
+        if missing:
+            raise ValueError(
+                f"the network lacks {missing[0]} and {len(missing) - 1} more of the tensors that its configuration "
+                "promises; adapters (LoRA) have to be fused and unloaded first."
+            )
+        model.load_state_dict({name: given[name] for name in own})
+        return model.eval()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        timesteps: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        r"""
+        timesteps (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+            Time step of each image; by default `config.feature_timestep` for all.
+        noise (`torch.FloatTensor` of the shape that [`~DDAEModel.encode`] gives, *optional*):
+            The noise eps: the network sees x_t = gamma_t x_0 + sigma_t eps, with gamma_t^2 + sigma_t^2 = 1, as the paper
+            has it. By default eps = 0, the clean input at the scale of t. For an l-DAE it is `(B, N, d)`.
+
+        Returns:
+            `last_hidden_state`: the raw activation as tokens `(B, N, C)`, a map `(B, C, H, W)` row by row (an l-DAE's
+            through its LayerNorm, as its own features are); `pooler_output`: their mean `(B, C)`, which is the paper's
+            global mean pooling.
+
+        Example:
+
+        ```python
+        >>> import torch
+        >>> from ldae import DDAEConfig, DDAEModel
+        >>> unet = {"sample_size": 16, "block_out_channels": [8, 16], "norm_num_groups": 4, "layers_per_block": 1}
+        >>> unet |= {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
+        >>> outputs = DDAEModel(DDAEConfig(denoiser_config=unet)).eval()(torch.zeros(2, 3, 16, 16))
+        >>> outputs.last_hidden_state.shape, outputs.pooler_output.shape
+        (torch.Size([2, 64, 16]), torch.Size([2, 16]))
+
+        ```
+        """
+        self._check_images(pixel_values, bool(interpolate_pos_encoding))
+        if timesteps is None:
+            timesteps = self._shared_timestep(self.config.feature_timestep, pixel_values)
+        activation = self.kind.run(self, self.encode(pixel_values), timesteps, noise)
+        tokens = tokens_of(activation)  # (B, N, C)
+        return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=tokens.mean(dim=1))
+
+    def features(
+        self,
+        pixel_values: torch.Tensor,
+        layers: Sequence[str] | None = None,
+        timesteps: Sequence[int] | None = None,
+        noise: torch.Tensor | None = None,
+        pool: str = "mean",
+        interpolate_pos_encoding: bool = False,
+    ) -> dict[str, torch.Tensor]:
+        """
+        Features at several taps and time steps: one forward for each time step, which ends at the last of the taps.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(B, C, H, W)`): Images in [-1, 1].
+            layers (`Sequence[str]`, *optional*): Taps, of `feature_layers`; by default `config.feature_layer`.
+            timesteps (`Sequence[int]`, *optional*): Time steps; by default `config.feature_timestep`.
+            noise (`torch.FloatTensor`, *optional*): As of [`~DDAEModel.forward`], the same at every time step.
+            pool (`str`, defaults to `"mean"`): `"mean"` over space or tokens, or `"none"`: maps and tokens as they are.
+            interpolate_pos_encoding (`bool`, defaults to `False`): Whether images of any size are taken.
+
+        Returns:
+            `dict[str, torch.Tensor]`: for each of `layers` a tensor `(T, B, C)`, in the order of `timesteps`; with
+            `pool="none"` `(T, B, C, H, W)` or `(T, B, N, C)`.
+
+        Raises:
+            ValueError: for a tap that is unknown or was cut off, a time step that does not exist, or another `pool`.
+        """
+        layers = [str(self.config.feature_layer)] if layers is None else list(layers)
+        steps = [self.config.feature_timestep] if timesteps is None else list(timesteps)
+        self._check_images(pixel_values, interpolate_pos_encoding)
+        self._check_choices(layers, steps, pool)
+
+        def read(activation: torch.Tensor) -> torch.Tensor:
+            activation = self.kind.read(self.denoiser, activation)
+            return tokens_of(activation).mean(dim=1) if pool == "mean" else activation
+
+        x0 = self.encode(pixel_values)
+
+        def features_at(t: Any) -> dict[str, torch.Tensor]:
+            timesteps = self._shared_timestep(t, pixel_values)
+            return record(self.denoiser, layers, lambda: self.kind.run(self, x0, timesteps, noise), read)
+
+        found = [features_at(t) for t in steps]
+        return {name: torch.stack([at_t[name] for at_t in found]) for name in layers}
+
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """
+        Images `(B, C, H, W)` to the network's clean input x_0: the images themselves, or the scaled posterior mean
+        `(B, c, h, w)` of a latent model's autoencoder, which is frozen.
+        """
+        if self.vae is None:
+            return pixel_values
+        with torch.no_grad():
+            z = posterior_mean(self.vae, pixel_values)
+        fields = self.vae.config
+        return (z - (fields.shift_factor or 0)) * fields.scaling_factor
+
+    def _shared_timestep(self, t: Any, pixel_values: torch.Tensor) -> torch.Tensor:
+        return torch.full((1,), t, dtype=torch.long, device=pixel_values.device)
+
+    @staticmethod
+    def _width(shape: tuple[int, ...]) -> int:
+        return shape[0] if len(shape) == 3 else shape[-1]  # of a map (C, H, W), or of tokens (N, C)
+
+    def _check_images(self, pixel_values: torch.Tensor, any_size: bool) -> None:
+        channels, height, width = pixel_values.shape[1:]
+        c = self.config
+        if channels != c.num_channels:
+            raise ValueError(
+                f"pixel_values has {channels} channels; the model was made for num_channels={c.num_channels}."
+            )
+        if not any_size and (height, width) != (c.image_size, c.image_size):
+            raise ValueError(
+                f"pixel_values is {height}x{width}; the model was made for image_size={c.image_size}. Resize the images, "
+                f"or pass interpolate_pos_encoding=True for any multiple of {self.stride}."
+            )
+        if height % self.stride or width % self.stride:
+            raise ValueError(f"pixel_values is {height}x{width}; both must be multiples of {self.stride}.")
+
+    def _check_choices(self, layers: list[str], timesteps: list[Any], pool: str) -> None:
+        unknown = [name for name in layers if name not in self.feature_layers]
+        if unknown or not layers or len(set(layers)) < len(layers):
+            raise ValueError(
+                f"layers={layers} is not possible; give different ones of {', '.join(self.feature_layers)} (the network "
+                f"was cut after feature_layer={self.config.feature_layer!r})."
+            )
+        last = self.num_train_timesteps - 1
+        if not timesteps or not all(0 <= t <= last for t in timesteps):
+            raise ValueError(f"timesteps={timesteps} is not possible; give numbers from 0 to {last}.")
+        if pool not in ("mean", "none"):
+            raise ValueError(f"pool={pool!r} is unknown; choose 'mean' or 'none'.")
+
+
+@auto_docstring(
+    custom_intro="""
+    A DDAE encoder with a linear classifier on the mean of its features. A trained probe is one, its BatchNorm folded.
+    """
+)
+class DDAEForImageClassification(DDAEPreTrainedModel):
+    def __init__(self, config: DDAEConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.ddae = DDAEModel(config)
+        self.classifier = nn.Linear(config.hidden_size, self.num_labels)  # type: ignore[arg-type]
+        self.post_init()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        timesteps: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ImageClassifierOutput:
+        r"""
+        timesteps (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+            Time step of each image; by default `config.feature_timestep` for all.
+        noise (`torch.FloatTensor`, *optional*):
+            The noise eps to corrupt the network's input with at `timesteps`; by default the input stays clean.
+        """
+        outputs: BaseModelOutputWithPooling = self.ddae(
+            pixel_values, timesteps, noise, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
+        )
+        logits = self.classifier(outputs.pooler_output)  # (B, num_labels)
+        loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
+        return ImageClassifierOutput(loss=loss, logits=logits)
+
+
+def build_encoder(config: DDAEConfig) -> Any:
+    """The encoding half of an `AutoencoderKL`, frozen, without initial weights."""
+    vae: Any = build_network(diffusers_class("AutoencoderKL"), config.vae_config or {}, "vae_config")
+    vae.decoder = vae.post_quant_conv = None
+    return vae.requires_grad_(False)
+
+
+__all__ = ["DDAEForImageClassification", "DDAEModel", "DDAEPreTrainedModel"]

@@ -1,0 +1,108 @@
+"""Taps: the named places of a network at which its features are read, all at once by hooks, or one where it ends."""
+
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class StopForward(Exception):
+    """Ends a forward of which all that was wanted has been seen."""
+
+
+class PassThrough(nn.Module):
+    """Stands where a block was cut away: gives back its first input, in the form that the block would."""
+
+    def forward(self, hidden: torch.Tensor, *args: Any, return_dict: bool | None = None, **kwargs: Any) -> Any:
+        return hidden if return_dict is None else (hidden,)
+
+
+def record(
+    network: nn.Module,
+    taps: Sequence[str],
+    run: Callable[[], Any],
+    read: Callable[[torch.Tensor], torch.Tensor] = lambda activation: activation,
+) -> dict[str, torch.Tensor]:
+    """
+    What modules of a network give in one forward, which ends as soon as all of them have run.
+
+    Args:
+        network (`nn.Module`): Whose modules are watched.
+        taps (`Sequence[str]`): Their names in it.
+        run (`Callable`): Starts the forward.
+        read (`Callable`, *optional*): What of an activation is kept, such as its mean.
+
+    Returns:
+        `dict[str, torch.Tensor]`: by name, in the order of `taps`.
+    """
+    found: dict[str, torch.Tensor] = {}
+
+    def hook_of(name: str) -> Callable:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            found[name] = read(output[0] if isinstance(output, tuple) else output)
+            if len(found) == len(taps):
+                raise StopForward
+
+        return hook
+
+    handles = [network.get_submodule(name).register_forward_hook(hook_of(name)) for name in taps]
+    try:
+        run()
+    except StopForward:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: found[name] for name in taps}
+
+
+def tokens_of(activation: torch.Tensor) -> torch.Tensor:
+    """A map `(B, C, H, W)` as tokens `(B, H * W, C)`; tokens as they are."""
+    return activation.flatten(2).transpose(1, 2) if activation.ndim == 4 else activation
+
+
+def unet_taps(unet: Any) -> list[str]:
+    """Names of all residual and attention blocks of a UNet of diffusers, in the order in which they run."""
+    places = [(f"down_blocks.{i}", block) for i, block in enumerate(unet.down_blocks)]
+    places += [("mid_block", unet.mid_block)] if unet.mid_block is not None else []
+    places += [(f"up_blocks.{i}", block) for i, block in enumerate(unet.up_blocks)]
+    taps = []
+    for place, block in places:
+        pairs = zip_longest(block.resnets, getattr(block, "attentions", None) or [])
+        for j, (resnet, attention) in enumerate(pairs):
+            taps += [f"{place}.resnets.{j}"] if resnet is not None else []
+            taps += [f"{place}.attentions.{j}"] if attention is not None else []
+    return taps
+
+
+def cut_unet(unet: Any, tap: str) -> None:
+    """
+    Take out of a UNet of diffusers all that would run after a tap. Its own forward then gives the tap's activation: the
+    later blocks are gone from its lists, and what cannot be gone hands through.
+    """
+    *place, kind, index = tap.split(".")
+    j = int(index)
+    if place[0] != "up_blocks":
+        unet.up_blocks = nn.ModuleList()
+    else:
+        unet.up_blocks = unet.up_blocks[: int(place[1]) + 1]
+    if place[0] == "down_blocks":
+        unet.down_blocks = unet.down_blocks[: int(place[1]) + 1]
+        unet.mid_block = None
+    block: Any = unet.get_submodule(".".join(place))
+    block.resnets = block.resnets[: j + 1]
+    attentions = getattr(block, "attentions", None)
+    if attentions is not None:
+        # A middle block pairs each attention with the residual block after it, the others with the one before.
+        middle = place[0] == "mid_block"
+        block.attentions = attentions[: j + 1] if kind == "attentions" else attentions[:j]
+        if middle and kind == "attentions":
+            block.resnets.append(PassThrough())
+        elif not middle and kind == "resnets":
+            block.attentions.append(PassThrough())
+    for sampler in ("downsamplers", "upsamplers"):
+        if getattr(block, sampler, None) is not None:
+            setattr(block, sampler, None)
+    unet.conv_norm_out = unet.conv_act = unet.conv_out = PassThrough()

@@ -1,0 +1,183 @@
+"""Every tap of every network: the cut network gives what a hook on the whole one sees, and ships nothing more."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ldae import DDAEConfig, DDAEModel, LDAEModel
+from ldae.models.denoisers_ddae import block_ends
+from ldae.models.taps_ddae import tokens_of
+from tests.models.small_diffusers import call, draw_input, gamma, hooked, small_conditional_unet, small_dit, small_unet
+from tests.models.small_models import draw_corruption, draw_images, open_gates, small_config
+
+
+T = 11
+NETWORKS: dict[str, Any] = {
+    "unet": small_unet,
+    "unet with attention": lambda: small_unet("AttnDownBlock2D", "AttnUpBlock2D", layers_per_block=2),
+    "unet that resamples by residual blocks": lambda: small_unet(
+        "ResnetDownsampleBlock2D",
+        "ResnetUpsampleBlock2D",
+        down_block_types=("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        downsample_type="resnet",
+        upsample_type="resnet",
+        resnet_time_scale_shift="scale_shift",
+    ),
+    "unet without a middle": lambda: small_unet(mid_block_type=None),
+    "unet without attention in the middle": lambda: small_unet(add_attention=False, center_input_sample=True),
+    "conditional unet": small_conditional_unet,
+    "conditional unet of other blocks": lambda: small_conditional_unet(
+        down_block_types=("SimpleCrossAttnDownBlock2D", "ResnetDownsampleBlock2D"),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        up_block_types=("ResnetUpsampleBlock2D", "SimpleCrossAttnUpBlock2D"),
+    ),
+    "conditional unet with a plain middle": lambda: small_conditional_unet(mid_block_type="UNetMidBlock2D"),
+    "dit": small_dit,
+}
+
+
+def count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS.keys())
+@torch.no_grad()
+def test_every_tap_gives_what_a_hook_sees(make: Any) -> None:
+    network = make()
+    x = draw_input(network)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    whole = DDAEModel.from_diffusers(network, "last")
+    together = whole.features(x, list(whole.feature_layers), [T, 500], pool="none")
+    sizes = []
+    for tap, shape in whole.feature_layers.items():
+        seen = hooked(network, tap, lambda: call(network, gamma(T) * x, T))
+        assert seen.shape[1:] == shape, tap
+        model = DDAEModel.from_diffusers(network, tap)
+        outputs = model(x)
+        assert torch.equal(outputs.last_hidden_state, tokens_of(seen)), tap
+        assert torch.equal(together[tap][0], seen), tap
+        assert torch.equal(outputs.pooler_output, whole.features(x, [tap], [T])[tap][0]), tap
+        torch.testing.assert_close(outputs.pooler_output, seen.flatten(2).mean(2) if seen.ndim == 4 else seen.mean(1))
+        at_500 = hooked(network, tap, lambda: call(network, gamma(500) * x, 500))
+        assert torch.equal(together[tap][1], at_500), tap
+        assert model.config.hidden_size == outputs.pooler_output.shape[1]
+        assert list(model.feature_layers) == list(whole.feature_layers)[: len(model.feature_layers)]
+        sizes.append(count(model))
+    assert sizes == sorted(set(sizes)), "each tap needs more than the one before it"
+    assert sizes[-1] < count(network)
+    assert before.keys() == network.state_dict().keys(), "the source was changed"
+    assert all(torch.equal(network.state_dict()[name], tensor) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize(
+    ("make", "tap", "behind"),
+    [
+        (
+            "unet with attention",
+            "up_blocks.0.resnets.1",
+            "up_blocks.0.attentions.1 up_blocks.0.attentions.2 up_blocks.0.resnets.2 up_blocks.0.upsamplers up_blocks.1 conv_norm_out conv_out",
+        ),
+        (
+            "unet with attention",
+            "mid_block.resnets.0",
+            "mid_block.attentions mid_block.resnets.1 up_blocks conv_norm_out conv_out",
+        ),
+        (
+            "unet with attention",
+            "down_blocks.0.resnets.1",
+            "down_blocks.0.downsamplers down_blocks.1 mid_block up_blocks conv_norm_out conv_out",
+        ),
+        ("dit", "transformer_blocks.1", "transformer_blocks.2 proj_out_1 proj_out_2"),
+    ],
+)
+def test_a_cut_network_holds_all_before_its_tap_and_nothing_behind(make: str, tap: str, behind: str) -> None:
+    network = NETWORKS[make]()
+    parts = tuple(f"denoiser.{part}" for part in behind.split())
+    whole = {f"denoiser.{name}" for name in network.state_dict()}
+    assert all(any(name.startswith(part) for name in whole) for part in parts)
+    expected = {name for name in whole if not name.startswith(parts)}
+    assert set(DDAEModel.from_diffusers(network, tap).state_dict()) == expected
+
+
+def test_names_are_those_of_the_modules_in_the_order_of_the_forward() -> None:
+    model = DDAEModel.from_diffusers(small_unet("AttnDownBlock2D", "AttnUpBlock2D"), "last")
+    assert list(model.feature_layers.items()) == [
+        ("down_blocks.0.resnets.0", (8, 16, 16)),
+        ("down_blocks.1.resnets.0", (16, 8, 8)),
+        ("down_blocks.1.attentions.0", (16, 8, 8)),
+        ("mid_block.resnets.0", (16, 8, 8)),
+        ("mid_block.attentions.0", (16, 8, 8)),
+        ("mid_block.resnets.1", (16, 8, 8)),
+        ("up_blocks.0.resnets.0", (16, 8, 8)),
+        ("up_blocks.0.attentions.0", (16, 8, 8)),
+        ("up_blocks.0.resnets.1", (16, 8, 8)),
+        ("up_blocks.0.attentions.1", (16, 8, 8)),
+        ("up_blocks.1.resnets.0", (8, 16, 16)),
+        ("up_blocks.1.resnets.1", (8, 16, 16)),
+    ]
+    assert block_ends(list(model.feature_layers))[-4:] == [
+        "up_blocks.0.attentions.0",
+        "up_blocks.0.attentions.1",
+        "up_blocks.1.resnets.0",
+        "up_blocks.1.resnets.1",
+    ]
+
+
+def test_defaults() -> None:
+    attended = small_unet("AttnDownBlock2D", "AttnUpBlock2D", layers_per_block=3, block_out_channels=(8, 8))
+    assert DDAEModel.from_diffusers(attended).config.feature_layer == "up_blocks.1.resnets.1"  # the 6th of 8
+    assert DDAEModel.from_diffusers(small_unet()).config.feature_layer == "up_blocks.0.resnets.1"  # the middle of 4
+    assert DDAEModel.from_diffusers(small_dit()).config.feature_layer == "transformer_blocks.1"  # the middle of 3
+    assert DDAEModel.from_diffusers(small_dit()).config.feature_timestep == 11
+    with torch.device("meta"):
+        paper = DDAEModel(DDAEConfig())
+    assert paper.config.feature_layer == "up_blocks.1.resnets.2"
+    assert paper.feature_layers["up_blocks.1.resnets.2"] == (256, 8, 8)
+
+
+@pytest.mark.parametrize("name", ["up_blocks.1.resnets.7", "conv_in", "up_blocks"])
+def test_an_unknown_tap_is_refused_with_the_list_of_all(name: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"feature_layer='{name}' is unknown.*down_blocks.0.resnets.0, .*up_blocks.1"
+    ):
+        DDAEModel.from_diffusers(small_unet(), name)
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        (
+            {"layers": ["up_blocks.1.resnets.0"]},
+            r"layers=\['up_blocks.1.resnets.0'\] .* cut after feature_layer='up_b",
+        ),
+        ({"layers": []}, "layers=.. is not possible"),
+        ({"layers": ["mid_block.resnets.0"] * 2}, "give different ones"),
+        ({"timesteps": [1, 1000]}, r"timesteps=\[1, 1000\] is not possible; give numbers from 0 to 999"),
+        ({"pool": "max"}, "pool='max' is unknown"),
+    ],
+)
+def test_wrong_choices_of_features_are_refused(choice: dict, message: str) -> None:
+    model = DDAEModel.from_diffusers(small_unet())
+    with pytest.raises(ValueError, match=message):
+        model.features(torch.zeros(1, 3, 16, 16), **choice)
+
+
+def test_an_ldae_gives_its_own_features_at_each_of_its_blocks() -> None:
+    images, (_, noise) = draw_images(), draw_corruption()
+    source = open_gates(LDAEModel(small_config(), num_layers=3))
+    default = DDAEModel.from_diffusers(source)
+    assert (default.config.feature_layer, default.config.feature_timestep) == ("layers.1", 10)
+    assert torch.equal(default(images).last_hidden_state, source(images).last_hidden_state)
+    whole = DDAEModel.from_diffusers(source, "last", 20)
+    assert whole.feature_layers == {f"layers.{i}": (16, 32) for i in range(3)}
+    together = whole.features(images, list(whole.feature_layers), [20, 40], noise=noise, pool="none")
+    hidden = source(images, torch.tensor([20]), noise, output_hidden_states=True).hidden_states
+    for i in range(3):
+        cut = DDAEModel.from_diffusers(source, f"layers.{i}", 20)
+        assert len(cut.denoiser.layers) == i + 1
+        expected = source.normalize(hidden[i + 1])
+        assert torch.equal(cut(images, noise=noise).last_hidden_state, expected)
+        assert torch.equal(together[f"layers.{i}"][0], expected)
