@@ -38,6 +38,11 @@ def test_python_blocks_run_in_order(quickstart, monkeypatch):
     assert len(names["features"][0]) == 128
     assert len(names["tokens"]) == 2
     assert [image.size for image in names["samples"]] == [(16, 16)] * 4
+    assert {name: tuple(f.shape) for name, f in names["by_block"].items()} == {
+        "mid_block.resnets.1": (3, 1, 64),
+        "up_blocks.1.resnets.0": (3, 1, 32),
+    }
+    assert names["encoder"].feature_layers["up_blocks.0.attentions.1"] == (64, 16, 16)
     assert names["shown"].noisy_images[0].size == (16, 16)
 
 

@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMPipeline
 
 from ldae import DDAEModel, LDAEForPreTraining, save_image_processor
+from ldae.hub.model_card import write_model_card
 from ldae.hub.remote_code import AUTO_MAPS, code_files, save_with_code
 from tests.hub.conftest import Runner
 from tests.hub.hub_server import TestHub
@@ -71,6 +73,13 @@ def test_the_code_is_what_the_model_imports_and_nothing_else(tmp_path: Path) -> 
     after = json.loads((tmp_path / "config.json").read_text())
     assert after.pop("auto_map") == AUTO_MAPS["ddae"]
     assert after == before
+
+
+def test_no_card_of_an_ldae_is_written_for_it(tmp_path: Path) -> None:
+    DDAEModel.from_diffusers(small_unet()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"model_type='ddae'; a card is rendered for 'ldae' alone.*save_with_code"):
+        write_model_card(tmp_path)
+    assert not (tmp_path / "README.md").exists()
 
 
 FROM_THE_HUB = """

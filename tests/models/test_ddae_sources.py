@@ -21,7 +21,7 @@ from diffusers import (
 from safetensors.torch import load_file
 from transformers import AutoModel, ViTConfig, ViTModel
 
-from ldae import DDAEModel, LDAEForPreTraining, LDAEModel
+from ldae import DDAEModel, LDAEForPreTraining, LDAEModel, LDAEPipeline, LDAEScheduler
 from ldae.models.taps_ddae import tokens_of
 from tests.hub.conftest import NO_LDAE
 from tests.models.small_diffusers import small_conditional_unet, small_dit, small_unet, small_vae
@@ -192,7 +192,9 @@ def test_an_ldae_s_folder_gives_all_of_its_blocks(tmp_path: Path) -> None:
     assert list(deepest.feature_layers) == ["layers.0", "layers.1", "layers.2"]
     hidden = denoiser.ldae(images, output_hidden_states=[3]).hidden_states[3]
     torch.testing.assert_close(deepest(images).last_hidden_state, denoiser.ldae.normalize(hidden))
-    assert list(DDAEModel.from_diffusers(denoiser, "last").feature_layers) == list(deepest.feature_layers)
+    pipeline = LDAEPipeline(denoiser, LDAEScheduler.from_ldae_config(denoiser.config))
+    for live in (denoiser, pipeline):
+        assert list(DDAEModel.from_diffusers(live, "last").feature_layers) == list(deepest.feature_layers)
     LDAEModel.from_pretrained(tmp_path / "run").save_pretrained(tmp_path / "encoder")
     encoder = DDAEModel.from_diffusers(tmp_path / "encoder", "last")
     assert list(encoder.feature_layers) == ["layers.0", "layers.1"]

@@ -83,13 +83,19 @@ def render_model_card(
         The card: its metadata with one model-index entry for each result, and its text.
 
     Raises:
-        ValueError: the folder has no config.json.
+        ValueError: the folder has no config.json, or it is not an l-DAE's.
     """
     folder = Path(folder)
     config_path = folder / "config.json"
     if not config_path.is_file():
         raise ValueError(f"{folder} has no config.json; give a run's folder, or one that save_pretrained wrote")
-    config = LDAEConfig.from_dict(json.loads(config_path.read_text(encoding="utf-8")))
+    fields = json.loads(config_path.read_text(encoding="utf-8"))
+    if fields.get("model_type") != "ldae":
+        raise ValueError(
+            f"{config_path} has model_type={fields.get('model_type')!r}; a card is rendered for 'ldae' alone. Write its "
+            "README.md by hand and upload the folder with `hf upload`, after ldae.hub.remote_code.save_with_code"
+        )
+    config = LDAEConfig.from_dict(fields)
     recipe_path = folder / "recipe.yaml"
     recipe_text = recipe_path.read_text(encoding="utf-8").strip() if recipe_path.is_file() else ""
     data = (yaml.safe_load(recipe_text) or {}).get("data", {}) if recipe_text else {}

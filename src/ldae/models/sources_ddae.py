@@ -127,6 +127,8 @@ def _schedule(scheduler: Any) -> dict[str, Any]:
 
 def _read_components(components: dict[str, Any]) -> DiffusionParts:
     """Of a live pipeline."""
+    if isinstance(components.get("model"), LDAEForPreTraining):
+        return DiffusionParts(components["model"].ldae)  # an LDAEPipeline, whose model knows its schedule
     network = _one_network(components)
     parts = DiffusionParts(_checked(components[network]), scheduler=_schedule(components["scheduler"]))
     if components.get("vae") is not None:
