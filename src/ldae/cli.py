@@ -12,6 +12,7 @@ from ldae.errors import RunError
 VERBS = {
     "train_tokenizer": "fit the latent tokenizer of a recipe",
     "pretrain": "pre-train from a recipe; the same command resumes",
+    "deconstruct": "run the paper's trajectory from DiT to l-DAE, row by row, and report it",
     "linear_probe": "linear probes on a checkpoint: blocks, time steps, learning rates in one pass",
     "knn": "nearest-neighbour accuracy of a checkpoint",
     "generate": "sample pictures of a checkpoint, and their FID and KID",

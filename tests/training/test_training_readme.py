@@ -8,7 +8,9 @@ import pytest
 import yaml
 
 from ldae.data import DataConfig
+from ldae.deconstruct.preset import KEYS, GenerationOptions, ProbeOptions, SweepOptions
 from ldae.models.configuration_ldae import LDAEConfig
+from ldae.training.classifier import ClassifierConfig
 from ldae.training.recipe import MODEL_FIELDS, TokenizerConfig, TrainingConfig
 
 
@@ -38,10 +40,14 @@ def defaults(kind: type) -> dict[str, object]:
         ("data", defaults(DataConfig)),
         ("tokenizer", defaults(TokenizerConfig)),
         ("training", defaults(TrainingConfig)),
+        ("sweep", defaults(SweepOptions)),
+        ("classifier", defaults(ClassifierConfig)),
+        ("probe", defaults(ProbeOptions)),
+        ("generation", defaults(GenerationOptions)),
     ],
-    ids=["model", "data", "tokenizer", "training"],
+    ids=["model", "data", "tokenizer", "training", "sweep", "classifier", "probe", "generation"],
 )
-def test_every_field_of_a_recipe_is_explained_with_its_default(section, expected):
+def test_every_field_of_a_recipe_or_preset_is_explained_with_its_default(section, expected):
     explained = {name.strip("`"): (default, meaning) for name, default, meaning in rows(f"### `{section}:`")}
     assert list(explained) == list(expected)
     for name, (default, meaning) in explained.items():
@@ -56,6 +62,10 @@ def test_every_field_of_a_recipe_is_explained_with_its_default(section, expected
         assert value == (pytest.approx(expected[name], abs=1e-4) if isinstance(value, float) else expected[name]), name
 
 
+def test_every_key_of_a_preset_is_explained():
+    assert [name.strip("`") for name, _, _ in rows("### Presets")] == list(KEYS)
+
+
 def test_every_explained_message_is_one_of_the_code():
     source = "\n".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
     messages = [row[0].strip("`") for row in rows("## What an error means")]
@@ -65,6 +75,8 @@ def test_every_explained_message_is_one_of_the_code():
 
 def test_every_recipe_and_launch_file_is_named():
     for path in (ROOT / "training" / "recipes").glob("*.yaml"):
+        assert f"({path.relative_to(ROOT / 'training')})" in README, path
+    for path in (ROOT / "training" / "recipes" / "deconstruction").glob("[!0-9]*.yaml"):
         assert f"({path.relative_to(ROOT / 'training')})" in README, path
     for path in (ROOT / "training" / "accelerate").glob("*.yaml"):
         assert path.name in README, path

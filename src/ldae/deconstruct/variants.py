@@ -1,0 +1,141 @@
+"""The runs that a preset stands for: each row, or each latent dimension of a sweep, as a recipe."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ldae.deconstruct.preset import Preset, row_key
+from ldae.models.configuration_ldae import CONV_VAE_DEFAULTS
+from ldae.training.options import FREE_FIELDS
+from ldae.training.recipe import Recipe, build_recipe, read_sections
+from ldae.training.tokenizer_training import tokenizer_recipe
+
+
+@dataclass(frozen=True)
+class Variant:
+    """
+    One bar or one point of the report: a row, or a tokenizer at one latent dimension.
+
+    `folder` is its place below the output folder; `key` the row's number (`"07"`), or `"pca-8"` in a sweep; `sections`
+    those of its recipe, before the preset's are laid over it; `tokenizer`, `dimension` say what a sweep varies.
+    """
+
+    folder: str
+    key: str
+    name: str
+    sections: dict[str, dict[str, Any]]
+    tokenizer: str | None = None
+    dimension: int | None = None
+
+
+def list_variants(preset: Preset) -> list[Variant]:
+    """
+    All variants of a preset, its rows first.
+
+    Raises:
+        ValueError: where a recipe is wrong.
+    """
+    rows = [
+        Variant(f"rows/{name}", row_key(name), name, read_sections(preset.recipes / f"{name}.yaml"))
+        for name in preset.rows
+    ]
+    return rows + (_sweep_variants(preset) if preset.sweep is not None else [])
+
+
+def sweep_variant(tokenizer: str, dimension: int, sections: dict[str, dict[str, Any]]) -> Variant:
+    """The point of a sweep for one tokenizer and latent dimension."""
+    name = f"{tokenizer} at d = {dimension}"
+    return Variant(f"sweep/{tokenizer}-d{dimension}", f"{tokenizer}-{dimension}", name, sections, tokenizer, dimension)
+
+
+def variant_recipe(variant: Variant, preset: Preset, seed: int, output_dir: Path, num_classes: int | None) -> Recipe:
+    """
+    A variant's recipe under a preset.
+
+    The preset's sections win over the row's, except that they switch nothing on: `num_class_embeds`,
+    `perceptual_weight`, `adversarial_weight` and `conv_vae_config` change a row that has them.
+
+    Args:
+        variant ([`Variant`]): Which.
+        preset ([`Preset`]): What is laid over it.
+        seed (`int`): Of the pre-training.
+        output_dir (`Path`): The run's folder.
+        num_classes (`int`, *optional*): Classes of the data, for a row that is told them.
+
+    Returns:
+        [`Recipe`].
+
+    Raises:
+        ValueError: where the two do not go together.
+    """
+    laid = {name: dict(values) for name, values in preset.sections.items()}
+    own_model, own_tokenizer = variant.sections["model"], variant.sections["tokenizer"]
+    if own_model.get("num_class_embeds") is None:
+        laid["model"].pop("num_class_embeds", None)
+    elif num_classes is not None:
+        laid["model"].setdefault("num_class_embeds", num_classes)
+    for name in ("perceptual_weight", "adversarial_weight"):
+        if not own_tokenizer.get(name):
+            laid["tokenizer"].pop(name, None)
+    if own_model.get("latent_tokenizer") != "conv_vae":
+        laid["model"].pop("conv_vae_config", None)
+    sections = {name: {**variant.sections[name], **laid[name]} for name in laid}
+    if variant.dimension is not None:
+        sections["model"] |= _at_dimension(variant, sections["model"])
+    sections["training"] |= {"seed": seed, "output_dir": str(output_dir)}
+    try:
+        return build_recipe(sections)
+    except ValueError as error:
+        raise ValueError(f"{variant.name} under {preset.path}: {error}") from error
+
+
+def tokenizer_name(recipe: Recipe) -> str:
+    """
+    Name of the folder of a recipe's tokenizer: its kind, its dimension, and a hash of all that it depends on, so that
+    rows with the same one share it. Seeds share it too.
+    """
+    described = tokenizer_recipe(recipe, "shared").resolved()
+    described["tokenizer"]["perceptual_model"] = Path(described["tokenizer"]["perceptual_model"]).name
+    described["training"]["seed"] = 0
+    config = recipe.model_config()
+    return f"{config.latent_tokenizer}-d{config.latent_dim}-{content_hash(described)}"
+
+
+def content_hash(resolved: dict[str, Any]) -> str:
+    """Eight hexadecimal digits of what of a resolved recipe any trained number depends on."""
+    kept = {
+        section: {name: value for name, value in values.items() if name not in FREE_FIELDS or name == "images"}
+        for section, values in resolved.items()
+    }
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _sweep_variants(preset: Preset) -> list[Variant]:
+    assert preset.sweep is not None
+    (path,) = [p for p in preset.recipes.glob("*.yaml") if row_key(p.stem) == preset.sweep.row]
+    sections = read_sections(path)
+    return [
+        sweep_variant(
+            tokenizer, dimension, {**sections, "model": {**sections["model"], "latent_tokenizer": tokenizer}}
+        )
+        for tokenizer, dimensions in preset.sweep.dimensions.items()
+        for dimension in dimensions
+    ]
+
+
+def _at_dimension(variant: Variant, model: dict[str, Any]) -> dict[str, Any]:
+    """What of the model a latent dimension sets; that of a convolutional VAE follows from its number of channels."""
+    fields: dict[str, Any] = {"latent_dim": variant.dimension}
+    if variant.tokenizer == "conv_vae" and variant.dimension is not None:
+        network = {**CONV_VAE_DEFAULTS, **(model.get("conv_vae_config") or {})}
+        stride = 2 ** (len(network["block_out_channels"]) - 1)
+        channels, rest = divmod(variant.dimension, max(1, model.get("patch_size", 16) // stride) ** 2)
+        if rest or not channels:
+            raise ValueError(
+                f"sweep.dimensions.conv_vae={variant.dimension} is not possible with a stride of {stride} and patch_size="
+                f"{model.get('patch_size', 16)}; give multiples of {(model.get('patch_size', 16) // stride) ** 2}."
+            )
+        fields["conv_vae_config"] = {**(model.get("conv_vae_config") or {}), "latent_channels": channels}
+    return fields

@@ -1,0 +1,79 @@
+"""Presets: what they hold, what the command line changes, and what they refuse."""
+
+import pytest
+
+from ldae.deconstruct.preset import load_preset, select_rows
+from ldae.reports.paper_figures import TRAJECTORY
+
+
+def test_by_default_all_rows_are_run(write_preset):
+    preset = load_preset(write_preset())
+    assert [name.split("_")[0] for name in preset.rows] == [step.row for step in TRAJECTORY]
+    assert preset.seeds == (0,) and preset.sweep is None and preset.generation is None
+    assert preset.probe.study_rows == ["12"] and preset.classifier.images == 192
+
+
+def test_rows_are_named_by_number_or_by_name(write_preset):
+    preset = load_preset(write_preset(rows=[7, "12a", "00_dit"]))
+    assert preset.rows == ("00_dit", "07_patch_pca", "12a_random_crop")
+    assert select_rows(preset.rows, ["12a", "0"]) == ("00_dit", "12a_random_crop")
+
+
+def test_the_command_line_wins(write_preset):
+    overrides = {"rows": "0,7", "seeds": "0,1,2", "images": "1e3", "probe.epochs": "5", "generation.steps": "7"}
+    preset = load_preset(write_preset(), overrides)
+    assert preset.rows == ("00_dit", "07_patch_pca") and preset.seeds == (0, 1, 2)
+    assert float(preset.sections["training"]["images"]) == 1000 and preset.probe.epochs == 5
+    assert preset.generation.steps == 7
+
+
+def test_a_preset_may_be_a_difference_from_another(write_preset, tmp_path):
+    write_preset("first.yaml")
+    second = tmp_path / "second.yaml"
+    second.write_text("base: first.yaml\nseeds: [3]\nmodel: {latent_dim: 8}\n")
+    preset = load_preset(second)
+    assert preset.seeds == (3,) and len(preset.rows) == len(TRAJECTORY)
+    assert preset.sections["model"]["latent_dim"] == 8 and preset.sections["model"]["image_size"] == 16
+
+
+def test_a_sweep_runs_no_rows_unless_asked(write_preset):
+    sweep = {"dimensions": {"pca": [2, 4], "pixel": [3]}}
+    preset = load_preset(write_preset(sweep=sweep))
+    assert preset.rows == () and preset.sweep.row == "07"
+    assert load_preset(write_preset(sweep=sweep, rows=[12])).rows == ("12_ldae",)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"imagse": {}}, "section 'imagse' is unknown"),
+        ({"model": {"latent_dims": 3}}, "model.latent_dims is no field of a recipe; did you mean 'latent_dim'?"),
+        ({"data": {"images": 3}}, "data.images is no field of a recipe"),
+        ({"probe": {"epoch": 3}}, "probe.epoch is no field of a preset; did you mean 'epochs'?"),
+        ({"probe": {"epochs": "many"}}, "probe.epochs='many' has the wrong type"),
+        ({"probe": {"protocol": "fast"}}, "protocol='fast' is unknown"),
+        ({"probe": 3}, "section 'probe' must hold `field: value` lines"),
+        ({"generation": {"steps": 0}}, "generation.steps=0 is not possible"),
+        ({"rows": [0, 99]}, "rows='99' is no row here; there are 00, 01"),
+        ({"recipes": "."}, "holds no recipe of a row"),
+        ({"seeds": [0, 0]}, "seeds=[0, 0] is not possible"),
+        ({"seeds": ["a"]}, "seeds=['a'] is not possible"),
+        ({"model": {"noise_schedule": "constant"}}, "model.noise_schedule is what rows differ in"),
+        ({"data": {"random_resized_crop": True}}, "data.random_resized_crop is what rows differ in"),
+        ({"training": {"seed": 3}}, "training.seed is no field of a preset"),
+        ({"sweep": {"dimensions": {"pca": 8}}}, "sweep.dimensions.pca=8 is not possible"),
+        ({"sweep": {"dimensions": {"pca": [8]}, "row": "99"}}, "rows='99' is no row here"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_by_name(write_preset, keys, message):
+    with pytest.raises(ValueError) as error:
+        load_preset(write_preset(**keys))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("imagse", "did you mean 'images'"), ("probe.epoch", "did you mean 'epochs'")]
+)
+def test_unknown_options_are_refused(write_preset, name, message):
+    with pytest.raises(ValueError, match=message):
+        load_preset(write_preset(), {name: "3"})

@@ -1,0 +1,231 @@
+"""Launches: what they leave behind, what they do not do twice, how they end, fail, are killed and share a folder."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModel
+
+from ldae.cli import main
+from ldae.deconstruct.collect import collect
+from ldae.deconstruct.preset import load_preset
+from ldae.deconstruct.runner import Deconstruction, count_classes
+from ldae.deconstruct.variants import tokenizer_name
+from ldae.results import read_results
+
+
+LAUNCHER = Path(__file__).parents[2] / "training" / "deconstruct.py"
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def launch(preset: Path, folder: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(LAUNCHER), "--config", str(preset), "--output_dir", str(folder), *options]
+    return subprocess.Popen(command, env=ONE_THREAD, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def changes(folder: Path) -> dict[str, int]:
+    """When each file that holds a number or a weight was written."""
+    kinds = ("model.safetensors", "tokenizer.safetensors", "results.json", "metrics.jsonl")
+    files = [path for path in folder.rglob("*") if path.name in kinds and "checkpoints" not in path.parts]
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in files}
+
+
+def tokenizers(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "tokenizers").iterdir())
+
+
+def test_a_launch_leaves_runs_probes_tokenizers_and_a_report(finished):
+    preset, folder = finished
+    found = collect(load_preset(preset), folder)
+    assert [row.variant.key for row in found.rows] == ["00", "07", "12"]
+    for row in found.rows:
+        assert row.accuracy.seeds == 2 and 0 < row.accuracy.mean < 1 and row.accuracy.stderr is not None
+        assert row.images == 192 and row.failures == {}
+    l_dae = found.row("12")
+    assert list(l_dae.blocks) == [1, 2] and list(l_dae.timesteps["clean"]) == list(l_dae.timesteps["noisy"]) == [0, 80]
+    assert found.row("07").blocks == {} and found.row("07").timesteps == {}
+    assert list(found.baselines) == ["untrained encoder", "mean PCA coefficients", "raw pixels"]
+    assert [(result.variant.key, result.accuracy.seeds) for result in found.sweep] == [("pca-2", 2), ("pca-4", 2)]
+    # One tokenizer for rows 7 and 12, d = 4 and both seeds; one for row 0, which had the classifier's help.
+    assert [name.rpartition("-")[0] for name in tokenizers(folder)] == ["conv_vae-d4", "pca-d2", "pca-d4"]
+    (network,) = (folder / "classifiers").iterdir()
+    assert type(AutoModel.from_pretrained(network)).__name__ == "ResNetModel"
+    assert (folder / "report.html").is_file() and (folder / "report.md").is_file()
+    assert not list(folder.rglob(".*"))
+
+
+def test_every_number_is_in_its_runs_results_with_its_protocol(finished):
+    _, folder = finished
+    entries = read_results(folder / "rows" / "12_ldae" / "seed-1")
+    assert {entry["protocol"]["study"] for entry in entries} == {"row", "blocks", "timesteps"}
+    for entry in entries:
+        assert entry["metric"] == "accuracy" and entry["n"] == 360 and entry["dataset"] == "digits"
+        assert entry["protocol"]["preset"] == "cached" and entry["protocol"]["epochs"] == 2
+
+
+def test_samples_are_drawn_and_scored_where_the_preset_asks(finished):
+    _, folder = finished
+    for name, rows in {"00_dit": True, "07_patch_pca": True, "12_ldae": False}.items():
+        run = folder / "rows" / name / "seed-0"
+        scores = {e["metric"]: e for e in read_results(run) if e["protocol"].get("study") == "samples"}
+        assert set(scores) == ({"FID-40", "KID-40"} if rows else set())
+        assert (run / "pictures" / "samples.png").is_file() == rows
+        for entry in scores.values():
+            assert entry["n"] == 40 and entry["protocol"]["reference_images"] == 60
+            assert "ResNetModel" in entry["protocol"]["extractor"] and entry["protocol"]["steps"] == 2
+        card = (run / "README.md").read_text()
+        assert "### linear" in card and ("FID-40" in card) == rows
+    with Image.open(folder / "rows" / "07_patch_pca" / "seed-0" / "pictures" / "samples.png") as grid:
+        assert grid.size[0] == grid.size[1]  # nine images, three by three
+
+
+def test_every_checkpoint_loads_and_gives_features(finished):
+    _, folder = finished
+    for run in sorted((folder / "rows").glob("*/seed-*")):
+        features = AutoModel.from_pretrained(run)(torch.zeros(2, 3, 16, 16)).pooler_output
+        assert features.shape == (2, 32) and features.isfinite().all()
+
+
+def test_the_same_command_again_changes_no_number_and_trains_nothing(finished, capsys):
+    preset, folder = finished
+    before = changes(folder)
+    assert main(["deconstruct", "--config", str(preset), "--output_dir", str(folder)]) == 0
+    assert changes(folder) == before
+    assert capsys.readouterr().out.count("was finished before") == 10
+
+
+def test_a_folder_can_be_moved_and_gone_on_with(finished, tmp_path):
+    preset, folder = finished
+    moved = tmp_path / "moved"
+    shutil.copytree(folder, moved)
+    before = changes(moved)
+    # A larger budget for the denoisers alone: they go on from their checkpoints, with the tokenizers that are there.
+    options = ["--rows", "7", "--seeds", "0", "--images", "256"]
+    assert main(["deconstruct", "--config", str(preset), "--output_dir", str(moved), *options]) == 0
+    changed = {name for name, when in changes(moved).items() if before.get(name) != when}
+    assert changed == {
+        f"rows/07_patch_pca/seed-0/{name}" for name in ("model.safetensors", "results.json", "metrics.jsonl")
+    }
+
+
+def test_other_probe_settings_measure_again_without_training(finished, tmp_path):
+    preset, folder = finished
+    again = tmp_path / "again"
+    shutil.copytree(folder, again)
+    before = changes(again)
+    options = ["--rows", "7", "--seeds", "0", "--probe.epochs", "3"]
+    assert main(["deconstruct", "--config", str(preset), "--output_dir", str(again), *options]) == 0
+    changed = {name for name, when in changes(again).items() if before.get(name) != when}
+    assert changed == {"rows/07_patch_pca/seed-0/results.json"}
+    entries = collect(load_preset(preset), again).row("07").accuracy.entries
+    assert [entry["protocol"]["epochs"] for entry in entries] == [3, 2]  # of seed 1 the old one
+
+
+def test_a_row_that_fails_does_not_stop_the_others_and_can_be_tried_again(write_preset, tmp_path, capsys):
+    folder = tmp_path / "out"
+    preset = write_preset(rows=[7, 12], classifier=None, probe={"epochs": 2, "seeds": [0], "study_rows": []})
+    run = folder / "rows" / "07_patch_pca" / "seed-0"
+    run.mkdir(parents=True)
+    (run / "recipe.yaml").write_text("model: {}\ndata: {}\ntokenizer: {}\ntraining: {}\n")  # another recipe's
+    command = ["deconstruct", "--config", str(preset), "--output_dir", str(folder)]
+    assert main(command) == 2
+    said = capsys.readouterr().out
+    assert "FAILED: 07_patch_pca, seed 0: " in said and "12_ldae, seed 0: linear probe" in said
+    found = collect(load_preset(preset), folder)
+    assert found.row("07").accuracy is None and "another recipe" in found.row("07").failures[0]
+    assert found.row("12").accuracy is not None
+    assert "Failed, to be tried again" in (folder / "report.md").read_text()
+
+    (run / "recipe.yaml").unlink()
+    assert main(command) == 0
+    found = collect(load_preset(preset), folder)
+    assert found.row("07").accuracy is not None and found.row("07").failures == {}
+    assert "Failed" not in (folder / "report.md").read_text()
+
+
+def test_a_killed_launch_goes_on_and_does_nothing_twice(write_preset, tmp_path):
+    folder = tmp_path / "out"
+    preset = write_preset(rows=[6, 7, 8], classifier=None, probe={"epochs": 2, "seeds": [0], "study_rows": []})
+    process = launch(preset, folder, "--images", "3200", "--checkpoint_every_images", "320")
+    second = folder / "rows" / "07_patch_pca" / "seed-0"
+    deadline = time.time() + 120
+    while not list(second.glob("checkpoints/images-*")) and time.time() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    first = folder / "rows" / "06_patch_ae" / "seed-0"
+    assert (second / ".lock").is_file() and not (folder / "rows" / "08_predict_latent").exists()
+    before = {name: when for name, when in changes(folder).items() if "06_patch_ae" in name or "tokenizers" in name}
+    assert f"{first.relative_to(folder)}/results.json" in before and len(tokenizers(folder)) == 2
+
+    said, _ = launch(preset, folder, "--images", "3200", "--checkpoint_every_images", "320").communicate(timeout=120)
+    assert "06_patch_ae, seed 0: was finished before" in said
+    assert re.search(r"Going on from [\d,]+ images", said) and said.count("Going on from") == 1
+    after = changes(folder)
+    assert {name: after[name] for name in before} == before
+    assert all(row.accuracy is not None for row in collect(load_preset(preset), folder).rows)
+    assert not list(folder.rglob(".lock*"))
+
+
+def test_two_launches_share_a_folder_and_a_tokenizer(write_preset, tmp_path):
+    folder = tmp_path / "out"
+    preset = write_preset(rows=[3, 4], classifier=None, probe={"epochs": 2, "seeds": [0], "study_rows": []})
+    options = ("--tokenizer_images", "1600")
+    both = [launch(preset, folder, "--rows", row, *options) for row in ("3", "4")]
+    said = [process.communicate(timeout=240)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert len(tokenizers(folder)) == 1
+    records = (folder / "tokenizers" / tokenizers(folder)[0] / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["event"] for line in records].count("finished") == 1
+    report = (folder / "report.md").read_text()
+    assert "2 of 2 rows are measured" in report
+    # Launched with the same rows they would not meet in a run either: who comes second finds it held, or finished.
+
+
+def test_a_run_that_another_launch_holds_is_waited_for(write_preset, tmp_path):
+    from ldae.deconstruct.lock import FolderLock
+
+    folder = tmp_path / "out"
+    preset = load_preset(write_preset(rows=[7], probe={"epochs": 2, "seeds": [0], "study_rows": []}))
+    lock = FolderLock(folder / "rows" / "07_patch_pca" / "seed-0")
+    assert lock.acquire()
+    other = Deconstruction(preset, folder)
+    assert other._try(other.units[0]) == "held"
+    lock.release()
+    assert other.run() == []
+    assert collect(preset, folder).row("07").accuracy is not None
+
+
+def test_classes_are_counted_where_they_are_not_named(tmp_path):
+    from dataclasses import replace
+
+    from ldae.data import DataConfig, open_images
+
+    source = open_images(DataConfig("digits"))
+    assert count_classes(source) == count_classes(replace(source, class_names=None)) == 10
+    with pytest.raises(ValueError, match="give --num_class_embeds"):
+        count_classes(replace(source, class_names=None, label_column=None))
+
+
+def test_wrong_arguments_are_one_line(write_preset, tmp_path, capsys):
+    preset = str(write_preset())
+    arguments = ["deconstruct", "--config", preset, "--output_dir", str(tmp_path / "out")]
+    for options, message in ((["--imagse", "3"], "did you mean 'images'"), (["--rows", "99"], "rows='99' is no row")):
+        assert main([*arguments, *options]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizers_name_says_what_it_is(write_preset, tmp_path):
+    preset = load_preset(write_preset(rows=[7]))
+    unit = Deconstruction(preset, tmp_path).units[0]
+    assert re.fullmatch(r"pca-d4-[0-9a-f]{8}", tokenizer_name(Deconstruction(preset, tmp_path)._recipe(unit)))
