@@ -35,6 +35,14 @@ def test_sections_are_laid_over_every_row_and_switch_nothing_on(write_preset):
     assert [key for key, r in by_row.items() if r.data.random_resized_crop] == ["12a"]
 
 
+def test_every_run_that_can_have_one_gets_its_own_cache_of_latents(write_preset):
+    by_row = recipes(load_preset(write_preset(), {"latent_cache": "latents"}), seed=3)
+    caches = {key: r.training.latent_cache for key, r in by_row.items() if r.training.latent_cache}
+    names = {"00": "00_dit", "01": "01_no_labels", "02": "02_no_perceptual_loss", "03": "03_no_adversarial_loss"}
+    names["04"] = "04_linear_gamma2"
+    assert caches == {key: f"latents/rows/{name}/seed-3" for key, name in names.items()}
+
+
 def test_the_number_of_classes_may_be_given(write_preset):
     preset = load_preset(write_preset(), {"num_class_embeds": "7"})
     assert [r.model_config().num_class_embeds for r in recipes(preset).values()] == [7] + [None] * 14

@@ -27,6 +27,15 @@ ROW_FIELDS = frozenset(
 )
 
 
+# What cannot be the same for every run, and what to do instead.
+NOT_FOR_ALL = {
+    "output_dir": "give --output_dir on the command line",
+    "seed": "give seeds, or --seeds on the command line",
+    "tokenizer": "rows differ in their tokenizer; name one in the recipe of a row",
+    "push_to_hub": "send a finished run with `ldae push_to_hub`",
+}
+
+
 @dataclass
 class ProbeOptions:
     """
@@ -198,8 +207,8 @@ def load_preset(path: str | Path, overrides: dict[str, str] | None = None) -> Pr
                 raise ValueError(f"{path}: {section}.{name} is no field of a recipe{did_you_mean(name, known)}")
             if name in ROW_FIELDS:
                 raise ValueError(f"{path}: {section}.{name} is what rows differ in; it belongs into a row's recipe.")
-            if name in ("output_dir", "seed"):
-                raise ValueError(f"{path}: {section}.{name} is no field of a preset; give --output_dir and --seeds.")
+            if name in NOT_FOR_ALL:
+                raise ValueError(f"{path}: {section}.{name} is no field of a preset; {NOT_FOR_ALL[name]}.")
     recipes = path.parent / content.get("recipes", ".")
     sweep = _optional(SweepOptions, content, "sweep", path)
     rows = _find_rows(recipes, content.get("rows"), path) if "rows" in content or sweep is None else ()

@@ -10,6 +10,7 @@ from ldae.deconstruct.preset import Preset
 from ldae.deconstruct.report_text import (
     accuracy_text,
     baselines_table,
+    baselines_text,
     data_name,
     dimensions_table,
     how_measured,
@@ -102,14 +103,7 @@ def _dimensions(found: Collection) -> Section:
 def _baselines(found: Collection) -> Section:
     if not found.baselines:
         return Section("What an encoder must beat", [])
-    return Section(
-        "What an encoder must beat",
-        [
-            "The same network with random weights (its gates drawn at random too), the mean latents of the image, and its "
-            "raw pixels, under the same probe, on features computed once. The spread is over probe seeds.",
-            baselines_table(found),
-        ],
-    )
+    return Section("What an encoder must beat", [baselines_text(found), baselines_table(found)])
 
 
 def _studies(found: Collection) -> Section:

@@ -101,7 +101,7 @@ def trajectory_note(found: Collection) -> str:
     both = [(ours[key], theirs[key]) for key in ours if key in theirs]
     same = sum(a * b > 0 for a, b in both)
     if both:
-        text += f" Of {len(both)} steps measured on both sides, {same} change accuracy in the paper's direction."
+        text += f" Steps measured on both sides: {len(both)}; of these in the paper's direction: {same}."
     return text
 
 
@@ -162,6 +162,17 @@ def dimensions_table(found: Collection) -> Table:
         )
     head = ["tokenizer", "d", "ours, %", "seeds", "paper at that d (D = 768), %", "images seen"]
     return Table(head, rows, numbers=head[1:])
+
+
+def baselines_text(found: Collection) -> str:
+    """What the baselines are, and which rows are ahead of them."""
+    best = max(found.baselines.values(), key=lambda summary: summary.mean)
+    ahead = [row_number(row) for row in found.rows if row.accuracy is not None and row.accuracy.mean > best.mean]
+    verdict = f"Rows ahead of all three: {', '.join(ahead)}." if ahead else "No row is ahead of all three."
+    return (
+        "The same network with random weights (its gates drawn at random too), the mean latents of the image, and its raw "
+        f"pixels, under the same probe, on features computed once. The spread is over probe seeds. {verdict}"
+    )
 
 
 def baselines_table(found: Collection) -> Table:

@@ -55,7 +55,8 @@ def variant_recipe(variant: Variant, preset: Preset, seed: int, output_dir: Path
     A variant's recipe under a preset.
 
     The preset's sections win over the row's, except that they switch nothing on: `num_class_embeds`,
-    `perceptual_weight`, `adversarial_weight` and `conv_vae_config` change a row that has them.
+    `perceptual_weight`, `adversarial_weight` and `conv_vae_config` change a row that has them. `latent_cache` is the folder
+    of the caches of those runs that can have one.
 
     Args:
         variant ([`Variant`]): Which.
@@ -79,8 +80,11 @@ def variant_recipe(variant: Variant, preset: Preset, seed: int, output_dir: Path
     for name in ("perceptual_weight", "adversarial_weight"):
         if not own_tokenizer.get(name):
             laid["tokenizer"].pop(name, None)
+    cache = laid["training"].pop("latent_cache", None)
     if own_model.get("latent_tokenizer") != "conv_vae":
         laid["model"].pop("conv_vae_config", None)
+    elif cache is not None:  # each run its own, so that no two fill one
+        laid["training"]["latent_cache"] = str(Path(cache) / variant.folder / f"seed-{seed}")
     sections = {name: {**variant.sections[name], **laid[name]} for name in laid}
     if variant.dimension is not None:
         sections["model"] |= _at_dimension(variant, sections["model"])

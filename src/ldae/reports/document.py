@@ -32,6 +32,7 @@ figcaption { font-size: 0.85rem; color: #5a626b; margin-top: 0.35rem; }
 table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.3rem 0.6rem; text-align: left; border-bottom: 1px solid #e3e6ea; vertical-align: top; }
 th { font-weight: 600; border-bottom: 2px solid #c9ced4; white-space: nowrap; }
+td:nth-child(2):not(.number) { min-width: 9rem; }
 td.number { text-align: right; white-space: nowrap; }
 code { font: 0.85em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; background: #f3f5f7; padding: 0.05em 0.3em;
        border-radius: 3px; overflow-wrap: anywhere; }
