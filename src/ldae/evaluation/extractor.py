@@ -1,17 +1,14 @@
 """The network whose features FID and KID compare: Inception where its weights are at hand, else any model by name."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoImageProcessor, AutoModel
-from transformers.utils import logging
 
 import ldae  # noqa: F401 - registers the models with transformers
+from ldae.backbone import load_backbone
 
 from .features import pool_tokens
 
@@ -70,26 +67,10 @@ class CheckpointExtractor(FeatureExtractor):
     """
 
     def __init__(self, source: str | os.PathLike[str]):
-        try:
-            with _quiet():  # about a head that is not used; what is missing is looked at below
-                loaded: Any = AutoModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
-            processor = AutoImageProcessor.from_pretrained(source)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"extractor={str(source)!r} cannot be loaded: {error} Give a folder or a Hub id of an image model, with "
-                "its preprocessor_config.json, or 'inception'."
-            ) from error
-        model, report = loaded
-        missing = sorted(report["missing_keys"])
-        pooler = [name for name in missing if "pool" in name]
-        if len(missing) > len(pooler):
-            raise ValueError(
-                f"extractor={str(source)!r} lacks {len(missing)} weights, such as {missing[0]}: its features would be "
-                "drawn at random. Give a checkpoint of the whole network."
-            )
+        model, processor, has_pooler = load_backbone(source, "extractor")
         name = Path(source).resolve().name if Path(source).is_dir() else str(source)
         super().__init__(f"{name} ({type(model).__name__})", model, num_features=0)
-        self.processor, self.use_pooler = processor, not pooler
+        self.processor, self.use_pooler = processor, has_pooler
         channels = getattr(model.config, "num_channels", 3)
         self.num_features = self(torch.zeros(1, channels, 64, 64, dtype=torch.uint8)).shape[1]
 
@@ -144,13 +125,3 @@ def load_extractor(name: str | os.PathLike[str], inception_weights: str | None =
         ValueError: where it is not at hand; the message says what to give.
     """
     return InceptionExtractor(inception_weights) if name == INCEPTION else CheckpointExtractor(name)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)

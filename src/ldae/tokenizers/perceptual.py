@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoImageProcessor, AutoModel
+
+from ldae.backbone import load_backbone
 
 
 class PerceptualLoss(nn.Module):
@@ -33,18 +34,9 @@ class PerceptualLoss(nn.Module):
 
     def __init__(self, model: str | os.PathLike[str]):
         super().__init__()
-        name = os.fspath(model)
-        try:
-            backbone = AutoModel.from_pretrained(name, dtype=torch.float32)
-            processor = AutoImageProcessor.from_pretrained(name)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"perceptual_model={name!r} cannot be loaded: {error} Give the Hub id of an image classifier, such as "
-                "microsoft/resnet-50, or a folder with config.json, model.safetensors and preprocessor_config.json."
-            ) from error
-        self.model_name = name
-        # In a tuple, which nn.Module does not register.
-        self._frozen = (backbone.requires_grad_(False).eval(),)
+        backbone, processor, _ = load_backbone(model, "perceptual_model")
+        self.model_name = os.fspath(model)
+        self._frozen = (backbone,)  # in a tuple, which nn.Module does not register
         scale = processor.rescale_factor * 255 if processor.do_rescale else 1.0  # of pixels in [0, 1]
         normalize = processor.do_normalize
         mean = torch.tensor(processor.image_mean if normalize else [0.0])
