@@ -20,9 +20,9 @@ class LinearAutoencoderTraining(nn.Module):
     V and U start from one random orthonormal set of rows, the posterior from the optimum of a direction of variance 1.
     The VAE's posterior is N(V x, diag(s^2)) with one learnt variance for each latent dimension: for a linear decoder
     the best posterior variance does not depend on x, so that nothing is lost by it (Lucas et al. 2019, arXiv
-    1911.02469). At its optimum such a VAE is probabilistic PCA of noise
-    variance `kl_weight / 2`: a principal direction of variance lambda is kept, with s^2 = kl_weight / (2 lambda), where
-    lambda exceeds `kl_weight / 2`, and ignored where it does not.
+    1911.02469). At its optimum such a VAE is probabilistic PCA of noise variance `kl_weight / 2`: a principal direction
+    of variance lambda is kept, with s^2 = kl_weight / (2 lambda), where lambda exceeds `kl_weight / 2`, and ignored
+    where it does not.
 
     Args:
         patch_size (`int`): P, in pixels.
