@@ -211,6 +211,32 @@ def test_a_run_that_another_launch_holds_is_waited_for(write_preset, tmp_path):
     assert collect(preset, folder).row("07").accuracy is not None
 
 
+@pytest.mark.slow
+def test_many_rows_are_compiled_in_one_process(write_preset, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    monkeypatch.setattr(torch._dynamo.config, "accumulated_recompile_limit", 1)
+    preset = write_preset(rows=[7, 8, 9], classifier=None, probe={"epochs": 2, "seeds": [0], "study_rows": []})
+    command = ["deconstruct", "--config", str(preset), "--output_dir", str(tmp_path / "out"), "--compile", "true"]
+    assert main(command) == 0
+
+
+@pytest.mark.slow
+def test_two_processes_of_one_launch_measure_what_one_does(write_preset, tmp_path):
+    probe = {"epochs": 2, "lr_multipliers": [100], "seeds": [0], "horizontal_flip": False, "study_rows": [7]}
+    generation = {"num_images": 30, "reference_images": 60, "steps": 2, "grid": 9, "batch_size": 4}
+    preset = write_preset(rows=[4, 7], probe={**probe, "timesteps": [0, 80]}, generation=generation)
+    arguments = ["--config", str(preset), "--output_dir"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(LAUNCHER)]
+    environment = {**ONE_THREAD, "ACCELERATE_USE_CPU": "1"}
+    subprocess.run([*torchrun, *arguments, str(tmp_path / "two")], env=environment, check=True, timeout=300)
+    assert main(["deconstruct", *arguments, str(tmp_path / "one")]) == 0
+    one, two = (collect(load_preset(preset), tmp_path / name) for name in ("one", "two"))
+    for ours, theirs in zip(one.rows, two.rows, strict=True):
+        assert theirs.accuracy.mean == pytest.approx(ours.accuracy.mean, abs=0.02)
+        assert "fid" in theirs.samples and theirs.images == ours.images
+    assert list(two.row("07").blocks) == [1, 2] and set(two.baselines) == set(one.baselines)
+
+
 def test_classes_are_counted_where_they_are_not_named(tmp_path):
     from dataclasses import replace
 

@@ -1,6 +1,7 @@
 """`deconstruct`: works through a preset's runs, one after the other, and tells what it found after each."""
 
 import dataclasses
+import gc
 import time
 from contextlib import nullcontext
 from datetime import timedelta
@@ -146,6 +147,7 @@ class Deconstruction:
             self.say(f"FAILED: {outcome}")
         finally:
             lock.release()
+            forget_run()
         self._report()
         return outcome
 
@@ -232,6 +234,17 @@ class Deconstruction:
         """Print, once for all processes."""
         if self.state.is_main_process:
             print(text, flush=True)
+
+
+def forget_run() -> None:
+    """
+    Free what a run leaves in the process: its memory on the accelerator, and its compiled code. PyTorch compiles one and
+    the same function for a few models only, and refuses the next where the whole graph is asked for.
+    """
+    torch.compiler.reset()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def count_classes(source: ImageSource) -> int:
