@@ -80,7 +80,7 @@ def reset_accelerator() -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A preset of three rows, a sweep and two seeds, and its folder after a launch."""
     place = tmp_path_factory.mktemp("finished")
-    sweep = {"dimensions": {"pca": [2, 4]}}
+    sweep = {"dimensions": {"pca": [2]}}
     generation = {"num_images": 40, "reference_images": 60, "steps": 2, "grid": 9, "batch_size": 20, "rows": [0, 7]}
     keys = {"rows": [0, 7, 12], "seeds": [0, 1], "sweep": sweep, "generation": generation}
     preset = write_tiny_preset(place / "preset.yaml", **keys)

@@ -54,8 +54,8 @@ def test_a_launch_leaves_runs_probes_tokenizers_and_a_report(finished):
     assert list(l_dae.blocks) == [1, 2] and list(l_dae.timesteps["clean"]) == list(l_dae.timesteps["noisy"]) == [0, 80]
     assert found.row("07").blocks == {} and found.row("07").timesteps == {}
     assert list(found.baselines) == ["untrained encoder", "mean PCA coefficients", "raw pixels"]
-    assert [(result.variant.key, result.accuracy.seeds) for result in found.sweep] == [("pca-2", 2), ("pca-4", 2)]
-    # One tokenizer for rows 7 and 12, d = 4 and both seeds; one for row 0, which had the classifier's help.
+    assert [(result.variant.key, result.accuracy.seeds) for result in found.sweep] == [("pca-2", 2)]
+    # One tokenizer for rows 7 and 12 and both seeds; one for row 0, which had the classifier's help.
     assert [name.rpartition("-")[0] for name in tokenizers(folder)] == ["conv_vae-d4", "pca-d2", "pca-d4"]
     (network,) = (folder / "classifiers").iterdir()
     assert type(AutoModel.from_pretrained(network)).__name__ == "ResNetModel"
@@ -85,7 +85,7 @@ def test_samples_are_drawn_and_scored_where_the_preset_asks(finished):
         card = (run / "README.md").read_text()
         assert "### linear" in card and ("FID-40" in card) == rows
     with Image.open(folder / "rows" / "07_patch_pca" / "seed-0" / "pictures" / "samples.png") as grid:
-        assert grid.size[0] == grid.size[1]  # nine images, three by three
+        assert grid.size[1] < 80 and grid.size[0] > 8 * grid.size[1]  # nine images in a row
 
 
 def test_every_checkpoint_loads_and_gives_features(finished):
@@ -100,7 +100,7 @@ def test_the_same_command_again_changes_no_number_and_trains_nothing(finished, c
     before = changes(folder)
     assert main(["deconstruct", "--config", str(preset), "--output_dir", str(folder)]) == 0
     assert changes(folder) == before
-    assert capsys.readouterr().out.count("was finished before") == 10
+    assert capsys.readouterr().out.count("was finished before") == 8
 
 
 def test_a_folder_can_be_moved_and_gone_on_with(finished, tmp_path):
@@ -182,7 +182,7 @@ def test_two_launches_share_a_folder_and_a_tokenizer(write_preset, tmp_path, cap
     """Row 4 is launched in a process of its own; row 3 here, once that one trains the tokenizer that both need."""
     folder = tmp_path / "out"
     preset = write_preset(rows=[3, 4], classifier=None, probe={"epochs": 2, "seeds": [0], "study_rows": []})
-    options = ["--tokenizer_images", "1600"]
+    options = ["--tokenizer_images", "4800"]
     other = launch(preset, folder, "--rows", "4", *options)
     deadline = time.time() + 120
     while not list(folder.glob("tokenizers/*/recipe.yaml")) and time.time() < deadline:

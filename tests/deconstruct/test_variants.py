@@ -35,6 +35,14 @@ def test_sections_are_laid_over_every_row_and_switch_nothing_on(write_preset):
     assert [key for key, r in by_row.items() if r.data.random_resized_crop] == ["12a"]
 
 
+def test_a_kind_of_tokenizer_may_have_fields_of_its_own(write_preset):
+    fields = {"conv_vae": {"tokenizer_images": 64, "adversarial_weight": 0.7}, "ae": {"tokenizer_learning_rate": 0.1}}
+    by_row = recipes(load_preset(write_preset(tokenizers=fields)))
+    assert [key for key, r in by_row.items() if r.tokenizer.tokenizer_images == 64] == ["00", "01", "02", "03", "04"]
+    assert [key for key, r in by_row.items() if r.tokenizer.adversarial_weight == 0.7] == ["00", "01", "02"]
+    assert [key for key, r in by_row.items() if r.tokenizer.tokenizer_learning_rate == 0.1] == ["06"]
+
+
 def test_every_run_that_can_have_one_gets_its_own_cache_of_latents(write_preset):
     by_row = recipes(load_preset(write_preset(), {"latent_cache": "latents"}), seed=3)
     caches = {key: r.training.latent_cache for key, r in by_row.items() if r.training.latent_cache}

@@ -14,11 +14,12 @@ import yaml
 
 from ldae.evaluation.linear_probe import ProbeSettings
 from ldae.evaluation.protocols import Protocol
+from ldae.models.configuration_ldae import CHOICES
 from ldae.training.classifier import ClassifierConfig
 from ldae.training.recipe import SECTIONS, build_section, did_you_mean, field_owners, read_sections
 
 
-KEYS = ("recipes", "rows", "sweep", "seeds", "classifier", "probe", "generation")
+KEYS = ("recipes", "rows", "sweep", "seeds", "tokenizers", "classifier", "probe", "generation")
 ROW_NAME = re.compile(r"(\d\d[a-z]?)_\w+")  # 07_patch_pca: the row's number and what it does
 # What rows differ in: laid over every row, such a field would make them one.
 ROW_FIELDS = frozenset(
@@ -165,7 +166,7 @@ class Preset:
 
     `path` is the file; `recipes` the folder of the rows' recipes; `rows` their names in order; `sweep` the latent
     dimensions, or `None`; `seeds` one pre-training for each; `sections` the four sections of a recipe, laid over every
-    row; `classifier`, `generation` are `None` where the preset has no such section.
+    row; `tokenizers` more fields of the tokenizer section by kind; `classifier`, `generation` are `None` where the preset has no such section.
     """
 
     path: Path
@@ -174,6 +175,7 @@ class Preset:
     sweep: SweepOptions | None
     seeds: tuple[int, ...]
     sections: dict[str, dict[str, Any]]
+    tokenizers: dict[str, dict[str, Any]]
     classifier: ClassifierConfig | None
     probe: ProbeOptions
     generation: GenerationOptions | None
@@ -199,16 +201,8 @@ def load_preset(path: str | Path, overrides: dict[str, str] | None = None) -> Pr
     content = read_sections(path, extra=KEYS)
     _override(content, overrides or {})
     sections = {name: content[name] for name in SECTIONS}
-    owners = field_owners()
     for section, values in sections.items():
-        for name in values:
-            if owners.get(name) != section:
-                known = [other for other, owner in owners.items() if owner == section]
-                raise ValueError(f"{path}: {section}.{name} is no field of a recipe{did_you_mean(name, known)}")
-            if name in ROW_FIELDS:
-                raise ValueError(f"{path}: {section}.{name} is what rows differ in; it belongs into a row's recipe.")
-            if name in NOT_FOR_ALL:
-                raise ValueError(f"{path}: {section}.{name} is no field of a preset; {NOT_FOR_ALL[name]}.")
+        _check_section(path, section, section, values)
     recipes = path.parent / content.get("recipes", ".")
     sweep = _optional(SweepOptions, content, "sweep", path)
     rows = _find_rows(recipes, content.get("rows"), path) if "rows" in content or sweep is None else ()
@@ -221,6 +215,7 @@ def load_preset(path: str | Path, overrides: dict[str, str] | None = None) -> Pr
         sweep=sweep,
         seeds=_seeds(content.get("seeds", [0])),
         sections=sections,
+        tokenizers=_tokenizers(content.get("tokenizers") or {}, path),
         classifier=_optional(ClassifierConfig, content, "classifier", path),
         probe=_optional(ProbeOptions, {"probe": {}} | content, "probe", path),
         generation=_optional(GenerationOptions, content, "generation", path),
@@ -269,6 +264,33 @@ def split_list(value: Any) -> list[Any]:
         value = value.strip().strip("[]")
         return [part.strip() for part in value.split(",") if part.strip()]
     return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _check_section(path: Path, name: str, section: str, values: dict[str, Any]) -> None:
+    """Whether fields of a recipe's section, written under `name`, can be laid over every row."""
+    owners = field_owners()
+    for field_name in values:
+        full = f"{path}: {name}.{field_name}"
+        if owners.get(field_name) != section:
+            known = [other for other, owner in owners.items() if owner == section]
+            raise ValueError(f"{full} is no field of a recipe{did_you_mean(field_name, known)}")
+        if field_name in ROW_FIELDS:
+            raise ValueError(f"{full} is what rows differ in; it belongs into a row's recipe.")
+        if field_name in NOT_FOR_ALL:
+            raise ValueError(f"{full} is no field of a preset; {NOT_FOR_ALL[field_name]}.")
+
+
+def _tokenizers(value: Any, path: Path) -> dict[str, dict[str, Any]]:
+    known = CHOICES["latent_tokenizer"]
+    if not isinstance(value, dict) or not all(isinstance(fields, dict) for fields in value.values()):
+        raise ValueError(
+            f"{path}: tokenizers={value!r} must hold fields by kind, such as `ae: {{tokenizer_images: 1000}}`."
+        )
+    for kind, fields in value.items():
+        if kind not in known:
+            raise ValueError(f"{path}: tokenizers.{kind} is no kind of tokenizer{did_you_mean(kind, known)}")
+        _check_section(path, f"tokenizers.{kind}", "tokenizer", fields)
+    return value
 
 
 def _find_rows(recipes: Path, wanted: Any, path: Path) -> tuple[str, ...]:

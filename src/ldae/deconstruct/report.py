@@ -21,6 +21,7 @@ from ldae.deconstruct.report_text import (
     row_paper,
     run_config,
     samples_table,
+    samples_text,
     sweep_table,
     tokenizers_table,
     trajectory_note,
@@ -191,19 +192,12 @@ def _samples(found: Collection) -> Section:
     blocks: list = []
     table = samples_table(found)
     if table.rows:
-        blocks.append(table)
+        blocks += [samples_text(found), table]
     for row in found.rows:
         grid = None if row.first_run is None else row.first_run / SAMPLES_PICTURE
         if grid is not None and grid.is_file():
             caption = f"Row {row_number(row)}, {row_label(row)}: the first samples, none chosen.{_never_hidden(row)}"
             blocks.append(Picture(grid, f"Samples of row {row_number(row)}", caption))
-    if blocks:
-        blocks.insert(
-            0,
-            "l-DAE is made to learn features, not to generate: along the path FID gets worse while accuracy does not "
-            "(Tab. 1). Numbers of another extractor or number of images than the paper's (Inception, 50,000) do not "
-            "compare with it; ours compare with each other.",
-        )
     return Section("Samples", blocks)
 
 

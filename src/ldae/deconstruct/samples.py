@@ -21,6 +21,7 @@ from ldae.reports.samples import sample_grid
 from ldae.training.recipe import Recipe
 
 
+COLUMNS = 10  # of the grid
 SAMPLES_PICTURE = Path("pictures") / "samples.png"
 
 
@@ -70,10 +71,10 @@ def measure_samples(
             ),
             network,
         )
-        drawn = _gather(shown, options.grid)
+        images = _first_images(shown, options.grid)
         if recorder is None:
             return
-        sample_grid(*drawn).save(unit.path / SAMPLES_PICTURE)
+        sample_grid(images, columns=COLUMNS).save(unit.path / SAMPLES_PICTURE)
         weights = "raw" if recipe.training.ema_decay is None else "ema"
         for entry in generation_results(distances, sampling, pipeline, network, weights):
             recorder.add({**entry, "dataset": recipe.data.dataset, "split": recipe.data.split, "checkpoint": "."})
@@ -87,14 +88,13 @@ def _watched(batches: Iterable[Batch], most: int, shown: list[Batch]) -> Iterato
         yield batch
 
 
-def _gather(shown: list[Batch], most: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The first `most` images of all processes in order, and their classes, if any."""
+def _first_images(shown: list[Batch], most: int) -> torch.Tensor:
+    """The first `most` images of all processes, in order."""
     mine = [
-        (int(position), image, None if batch.labels is None else batch.labels[i])
+        (int(position), image)
         for batch in shown
-        for i, (position, image) in enumerate(zip(batch.positions, batch.images, strict=True))
+        for position, image in zip(batch.positions, batch.images, strict=True)
         if position < most
     ]
     everyone = sorted(gather_object(mine), key=lambda drawn: drawn[0])
-    _, images, labels = zip(*everyone, strict=True)
-    return torch.stack(images), None if labels[0] is None else torch.stack(labels)
+    return torch.stack([image for _, image in everyone])

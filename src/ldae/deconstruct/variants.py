@@ -73,6 +73,8 @@ def variant_recipe(variant: Variant, preset: Preset, seed: int, output_dir: Path
     """
     laid = {name: dict(values) for name, values in preset.sections.items()}
     own_model, own_tokenizer = variant.sections["model"], variant.sections["tokenizer"]
+    kind = own_model.get("latent_tokenizer", "pca")
+    laid["tokenizer"] |= preset.tokenizers.get(kind, {})
     if own_model.get("num_class_embeds") is None:
         laid["model"].pop("num_class_embeds", None)
     elif num_classes is not None:
@@ -81,7 +83,7 @@ def variant_recipe(variant: Variant, preset: Preset, seed: int, output_dir: Path
         if not own_tokenizer.get(name):
             laid["tokenizer"].pop(name, None)
     cache = laid["training"].pop("latent_cache", None)
-    if own_model.get("latent_tokenizer") != "conv_vae":
+    if kind != "conv_vae":
         laid["model"].pop("conv_vae_config", None)
     elif cache is not None:  # each run its own, so that no two fill one
         laid["training"]["latent_cache"] = str(Path(cache) / variant.folder / f"seed-{seed}")
