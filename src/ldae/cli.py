@@ -14,6 +14,7 @@ VERBS = {
     "pretrain": "pre-train from a recipe; the same command resumes",
     "deconstruct": "run the paper's trajectory from DiT to l-DAE, row by row, and report it",
     "linear_probe": "linear probes on a checkpoint: blocks, time steps, learning rates in one pass",
+    "grid_search": "the best block and time step of a checkpoint, written into its config",
     "knn": "nearest-neighbour accuracy of a checkpoint",
     "generate": "sample pictures of a checkpoint, and their FID and KID",
     "card": "render a checkpoint's model card from its results",

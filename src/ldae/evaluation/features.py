@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -10,9 +11,12 @@ from transformers import PreTrainedModel
 
 from ldae.data import Batch, prepare_images
 from ldae.models.corruption_ldae import draw_noise
+from ldae.models.modeling_ddae import DDAEModel
 from ldae.models.modeling_ldae import LDAEForPreTraining, LDAEModel
+from ldae.models.randomness_ldae import NOISE, keyed_normal
 
 
+Layer = int | str  # a block's number, counted from 1, of an l-DAE; a tap's name of a DDAE
 Prepare = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -22,16 +26,18 @@ class Features:
     Features of n images for L blocks and T time steps.
 
     `values` is float32 `(n, L, T, C)` on the CPU; `labels` is int64 `(n,)`, or `None` where the data has none. `layers`
-    counts blocks from 1; `layers` and `timesteps` are `(None,)` for a model that has no such choice.
+    counts an l-DAE's blocks from 1 and names a DDAE's taps; `layers` and `timesteps` are `(None,)` for a model that has no
+    such choice. Where taps differ in width, C is the largest and the others are filled up with zeros, which no probe
+    sees: they have no variance.
     """
 
     values: torch.Tensor
     labels: torch.Tensor | None
-    layers: tuple[int | None, ...]
+    layers: tuple[Layer | None, ...]
     timesteps: tuple[int | None, ...]
 
     @property
-    def columns(self) -> list[tuple[int | None, int | None]]:
+    def columns(self) -> list[tuple[Layer | None, int | None]]:
         """The (layer, timestep) of each of the F = L * T feature sets, in the order of [`~Features.flat`]."""
         return [(layer, timestep) for layer in self.layers for timestep in self.timesteps]
 
@@ -63,7 +69,7 @@ def extract_features(
     model: PreTrainedModel,
     batches: Iterable[Batch],
     *,
-    layers: Sequence[int] | None = None,
+    layers: Sequence[Layer] | None = None,
     timesteps: Sequence[int] | None = None,
     noisy: bool = False,
     seed: int = 0,
@@ -82,8 +88,8 @@ def extract_features(
         model (`PreTrainedModel`): [`LDAEModel`], [`LDAEForPreTraining`] (blocks of the decoder can be read too) or any
             model of `AutoModel`. It is put in evaluation mode meanwhile.
         batches (`Iterable[Batch]`): uint8 images, as [`~ldae.data.iterate_once`] yields them.
-        layers (`Sequence[int]`, *optional*): Blocks, counted from 1; by default `config.feature_layer`, or else the
-            last of the encoder.
+        layers (`Sequence[int]` or, of a [`DDAEModel`], `Sequence[str]`, *optional*): Blocks, counted from 1, or taps by
+            name; by default `config.feature_layer`, or else the last of the encoder.
         timesteps (`Sequence[int]`, *optional*): Time steps t; by default `config.feature_timestep`.
         noisy (`bool`, defaults to `False`): Whether the input is corrupted at t (App. A's second row), with noise that
             depends on `seed` and each image's position alone and is the same at every t.
@@ -103,7 +109,7 @@ def extract_features(
     if device is not None:
         module.to(device)
     device = next(module.parameters()).device
-    layers, timesteps = _choices(model, layers, timesteps, noisy)
+    chosen: tuple[Any, Any] = _choices(model, layers, timesteps, noisy)
     prepare = prepare or centre_crop(model.config.image_size)
     values: list[torch.Tensor] = []
     labels: list[torch.Tensor] = []
@@ -111,9 +117,12 @@ def extract_features(
         for batch in batches:
             positions = batch.positions.to(device)
             pixels = prepare(batch.images.to(device), positions)  # (b, C, S, S)
-            if layers is not None and timesteps is not None:
+            if isinstance(model, DDAEModel):
+                noise = _draw_ddae_noise(model, pixels, positions, seed) if noisy else None
+                pooled = _pool_taps(model, pixels, *chosen, noise)  # (b, L, T, C)
+            elif chosen[0] is not None:
                 noise = draw_noise(trunk_of(model).config, positions, seed) if noisy else None
-                pooled = _pool_blocks(model, pixels, layers, timesteps, noise)  # (b, L, T, C)
+                pooled = _pool_blocks(model, pixels, *chosen, noise)  # (b, L, T, C)
             else:
                 pooled = pool_tokens(model, pixels)[:, None, None]  # (b, 1, 1, C)
             values.append(pooled.float().cpu())
@@ -124,8 +133,8 @@ def extract_features(
     return Features(
         values=torch.cat(values),
         labels=torch.cat(labels) if labels else None,
-        layers=tuple(layers) if layers is not None else (None,),
-        timesteps=tuple(timesteps) if timesteps is not None else (None,),
+        layers=tuple(chosen[0] or [None]),
+        timesteps=tuple(chosen[1] or [None]),
     )
 
 
@@ -183,25 +192,51 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _choices(
-    model: PreTrainedModel, layers: Sequence[int] | None, timesteps: Sequence[int] | None, noisy: bool
-) -> tuple[Sequence[int] | None, Sequence[int] | None]:
-    if not isinstance(model, LDAEForPreTraining | LDAEModel):
+    model: PreTrainedModel, layers: Sequence[Layer] | None, timesteps: Sequence[int] | None, noisy: bool
+) -> tuple[Any, Any]:
+    if not isinstance(model, LDAEForPreTraining | LDAEModel | DDAEModel):
         if layers is not None or timesteps is not None or noisy:
             raise ValueError(
-                f"layers, timesteps and noisy are choices of l-DAE models; a {type(model).__name__} has none of them."
+                f"layers, timesteps and noisy are choices of l-DAE and DDAE models; a {type(model).__name__} has none of "
+                "them."
             )
         return None, None
-    config, depth = model.config, len(trunk_of(model).layers)
-    layers = [config.feature_layer or config.num_hidden_layers] if layers is None else list(layers)
+    config: Any = model.config
+    if isinstance(model, DDAEModel):
+        default, last = config.feature_layer, model.num_train_timesteps - 1
+        known: Sequence[Layer] = list(model.feature_layers)
+        allowed = ", ".join(map(str, known))
+    else:
+        default, last = config.feature_layer or config.num_hidden_layers, config.num_train_timesteps - 1
+        known = range(1, len(trunk_of(model).layers) + 1)
+        allowed = f"numbers from 1 to {len(known)}"
+    layers = [default] if layers is None else list(layers)
     timesteps = [config.feature_timestep] if timesteps is None else list(timesteps)
-    for name, chosen, low, high in (
-        ("layers", layers, 1, depth),
-        ("timesteps", timesteps, 0, config.num_train_timesteps - 1),
+    for name, chosen, possible, words in (
+        ("layers", layers, known, allowed),
+        ("timesteps", timesteps, range(last + 1), f"numbers from 0 to {last}"),
     ):
-        wrong = [value for value in chosen if not low <= value <= high]
-        if wrong or not chosen or len(set(chosen)) < len(chosen):
-            raise ValueError(f"{name}={chosen} is not possible; give different numbers from {low} to {high}.")
+        if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(possible):
+            raise ValueError(f"{name}={chosen} is not possible; give different ones of {words}.")
     return layers, timesteps
+
+
+def _draw_ddae_noise(model: DDAEModel, pixels: torch.Tensor, positions: torch.Tensor, seed: int) -> torch.Tensor:
+    """Noise for a DDAE's clean inputs, a pure function of the seed and each image's position."""
+    if model.config.denoiser_type == "LDAEModel":
+        return draw_noise(model.denoiser.config, positions, seed)
+    x0 = model.encode(pixels)
+    return keyed_normal(seed, NOISE, positions, x0[0].numel()).view(x0.shape)
+
+
+def _pool_taps(
+    model: DDAEModel, pixels: torch.Tensor, layers: list[str], timesteps: list[int], noise: torch.Tensor | None
+) -> torch.Tensor:
+    """Pooled features `(b, L, T, C)` of pixels `(b, C, S, S)`, narrower taps filled up with zeros."""
+    found = model.features(pixels, layers, timesteps, noise)  # (T, b, c) of each tap
+    width = max(tap.shape[-1] for tap in found.values())
+    taps = [F.pad(found[name].float(), (0, width - found[name].shape[-1])) for name in layers]  # (T, b, C)
+    return torch.stack(taps).permute(2, 0, 1, 3)
 
 
 def _pool_blocks(

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from ldae.data import ImageSource, prepare_images
 
-from .features import Features, Prepare, extract_features
+from .features import Features, Layer, Prepare, extract_features
 from .images import ImageSet
 from .linear_probe import LinearProbes, ProbeReport, ProbeSettings, score_probes, train_linear_probes
 from .metrics import mean_and_stderr
@@ -31,7 +31,7 @@ class Protocol:
         name (`str`, defaults to `"paper"`): `"paper"`: features are computed anew in each epoch, from images under
             random resized crop and flip. `"cached"`: they are computed once, of the centre crop and its mirror image, of
             which each epoch takes one at random; it costs one or two passes over the images instead of one an epoch.
-        layers (`tuple[int, ...]`, *optional*): Blocks, counted from 1; by default the model's own choice.
+        layers (`tuple`, *optional*): Blocks, counted from 1, or a DDAE's taps by name; by default the model's own choice.
         timesteps (`tuple[int, ...]`, *optional*): Time steps; by default the model's own choice.
         noisy (`bool`, defaults to `False`): Whether inputs are corrupted at t, in training and in the test.
         crop_scale (`tuple[float, float]`, defaults to `(0.08, 1.0)`): Share of the area that random crops keep, as in
@@ -41,7 +41,7 @@ class Protocol:
     """
 
     name: str = "paper"
-    layers: tuple[int, ...] | None = None
+    layers: tuple[Layer, ...] | None = None
     timesteps: tuple[int, ...] | None = None
     noisy: bool = False
     crop_scale: tuple[float, float] = (0.08, 1.0)
@@ -68,7 +68,7 @@ class LinearProbeResult:
     """
 
     protocol: Protocol
-    columns: list[tuple[int | None, int | None]]
+    columns: list[tuple[Layer | None, int | None]]
     probes: LinearProbes
     report: ProbeReport
     num_train: int

@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
             num_workers=inputs.data.num_workers,
             device=inputs.device,
             dtype=inputs.dtype,
-            on_epoch=lambda done: _show_progress(done, settings.epochs),
+            on_epoch=lambda done: show_progress(done, settings.epochs),
         )
     except ValueError as error:
         parser.exit(2, f"ldae linear_probe: {error}\n")
@@ -87,7 +87,7 @@ def main(argv: list[str]) -> int:
 
 def _compare(inputs: ProbeInputs, settings: ProbeSettings) -> int:
     """Print the trained encoder's linear probe beside those of what it must beat, and add them to results.json."""
-    if inputs.layers is None:
+    if inputs.config.model_type != "ldae" or inputs.layers is None:
         raise ValueError("baselines=true is of l-DAE models: another model has no untrained twin here.")
     inputs.show_header("Linear probe of features computed once, without augmentation")
     size = {"image_size": inputs.config.image_size, "num_channels": inputs.config.num_channels}
@@ -129,7 +129,8 @@ def _compare(inputs: ProbeInputs, settings: ProbeSettings) -> int:
     return 0
 
 
-def _show_progress(done: int, epochs: int) -> None:
+def show_progress(done: int, epochs: int) -> None:
+    """How many epochs are done, on a terminal."""
     if sys.stderr.isatty():
         print(f"\repoch {done}/{epochs}", end="\n" if done == epochs else "", file=sys.stderr, flush=True)
 
@@ -183,7 +184,7 @@ def _report(result: LinearProbeResult, inputs: ProbeInputs) -> None:
 def _save(result: LinearProbeResult, inputs: ProbeInputs) -> None:
     """Save the chosen probe's first seed as an image classifier."""
     layer, timestep = result.columns[result.report.feature_index]
-    if layer is None or timestep is None:
+    if not isinstance(layer, int) or timestep is None:
         print("No classifier is saved: the model is not an l-DAE.")
         return
     if result.protocol.noisy:

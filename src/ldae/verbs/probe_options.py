@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 
 import ldae  # noqa: F401 - registers the models with transformers
 from ldae.data import DataConfig, ImageSource, open_images, open_probe_images
+from ldae.models.denoisers_ddae import block_ends
 from ldae.training.recipe import load_recipe
 
 
@@ -32,7 +33,7 @@ class ProbeInputs:
     data: DataConfig
     train_source: ImageSource
     test_source: ImageSource
-    layers: tuple[int, ...] | None
+    layers: tuple[Any, ...] | None
     timesteps: tuple[int, ...] | None
     device: torch.device
     dtype: torch.dtype | None
@@ -60,7 +61,8 @@ def probe_parser(verb: str, description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(f"ldae {verb}", description=description, allow_abbrev=False)
     add_shared_options(parser)
     parser.add_argument(
-        "--layers", help="blocks, counted from 1, such as 9,10,11 (default: the model's feature layer)"
+        "--layers",
+        help="blocks, counted from 1, such as 9,10,11, or taps of a DDAE (default: the model's feature layer)",
     )
     parser.add_argument("--block_sweep", type=boolean, nargs="?", const=True, default=False, help="all blocks, E + D")
     parser.add_argument("--timesteps", help="time steps, such as 0,10,20,40,80 (default: the model's)")
@@ -122,7 +124,10 @@ def open_inputs(options: argparse.Namespace) -> ProbeInputs:
     output_dir, checkpoint_name = results_place(options)
     data = data_config(options)
     config = _load_config(options.checkpoint)
-    layers, timesteps = _choices(options, config)
+    layers: tuple[Any, ...] | None = None
+    timesteps: tuple[int, ...] | None = None
+    if config.model_type != "ddae":
+        layers, timesteps = _choices(options, config)
     train_source, test_source = open_probe_images(data)
     for source in (train_source, test_source):
         if source.label_column is None:
@@ -130,8 +135,12 @@ def open_inputs(options: argparse.Namespace) -> ProbeInputs:
 
     output_dir.mkdir(parents=True, exist_ok=True)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    cut: dict[str, Any] = {} if layers is None else {"num_hidden_layers": max(layers), "feature_layer": None}
-    model = AutoModel.from_pretrained(options.checkpoint, **cut)
+    if config.model_type == "ddae":
+        model = AutoModel.from_pretrained(options.checkpoint)
+        layers, timesteps = _ddae_choices(options, model)
+    else:
+        cut: dict[str, Any] = {} if layers is None else {"num_hidden_layers": max(layers), "feature_layer": None}
+        model = AutoModel.from_pretrained(options.checkpoint, **cut)
     model.to(device)
     return ProbeInputs(
         checkpoint=options.checkpoint,
@@ -242,7 +251,8 @@ def _choices(
     if config.model_type != "ldae":
         if layers or timesteps or options.block_sweep or options.noisy:
             raise ValueError(
-                f"layers, block_sweep, timesteps and noisy are options of l-DAE models; this is a {config.model_type}."
+                "layers, block_sweep, timesteps and noisy are options of l-DAE and DDAE models; this is a "
+                f"{config.model_type}."
             )
         return None, None
     if layers and options.block_sweep:
@@ -254,6 +264,21 @@ def _choices(
     if not 1 <= min(layers) <= max(layers) <= depth:
         raise ValueError(f"layers={options.layers} is not possible; this model has blocks 1 to {depth}.")
     return layers, timesteps or (config.feature_timestep,)
+
+
+def _ddae_choices(options: argparse.Namespace, model: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """The taps that the checkpoint reaches, of a sweep one for each block of the paper's, and time steps."""
+    if options.layers and options.block_sweep:
+        raise ValueError(f"layers={options.layers} and block_sweep are both given; give one of them.")
+    layers = tuple(options.layers.split(",")) if options.layers else (model.config.feature_layer,)
+    if options.block_sweep:
+        layers = tuple(block_ends(list(model.feature_layers)))
+    unknown = [name for name in layers if name not in model.feature_layers]
+    if unknown:
+        raise ValueError(
+            f"layers={options.layers} is not possible; the checkpoint has {', '.join(model.feature_layers)}."
+        )
+    return layers, numbers(options.timesteps, "timesteps") or (model.config.feature_timestep,)
 
 
 def _list_columns(data: DataConfig) -> str:

@@ -1,0 +1,138 @@
+"""Which block, which time step? The winner of a grid of linear probes, kept in the checkpoint's own config.json."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from ldae.models.configuration_ldae import LDAEConfig
+from ldae.whole_file import write_whole
+
+from .features import Layer
+from .protocols import LinearProbeResult
+
+
+@dataclass(frozen=True)
+class GridScore:
+    """One block at one time step: held-out accuracy, which chooses, and test accuracy, which does not."""
+
+    layer: Layer
+    timestep: int
+    noisy: bool
+    held_out: float
+    test: float
+    stderr: float | None
+
+
+def grid_scores(results: list[LinearProbeResult]) -> list[GridScore]:
+    """
+    The scores of every block and time step, each at the learning rate that its own held-out images chose.
+
+    Args:
+        results (`list[LinearProbeResult]`): Of one grid: of clean inputs, of noisy ones, or of both.
+
+    Raises:
+        ValueError: where nothing was held out, so that nothing can choose.
+    """
+    scores = []
+    for result in results:
+        held_out = result.report.choice_accuracy
+        if held_out is None:
+            raise ValueError("a grid needs more than one block, time step or learning rate to choose among.")
+        for index, (layer, timestep) in enumerate(result.columns):
+            if layer is None or timestep is None:
+                raise ValueError("a grid search is for l-DAE and DDAE models: others have no time step to choose.")
+            test, stderr = result.score(index)
+            chosen = held_out[:, index, result.report.lr_index[index]].mean().item()
+            scores.append(GridScore(layer, timestep, result.protocol.noisy, chosen, test, stderr))
+    return scores
+
+
+def best_score(scores: list[GridScore], *, clean_only: bool = False) -> GridScore:
+    """The best by held-out accuracy; equal ones go to the first. `clean_only` leaves noisy inputs out."""
+    return max((s for s in scores if not (clean_only and s.noisy)), key=lambda s: s.held_out)
+
+
+def write_choice(folder: str | os.PathLike[str], layer: Layer, timestep: int) -> None:
+    """
+    Make a block and a time step the default of a checkpoint, for `AutoModel` and pipelines: `config.json` is replaced whole
+    or not at all, the weights stay as they are.
+
+    Args:
+        folder (`str` or path): The checkpoint's, with config.json.
+        layer (`int` or `str`): An l-DAE's block, counted from 1, after which its encoder is cut from then on; or a DDAE's
+            tap by name.
+        timestep (`int`): The time step.
+
+    Example:
+        >>> import tempfile
+        >>> from ldae import LDAEConfig
+        >>> folder = tempfile.mkdtemp()
+        >>> LDAEConfig.from_size("nano", image_size=16, patch_size=4, latent_dim=8).save_pretrained(folder)
+        >>> write_choice(folder, 3, 40)
+        >>> config = LDAEConfig.from_pretrained(folder)
+        >>> config.num_hidden_layers, config.decoder_num_hidden_layers, config.feature_timestep
+        (3, 1, 40)
+    """
+    path = Path(folder) / "config.json"
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(layer, int):
+        # Written through the configuration, which re-cuts the stack and checks the rest.
+        cut = LDAEConfig.from_pretrained(folder, num_hidden_layers=layer, feature_layer=None)
+        fields = ("num_hidden_layers", "decoder_num_hidden_layers", "feature_layer", "out_features", "out_indices")
+        described = cut.to_dict()
+        config |= {name: described[name] for name in fields if name in config or described.get(name) is not None}
+        config |= {"stage_names": cut.stage_names}
+    else:
+        config["feature_layer"] = layer
+    config["feature_timestep"] = timestep
+    write_whole(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def heat_map(scores: list[GridScore], winner: GridScore) -> Figure:
+    """Test accuracy in per cent by block and time step, clean and noisy side by side; the winner has a frame."""
+    panels = sorted({score.noisy for score in scores})
+    layers = list(dict.fromkeys(score.layer for score in scores))
+    timesteps = sorted({score.timestep for score in scores})
+    figure = Figure(
+        figsize=(2.2 + len(panels) * max(2.4, 0.75 * len(timesteps)), 1.4 + 0.34 * len(layers)), layout="constrained"
+    )
+    values = torch.full((len(panels), len(layers), len(timesteps)), float("nan"))
+    for score in scores:
+        place = panels.index(score.noisy), layers.index(score.layer), timesteps.index(score.timestep)
+        values[place] = 100 * score.test
+    finite = values[values.isfinite()]
+    for axes, panel, shown in zip(
+        figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels, values, strict=True
+    ):
+        image = axes.imshow(shown.numpy(), aspect="auto", vmin=finite.min(), vmax=finite.max(), cmap="viridis")
+        middle = (finite.min() + finite.max()) / 2
+        for row in range(len(layers)):
+            for column in range(len(timesteps)):
+                value = shown[row, column].item()
+                color = "black" if value > middle else "white"
+                axes.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=7, color=color)
+        if winner.noisy == panel:
+            corner = timesteps.index(winner.timestep) - 0.5, layers.index(winner.layer) - 0.5
+            axes.add_patch(_frame(corner))
+        axes.set(
+            xticks=range(len(timesteps)),
+            xticklabels=timesteps,
+            yticks=range(len(layers)),
+            yticklabels=layers,
+            xlabel="time step t",
+            title="noisy input" if panel else "clean input",
+        )
+        axes.tick_params(labelsize=7)
+    figure.colorbar(image, ax=figure.axes, label="linear probe, test accuracy in %")
+    return figure
+
+
+def _frame(corner: tuple[float, float]) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle(corner, 1, 1, fill=False, edgecolor="red", linewidth=2)

@@ -1,0 +1,118 @@
+"""The grid of blocks and time steps: what chooses, what is written, and who reads it."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModel, ViTConfig, ViTModel
+
+from ldae import DDAEModel, LDAEForPreTraining, save_image_processor
+from ldae.data import iterate_once
+from ldae.evaluation.features import extract_features
+from ldae.evaluation.grid_search import GridScore, best_score, heat_map, write_choice
+from ldae.results import read_results
+from ldae.verbs import grid_search
+
+from ..models.small_diffusers import small_unet
+
+
+FAST = "--dataset digits --epochs 2 --num_workers 0 --horizontal_flip false --learning_rates 1e-2".split()
+
+
+def test_held_out_images_choose_and_the_test_set_does_not():
+    scores = [
+        GridScore(1, 0, False, held_out=0.5, test=0.9, stderr=None),
+        GridScore(2, 0, False, held_out=0.6, test=0.4, stderr=None),
+        GridScore(3, 0, True, held_out=0.7, test=0.1, stderr=None),
+    ]
+    assert best_score(scores) is scores[2]
+    assert best_score(scores, clean_only=True) is scores[1]
+
+
+def test_the_winner_becomes_the_default_of_automodel(checkpoint, digits, capsys):
+    before = AutoModel.from_pretrained(checkpoint)
+    assert grid_search.main([str(checkpoint), *FAST, "--timesteps", "10,400", "--noisy", "both"]) == 0
+    results = read_results(checkpoint)
+    assert len(results) == 4 * 2 * 2 and [r["chosen"] for r in results].count(True) == 1
+    clean = [r for r in results if r["protocol"]["input"] == "clean"]
+    best = max(clean, key=lambda r: r["held_out_value"])["protocol"]
+    assert f"features are read after {best['layer']} at t = {best['timestep']}" in capsys.readouterr().out
+    assert (checkpoint / "pictures" / "grid_search.png").stat().st_size > 5000
+
+    after = AutoModel.from_pretrained(checkpoint)
+    assert (len(after.layers), after.config.feature_timestep) == (best["layer"], best["timestep"])
+    batches = list(iterate_once(digits[1], image_size=16, batch_size=64, limit=64))
+    whole = extract_features(
+        LDAEForPreTraining.from_pretrained(checkpoint), batches, layers=[best["layer"]], timesteps=[best["timestep"]]
+    )
+    torch.testing.assert_close(extract_features(after, batches).values, whole.values)
+    assert before.config.num_hidden_layers == 2
+
+
+def test_the_cut_keeps_every_block_of_the_denoiser(checkpoint):
+    weights = {
+        name: value.clone() for name, value in LDAEForPreTraining.from_pretrained(checkpoint).state_dict().items()
+    }
+    write_choice(checkpoint, 3, 40)
+    again = LDAEForPreTraining.from_pretrained(checkpoint)
+    assert (again.config.num_hidden_layers, again.config.decoder_num_hidden_layers) == (3, 1)
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in weights.items())
+    write_choice(checkpoint, 1, 0)
+    assert AutoModel.from_pretrained(checkpoint).config.stage_names == ["stem", "stage1"]
+
+
+def test_taps_of_different_widths_are_searched_together(tmp_path, digits):
+    model = DDAEModel.from_diffusers(small_unet(), "last")
+    widths = {name: shape[0] for name, shape in model.feature_layers.items()}
+    assert len(set(widths.values())) == 2
+    batches = list(iterate_once(digits[1], image_size=16, batch_size=64, limit=64))
+    together = extract_features(model, batches, layers=list(widths), timesteps=[1, 11], noisy=True)
+    assert together.values.shape == (64, len(widths), 2, max(widths.values()))
+    for index, (name, width) in enumerate(widths.items()):
+        alone = extract_features(model, batches, layers=[name], timesteps=[11], noisy=True).values[:, 0, 0]
+        assert alone.shape == (64, width)
+        torch.testing.assert_close(together.values[:, index, 1, :width], alone)
+        assert not together.values[:, index, :, width:].any()
+
+    model.save_pretrained(tmp_path)
+    save_image_processor(tmp_path, model.config)
+    assert grid_search.main([str(tmp_path), *FAST, "--timesteps", "1,11"]) == 0
+    best = max(read_results(tmp_path), key=lambda r: r["held_out_value"])["protocol"]
+    chosen = AutoModel.from_pretrained(tmp_path)
+    assert (chosen.config.feature_layer, chosen.config.feature_timestep) == (best["layer"], best["timestep"])
+    expected = extract_features(model, batches, layers=[best["layer"]], timesteps=[best["timestep"]])
+    torch.testing.assert_close(extract_features(chosen, batches).values, expected.values)
+
+
+def test_a_checkpoint_elsewhere_and_a_wish_leave_the_config_alone(checkpoint, tmp_path, capsys):
+    before = (checkpoint / "config.json").read_bytes()
+    assert grid_search.main([str(checkpoint), *FAST, "--timesteps", "10", "--output_dir", str(tmp_path / "out")]) == 0
+    assert "config.json stays as it is" in capsys.readouterr().out
+    assert grid_search.main([str(checkpoint), *FAST, "--timesteps", "10", "--write_config", "false"]) == 0
+    assert grid_search.main([str(checkpoint), *FAST, "--timesteps", "10", "--noisy", "true"]) == 0
+    assert "a default input is clean, and these were noisy" in capsys.readouterr().out
+    assert (checkpoint / "config.json").read_bytes() == before
+
+
+def test_what_makes_no_sense_is_refused(checkpoint, tmp_path):
+    for extra, message in (
+        (["--noisy", "perhaps"], "noisy='perhaps' is unknown"),
+        (["--layers", "9"], "this model has blocks 1 to 4"),
+        (["--timesteps", "5000"], "numbers from 0 to 999"),
+        (["--layers", "1", "--timesteps", "10"], "more than one block, time step or learning rate"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            grid_search.main([str(checkpoint), *FAST, *extra])
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    ViTModel(ViTConfig(image_size=16, patch_size=4, **small)).save_pretrained(tmp_path / "vit")
+    with pytest.raises(ValueError, match="options of l-DAE and DDAE models; this is a vit"):
+        grid_search.main([str(tmp_path / "vit"), *FAST])
+
+
+def test_the_heat_map_frames_the_winner():
+    scores = [GridScore(layer, t, False, layer / 10, layer / 10, None) for layer in (1, 2, 3) for t in (0, 10)]
+    axes = heat_map(scores, best_score(scores)).axes[0]
+    (frame,) = axes.patches
+    assert (frame.get_x(), frame.get_y()) == (-0.5, 1.5)
+    assert [text.get_text() for text in axes.texts] == ["10.0", "10.0", "20.0", "20.0", "30.0", "30.0"]
+    assert json.dumps([label.get_text() for label in axes.get_yticklabels()]) == '["1", "2", "3"]'
