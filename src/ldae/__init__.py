@@ -15,11 +15,13 @@ from ldae.models.modeling_ldae import (
     LDAEForPreTrainingOutput,
     LDAEModel,
 )
+from ldae.models.pretraining_ddae import DDAEForPreTraining
 from ldae.models.tokenizer_ldae import PatchAutoencoder, PatchPCA, PatchPixels, patchify, unpatchify
 
 
 if TYPE_CHECKING:
     from ldae.data.image_processor import save_image_processor
+    from ldae.pipelines.pipeline_ddae import DDAEPipeline
     from ldae.pipelines.pipeline_ldae import LDAEPipeline
     from ldae.schedulers.scheduling_ldae import LDAEScheduler
     from ldae.tokenizers.pca import PatchMoments, fit_patch_pca
@@ -28,6 +30,7 @@ __version__ = "0.1.0"
 
 # Names whose modules load more than torch and transformers: they come when they are used.
 _LAZY = {
+    "DDAEPipeline": "ldae.pipelines.pipeline_ddae",
     "LDAEPipeline": "ldae.pipelines.pipeline_ldae",
     "LDAEScheduler": "ldae.schedulers.scheduling_ldae",
     "PatchMoments": "ldae.tokenizers.pca",
@@ -50,12 +53,15 @@ AutoBackbone.register(LDAEConfig, LDAEBackbone, exist_ok=True)
 
 AutoConfig.register("ddae", DDAEConfig, exist_ok=True)
 AutoModel.register(DDAEConfig, DDAEModel, exist_ok=True)
+AutoModelForPreTraining.register(DDAEConfig, DDAEForPreTraining, exist_ok=True)
 AutoModelForImageClassification.register(DDAEConfig, DDAEForImageClassification, exist_ok=True)
 
 __all__ = [
     "DDAEConfig",
     "DDAEForImageClassification",
+    "DDAEForPreTraining",
     "DDAEModel",
+    "DDAEPipeline",
     "LDAEBackbone",
     "LDAEConfig",
     "LDAEForImageClassification",

@@ -75,9 +75,18 @@ def test_the_code_is_what_the_model_imports_and_nothing_else(tmp_path: Path) -> 
     assert after == before
 
 
-def test_no_card_of_an_ldae_is_written_for_it(tmp_path: Path) -> None:
-    DDAEModel.from_diffusers(small_unet()).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"model_type='ddae'; a card is rendered for 'ldae' alone.*save_with_code"):
+def test_its_card_says_where_features_are_read_and_names_the_method(tmp_path: Path) -> None:
+    DDAEModel.from_diffusers(small_unet(), "mid_block.resnets.1", 7).save_pretrained(tmp_path)
+    assert write_model_card(tmp_path) == "written"
+    card = (tmp_path / "README.md").read_text()
+    assert "block `mid_block.resnets.1` gives at t = 7 (of 1000)" in card
+    assert "xiang2023denoising" in card and "chen2024" not in card
+    assert "latent_dim" not in card and "generates images" not in card
+
+
+def test_no_card_is_written_for_another_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    with pytest.raises(ValueError, match=r"model_type='vit'; a card is rendered for 'ldae' and 'ddae' alone"):
         write_model_card(tmp_path)
     assert not (tmp_path / "README.md").exists()
 

@@ -27,7 +27,7 @@ def test_field_names_are_unique_over_the_sections():
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_of_the_repository_loads_and_says_how_to_launch_it(path):
     recipe = load_recipe(path, {"dataset": "digits"})
-    assert recipe.model_config().num_patches > 0
+    assert recipe.model_config().image_size > 0
     header = path.read_text().split("\nmodel:")[0]
     assert f"--config training/recipes/{path.name}" in header
 

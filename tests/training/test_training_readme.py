@@ -9,9 +9,10 @@ import yaml
 
 from ldae.data import DataConfig
 from ldae.deconstruct.preset import KEYS, GenerationOptions, ProbeOptions, SweepOptions
+from ldae.models.configuration_ddae import DDAEConfig
 from ldae.models.configuration_ldae import LDAEConfig
 from ldae.training.classifier import ClassifierConfig
-from ldae.training.recipe import MODEL_FIELDS, TokenizerConfig, TrainingConfig
+from ldae.training.recipe import MODEL_FIELDS, TokenizerConfig, TrainingConfig, model_fields
 
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +38,10 @@ def defaults(kind: type) -> dict[str, object]:
     ("section", "expected"),
     [
         ("model", {"size": None} | {name: defaults(LDAEConfig)[name] for name in MODEL_FIELDS}),
+        (
+            "model:` of a DDAE",
+            {"model_type": "ldae"} | {name: defaults(DDAEConfig)[name] for name in model_fields("ddae")},
+        ),
         ("data", defaults(DataConfig)),
         ("tokenizer", defaults(TokenizerConfig)),
         ("training", defaults(TrainingConfig)),
@@ -45,10 +50,13 @@ def defaults(kind: type) -> dict[str, object]:
         ("probe", defaults(ProbeOptions)),
         ("generation", defaults(GenerationOptions)),
     ],
-    ids=["model", "data", "tokenizer", "training", "sweep", "classifier", "probe", "generation"],
+    ids=["model", "ddae", "data", "tokenizer", "training", "sweep", "classifier", "probe", "generation"],
 )
 def test_every_field_of_a_recipe_or_preset_is_explained_with_its_default(section, expected):
-    explained = {name.strip("`"): (default, meaning) for name, default, meaning in rows(f"### `{section}:`")}
+    explained = {
+        name.strip("`"): (default, meaning)
+        for name, default, meaning in rows(f"### `{section}" if " of a " in section else f"### `{section}:`")
+    }
     assert list(explained) == list(expected)
     for name, (default, meaning) in explained.items():
         assert meaning, name

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ldae.data import Batch
-from ldae.pipelines.pipeline_ldae import LDAEPipeline
+from ldae.pipelines.loading import RunFolderPipeline
 
 from .distances import KID_SUBSETS, ImageDistances
 from .extractor import FeatureExtractor
@@ -57,13 +57,13 @@ def image_generator(seed: int, position: int) -> torch.Generator:
 
 
 def generate_images(
-    pipeline: LDAEPipeline, num_images: int, sampling: Sampling, *, rank: int = 0, world_size: int = 1
+    pipeline: RunFolderPipeline, num_images: int, sampling: Sampling, *, rank: int = 0, world_size: int = 1
 ) -> Iterator[Batch]:
     """
     Generate this process's share of images, the numbers i with i % world_size == rank, batch after batch.
 
     Args:
-        pipeline ([`LDAEPipeline`]): What generates them.
+        pipeline ([`LDAEPipeline`] or [`DDAEPipeline`]): What generates them.
         num_images (`int`): How many, over all processes.
         sampling ([`Sampling`]): How.
         rank, world_size (`int`): This process, and the number of processes.
@@ -75,7 +75,7 @@ def generate_images(
     for begin in range(0, len(mine), sampling.batch_size):
         positions = mine[begin : begin + sampling.batch_size]  # (b,)
         labels = sampling.labels(positions, pipeline.model.config.num_class_embeds)
-        output: Any = pipeline(
+        output: Any = pipeline(  # type: ignore[operator] # each pipeline's own call
             class_labels=labels,
             guidance_scale=sampling.guidance_scale,
             num_inference_steps=sampling.steps,
@@ -88,7 +88,11 @@ def generate_images(
 
 
 def generation_results(
-    distances: ImageDistances, sampling: Sampling, pipeline: LDAEPipeline, extractor: FeatureExtractor, weights: str
+    distances: ImageDistances,
+    sampling: Sampling,
+    pipeline: RunFolderPipeline,
+    extractor: FeatureExtractor,
+    weights: str,
 ) -> list[dict[str, Any]]:
     """
     Entries of results.json, without the data set, the split and the checkpoint that the caller knows: FID-n and KID-n with
@@ -97,7 +101,7 @@ def generation_results(
     Args:
         distances ([`~ldae.evaluation.distances.ImageDistances`]): What was measured.
         sampling ([`Sampling`]): How the images were generated.
-        pipeline ([`LDAEPipeline`]): By which: it says in how many steps.
+        pipeline ([`LDAEPipeline`] or [`DDAEPipeline`]): By which: it says in how many steps.
         extractor ([`FeatureExtractor`]): Whose features were compared.
         weights (`str`): `"ema"`, `"raw"`, or `"unknown"`.
 
@@ -110,7 +114,7 @@ def generation_results(
         "extractor": extractor.name,
         "features": extractor.num_features,
         "reference_images": distances.num_reference,
-        "sampler": {0.0: "DDIM", 1.0: "ancestral"}.get(float(sampling.eta), "DDIM with noise"),
+        "sampler": pipeline.sampler(sampling.eta),
         "eta": sampling.eta,
         "steps": pipeline.num_timesteps,
         "guidance_scale": sampling.guidance_scale,

@@ -15,12 +15,14 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
 
 from ldae.hub.upload import CARD_FILE, is_sealed_card, seal_card
+from ldae.models.configuration_ddae import DDAEConfig
 from ldae.models.configuration_ldae import MODEL_SIZES, LDAEConfig
 from ldae.results import read_results
 from ldae.whole_file import write_whole
 
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
+CONFIGS: dict[str, Any] = {"ldae": LDAEConfig, "ddae": DDAEConfig}
 DEFAULT_LICENSE = "apache-2.0"
 TARGETS = {
     "noise": "the noise",
@@ -83,19 +85,20 @@ def render_model_card(
         The card: its metadata with one model-index entry for each result, and its text.
 
     Raises:
-        ValueError: the folder has no config.json, or it is not an l-DAE's.
+        ValueError: the folder has no config.json, or it is neither an l-DAE's nor a DDAE's.
     """
     folder = Path(folder)
     config_path = folder / "config.json"
     if not config_path.is_file():
         raise ValueError(f"{folder} has no config.json; give a run's folder, or one that save_pretrained wrote")
     fields = json.loads(config_path.read_text(encoding="utf-8"))
-    if fields.get("model_type") != "ldae":
+    model_type = fields.get("model_type")
+    if model_type not in CONFIGS:
         raise ValueError(
-            f"{config_path} has model_type={fields.get('model_type')!r}; a card is rendered for 'ldae' alone. Write its "
-            "README.md by hand and upload the folder with `hf upload`, after ldae.hub.remote_code.save_with_code"
+            f"{config_path} has model_type={model_type!r}; a card is rendered for {' and '.join(map(repr, CONFIGS))} alone. "
+            "Write its README.md by hand and upload the folder with `hf upload`."
         )
-    config = LDAEConfig.from_dict(fields)
+    config = CONFIGS[model_type].from_dict(fields)
     recipe_path = folder / "recipe.yaml"
     recipe_text = recipe_path.read_text(encoding="utf-8").strip() if recipe_path.is_file() else ""
     data = (yaml.safe_load(recipe_text) or {}).get("data", {}) if recipe_text else {}
@@ -108,7 +111,7 @@ def render_model_card(
         license=license,
         library_name="transformers",
         pipeline_tag="image-classification" if is_classifier else "image-feature-extraction",
-        tags=["ldae", "self-supervised-learning", "denoising-autoencoder"],
+        tags=[model_type, "self-supervised-learning", "denoising-autoencoder"],
         datasets=[data["dataset"]] if _is_hub_dataset(data.get("dataset")) else None,
         # The model-index is this model's alone: the text's tables also hold the baselines that it was compared to.
         eval_results=[eval_result(entry) for entry in results if entry["checkpoint"] == "."] or None,
@@ -118,11 +121,9 @@ def render_model_card(
         template_str=TEMPLATE.read_text(encoding="utf-8"),
         model_id=model_id,
         config=config,
-        size=_size_name(config),
-        target=TARGETS[config.prediction_target],
+        **_describe_ldae(config) if model_type == "ldae" else _describe_ddae(config),
         is_classifier=is_classifier,
         num_labels=config.num_labels,
-        num_patches=config.num_patches,
         image_mode="L" if config.num_channels == 1 else "RGB",
         parameters=count_parameters(folder),
         data=data,
@@ -177,6 +178,25 @@ def _merge_metadata(present: Any, new: Any) -> None:
     for key in ("license", "library_name", "pipeline_tag", "datasets"):
         if present.get(key) is None:
             present[key] = new.get(key)
+
+
+def _describe_ldae(config: LDAEConfig) -> dict[str, Any]:
+    """What the template says of an l-DAE beside its fields."""
+    return {
+        "size": _size_name(config),
+        "target": TARGETS[config.prediction_target],
+        "num_tokens": config.num_patches,
+        "place": "patch",
+    }
+
+
+def _describe_ddae(config: DDAEConfig) -> dict[str, Any]:
+    """What the template says of a DDAE beside its fields."""
+    return {
+        "generates": "DDAEForPreTraining" in (config.architectures or []),
+        "num_tokens": "N",
+        "place": "place of the map",
+    }
 
 
 def _size_name(config: LDAEConfig) -> str | None:

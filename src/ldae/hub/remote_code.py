@@ -10,12 +10,12 @@ from pathlib import Path
 
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from ldae.models import modeling_ddae, modeling_ldae
+from ldae.models import modeling_ldae, pretraining_ddae
 from ldae.whole_file import write_whole
 
 
-# model_type -> the file that holds its models, and the map of its auto classes
-MODEL_FILES = {"ldae": modeling_ldae.__file__, "ddae": modeling_ddae.__file__}
+# model_type -> the file whose relative imports reach all others of its models, and the map of its auto classes
+MODEL_FILES = {"ldae": modeling_ldae.__file__, "ddae": pretraining_ddae.__file__}
 AUTO_MAPS = {
     "ldae": {
         "AutoConfig": "configuration_ldae.LDAEConfig",
@@ -27,6 +27,7 @@ AUTO_MAPS = {
     "ddae": {
         "AutoConfig": "configuration_ddae.DDAEConfig",
         "AutoModel": "modeling_ddae.DDAEModel",
+        "AutoModelForPreTraining": "pretraining_ddae.DDAEForPreTraining",
         "AutoModelForImageClassification": "modeling_ddae.DDAEForImageClassification",
     },
 }

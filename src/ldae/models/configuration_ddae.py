@@ -178,6 +178,11 @@ class DDAEConfig(PreTrainedConfig):
         return (self.scheduler_config or DDPM_SCHEDULE)["num_train_timesteps"]
 
     @property
+    def num_class_embeds(self) -> None:
+        """Classes that images are generated of: a DDAE is trained without."""
+        return None
+
+    @property
     def vae_stride(self) -> int:
         """Side in pixels of what one value of the network's input stands for."""
         return 1 if self.vae_config is None else 2 ** (len(self.vae_config.get("block_out_channels", [64])) - 1)

@@ -77,22 +77,28 @@ class DDAEPreTrainedModel(PreTrainedModel):
 class DDAEModel(DDAEPreTrainedModel):
     empty_prompt: torch.Tensor | None
 
-    def __init__(self, config: DDAEConfig):
+    def __init__(self, config: DDAEConfig, whole: bool = False):
+        r"""
+        whole (`bool`, defaults to `False`):
+            Whether what runs after the tap is built too, for pre-training and sampling.
+        """
         super().__init__(config)
         self.stride, self.num_train_timesteps = config.stride, config.num_train_timesteps
         self.denoiser: Any = self.kind.build(config)
         taps = self.kind.taps(self.denoiser)
         config.feature_layer = choose_tap(taps, config.feature_layer, self.kind.default_tap(config, taps))
-        self.kind.cut(self.denoiser, config.feature_layer)
+        if not whole:
+            taps = taps[: taps.index(config.feature_layer) + 1]
+            self.kind.cut(self.denoiser, config.feature_layer)
         self.vae: Any = build_encoder(config) if config.vae_config else None
         self.corruption = self.kind.build_corruption(config)
         if config.empty_prompt_length is None:
             self.empty_prompt = None
         else:
             self.register_buffer("empty_prompt", torch.zeros(config.empty_prompt_length, config.prompt_size))
-        self.feature_layers: dict[str, tuple[int, ...]] = self.kind.shapes(
-            self, taps[: taps.index(config.feature_layer) + 1]
-        )
+        self.whole = False  # while the shapes are found by a forward that goes on to the last of the taps
+        self.feature_layers: dict[str, tuple[int, ...]] = self.kind.shapes(self, taps)
+        self.whole = whole
         config.hidden_size = self._width(self.feature_layers[config.feature_layer])
         self.post_init()
 
@@ -212,7 +218,13 @@ class DDAEModel(DDAEPreTrainedModel):
         self._check_images(pixel_values, bool(interpolate_pos_encoding))
         if timesteps is None:
             timesteps = self._shared_timestep(self.config.feature_timestep, pixel_values)
-        activation = self.kind.run(self, self.encode(pixel_values), timesteps, noise)
+        x0 = self.encode(pixel_values)
+        if self.whole:
+            tap = str(self.config.feature_layer)
+            found = record(self.denoiser, [tap], lambda: self.kind.run(self, x0, timesteps, noise), self._read)
+            activation = found[tap]
+        else:
+            activation = self.kind.run(self, x0, timesteps, noise)
         tokens = tokens_of(activation)  # (B, N, C)
         return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=tokens.mean(dim=1))
 
@@ -249,7 +261,7 @@ class DDAEModel(DDAEPreTrainedModel):
         self._check_choices(layers, steps, pool)
 
         def read(activation: torch.Tensor) -> torch.Tensor:
-            activation = self.kind.read(self.denoiser, activation)
+            activation = self._read(activation)
             return tokens_of(activation).mean(dim=1) if pool == "mean" else activation
 
         x0 = self.encode(pixel_values)
@@ -272,6 +284,9 @@ class DDAEModel(DDAEPreTrainedModel):
             z = posterior_mean(self.vae, pixel_values)
         fields = self.vae.config
         return (z - (fields.shift_factor or 0)) * fields.scaling_factor
+
+    def _read(self, activation: torch.Tensor) -> torch.Tensor:
+        return self.kind.read(self.denoiser, activation)
 
     def _shared_timestep(self, t: Any, pixel_values: torch.Tensor) -> torch.Tensor:
         return torch.full((1,), t, dtype=torch.long, device=pixel_values.device)

@@ -8,10 +8,11 @@ from typing import Any, Self
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME
+from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
-from ldae.models.configuration_ldae import LDAEConfig
 from ldae.models.modeling_ldae import LDAEForPreTraining
+from ldae.schedulers.of_model import build_scheduler
 from ldae.schedulers.scheduling_ldae import LDAEScheduler
 
 
@@ -27,10 +28,12 @@ class RunFolderPipeline(DiffusionPipeline):
     `model_index.json`.
     """
 
-    model: LDAEForPreTraining
-    scheduler: Any  # an LDAEScheduler, or one of diffusers' that says the same
+    model_class: Any = LDAEForPreTraining
+    scheduler_class: Any = LDAEScheduler
+    model: Any
+    scheduler: Any  # a scheduler_class, or one of diffusers' that says the same
 
-    def __init__(self, model: LDAEForPreTraining, scheduler: LDAEScheduler):
+    def __init__(self, model: Any, scheduler: Any):
         super().__init__()
         self.register_modules(model=model, scheduler=scheduler)
         self.check_scheduler()
@@ -40,8 +43,8 @@ class RunFolderPipeline(DiffusionPipeline):
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
         *,
-        model: LDAEForPreTraining | None = None,
-        scheduler: LDAEScheduler | None = None,
+        model: Any = None,
+        scheduler: Any = None,
         **kwargs: Any,
     ) -> Self:
         """
@@ -66,12 +69,13 @@ class RunFolderPipeline(DiffusionPipeline):
         if isinstance(dtype := kwargs.get("dtype"), dict):
             kwargs["dtype"] = dtype.get("model", dtype.get("default"))
         if model is None:
-            model_type = LDAEConfig.get_config_dict(source, **hub)[0].get("model_type")
-            if model_type != LDAEConfig.model_type:
+            known = cls.model_class.config_class
+            model_type = known.get_config_dict(source, **hub)[0].get("model_type")
+            if model_type != known.model_type:
                 raise ValueError(
-                    f"{str(source)!r} holds a model of type {model_type!r}; this pipeline is of 'ldae' alone."
+                    f"{str(source)!r} holds a model of type {model_type!r}; this pipeline is of {known.model_type!r} alone."
                 )
-            loaded: Any = LDAEForPreTraining.from_pretrained(source, output_loading_info=True, **kwargs)
+            loaded: Any = cls.model_class.from_pretrained(source, output_loading_info=True, **kwargs)
             model, report = loaded
             missing = sorted(report["missing_keys"])
             if missing:
@@ -89,9 +93,9 @@ class RunFolderPipeline(DiffusionPipeline):
                 **hub,
             )
             if path is None:
-                scheduler = LDAEScheduler.from_ldae_config(model.config)
+                scheduler = build_scheduler(model.config)
             else:
-                scheduler = LDAEScheduler.from_pretrained(Path(path).parent)
+                scheduler = cls.scheduler_class.from_pretrained(Path(path).parent)
         return cls(model=model, scheduler=scheduler)
 
     def save_pretrained(  # type: ignore[override]
@@ -115,7 +119,7 @@ class RunFolderPipeline(DiffusionPipeline):
         self.model.save_pretrained(folder, **({} if push_to_hub else kwargs))
         save_with_code(folder)
         save_image_processor(folder, self.model.config)
-        LDAEScheduler.from_ldae_config(self.model.config).save_pretrained(folder / SCHEDULER_FOLDER)
+        build_scheduler(self.model.config).save_pretrained(folder / SCHEDULER_FOLDER)
         if push_to_hub:
             push(folder, kwargs.pop("repo_id", folder.resolve().name), **kwargs)
 
@@ -132,6 +136,10 @@ class RunFolderPipeline(DiffusionPipeline):
         """
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, push_to_hub=True, repo_id=repo_id, **kwargs)
+
+    def sampler(self, eta: float) -> str:
+        """The name of what a chain of that `eta` is."""
+        return {0.0: "DDIM", 1.0: "ancestral"}.get(float(eta), "DDIM with noise")
 
     def check_scheduler(self) -> None:
         """
@@ -155,3 +163,21 @@ class RunFolderPipeline(DiffusionPipeline):
             f"{type(scheduler).__name__}.from_config(LDAEScheduler.from_ldae_config(model.config).config), which is "
             "possible for 'linear_beta' and 'linear_gamma2'."
         )
+
+
+def open_pipeline(source: str | os.PathLike[str], **kwargs: Any) -> RunFolderPipeline:
+    """
+    The pipeline of a run's folder or a Hub repository, by the `model_type` of its `config.json`.
+
+    Args, Raises: as of [`~RunFolderPipeline.from_pretrained`].
+
+    Returns:
+        A [`DDAEPipeline`] or an [`LDAEPipeline`].
+    """
+    from ldae.pipelines.pipeline_ddae import DDAEPipeline
+    from ldae.pipelines.pipeline_ldae import LDAEPipeline
+
+    hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+    model_type = PreTrainedConfig.get_config_dict(source, **hub)[0].get("model_type")
+    kind: type[RunFolderPipeline] = DDAEPipeline if model_type == "ddae" else LDAEPipeline
+    return kind.from_pretrained(source, **kwargs)

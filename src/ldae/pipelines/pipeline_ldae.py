@@ -71,6 +71,7 @@ class LDAEPipeline(RunFolderPipeline):
     ```
     """
 
+    model: LDAEForPreTraining
     model_cpu_offload_seq = "model"  # type: ignore[assignment] # diffusers leaves it None for want of a type
     _callback_tensor_inputs = ["latents", "pred_original_sample"]
 

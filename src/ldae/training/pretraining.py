@@ -3,12 +3,15 @@
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from ldae.data import Batch, prepare_latents
 from ldae.evaluation.online import OnlineProbe
 from ldae.hub.model_card import write_model_card
 from ldae.hub.push import HubUploader
 from ldae.models.modeling_ldae import LDAEForPreTraining
+from ldae.models.pretraining_ddae import DDAEForPreTraining
+from ldae.reports.ddae_pictures import draw_ddae_pictures
 from ldae.reports.run_pictures import draw_run_pictures
 from ldae.training.checkpoint import Checkpoint
 from ldae.training.latent_cache import latent_source
@@ -30,7 +33,7 @@ class PretrainingRun(TrainingRun):
     """
 
     activity = "pre-training"
-    model: LDAEForPreTraining
+    model: Any
 
     def __init__(self, recipe: Recipe):
         super().__init__(recipe)
@@ -40,12 +43,8 @@ class PretrainingRun(TrainingRun):
         if t.push_to_hub and self.is_main:
             self.uploader = HubUploader(self.folder.path, t.push_to_hub, private=t.hub_private)
 
-    def build(self, checkpoint: Checkpoint | None) -> LDAEForPreTraining:
-        t = self.options
+    def build(self, checkpoint: Checkpoint | None) -> PreTrainedModel:
         model = LDAEForPreTraining(self.recipe.model_config())
-        if t.activation_checkpointing:  # transformers 5.17 knows the older name only
-            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-            enable()
         if checkpoint is None:
             fitted = obtain_tokenizer(self.recipe, self.source, self.accelerator).state_dict()
         else:
@@ -53,9 +52,7 @@ class PretrainingRun(TrainingRun):
             fitted = {name.removeprefix(_TOKENIZER): checkpoint.model[name] for name in names}
         model.ldae.tokenizer.load_state_dict(fitted)
         self.examples = latent_source(self.recipe, model.ldae.tokenizer, self.source, self.accelerator)
-        if t.compile:
-            model.compile(fullgraph=True)
-        return model
+        return self._prepared(model)
 
     def loss(self, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
         timesteps, noise = self.model.draw_corruption(positions, self.options.seed)
@@ -64,10 +61,15 @@ class PretrainingRun(TrainingRun):
             return self.network(self.pixels(batch, positions), timesteps, noise, labels).loss
         return self.network(None, timesteps, noise, labels, self._latents(batch, positions)).loss
 
+    @property
+    def encoder(self) -> PreTrainedModel:
+        """Whose features are probed."""
+        return self.model
+
     def measure(self, at_end: bool) -> None:
         t = self.options
         if self.probe and (self.due(t.probe_every_images or max(1, t.images // 10)) or at_end):
-            self.log({"event": "probe", **self.probe(self.model)})
+            self.log({"event": "probe", **self.probe(self.encoder)})
 
     def export(self, weights: dict[str, torch.Tensor]) -> None:
         self.folder.export(self.model, weights)
@@ -76,11 +78,15 @@ class PretrainingRun(TrainingRun):
 
     def conclude(self, weights: dict[str, torch.Tensor]) -> None:
         self.export(weights)
-        draw_run_pictures(self.folder.path, self.source)
+        self.draw_pictures()
         write_model_card(self.folder.path, repo_id=self.options.push_to_hub)
         if self.uploader:
             self.uploader.finish("Trained")
         self.say(f"Finished: {self.folder.path} holds the model, its card and its pictures.")
+
+    def draw_pictures(self) -> None:
+        """Of the model that was put into the folder."""
+        draw_run_pictures(self.folder.path, self.source)
 
     def describe(self) -> str:
         c, weights = self.model.config, sum(p.numel() for p in self.model.parameters())
@@ -88,6 +94,15 @@ class PretrainingRun(TrainingRun):
             f"Model: {weights / 1e6:.1f} M weights, {c.num_hidden_layers} + {c.decoder_num_hidden_layers} blocks of width "
             f"{c.hidden_size}, {c.num_patches} patches, d = {c.latent_dim} of {c.patch_dim}, {c.latent_tokenizer}"
         )
+
+    def _prepared(self, model: Any) -> Any:
+        """As the recipe wants it computed."""
+        if self.options.activation_checkpointing:  # transformers 5.17 knows the older name only
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable()
+        if self.options.compile:
+            model.compile(fullgraph=True)
+        return model
 
     def _latents(self, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
         """The batch's cached latents `(b, N, d)`, flipped where its pixels would be."""
@@ -102,6 +117,43 @@ class PretrainingRun(TrainingRun):
         if batch.labels is None:
             raise ValueError("num_class_embeds is set, but the data has no labels; name the label_column.")
         return self.model.drop_labels(batch.labels.to(self.device), positions, self.options.seed)
+
+
+class DDAEPretrainingRun(PretrainingRun):
+    """
+    Pre-training of a [`DDAEForPreTraining`], on pixels and without labels.
+
+    Args:
+        recipe ([`Recipe`]): With `training.output_dir`, of `model_type: ddae`.
+    """
+
+    model: DDAEForPreTraining
+
+    def build(self, checkpoint: Checkpoint | None) -> PreTrainedModel:
+        return self._prepared(DDAEForPreTraining(self.recipe.model_config()))
+
+    @property
+    def encoder(self) -> PreTrainedModel:
+        return self.model.ddae
+
+    def loss(self, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
+        timesteps, noise = self.model.draw_corruption(positions, self.options.seed)
+        # Dropout draws from torch's own generators: of a batch's place in the run, a resumed run draws the same.
+        torch.manual_seed(self.options.seed * 2**32 + int(batch.positions[0]))
+        return self.network(self.pixels(batch, positions), timesteps, noise).loss
+
+    def draw_pictures(self) -> None:
+        draw_ddae_pictures(self.folder.path, self.source)
+
+    def describe(self) -> str:
+        c, weights = self.model.config, sum(p.numel() for p in self.model.parameters())
+        return (
+            f"Model: {weights / 1e6:.1f} M weights, {c.denoiser_type} on {c.num_channels} x {c.image_size} x "
+            f"{c.image_size}; features at {c.feature_layer} and t = {c.feature_timestep}"
+        )
+
+
+RUNS: dict[str, type[PretrainingRun]] = {"ldae": PretrainingRun, "ddae": DDAEPretrainingRun}
 
 
 def pretrain(recipe: Recipe) -> RunFolder:
@@ -123,6 +175,6 @@ def pretrain(recipe: Recipe) -> RunFolder:
         if folder.finished(recipe.training.images):
             print(f"{folder.path} is finished ({recipe.training.images:,} images); nothing to do.")
             return folder
-    run = PretrainingRun(recipe)
+    run = RUNS[recipe.model_type](recipe)
     run.train()
     return run.folder

@@ -12,28 +12,44 @@ from typing import Any
 import yaml
 
 from ldae.data import DataConfig
+from ldae.models.configuration_ddae import DDAEConfig
 from ldae.models.configuration_ldae import LDAEConfig
 from ldae.training.options import FREE_FIELDS, TokenizerConfig, TrainingConfig
 
 
-# The paper's choices: the fields that LDAEConfig itself declares.
-MODEL_FIELDS = tuple(name for name in LDAEConfig.__annotations__ if not name.startswith("_"))
+MODELS: dict[str, Any] = {"ldae": LDAEConfig, "ddae": DDAEConfig}
+
+
+def model_fields(model_type: str) -> tuple[str, ...]:
+    """The papers' choices: the fields that the configuration of a model itself declares."""
+    return tuple(name for name in MODELS[model_type].__annotations__ if not name.startswith("_"))
+
+
+MODEL_FIELDS = model_fields("ldae")
 _KINDS: dict[str, Any] = {"data": DataConfig, "tokenizer": TokenizerConfig, "training": TrainingConfig}
 SECTIONS = ("model", *_KINDS)
 
 
 @dataclass
 class Recipe:
-    """A run: `model` (fields of LDAEConfig and perhaps `size`), `data`, `tokenizer` and `training`."""
+    """A run: `model` (its `model_type`, fields of its configuration, perhaps `size`), `data`, `tokenizer`, `training`."""
 
     model: dict[str, Any]
     data: DataConfig
     tokenizer: TokenizerConfig
     training: TrainingConfig
 
-    def model_config(self, **fields: Any) -> LDAEConfig:
-        """The configuration of the `model:` section; `fields` win."""
+    @property
+    def model_type(self) -> str:
+        """What is trained: `"ldae"` or `"ddae"`."""
+        return self.model.get("model_type", "ldae")
+
+    def model_config(self, **fields: Any) -> Any:
+        """The [`LDAEConfig`] or [`DDAEConfig`] of the `model:` section; `fields` win."""
         chosen = {**self.model, **fields}
+        chosen.pop("model_type", None)
+        if self.model_type != "ldae":
+            return MODELS[self.model_type](**chosen)
         size = chosen.pop("size", None)
         return LDAEConfig(**chosen) if size is None else LDAEConfig.from_size(size, **chosen)
 
@@ -41,11 +57,14 @@ class Recipe:
         """Every field of every section, as plain YAML values."""
         config = self.model_config()
         sections = {
-            "model": {name: getattr(config, name) for name in MODEL_FIELDS},
+            "model": {name: getattr(config, name) for name in model_fields(self.model_type)},
             "data": dataclasses.asdict(self.data),
             "tokenizer": dataclasses.asdict(self.tokenizer),
             "training": dataclasses.asdict(self.training),
         }
+        if self.model_type != "ldae":
+            sections["model"] = {"model_type": self.model_type, **sections["model"]}
+            del sections["tokenizer"]
         return yaml.safe_load(yaml.safe_dump(_plain(sections)))
 
     def save(self, path: str | Path) -> None:
@@ -80,11 +99,17 @@ def build_recipe(sections: dict[str, dict[str, Any]], overrides: dict[str, Any] 
         overrides (`dict`, *optional*): Values by bare field name; text is read as YAML.
     """
     sections = {name: dict(sections.get(name, {})) for name in SECTIONS}
-    owners = field_owners()
-    for name, text in (overrides or {}).items():
+    overrides = {
+        name: yaml.safe_load(value) if isinstance(value, str) else value for name, value in (overrides or {}).items()
+    }
+    model_type = overrides.get("model_type", sections["model"].get("model_type", "ldae"))
+    if model_type not in MODELS:
+        raise ValueError(f"model_type={model_type!r} is unknown; choose one of {', '.join(MODELS)}.")
+    owners = field_owners(model_type)
+    for name, value in overrides.items():
         if name not in owners:
             raise ValueError(f"--{name} is no field of a recipe{did_you_mean(name, owners)}")
-        sections[owners[name]][name] = yaml.safe_load(text) if isinstance(text, str) else text
+        sections[owners[name]][name] = value
     for section, values in sections.items():
         for name in values:
             if owners.get(name) != section:
@@ -93,11 +118,29 @@ def build_recipe(sections: dict[str, dict[str, Any]], overrides: dict[str, Any] 
     if "dataset" not in sections["data"]:
         raise ValueError("dataset is missing; give --dataset digits, a Hub id, a folder of images or a glob of files.")
     recipe = Recipe(
-        model=_coerce_fields(sections["model"], {**LDAEConfig.__annotations__, "size": str}, "model"),
+        model=_coerce_fields(
+            sections["model"], {**MODELS[model_type].__annotations__, "size": str, "model_type": str}, "model"
+        ),
         **{name: build_section(kind, sections[name], name) for name, kind in _KINDS.items()},
     )
-    _check_latent_cache(recipe)
+    if model_type == "ldae":
+        _check_latent_cache(recipe)
+    else:
+        _refuse_latents(recipe, sections["tokenizer"])
     return recipe
+
+
+def _refuse_latents(recipe: Recipe, tokenizer: dict[str, Any]) -> None:
+    """What a model that sees pixels has no use for. Building its configuration checks its fields."""
+    recipe.model_config()
+    given = [f"tokenizer.{name}={value!r}" for name, value in tokenizer.items()]
+    if recipe.training.latent_cache is not None:
+        given.append(f"latent_cache={recipe.training.latent_cache!r}")
+    if given:
+        raise ValueError(
+            f"{given[0]} is not possible with model_type={recipe.model_type!r}, which sees pixels and has no latent "
+            "tokenizer; leave it out."
+        )
 
 
 def _check_latent_cache(recipe: Recipe) -> None:
@@ -128,9 +171,10 @@ def _check_latent_cache(recipe: Recipe) -> None:
             raise ValueError(f"latent_cache={folder!r} is not possible with {field}: {reason}. Set one of them back.")
 
 
-def field_owners() -> dict[str, str]:
+def field_owners(model_type: str = "ldae") -> dict[str, str]:
     """The section that each field of a recipe belongs to."""
-    owners = dict.fromkeys((*MODEL_FIELDS, "size"), "model")
+    names = ("model_type", *model_fields(model_type), *(["size"] if model_type == "ldae" else []))
+    owners = dict.fromkeys(names, "model")
     for section, kind in _KINDS.items():
         owners |= {f.name: section for f in dataclasses.fields(kind)}
     return owners

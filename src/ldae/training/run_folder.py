@@ -14,7 +14,6 @@ from safetensors import SafetensorError
 from ldae.data.image_processor import save_image_processor
 from ldae.errors import RunError
 from ldae.hub.remote_code import save_with_code
-from ldae.models.modeling_ldae import LDAEForPreTraining
 from ldae.training.checkpoint import INCOMPLETE_PREFIX
 from ldae.training.recipe import Recipe, differences
 from ldae.whole_file import write_whole
@@ -99,21 +98,21 @@ class RunFolder:
         with self.metrics.open("a") as file:
             file.write(json.dumps(record) + "\n")
 
-    def export(self, model: LDAEForPreTraining, weights: dict[str, torch.Tensor]) -> None:
+    def export(self, model: Any, weights: dict[str, torch.Tensor]) -> None:
         """
         Put the model into the folder as `from_pretrained` reads it, each file whole or not at all.
 
         Raises:
             RunError: if it cannot be written.
         """
-        from ldae.schedulers.scheduling_ldae import LDAEScheduler
+        from ldae.schedulers.of_model import build_scheduler
 
         staging = Path(tempfile.mkdtemp(prefix=EXPORT_PREFIX, dir=self.path))
         try:
             model.save_pretrained(staging, state_dict=weights)
             save_with_code(staging)
             save_image_processor(staging, model.config)
-            LDAEScheduler.from_ldae_config(model.config).save_pretrained(staging / "scheduler")
+            build_scheduler(model.config).save_pretrained(staging / "scheduler")
             (self.path / "scheduler").mkdir(exist_ok=True)
             for source in sorted(staging.rglob("*")):
                 if source.is_file():

@@ -14,7 +14,7 @@ from ldae.data import Batch, DataConfig, ImageSource, iterate_once, open_images
 from ldae.evaluation.distances import ImageDistances, image_distances
 from ldae.evaluation.extractor import INCEPTION, FeatureExtractor, load_extractor
 from ldae.evaluation.generation import Sampling, generate_images, generation_results
-from ldae.pipelines.pipeline_ldae import LDAEPipeline
+from ldae.pipelines.loading import RunFolderPipeline, open_pipeline
 from ldae.reports.samples import sample_grid
 from ldae.results import add_result
 from ldae.training.progress import progress_bar
@@ -107,7 +107,7 @@ def main(argv: list[str]) -> int:
         name = options.checkpoint if checkpoint_name != "." else output_dir
         print(f"Generating with {name}, on {accelerator.num_processes} x {pipeline.device}")
         config = pipeline.model.config
-        if config.noise_schedule in ("linear_sigma", "constant"):
+        if getattr(config, "noise_schedule", None) in ("linear_sigma", "constant"):
             print(
                 f"Its noise_schedule={config.noise_schedule!r} never hides the image, so it did not learn to begin with "
                 "noise alone: expect fragments. What it did learn, denoising, is in pictures/denoising.png."
@@ -163,12 +163,12 @@ def _reference_data(options: argparse.Namespace) -> DataConfig:
     return data if options.reference_split is None else replace(data, split=options.reference_split)
 
 
-def _load_pipeline(options: argparse.Namespace, accelerator: Accelerator) -> LDAEPipeline:
+def _load_pipeline(options: argparse.Namespace, accelerator: Accelerator) -> RunFolderPipeline:
     device = torch.device(options.device) if options.device else accelerator.device
     if accelerator.num_processes > 1 and device.type != accelerator.device.type:
         raise ValueError(f"device={options.device} is not possible with several processes; leave it out, or give cpu.")
     try:
-        pipeline = LDAEPipeline.from_pretrained(options.checkpoint)
+        pipeline = open_pipeline(options.checkpoint)
     except OSError as error:
         raise ValueError(f"checkpoint={options.checkpoint!r} cannot be loaded: {error}") from error
     pipeline.set_progress_bar_config(disable=True)  # one of all images is shown instead
@@ -176,7 +176,7 @@ def _load_pipeline(options: argparse.Namespace, accelerator: Accelerator) -> LDA
 
 
 def _draw_samples(
-    pipeline: LDAEPipeline, num_images: int, sampling: Sampling, path: Path, accelerator: Accelerator
+    pipeline: RunFolderPipeline, num_images: int, sampling: Sampling, path: Path, accelerator: Accelerator
 ) -> None:
     """Write a grid of images, each process having generated its share."""
     classes = pipeline.model.config.num_class_embeds
@@ -199,7 +199,7 @@ def _draw_samples(
 
 
 def _measure(
-    pipeline: LDAEPipeline,
+    pipeline: RunFolderPipeline,
     sampling: Sampling,
     reference: ImageSource,
     extractor: FeatureExtractor,

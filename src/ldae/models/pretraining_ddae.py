@@ -1,0 +1,135 @@
+"""Pre-training of DDAE: the whole denoiser of an unconditional diffusion model in pixel space, and its loss."""
+
+import math
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, auto_docstring, can_return_tuple
+
+from .configuration_ddae import DDAEConfig
+from .modeling_ddae import DDAEModel, DDAEPreTrainedModel
+from .modeling_ldae import LDAEForPreTrainingOutput
+from .objective_ldae import clean_latent
+from .randomness_ldae import NOISE, TIMESTEPS, keyed_normal, keyed_uniform
+
+
+@auto_docstring(
+    custom_intro="""
+    The whole network of an unconditional diffusion model of pixels, a `UNet2DModel` of diffusers, with its loss: what the
+    paper trains (Sec. 3). It predicts the noise eps of x_t, by the mean squared error of all time steps alike.
+
+    The weights are those of a [`DDAEModel`] and of what runs after its tap: [`DDAEModel.from_pretrained`] reads an encoder
+    of them.
+    """
+)
+class DDAEForPreTraining(DDAEPreTrainedModel):
+    ddae: Any
+
+    def __init__(self, config: DDAEConfig):
+        super().__init__(config)
+        if config.denoiser_type != "UNet2DModel":
+            raise ValueError(
+                f"denoiser_type={config.denoiser_type!r} is not pre-trained as a DDAE; it must be 'UNet2DModel'."
+            )
+        for name in ("vae_config", "null_class"):
+            if getattr(config, name) is not None:
+                raise ValueError(
+                    f"{name}={getattr(config, name)!r} is not possible; a DDAE is pre-trained on pixels, without classes: "
+                    "leave it out."
+                )
+        prediction_type = (config.scheduler_config or {}).get("prediction_type", "epsilon")
+        if prediction_type != "epsilon":
+            raise ValueError(f"prediction_type={prediction_type!r} is not pre-trained; it must be 'epsilon'.")
+        self.ddae = DDAEModel(config, whole=True)
+        self.post_init()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        timesteps: torch.Tensor,
+        noise: torch.Tensor,
+        class_labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> LDAEForPreTrainingOutput:
+        r"""
+        timesteps (`torch.LongTensor` of shape `(batch_size,)`):
+            Time step of each image, as of [`~DDAEForPreTraining.draw_corruption`].
+        noise (`torch.FloatTensor` of the shape of `pixel_values`):
+            The noise eps.
+        class_labels (*optional*):
+            Not possible: the model is trained without labels.
+
+        Returns:
+            `loss` `()`; `prediction`, of the noise, and `reconstruction`, the clean images that it stands for, both
+            `(B, C, H, W)`.
+
+        Example:
+
+        ```python
+        >>> import torch
+        >>> from ldae import DDAEConfig, DDAEForPreTraining
+        >>> unet = {"sample_size": 16, "block_out_channels": [8, 16], "norm_num_groups": 4, "layers_per_block": 1}
+        >>> unet |= {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
+        >>> model = DDAEForPreTraining(DDAEConfig(denoiser_config=unet))
+        >>> timesteps, noise = model.draw_corruption(torch.arange(2), seed=0)
+        >>> outputs = model(torch.zeros(2, 3, 16, 16), timesteps, noise)
+        >>> outputs.loss.shape, outputs.reconstruction.shape
+        (torch.Size([]), torch.Size([2, 3, 16, 16]))
+
+        ```
+        """
+        if class_labels is not None:
+            raise ValueError("class_labels was given, but a DDAE is trained without labels.")
+        self.ddae._check_images(pixel_values, any_size=False)
+        xt = self.ddae.corruption(pixel_values, noise, timesteps)  # (B, C, H, W)
+        prediction = self.denoise(xt, timesteps)
+        with torch.autocast(prediction.device.type, enabled=False):
+            prediction = prediction.float()
+            loss = F.mse_loss(prediction, noise.float())
+            reconstruction = self.predicted_images(prediction, xt, timesteps)
+        return LDAEForPreTrainingOutput(loss=loss, prediction=prediction, reconstruction=reconstruction)
+
+    def denoise(self, xt: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """
+        The network alone: what it predicts from noisy images.
+
+        Args:
+            xt (`torch.FloatTensor` of shape `(B, C, H, W)`): Noisy images.
+            timesteps (`torch.LongTensor` of shape `(B,)` or `(1,)`): Time step of each, or the shared one.
+
+        Returns:
+            `torch.Tensor` of shape `(B, C, H, W)`.
+        """
+        return self.ddae.denoiser(xt, timesteps.expand(len(xt))).sample
+
+    def predicted_images(self, prediction: torch.Tensor, xt: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """The clean images `(B, C, H, W)` that a prediction stands for."""
+        corruption = self.ddae.corruption
+        return clean_latent(prediction, xt.float(), corruption.gammas[timesteps], corruption.sigmas[timesteps])
+
+    def draw_corruption(self, example_positions: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Draw time steps and noise, as a pure function of each example's position in the run: not of the process, nor of
+        the micro-batch. Call it outside the (compiled) forward.
+
+        Args:
+            example_positions (`torch.LongTensor` of shape `(B,)`): Position of each example in the run.
+            seed (`int`): Seed of the run.
+
+        Returns:
+            `timesteps`, a `torch.LongTensor` of shape `(B,)`, uniform over 0 .. T - 1, and `noise`, a
+            `torch.FloatTensor` of shape `(B, C, H, W)`, on the device of `example_positions`.
+        """
+        u = keyed_uniform(seed, TIMESTEPS, example_positions, 1)[:, 0]
+        return (u * self.config.num_train_timesteps).long(), self._draw_noise(example_positions, seed)
+
+    def _draw_noise(self, positions: torch.Tensor, seed: int) -> torch.Tensor:
+        shape: Any = (self.config.num_channels, self.config.image_size, self.config.image_size)
+        return keyed_normal(seed, NOISE, positions, math.prod(shape)).view(-1, *shape)
+
+
+__all__ = ["DDAEForPreTraining"]

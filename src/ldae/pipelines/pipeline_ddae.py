@@ -1,0 +1,158 @@
+"""A DDAE as a diffusers pipeline: images from noise, by the weights that features are read from."""
+
+import inspect
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from diffusers.utils.torch_utils import randn_tensor
+
+from ldae.models.pretraining_ddae import DDAEForPreTraining
+from ldae.pipelines.images import OUTPUT_TYPES, Images, from_pixels
+from ldae.pipelines.loading import RunFolderPipeline
+
+
+class DDAEPipeline(RunFolderPipeline):
+    """
+    Generates images with a DDAE that was pre-trained here.
+
+    It lives in a run's folder: [`~RunFolderPipeline.from_pretrained`] reads `config.json`, `model.safetensors` and
+    `scheduler/` there, or in a Hub repository of the same layout.
+
+    Args:
+        model ([`DDAEForPreTraining`]): The denoiser.
+        scheduler (`DDIMScheduler`): Its noise schedule. Another one of diffusers may take its place where it says the same:
+            `pipe.scheduler = DDPMScheduler.from_config(pipe.scheduler.config)`.
+
+    Raises:
+        ValueError: for a scheduler that disagrees with the model's configuration, here or when it is used.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from ldae import DDAEConfig, DDAEForPreTraining, DDAEPipeline
+    >>> from ldae.schedulers.of_model import build_scheduler
+    >>> unet = {"sample_size": 16, "block_out_channels": [8, 16], "norm_num_groups": 4, "layers_per_block": 1}
+    >>> unet |= {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
+    >>> model = DDAEForPreTraining(DDAEConfig(denoiser_config=unet)).eval()
+    >>> pipe = DDAEPipeline(model, build_scheduler(model.config))
+    >>> pipe.set_progress_bar_config(disable=True)
+    >>> images = pipe(num_inference_steps=5, generator=[torch.Generator().manual_seed(i) for i in range(3)]).images
+    >>> [image.size for image in images]
+    [(16, 16), (16, 16), (16, 16)]
+
+    ```
+    """
+
+    model_class = DDAEForPreTraining
+    scheduler_class = DDIMScheduler
+    model_cpu_offload_seq = "model"  # type: ignore[assignment] # diffusers leaves it None for want of a type
+
+    def __init__(self, model: DDAEForPreTraining, scheduler: DDIMScheduler):
+        super().__init__(model, scheduler)
+        self.num_timesteps = 0
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int | None = None,
+        class_labels: None = None,
+        guidance_scale: float = 1.0,
+        num_inference_steps: int | None = None,
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple[Images]:
+        """
+        Generate images.
+
+        Args:
+            batch_size (`int`, *optional*): How many; by default as many as there are generators or latents, else 1.
+            class_labels, guidance_scale: Not possible: the model is trained without labels.
+            num_inference_steps (`int`, *optional*): Steps of the chain; by default 50.
+            eta (`float`, defaults to 0): From 0, deterministic (DDIM), to 1, ancestral (DDPM, with as many steps as T).
+            generator (`torch.Generator` or a list of one for each image, *optional*): Of all randomness. With a list,
+                an image does not depend on the others of its batch.
+            latents (`torch.Tensor` of shape `(B, C, H, W)`, *optional*): Standard normal noise to start from; drawn by
+                default.
+            output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` `(B, H, W, C)` or `"pt"` `(B, C, H, W)`, the last two
+                in [0, 1].
+            return_dict (`bool`, defaults to `True`): Whether to return an `ImagePipelineOutput` or a tuple.
+
+        Returns:
+            `ImagePipelineOutput` with `images`, or a tuple of these.
+
+        Raises:
+            ValueError: naming the argument, its value and what is allowed.
+        """
+        if class_labels is not None or guidance_scale != 1:
+            raise ValueError(
+                f"class_labels={class_labels}, guidance_scale={guidance_scale} are not possible: this model is trained "
+                "without labels, and has no class to be guided to. Leave them out."
+            )
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type={output_type!r} is unknown; choose {', '.join(OUTPUT_TYPES)}.")
+        self.check_scheduler()
+        self.scheduler.set_timesteps(num_inference_steps or self.default_steps, device=self._execution_device)
+        options = self._step_options(eta, generator)
+        xt = self._normal(batch_size, latents, generator) * self.scheduler.init_noise_sigma  # (B, C, H, W)
+        hook = getattr(self.model, "_hf_hook", None)
+        if hook is not None:  # enable_model_cpu_offload waits for a forward, which is not called
+            hook.pre_forward(self.model)
+        self.num_timesteps = len(self.scheduler.timesteps)
+        for t in self.progress_bar(self.scheduler.timesteps):
+            scaled = self.scheduler.scale_model_input(xt, t)
+            prediction = self.model.denoise(scaled, t.reshape(1)).float()
+            xt = self.scheduler.step(prediction, t, xt, **options).prev_sample
+        images = from_pixels(xt, output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images) if return_dict else (images,)  # type: ignore[arg-type] # it names no tensor
+
+    @property
+    def default_steps(self) -> int:
+        """Of a chain, where nothing is said."""
+        return min(50, self.model.config.num_train_timesteps)
+
+    def check_scheduler(self) -> None:
+        """
+        Raises:
+            ValueError: where the scheduler has another schedule, or another word for what is predicted, than the model.
+        """
+        scheduler, gammas = self.scheduler, self.model.ddae.corruption.gammas.cpu()
+        gamma2 = getattr(scheduler, "alphas_cumprod", None)
+        if gamma2 is None or gamma2.shape != gammas.shape or not torch.allclose(gamma2, gammas**2, atol=1e-5):
+            wrong = "its schedule is not the model's"
+        elif scheduler.config.prediction_type != "epsilon":
+            wrong = f"its prediction_type={scheduler.config.prediction_type!r} must be 'epsilon'"
+        else:
+            return
+        raise ValueError(
+            f"scheduler={type(scheduler).__name__} does not fit: {wrong}. Make it from the model's own, "
+            f"{type(scheduler).__name__}.from_config(build_scheduler(model.config).config)."
+        )
+
+    def _step_options(self, eta: float, generator: Any) -> dict[str, Any]:
+        """Those of `scheduler.step`; not every scheduler of diffusers takes both."""
+        known = inspect.signature(self.scheduler.step).parameters
+        if eta and "eta" not in known:
+            raise ValueError(f"eta={eta} is not possible with a {type(self.scheduler).__name__}; leave it out.")
+        return {name: value for name, value in {"eta": eta, "generator": generator}.items() if name in known}
+
+    def _normal(self, batch_size: int | None, given: torch.Tensor | None, generator: Any) -> torch.Tensor:
+        """Standard normal noise `(B, C, H, W)` in float32: the given one, or drawn."""
+        counts = {len(given)} if given is not None else set()
+        counts |= {len(generator)} if isinstance(generator, list) else set()
+        counts |= {batch_size} if batch_size is not None else set()
+        if len(counts) > 1 or not all(counts):
+            raise ValueError(f"the numbers of images disagree or are 0 ({sorted(counts)}); give as many of each.")
+        c = self.model.config
+        shape = (next(iter(counts), 1), c.num_channels, c.image_size, c.image_size)
+        if given is None:
+            return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
+        if given.shape != shape:
+            raise ValueError(f"latents has shape {tuple(given.shape)}; it must be (B, C, H, W) = {shape}.")
+        return given.to(self._execution_device, torch.float32)

@@ -1,0 +1,35 @@
+"""The scheduler that a model's configuration describes."""
+
+from typing import Any
+
+from diffusers import DDIMScheduler
+
+from ldae.models.configuration_ddae import DDAEConfig
+from ldae.models.configuration_ldae import LDAEConfig
+from ldae.schedulers.scheduling_ldae import LDAEScheduler
+
+
+def build_scheduler(config: LDAEConfig | DDAEConfig) -> Any:
+    """
+    Args:
+        config ([`LDAEConfig`] or [`DDAEConfig`]): Of a denoiser.
+
+    Returns:
+        An [`LDAEScheduler`]; for a DDAE diffusers' `DDIMScheduler`, whose `eta` leads from deterministic (0) to ancestral
+        (1), and which other schedulers of diffusers are made from (`DDPMScheduler.from_config`). It keeps the estimates of
+        the clean image in [-1, 1], as DDPM does.
+
+    Example:
+
+    ```python
+    >>> from ldae import DDAEConfig
+    >>> from ldae.schedulers.of_model import build_scheduler
+    >>> scheduler = build_scheduler(DDAEConfig())
+    >>> type(scheduler).__name__, scheduler.config.beta_end, scheduler.config.clip_sample
+    ('DDIMScheduler', 0.02, True)
+
+    ```
+    """
+    if isinstance(config, LDAEConfig):
+        return LDAEScheduler.from_ldae_config(config)
+    return DDIMScheduler.from_config(config.scheduler_config)

@@ -1,0 +1,102 @@
+"""Runs of a DDAE's recipe: what the folder holds, resuming, probes of it, samples, and what its recipe refuses."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from ldae import DDAEModel, DDAEPipeline
+from ldae.cli import main
+from ldae.results import read_results
+from ldae.training.pretraining import DDAEPretrainingRun, pretrain
+from ldae.training.recipe import load_recipe
+from tests.models.test_ddae_pretraining import UNET
+
+
+TINY = {
+    "model": {"model_type": "ddae", "denoiser_config": UNET | {"dropout": 0.1}},
+    "data": {"dataset": "digits", "num_workers": 0, "horizontal_flip": True},
+    "training": {
+        "images": 128,
+        "total_batch_size": 32,
+        "base_learning_rate": 1e-2,
+        "ema_decay": 0.9,
+        "log_every_images": 32,
+        "checkpoint_every_images": 64,
+        "probe_every_images": 128,
+        "probe_train_examples": 100,
+        "probe_eval_examples": 50,
+    },
+}
+
+
+@pytest.fixture
+def make_ddae(tmp_path):
+    path = tmp_path / "ddae.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+
+    def make(folder: str = "run", **overrides):
+        text = {name: yaml.safe_dump(value) for name, value in overrides.items()}
+        return load_recipe(path, {"output_dir": str(tmp_path / folder), **text})
+
+    return make
+
+
+def test_a_run_leaves_a_folder_to_probe_and_to_sample_from(make_ddae):
+    recipe = make_ddae()
+    folder = pretrain(recipe).path
+    for name in "preprocessor_config.json README.md pictures/denoising.png pictures/training.png".split():
+        assert (folder / name).is_file(), name
+    assert json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_class_name"] == "DDIMScheduler"
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [r["images"] for r in records if r["event"] == "train"] == [32, 64, 96, 128]
+    assert [r["images"] for r in records if r["event"] == "probe"] == [128]
+    saved = load_recipe(folder / "recipe.yaml")
+    assert saved.model_type == "ddae" and saved.resolved() == recipe.resolved()
+    assert "generates images, too" in (folder / "README.md").read_text()
+
+    assert isinstance(DDAEPipeline.from_pretrained(folder), DDAEPipeline)
+    assert DDAEModel.from_pretrained(folder).config.feature_layer.startswith("up_blocks.")
+    assert main(["knn", str(folder)]) == 0
+    assert read_results(folder)[0]["metric"] == "accuracy"
+    assert main(["generate", str(folder), "--steps", "2", "--num_images", "4"]) == 0
+    assert (folder / "pictures" / "samples.png").is_file()
+
+
+def test_stopping_and_resuming_changes_no_bit_with_dropout_either(make_ddae):
+    whole = pretrain(make_ddae("whole", probe_every_images=0)).path
+    run = DDAEPretrainingRun(make_ddae("parts", probe_every_images=0))
+    step, taken = run.step, 0
+
+    def step_and_stop(*arguments):
+        nonlocal taken
+        taken += 1
+        if taken == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*arguments)
+
+    run.step = step_and_stop
+    with pytest.raises(SystemExit):
+        run.train()
+    resumed = pretrain(make_ddae("parts", probe_every_images=0)).path
+    ours, theirs = load_file(resumed / "model.safetensors"), load_file(whole / "model.safetensors")
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"model_type": "mae"}, "model_type='mae' is unknown; choose one of ldae, ddae"),
+        ({"tokenizer_images": 5}, "tokenizer.tokenizer_images=5 is not possible with model_type='ddae'"),
+        ({"latent_cache": "folder"}, "latent_cache='folder' is not possible with model_type='ddae'"),
+        ({"size": "nano"}, "--size is no field of a recipe"),
+        ({"feature_timestep": 1000}, "feature_timestep=1000 is not possible"),
+    ],
+)
+def test_a_recipe_refuses_what_a_ddae_has_no_use_for(make_ddae, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        make_ddae(**overrides)
