@@ -47,9 +47,12 @@ def shared_classifier(preset: Preset, recipe: Recipe, output_dir: Path, say: Cal
     features for FID and KID. Arguments and result are as of [`shared_tokenizer`].
     """
     assert preset.classifier is not None
-    config, data = recipe.model_config(), dataclasses.asdict(recipe.data)
-    about = [dataclasses.asdict(preset.classifier), data["dataset"], data["split"], config.image_size]
-    folder = output_dir / "classifiers" / f"resnet-{settings_hash([*about, config.num_channels])}"
+    config = recipe.model_config()
+    # What of the data no number depends on, and the one row's augmentation, which the classifier leaves out.
+    data = dataclasses.replace(recipe.data, num_workers=0, cache_dir=None, random_resized_crop=False, decode_size=None)
+    described = [dataclasses.asdict(preset.classifier), dataclasses.asdict(data)]
+    about = [*described, config.image_size, config.num_channels]
+    folder = output_dir / "classifiers" / f"resnet-{settings_hash(about)}"
     first_seed = dataclasses.replace(recipe.training, seed=0)
     with exclusively(folder, say):
         PartialState().wait_for_everyone()
