@@ -72,7 +72,9 @@ def test_models_that_are_no_ldae(tmp_path, capsys):
     assert linear_probe.main([str(tmp_path), "--dataset", "digits", *FAST]) == 0
     assert "No classifier is saved" in capsys.readouterr().out
     assert read_results(tmp_path)[0]["protocol"]["layer"] is None
-    assert "options of l-DAE and DDAE models" in error_of(knn, [tmp_path, "--dataset", "digits", "--layers", "1"], capsys)
+    assert "options of l-DAE and DDAE models" in error_of(
+        knn, [tmp_path, "--dataset", "digits", "--layers", "1"], capsys
+    )
 
 
 def test_a_noisy_probe_is_not_saved_as_a_classifier_of_clean_images(checkpoint, capsys):

@@ -100,3 +100,11 @@ def test_stopping_and_resuming_changes_no_bit_with_dropout_either(make_ddae):
 def test_a_recipe_refuses_what_a_ddae_has_no_use_for(make_ddae, overrides, message):
     with pytest.raises(ValueError, match=message):
         make_ddae(**overrides)
+
+
+def test_an_edm_run_is_probed_pictured_and_sampled(make_ddae):
+    folder = pretrain(make_ddae(parametrization="edm", images=64)).path
+    assert json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["sigma_max"] == 80
+    assert {path.name for path in (folder / "pictures").iterdir()} == {"denoising.png", "training.png"}
+    assert "ridge_accuracy" in (folder / "metrics.jsonl").read_text()
+    assert main(["generate", str(folder), "--steps", "2", "--num_images", "4"]) == 0

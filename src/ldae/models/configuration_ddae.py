@@ -32,6 +32,17 @@ DDPM_SCHEDULE: dict[str, Any] = {
     "beta_schedule": "linear",
 }
 
+# EDM's (Karras et al. 2022): ln sigma is normal while it trains, and features are read at a level of its sampling schedule.
+EDM_SCHEDULE: dict[str, Any] = {
+    "sigma_data": 0.5,
+    "p_mean": -1.2,
+    "p_std": 1.2,
+    "sigma_min": 0.002,
+    "sigma_max": 80.0,
+    "rho": 7.0,
+    "num_steps": 18,
+}
+
 # What each network takes where its configuration does not say: channels of its input, side of its input.
 DENOISERS: dict[str, dict[str, Any]] = {
     "UNet2DModel": {"in_channels": 3, "sample_size": None},
@@ -67,12 +78,17 @@ class DDAEConfig(PreTrainedConfig):
         vae_config (`dict`, *optional*): The fields of the `AutoencoderKL` in front of a latent network; `None` for one
             that sees pixels.
         scheduler_config (`dict`, *optional*): The noise schedule, as fields of diffusers' `DDPMScheduler`; `None` is
-            DDPM's (T = 1000, beta linear from 1e-4 to 0.02). Not for an `LDAEModel`, which has its own.
+            DDPM's (T = 1000, beta linear from 1e-4 to 0.02). Not for an `LDAEModel`, which has its own. Of EDM the fields
+            `sigma_data`, `p_mean`, `p_std` (training), `sigma_min`, `sigma_max`, `rho` and `num_steps` (sampling); what
+            is left out is as Karras et al. (2022) have it for CIFAR-10.
+        parametrization (`str`, defaults to `"ddpm"`): `"ddpm"`, or `"edm"` for a `UNet2DModel` of pixels that was trained
+            with EDM's preconditioning: a time step t is then the number of a level of its sampling schedule, counted from
+            0 at the clean end.
         feature_layer (`str`, *optional*): The tap at which features are read: the name of a residual, attention or
             transformer block, such as `"up_blocks.1.resnets.2"` (see [`DDAEModel`]). The network ends there. `None`
             is the network's default, `"last"` the last of its taps; the model writes the name in their place.
         feature_timestep (`int`, *optional*): The time step t, from 0, at which features are read; `None` is 11 of 1000
-            (the best of the paper's small DDPM UNet), or an LDAE's own.
+            (the best of the paper's small DDPM UNet), 4 of EDM's 18, or an LDAE's own.
         image_size (`int`, *optional*): Height and width of the images, in pixels; `None` is what the network was made
             for.
         num_channels (`int`, *optional*): Channels of the images; follows from the network or the autoencoder.
@@ -103,6 +119,7 @@ class DDAEConfig(PreTrainedConfig):
     denoiser_config: dict[str, Any] | None = None
     vae_config: dict[str, Any] | None = None
     scheduler_config: dict[str, Any] | None = None
+    parametrization: str = "ddpm"
     feature_layer: str | None = None
     feature_timestep: int | None = None
     image_size: int | None = None
@@ -115,6 +132,8 @@ class DDAEConfig(PreTrainedConfig):
         refuse_unknown_fields(type(self), kwargs)
         if self.denoiser_type not in DENOISERS:
             raise ValueError(f"denoiser_type={self.denoiser_type!r} is unknown; choose one of {', '.join(DENOISERS)}.")
+        if self.parametrization not in ("ddpm", "edm"):
+            raise ValueError(f"parametrization={self.parametrization!r} is unknown; choose ddpm or edm.")
         for name in ("denoiser_config", "vae_config", "scheduler_config"):
             setattr(self, name, _plain(getattr(self, name)))
         if self.denoiser_type == "LDAEModel":
@@ -136,9 +155,13 @@ class DDAEConfig(PreTrainedConfig):
             self.denoiser_config = _plain(PAPER_UNET)
         if self.denoiser_config is None:
             raise ValueError(f"denoiser_config is missing; a {self.denoiser_type} is described by its fields.")
-        self.scheduler_config = DDPM_SCHEDULE | (self.scheduler_config or {})
+        edm = self.parametrization == "edm"
+        self.scheduler_config = (EDM_SCHEDULE if edm else DDPM_SCHEDULE) | (self.scheduler_config or {})
+        if edm and (unknown := sorted(self.scheduler_config.keys() - EDM_SCHEDULE.keys())):
+            raise ValueError(f"scheduler_config has {unknown[0]!r}; of EDM it has {', '.join(EDM_SCHEDULE)}.")
         if self.feature_timestep is None:
-            self.feature_timestep = 11 * self.num_train_timesteps // 1000
+            steps = self.num_train_timesteps
+            self.feature_timestep = min(4, steps - 1) if edm else 11 * steps // 1000
         if self.num_channels is None:
             self.num_channels = self.expected_channels
         if self.image_size is None:
@@ -172,10 +195,11 @@ class DDAEConfig(PreTrainedConfig):
 
     @property
     def num_train_timesteps(self) -> int:
-        """T, the number of time steps."""
+        """T, the number of time steps; of EDM that of the levels of its sampling schedule."""
         if self.denoiser_type == "LDAEModel":
             return self.ldae_config.num_train_timesteps
-        return (self.scheduler_config or DDPM_SCHEDULE)["num_train_timesteps"]
+        edm = self.parametrization == "edm"
+        return (self.scheduler_config or DDPM_SCHEDULE)["num_steps" if edm else "num_train_timesteps"]
 
     @property
     def num_class_embeds(self) -> None:
@@ -231,6 +255,11 @@ class DDAEConfig(PreTrainedConfig):
                 "vae_config",
                 kind != "LDAEModel" or self.vae_config is None,
                 "None for an LDAEModel, which has a tokenizer",
+            ),
+            (
+                "parametrization",
+                self.parametrization == "ddpm" or (kind == "UNet2DModel" and self.vae_config is None),
+                "'ddpm' for all but a UNet2DModel of pixels",
             ),
             ("scheduler_config", kind != "LDAEModel" or self.scheduler_config is None, "None for an LDAEModel"),
             (

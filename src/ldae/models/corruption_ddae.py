@@ -6,6 +6,7 @@ import torch
 
 from .building_ddae import diffusers_class, require_fields
 from .corruption_ldae import Corruption
+from .preconditioning_ddae import noise_levels, preconditioning
 
 
 class DDAECorruption(Corruption):
@@ -23,3 +24,29 @@ class DDAECorruption(Corruption):
         with torch.device("cpu"):  # from_pretrained builds models with "meta" as default
             gamma2 = kind(**self.config.scheduler_config).alphas_cumprod.float()
         return {"gammas": gamma2.sqrt(), "sigmas": (1 - gamma2).sqrt()}
+
+    def network_times(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """What the network is told of time steps: these themselves."""
+        return timesteps
+
+
+class EDMCorruption(DDAECorruption):
+    """
+    The input of a network that was trained as EDM, c_in (x_0 + sigma eps), at the levels of its sampling schedule, from
+    the clean end on. Buffers `gammas` = c_in, `sigmas` = c_in sigma, `levels` = sigma, of shape `(T,)`.
+
+    Args:
+        config ([`DDAEConfig`]): With `scheduler_config`.
+    """
+
+    levels: torch.Tensor
+
+    def tables(self) -> dict[str, torch.Tensor]:
+        c = self.config.scheduler_config
+        levels = noise_levels(c["num_steps"], c["sigma_min"], c["sigma_max"], c["rho"]).flip(0)
+        c_in = preconditioning(levels, c["sigma_data"])[2]
+        return {"gammas": c_in, "sigmas": c_in * levels, "levels": levels}
+
+    def network_times(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """c_noise of the levels."""
+        return preconditioning(self.levels[timesteps], self.config.scheduler_config["sigma_data"])[3]

@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from .building_ddae import build_network, diffusers_class
 from .configuration_ddae import DDAEConfig
-from .corruption_ddae import DDAECorruption
+from .corruption_ddae import DDAECorruption, EDMCorruption
 from .modeling_ldae import LDAEModel
 from .taps_ddae import cut_unet, record, unet_taps
 
@@ -70,7 +70,7 @@ class DiffusersDenoiser(Denoiser):
         return build_network(diffusers_class(config.denoiser_type), config.denoiser_config or {}, "denoiser_config")
 
     def build_corruption(self, config: DDAEConfig) -> DDAECorruption:
-        return DDAECorruption(config)
+        return EDMCorruption(config) if config.parametrization == "edm" else DDAECorruption(config)
 
     @torch.no_grad()
     def shapes(self, model: Any, taps: Sequence[str]) -> dict[str, tuple[int, ...]]:
@@ -90,7 +90,7 @@ class DiffusersDenoiser(Denoiser):
             conditions["class_labels"] = torch.full_like(timesteps, model.config.null_class).expand(len(xt))
         if model.empty_prompt is not None:
             conditions["encoder_hidden_states"] = model.empty_prompt.to(xt.dtype).expand(len(xt), -1, -1)
-        return self.call(model.denoiser, xt, timesteps.expand(len(xt)), **conditions)
+        return self.call(model.denoiser, xt, model.corruption.network_times(timesteps).expand(len(xt)), **conditions)
 
     @abstractmethod
     def call(self, network: Any, xt: torch.Tensor, timesteps: torch.Tensor, **conditions: Any) -> torch.Tensor:

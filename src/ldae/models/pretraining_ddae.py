@@ -12,13 +12,15 @@ from .configuration_ddae import DDAEConfig
 from .modeling_ddae import DDAEModel, DDAEPreTrainedModel
 from .modeling_ldae import LDAEForPreTrainingOutput
 from .objective_ldae import clean_latent
+from .preconditioning_ddae import loss_weight, preconditioning
 from .randomness_ldae import NOISE, TIMESTEPS, keyed_normal, keyed_uniform
 
 
 @auto_docstring(
     custom_intro="""
     The whole network of an unconditional diffusion model of pixels, a `UNet2DModel` of diffusers, with its loss: what the
-    paper trains (Sec. 3). It predicts the noise eps of x_t, by the mean squared error of all time steps alike.
+    paper trains (Sec. 3). With `parametrization="ddpm"` it predicts the noise eps of x_t, by the mean squared error of all time
+    steps alike; with `"edm"` the clean image from x_0 + sigma eps, preconditioned and weighted as Karras et al. (2022) do.
 
     The weights are those of a [`DDAEModel`] and of what runs after its tap: [`DDAEModel.from_pretrained`] reads an encoder
     of them.
@@ -57,14 +59,15 @@ class DDAEForPreTraining(DDAEPreTrainedModel):
     ) -> LDAEForPreTrainingOutput:
         r"""
         timesteps (`torch.LongTensor` of shape `(batch_size,)`):
-            Time step of each image, as of [`~DDAEForPreTraining.draw_corruption`].
+            Time step of each image, as of [`~DDAEForPreTraining.draw_corruption`]; of EDM its sigma, a
+            `torch.FloatTensor`.
         noise (`torch.FloatTensor` of the shape of `pixel_values`):
             The noise eps.
         class_labels (*optional*):
             Not possible: the model is trained without labels.
 
         Returns:
-            `loss` `()`; `prediction`, of the noise, and `reconstruction`, the clean images that it stands for, both
+            `loss` `()`; `prediction`, of the noise (of EDM the clean images), and `reconstruction`, the clean images that it stands for, both
             `(B, C, H, W)`.
 
         Example:
@@ -85,6 +88,12 @@ class DDAEForPreTraining(DDAEPreTrainedModel):
         if class_labels is not None:
             raise ValueError("class_labels was given, but a DDAE is trained without labels.")
         self.ddae._check_images(pixel_values, any_size=False)
+        if self.config.parametrization == "edm":
+            sigma = timesteps.float()
+            denoised = self.denoise_at(pixel_values.float() + _as_map(sigma) * noise, sigma)  # (B, C, H, W)
+            weight = _as_map(loss_weight(sigma, self.sigma_data))
+            loss = (weight * (denoised - pixel_values.float()) ** 2).mean()
+            return LDAEForPreTrainingOutput(loss=loss, prediction=denoised, reconstruction=denoised)
         xt = self.ddae.corruption(pixel_values, noise, timesteps)  # (B, C, H, W)
         prediction = self.denoise(xt, timesteps)
         with torch.autocast(prediction.device.type, enabled=False):
@@ -106,6 +115,24 @@ class DDAEForPreTraining(DDAEPreTrainedModel):
         """
         return self.ddae.denoiser(xt, timesteps.expand(len(xt))).sample
 
+    def denoise_at(self, noisy: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        """
+        D(x; sigma) of EDM: the clean images that noisy ones x = x_0 + sigma eps are taken for, in float32.
+
+        Args:
+            noisy (`torch.FloatTensor` of shape `(B, C, H, W)`): x.
+            sigma (`torch.FloatTensor` of shape `(B,)` or `(1,)`): Noise level of each, or the shared one.
+        """
+        c_skip, c_out, c_in, c_noise = preconditioning(sigma, self.sigma_data)
+        output = self.denoise(_as_map(c_in) * noisy, c_noise)
+        with torch.autocast(output.device.type, enabled=False):
+            return _as_map(c_skip) * noisy + _as_map(c_out) * output.float()
+
+    @property
+    def sigma_data(self) -> float:
+        """sigma_d of EDM."""
+        return (self.config.scheduler_config or {})["sigma_data"]
+
     def predicted_images(self, prediction: torch.Tensor, xt: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """The clean images `(B, C, H, W)` that a prediction stands for."""
         corruption = self.ddae.corruption
@@ -121,15 +148,24 @@ class DDAEForPreTraining(DDAEPreTrainedModel):
             seed (`int`): Seed of the run.
 
         Returns:
-            `timesteps`, a `torch.LongTensor` of shape `(B,)`, uniform over 0 .. T - 1, and `noise`, a
+            `timesteps`, a `torch.LongTensor` of shape `(B,)`, uniform over 0 .. T - 1 (of EDM a `torch.FloatTensor` of
+            sigmas, log-normal), and `noise`, a
             `torch.FloatTensor` of shape `(B, C, H, W)`, on the device of `example_positions`.
         """
+        if self.config.parametrization == "edm":
+            c: Any = self.config.scheduler_config
+            normal = keyed_normal(seed, TIMESTEPS, example_positions, 1)[:, 0]
+            return (c["p_mean"] + c["p_std"] * normal).exp(), self._draw_noise(example_positions, seed)
         u = keyed_uniform(seed, TIMESTEPS, example_positions, 1)[:, 0]
         return (u * self.config.num_train_timesteps).long(), self._draw_noise(example_positions, seed)
 
     def _draw_noise(self, positions: torch.Tensor, seed: int) -> torch.Tensor:
         shape: Any = (self.config.num_channels, self.config.image_size, self.config.image_size)
         return keyed_normal(seed, NOISE, positions, math.prod(shape)).view(-1, *shape)
+
+
+def _as_map(values: torch.Tensor) -> torch.Tensor:
+    return values.reshape(-1, 1, 1, 1)
 
 
 __all__ = ["DDAEForPreTraining"]

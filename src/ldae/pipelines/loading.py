@@ -29,9 +29,8 @@ class RunFolderPipeline(DiffusionPipeline):
     """
 
     model_class: Any = LDAEForPreTraining
-    scheduler_class: Any = LDAEScheduler
     model: Any
-    scheduler: Any  # a scheduler_class, or one of diffusers' that says the same
+    scheduler: Any  # of the class that build_scheduler gives, or one of diffusers' that says the same
 
     def __init__(self, model: Any, scheduler: Any):
         super().__init__()
@@ -95,7 +94,7 @@ class RunFolderPipeline(DiffusionPipeline):
             if path is None:
                 scheduler = build_scheduler(model.config)
             else:
-                scheduler = cls.scheduler_class.from_pretrained(Path(path).parent)
+                scheduler = type(build_scheduler(model.config)).from_pretrained(Path(path).parent)
         return cls(model=model, scheduler=scheduler)
 
     def save_pretrained(  # type: ignore[override]

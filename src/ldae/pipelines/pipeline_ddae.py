@@ -8,9 +8,12 @@ from diffusers import DDIMScheduler
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
+from ldae.models.preconditioning_ddae import noise_levels
 from ldae.models.pretraining_ddae import DDAEForPreTraining
 from ldae.pipelines.images import OUTPUT_TYPES, Images, from_pixels
 from ldae.pipelines.loading import RunFolderPipeline
+from ldae.schedulers.heun_edm import heun_sample
+from ldae.schedulers.of_model import build_scheduler
 
 
 class DDAEPipeline(RunFolderPipeline):
@@ -47,7 +50,6 @@ class DDAEPipeline(RunFolderPipeline):
     """
 
     model_class = DDAEForPreTraining
-    scheduler_class = DDIMScheduler
     model_cpu_offload_seq = "model"  # type: ignore[assignment] # diffusers leaves it None for want of a type
 
     def __init__(self, model: DDAEForPreTraining, scheduler: DDIMScheduler):
@@ -73,8 +75,10 @@ class DDAEPipeline(RunFolderPipeline):
         Args:
             batch_size (`int`, *optional*): How many; by default as many as there are generators or latents, else 1.
             class_labels, guidance_scale: Not possible: the model is trained without labels.
-            num_inference_steps (`int`, *optional*): Steps of the chain; by default 50.
-            eta (`float`, defaults to 0): From 0, deterministic (DDIM), to 1, ancestral (DDPM, with as many steps as T).
+            num_inference_steps (`int`, *optional*): Steps of the chain; by default 50, of EDM 18 (of Heun's method, each but
+                the last with two calls of the network).
+            eta (`float`, defaults to 0): From 0, deterministic (DDIM), to 1, ancestral (DDPM, with as many steps as T);
+                of EDM 0 alone.
             generator (`torch.Generator` or a list of one for each image, *optional*): Of all randomness. With a list,
                 an image does not depend on the others of its batch.
             latents (`torch.Tensor` of shape `(B, C, H, W)`, *optional*): Standard normal noise to start from; drawn by
@@ -97,20 +101,41 @@ class DDAEPipeline(RunFolderPipeline):
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type={output_type!r} is unknown; choose {', '.join(OUTPUT_TYPES)}.")
         self.check_scheduler()
-        self.scheduler.set_timesteps(num_inference_steps or self.default_steps, device=self._execution_device)
-        options = self._step_options(eta, generator)
-        xt = self._normal(batch_size, latents, generator) * self.scheduler.init_noise_sigma  # (B, C, H, W)
+        if self._edm and eta:
+            raise ValueError(f"eta={eta} is not possible with EDM, whose sampler is deterministic; leave it out.")
+        self.num_timesteps = num_inference_steps or self.default_steps
+        xt = self._normal(batch_size, latents, generator)  # (B, C, H, W)
         hook = getattr(self.model, "_hf_hook", None)
         if hook is not None:  # enable_model_cpu_offload waits for a forward, which is not called
             hook.pre_forward(self.model)
-        self.num_timesteps = len(self.scheduler.timesteps)
+        xt = self._heun(xt) if self._edm else self._chain(xt, eta, generator)
+        images = from_pixels(xt, output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images) if return_dict else (images,)  # type: ignore[arg-type] # it names no tensor
+
+    @property
+    def _edm(self) -> bool:
+        return self.model.config.parametrization == "edm"
+
+    def _heun(self, noise: torch.Tensor) -> torch.Tensor:
+        """EDM: from standard normal noise to images, both `(B, C, H, W)`."""
+        c = self.model.config.scheduler_config
+        levels = noise_levels(self.num_timesteps, c["sigma_min"], c["sigma_max"], c["rho"]).tolist()
+        return heun_sample(self.model.denoise_at, noise * levels[0], levels, self.progress_bar)
+
+    def _chain(self, xt: torch.Tensor, eta: float, generator: Any) -> torch.Tensor:
+        """DDPM: from standard normal noise to images, both `(B, C, H, W)`."""
+        self.scheduler.set_timesteps(self.num_timesteps, device=self._execution_device)
+        options = self._step_options(eta, generator)
+        xt = xt * self.scheduler.init_noise_sigma
         for t in self.progress_bar(self.scheduler.timesteps):
             scaled = self.scheduler.scale_model_input(xt, t)
             prediction = self.model.denoise(scaled, t.reshape(1)).float()
             xt = self.scheduler.step(prediction, t, xt, **options).prev_sample
-        images = from_pixels(xt, output_type)
-        self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images) if return_dict else (images,)  # type: ignore[arg-type] # it names no tensor
+        return xt
+
+    def sampler(self, eta: float) -> str:
+        return "EDM (Heun)" if self._edm else super().sampler(eta)
 
     @property
     def default_steps(self) -> int:
@@ -122,6 +147,16 @@ class DDAEPipeline(RunFolderPipeline):
         Raises:
             ValueError: where the scheduler has another schedule, or another word for what is predicted, than the model.
         """
+        if self._edm:
+            ours, given = build_scheduler(self.model.config).config, self.scheduler.config
+            names = ("sigma_min", "sigma_max", "sigma_data", "rho")
+            if wrong_names := [name for name in names if given.get(name) != ours[name]]:
+                name = wrong_names[0]
+                raise ValueError(
+                    f"scheduler={type(self.scheduler).__name__} does not fit: its {name} is {given.get(name)}, the model's "
+                    f"{ours[name]}. Make it by build_scheduler(model.config)."
+                )
+            return
         scheduler, gammas = self.scheduler, self.model.ddae.corruption.gammas.cpu()
         gamma2 = getattr(scheduler, "alphas_cumprod", None)
         if gamma2 is None or gamma2.shape != gammas.shape or not torch.allclose(gamma2, gammas**2, atol=1e-5):

@@ -23,7 +23,7 @@ def draw_ddae_pictures(folder: str | os.PathLike[str], source: ImageSource, imag
         images (`int`, defaults to 8): How many.
 
     Returns:
-        The files: `denoising.png`, `schedule.png` and, where it was logged, `training.png`.
+        The files: `denoising.png`, of DDPM `schedule.png`, and, where it was logged, `training.png`.
     """
     folder = Path(folder)
     pictures = folder / "pictures"
@@ -34,7 +34,9 @@ def draw_ddae_pictures(folder: str | os.PathLike[str], source: ImageSource, imag
         iterate_once(source, image_size=c.image_size, num_channels=c.num_channels, batch_size=images, limit=images)
     )
     pixels = prepare_images(batch.images, batch.positions, 0, image_size=batch.images.shape[-1])  # (B, C, H, W)
-    drawn = {"denoising.png": denoising_figure(model, pixels), "schedule.png": schedule_figure(model)}
+    drawn = {"denoising.png": denoising_figure(model, pixels)}
+    if c.parametrization == "ddpm":
+        drawn["schedule.png"] = schedule_figure(model)
     if (folder / "metrics.jsonl").is_file():
         records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         drawn["training.png"] = training_figure(records)
@@ -52,11 +54,13 @@ def denoising_figure(model: DDAEForPreTraining, pixels: torch.Tensor) -> Figure:
     rows = [("clean", pixels)]
     for t in sorted({int(share * steps) for share in (0.1, 0.25, 0.5)}):
         timesteps = torch.full((b,), t)
-        sigma = corruption.sigmas[t].item()
-        rows += [
-            (f"noisy\nt = {t}\n$\\sigma$ = {sigma:.2f}", corruption(pixels, noise, timesteps)),
-            ("denoised", model(pixels, timesteps, noise).reconstruction),
-        ]
+        if model.config.parametrization == "edm":
+            sigma, level = corruption.levels[t].item(), corruption.levels[timesteps]
+            noisy, denoised = pixels + sigma * noise, model(pixels, level, noise).reconstruction
+        else:
+            sigma, noisy = corruption.sigmas[t].item(), corruption(pixels, noise, timesteps)
+            denoised = model(pixels, timesteps, noise).reconstruction
+        rows += [(f"noisy\nt = {t}\n$\\sigma$ = {sigma:.2f}", noisy), ("denoised", denoised)]
     return image_rows(rows)
 
 

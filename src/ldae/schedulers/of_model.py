@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, EDMEulerScheduler
 
 from ldae.models.configuration_ddae import DDAEConfig
 from ldae.models.configuration_ldae import LDAEConfig
@@ -17,7 +17,8 @@ def build_scheduler(config: LDAEConfig | DDAEConfig) -> Any:
     Returns:
         An [`LDAEScheduler`]; for a DDAE diffusers' `DDIMScheduler`, whose `eta` leads from deterministic (0) to ancestral
         (1), and which other schedulers of diffusers are made from (`DDPMScheduler.from_config`). It keeps the estimates of
-        the clean image in [-1, 1], as DDPM does.
+        the clean image in [-1, 1], as DDPM does. For an EDM
+        diffusers' `EDMEulerScheduler`; our pipeline goes by Heun's method at the same levels.
 
     Example:
 
@@ -32,4 +33,7 @@ def build_scheduler(config: LDAEConfig | DDAEConfig) -> Any:
     """
     if isinstance(config, LDAEConfig):
         return LDAEScheduler.from_ldae_config(config)
+    if config.parametrization == "edm":
+        c: Any = config.scheduler_config
+        return EDMEulerScheduler(**{name: c[name] for name in ("sigma_min", "sigma_max", "sigma_data", "rho")})
     return DDIMScheduler.from_config(config.scheduler_config)

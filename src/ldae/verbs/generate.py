@@ -46,7 +46,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add_shared_options(parser, REFERENCE_OPTIONS)
     parser.add_argument("--num_images", type=int, default=64, help="in the picture (default: 64)")
-    parser.add_argument("--steps", type=int, help="of the chain (default: 50; 1 for the constant schedule)")
+    parser.add_argument(
+        "--steps", type=int, help="of the chain (default: 50; 18 of an EDM; 1 for the constant schedule)"
+    )
     parser.add_argument("--eta", type=float, default=0.0, help="0 is deterministic (DDIM), 1 ancestral (default: 0)")
     parser.add_argument(
         "--guidance_scale", type=float, default=1.0, help="classifier-free guidance (default: 1, none)"
