@@ -103,7 +103,13 @@ def test_labels_are_refused():
 
 @pytest.mark.parametrize(
     ("name", "millions"),
-    [("ddae_digits", 0.70), ("ddae_cifar10_ddpm", 35.75), ("ddae_cifar10_edm", 35.75), ("ddae_tiny_imagenet", 35.75)],
+    [
+        ("ddae_digits", 0.70),
+        ("ddae_cifar10_ddpm", 35.75),
+        ("ddae_cifar10_edm", 35.75),
+        ("ddae_tiny_imagenet", 35.75),
+        ("ddae_cifar10_edm_large", 59.01),
+    ],
 )
 def test_the_recipes_networks_have_the_stated_sizes(name, millions):
     with torch.device("meta"):
