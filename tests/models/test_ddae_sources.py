@@ -99,6 +99,15 @@ save_file(seen, folder / "seen.safetensors")
 )
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As the process that saved the pipelines had: sums over several threads end in other last bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pipelines that a process without ldae has left, and what hooks in it saw."""
