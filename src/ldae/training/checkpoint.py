@@ -112,15 +112,32 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
             f"output_dir={str(folder.parent)!r}: the checkpoint at {checkpoint.images_seen:,} images could not be written "
             f"({error}). {kept}; make room or give a writable folder, and the same command goes on from there."
         ) from error
-    for old in _complete(folder)[:-keep]:
+    for old in complete_checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return final
 
 
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints of a `checkpoints/` folder, oldest first."""
+    return sorted(folder.glob("images-*"))
+
+
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest complete checkpoint of a `checkpoints/` folder."""
-    complete = _complete(folder)
+    complete = complete_checkpoints(folder)
     return complete[-1] if complete else None
+
+
+def exported_weights(path: Path, raw: bool = False) -> dict[str, torch.Tensor]:
+    """
+    The weights and buffers of a checkpoint by name, as the run would have exported them then.
+
+    Args:
+        path (`Path`): The checkpoint.
+        raw (`bool`, defaults to `False`): The trained weights, also where the run averages them.
+    """
+    weights, average = load_file(path / "model.safetensors"), path / "ema.safetensors"
+    return weights if raw or not average.exists() else {**weights, **load_file(average)}
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -128,10 +145,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
     parts = {part: path / f"{part}.safetensors" for part in ("model", "optimizer", "ema")}
     tensors = {part: load_file(file) if file.exists() else {} for part, file in parts.items()}
     return Checkpoint(**tensors, state=json.loads((path / "state.json").read_text()))
-
-
-def _complete(folder: Path) -> list[Path]:
-    return sorted(folder.glob("images-*"))
 
 
 def _flush(path: Path) -> None:

@@ -1,0 +1,60 @@
+"""The models that a run passed through on its way: each of its checkpoints, opened as a model."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoModelForPreTraining
+
+import ldae  # noqa: F401 - registers the models with transformers
+from ldae.training.checkpoint import complete_checkpoints, exported_weights
+from ldae.training.run_folder import RunFolder
+
+
+def checkpoint_models(folder: str | os.PathLike[str], *, raw: bool = False) -> Iterator[tuple[int, Any]]:
+    """
+    The models of a pre-training run's checkpoints, oldest first, each opened only when it is asked for.
+
+    A run keeps `keep_checkpoints` of them, two by default; the last of a finished run is the model in its folder.
+
+    Args:
+        folder (`str` or path): The run's, with config.json and `checkpoints/`.
+        raw (`bool`, defaults to `False`): The weights as they train, also where the run averages them. By default the
+            average where there is one, which is what the run exports.
+
+    Returns:
+        `Iterator[tuple[int, PreTrainedModel]]`: images seen, and an [`LDAEForPreTraining`] or [`DDAEForPreTraining`] on
+        the CPU in evaluation mode, configured as config.json is now: with the block and time step that a grid search
+        chose.
+
+    Raises:
+        ValueError: where the folder is no run's, or holds no checkpoints.
+
+    Example:
+
+    ```python
+    for images, model in checkpoint_models("runs/ddae_digits"):
+        print(images, sum(weight.square().sum() for weight in model.parameters()).sqrt())
+    ```
+    """
+    run = RunFolder(folder)
+    checkpoints = complete_checkpoints(run.checkpoints)
+    if not checkpoints:
+        raise ValueError(
+            f"checkpoint={str(folder)!r} holds no {run.checkpoints.name}/images-*; give the folder of a pre-training run "
+            "on this machine, one made with --keep_checkpoints 10 for ten of them."
+        )
+    config_file = run.path / "config.json"
+    if not config_file.is_file():
+        raise ValueError(
+            f"checkpoint={str(folder)!r} has no {config_file.name}; start its run again, which writes it."
+        )
+    return _open(checkpoints, AutoConfig.from_pretrained(run.path), raw)
+
+
+def _open(checkpoints: list[Path], config: Any, raw: bool) -> Iterator[tuple[int, Any]]:
+    for path in checkpoints:
+        model = AutoModelForPreTraining.from_config(config)
+        model.load_state_dict(exported_weights(path, raw))
+        yield int(path.name.removeprefix("images-")), model.eval()
