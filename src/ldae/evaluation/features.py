@@ -109,7 +109,7 @@ def extract_features(
     if device is not None:
         module.to(device)
     device = next(module.parameters()).device
-    chosen: tuple[Any, Any] = _choices(model, layers, timesteps, noisy)
+    chosen: tuple[Any, Any] = feature_choices(model, layers, timesteps, noisy)
     prepare = prepare or centre_crop(model.config.image_size)
     values: list[torch.Tensor] = []
     labels: list[torch.Tensor] = []
@@ -191,9 +191,15 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _choices(
+def feature_choices(
     model: PreTrainedModel, layers: Sequence[Layer] | None, timesteps: Sequence[int] | None, noisy: bool
 ) -> tuple[Any, Any]:
+    """
+    The layers and time steps that are meant, the model's own by default; `None` for a model without such choices.
+
+    Raises:
+        ValueError: where one does not exist, or is asked of a model without such choices.
+    """
     if not isinstance(model, LDAEForPreTraining | LDAEModel | DDAEModel):
         if layers is not None or timesteps is not None or noisy:
             raise ValueError(

@@ -1,0 +1,69 @@
+"""Features as maps: every patch's own, at its place, where `features` has their mean."""
+
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from ldae.models.modeling_ddae import DDAEModel
+from ldae.models.pretraining_ddae import DDAEForPreTraining
+
+from .features import Layer, evaluating, feature_choices, trunk_of
+
+
+def feature_map(
+    model: PreTrainedModel, pixels: torch.Tensor, *, layer: Layer | None = None, timestep: int | None = None
+) -> torch.Tensor:
+    """
+    Features of every place of clean images, at one layer and one time step, without gradients.
+
+    Args:
+        model (`PreTrainedModel`): [`LDAEModel`], [`LDAEForPreTraining`], [`DDAEModel`] or [`DDAEForPreTraining`]. It is in
+            evaluation mode meanwhile.
+        pixels (`torch.Tensor` of shape `(B, C, H, W)`): Images in [-1, 1], of any size that is a multiple of the patch
+            size (of a UNet's coarsest cell).
+        layer (`int` or `str`, *optional*): A block, counted from 1, or a DDAE's tap; by default the model's feature layer.
+        timestep (`int`, *optional*): By default the model's feature time step.
+
+    Returns:
+        `torch.FloatTensor` of shape `(B, F, h, w)`: an l-DAE's through its LayerNorm, a UNet's and a DiT's raw.
+
+    Raises:
+        ValueError: for a layer or time step that does not exist, another kind of model, or images of a wrong size.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from ldae import LDAEConfig, LDAEModel
+    >>> from ldae.evaluation.maps import feature_map
+    >>> model = LDAEModel(LDAEConfig.from_size("nano", image_size=16, patch_size=4, latent_dim=8))
+    >>> feature_map(model, torch.zeros(2, 3, 16, 16), layer=1).shape
+    torch.Size([2, 128, 4, 4])
+
+    ```
+    """
+    encoder: Any = model.ddae if isinstance(model, DDAEForPreTraining) else model
+    is_ddae = isinstance(encoder, DDAEModel)
+    if not is_ddae:
+        encoder = trunk_of(encoder)
+    layers, timesteps = ([layer] if layer is not None else None), ([timestep] if timestep is not None else None)
+    (layer,), (timestep,) = feature_choices(encoder, layers, timesteps, noisy=False)
+    with evaluating(encoder):
+        if is_ddae:
+            found = encoder.features(pixels, [layer], [timestep], pool="none", interpolate_pos_encoding=True)
+            return map_of(found[layer][0].float(), *pixels.shape[2:])
+        shared_t = torch.tensor([timestep], device=pixels.device)
+        hidden = encoder(pixels, shared_t, output_hidden_states=[layer], interpolate_pos_encoding=True).hidden_states
+        tokens = hidden[layer].float()  # (B, N, F)
+        tokens = F.layer_norm(tokens, tokens.shape[-1:], eps=encoder.config.layer_norm_eps)
+    return map_of(tokens, *pixels.shape[2:])
+
+
+def map_of(activation: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Tokens `(B, N, F)` of images of `height` x `width`, row by row, as a map `(B, F, h, w)`; a map as it is."""
+    if activation.ndim == 4:
+        return activation
+    rows = round((activation.shape[1] * height / width) ** 0.5)
+    return activation.transpose(1, 2).unflatten(2, (rows, -1))
