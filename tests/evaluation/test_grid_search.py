@@ -1,19 +1,33 @@
 """The grid of blocks and time steps: what chooses, what is written, and who reads it."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModel, ViTConfig, ViTModel
+from PIL import Image
+from transformers import AutoModel, AutoModelForImageClassification, ViTConfig, ViTModel, pipeline
 
-from ldae import DDAEModel, LDAEForPreTraining, save_image_processor
+from ldae import DDAEForImageClassification, DDAEModel, LDAEForPreTraining, save_image_processor
 from ldae.data import iterate_once
+from ldae.evaluation.classifier import build_classifier, save_classifier
 from ldae.evaluation.features import extract_features
 from ldae.evaluation.grid_search import GridScore, best_score, heat_map, write_choice
+from ldae.evaluation.linear_probe import ProbeSettings
+from ldae.evaluation.protocols import Protocol, run_linear_probe
 from ldae.results import read_results
-from ldae.verbs import grid_search
+from ldae.verbs import grid_search, linear_probe
 
 from ..models.small_diffusers import small_unet
+
+
+@pytest.fixture
+def ddae(tmp_path):
+    """Widths 8 and 16, all taps, in a folder."""
+    DDAEModel.from_diffusers(small_unet(), "last").save_pretrained(tmp_path / "ddae")
+    model = DDAEModel.from_pretrained(tmp_path / "ddae")
+    save_image_processor(tmp_path / "ddae", model.config)
+    return model
 
 
 FAST = "--dataset digits --epochs 2 --num_workers 0 --horizontal_flip false --learning_rates 1e-2".split()
@@ -82,6 +96,45 @@ def test_taps_of_different_widths_are_searched_together(tmp_path, digits):
     assert (chosen.config.feature_layer, chosen.config.feature_timestep) == (best["layer"], best["timestep"])
     expected = extract_features(model, batches, layers=[best["layer"]], timesteps=[best["timestep"]])
     torch.testing.assert_close(extract_features(chosen, batches).values, expected.values)
+
+
+def test_the_best_tap_is_saved_as_a_classifier_with_the_probes_logits(ddae, digits):
+    """The narrower taps of a grid had their features filled up with zeros, of which the classifier knows nothing."""
+    narrow = [name for name, shape in ddae.feature_layers.items() if shape[0] == 8][-1]
+    wide = [name for name, shape in ddae.feature_layers.items() if shape[0] == 16][-1]
+    settings = ProbeSettings(epochs=3, base_lr=0.1, lr_multipliers=(1.0,), seeds=(0,))
+    protocol = Protocol("cached", (wide, narrow), (11,), horizontal_flip=False, settings=settings)
+    result = run_linear_probe(ddae, *digits, protocol)
+    batches = list(iterate_once(digits[1], image_size=16, batch_size=64, limit=64))
+    together = extract_features(ddae, batches, layers=[wide, narrow], timesteps=[11]).flat
+    for index, name in enumerate((wide, narrow)):
+        folder = Path(ddae.name_or_path) / name
+        weight, bias = result.folded(index)
+        names = [f"digit {k}" for k in range(10)]
+        built = build_classifier(ddae.name_or_path, weight, bias, layer=name, timestep=11, class_names=names)
+        save_classifier(built, folder)
+        classifier = AutoModelForImageClassification.from_pretrained(folder)
+        assert isinstance(classifier, DDAEForImageClassification)
+        assert classifier.classifier.in_features == ddae.feature_layers[name][0]
+        assert (classifier.config.feature_layer, classifier.config.feature_timestep) == (name, 11)
+        with torch.no_grad():
+            logits = classifier(batches[0].images.float() / 127.5 - 1).logits
+        expected = together[:, index] @ weight.T + bias
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+        assert torch.equal(logits.argmax(dim=1), result.probes.predict(together)[0, index, 0])
+
+
+def test_both_verbs_save_a_ddaes_probe_for_pipelines(ddae, digits, capsys):
+    folder = Path(ddae.name_or_path)
+    options = [option for option in FAST if option not in ("--learning_rates", "1e-2")]
+    assert grid_search.main([str(folder), *FAST, "--timesteps", "1,11"]) == 0
+    assert linear_probe.main([str(folder), *options, "--protocol", "cached", "--seeds", "0"]) == 0
+    assert capsys.readouterr().out.count("Classifier (") == 2
+    image = Image.new("RGB", (40, 30), "white")
+    for name in ("grid_search", "linear_probe"):
+        classify = pipeline("image-classification", model=str(folder / name))
+        assert classify.model.config.feature_layer == AutoModel.from_pretrained(folder).config.feature_layer
+        assert {answer["label"] for answer in classify(image)} <= set("0123456789")
 
 
 def test_a_checkpoint_elsewhere_and_a_wish_leave_the_config_alone(checkpoint, tmp_path, capsys):

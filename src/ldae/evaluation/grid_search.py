@@ -40,15 +40,14 @@ def grid_scores(results: list[LinearProbeResult]) -> list[GridScore]:
     """
     scores = []
     for result in results:
-        held_out = result.report.choice_accuracy
-        if held_out is None:
-            raise ValueError("a grid needs more than one block, time step or learning rate to choose among.")
         for index, (layer, timestep) in enumerate(result.columns):
+            held_out = result.held_out(index)
+            if held_out is None:
+                raise ValueError("a grid needs more than one block, time step or learning rate to choose among.")
             if layer is None or timestep is None:
                 raise ValueError("a grid search is for l-DAE and DDAE models: others have no time step to choose.")
             test, stderr = result.score(index)
-            chosen = held_out[:, index, result.report.lr_index[index]].mean().item()
-            scores.append(GridScore(layer, timestep, result.protocol.noisy, chosen, test, stderr))
+            scores.append(GridScore(layer, timestep, result.protocol.noisy, held_out, test, stderr))
     return scores
 
 

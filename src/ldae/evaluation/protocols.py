@@ -80,6 +80,17 @@ class LinearProbeResult:
         rate = self.report.lr_index[feature_index]
         return mean_and_stderr(self.report.test_accuracy[:, feature_index, rate].tolist())
 
+    def held_out(self, feature_index: int) -> float | None:
+        """Mean over seeds of a feature set's held-out accuracy at that rate; `None` where nothing was held out."""
+        if self.report.choice_accuracy is None:
+            return None
+        rate = self.report.lr_index[feature_index]
+        return float(self.report.choice_accuracy[:, feature_index, rate].mean())
+
+    def folded(self, feature_index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first seed's probe of a feature set, at that rate, as a linear layer: `(weight (K, C), bias (K,))`."""
+        return self.probes.folded(0, feature_index, self.report.lr_index[feature_index])
+
     def describe(self, feature_index: int) -> dict[str, Any]:
         """The protocol of one feature set's score in full, as results.json keeps it."""
         layer, timestep = self.columns[feature_index]

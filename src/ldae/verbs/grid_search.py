@@ -9,7 +9,7 @@ from ldae.evaluation.grid_search import GridScore, best_score, grid_scores, heat
 from ldae.evaluation.linear_probe import ProbeSettings
 from ldae.evaluation.protocols import PROTOCOLS, LinearProbeResult, Protocol, run_linear_probe
 from ldae.results import add_result
-from ldae.verbs.linear_probe import show_progress
+from ldae.verbs.linear_probe import save_probe, show_progress
 from ldae.verbs.probe_options import ProbeInputs, boolean, numbers, open_inputs, parse, probe_parser, table
 
 
@@ -84,6 +84,7 @@ def main(argv: list[str]) -> int:
     winner = best_score(scores)
     _report(results, scores, winner, inputs)
     _write(scores, inputs, options)
+    _save(results, scores, inputs)
     return 0
 
 
@@ -151,3 +152,14 @@ def _write(scores: list[GridScore], inputs: ProbeInputs, options: Any) -> None:
         best = best_score(scores, clean_only=True)
         write_choice(inputs.output_dir, best.layer, best.timestep)
         print(f"config.json: features are read after {best.layer} at t = {best.timestep} from now on.")
+
+
+def _save(results: list[LinearProbeResult], scores: list[GridScore], inputs: ProbeInputs) -> None:
+    """Save the best clean-input cell's probe as an image classifier."""
+    if all(score.noisy for score in scores):
+        print("No classifier is saved: its input would be clean, and these were noisy.")
+        return
+    best = best_score(scores, clean_only=True)
+    cells = [(result, index) for result in results for index in range(len(result.columns))]
+    result, index = cells[next(i for i, score in enumerate(scores) if score is best)]
+    save_probe(inputs, *result.folded(index), layer=best.layer, timestep=best.timestep, folder="grid_search")

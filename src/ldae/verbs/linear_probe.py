@@ -3,9 +3,12 @@
 import sys
 from typing import Any
 
+import torch
+
 from ldae.data import iterate_once
 from ldae.evaluation.classifier import build_classifier, save_classifier
 from ldae.evaluation.comparison import compare_linear
+from ldae.evaluation.features import Layer
 from ldae.evaluation.linear_probe import ProbeSettings
 from ldae.evaluation.protocols import PROTOCOLS, LinearProbeResult, Protocol, run_linear_probe
 from ldae.results import add_result
@@ -143,9 +146,7 @@ def _report(result: LinearProbeResult, inputs: ProbeInputs) -> None:
         value, stderr = result.score(index)
         details = result.describe(index)
         chosen = index == result.report.feature_index
-        held_out = None
-        if result.report.choice_accuracy is not None:
-            held_out = result.report.choice_accuracy[:, index, result.report.lr_index[index]].mean().item()
+        held_out = result.held_out(index)
         rows.append(
             [
                 "linear *" if chosen and len(result.columns) > 1 else "linear",
@@ -184,17 +185,22 @@ def _report(result: LinearProbeResult, inputs: ProbeInputs) -> None:
 def _save(result: LinearProbeResult, inputs: ProbeInputs) -> None:
     """Save the chosen probe's first seed as an image classifier."""
     layer, timestep = result.columns[result.report.feature_index]
-    if not isinstance(layer, int) or timestep is None:
-        print("No classifier is saved: the model is not an l-DAE.")
+    if layer is None or timestep is None:
+        print("No classifier is saved: the model is neither an l-DAE nor a DDAE.")
         return
     if result.protocol.noisy:
         print("No classifier is saved: its input would be clean, and the probe's was noisy.")
         return
-    chosen = result.report.feature_index
-    weight, bias = result.probes.folded(0, chosen, result.report.lr_index[chosen])
-    names = inputs.train_source.class_names or [str(index) for index in range(len(bias))]
+    folded = result.folded(result.report.feature_index)
+    save_probe(inputs, *folded, layer=layer, timestep=timestep, folder="linear_probe")
+
+
+def save_probe(
+    inputs: ProbeInputs, weight: torch.Tensor, bias: torch.Tensor, *, layer: Layer, timestep: int, folder: str
+) -> None:
+    """Save a probe of one block's features, `(K, C)` and `(K,)`, as an image classifier in a folder of the results'."""
+    names = inputs.train_source.class_names or []
     names = names + [str(index) for index in range(len(names), len(bias))]
     classifier = build_classifier(inputs.checkpoint, weight, bias, layer=layer, timestep=timestep, class_names=names)
-    folder = inputs.output_dir / "linear_probe"
-    save_classifier(classifier, folder)
-    print(f"Classifier (seed {result.protocol.settings.seeds[0]}): {folder}")
+    save_classifier(classifier, inputs.output_dir / folder)
+    print(f"Classifier ({layer} at t = {timestep}): {inputs.output_dir / folder}")
