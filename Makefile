@@ -21,8 +21,9 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: $(STAMP)  ## pre-train a tiny l-DAE on real digits, probe it and load it back (about 4 minutes on 2 cores)
 	$(BIN)/python training/quickstart.py
 
-test: $(STAMP)  ## run the tests
-	$(BIN)/python -m pytest -q
+# One thread a process: tiny models gain nothing from more, and the tests' processes would fight over the cores.
+test: $(STAMP)  ## run the tests, on up to four cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 check: $(STAMP)  ## formatting, lint and types
 	$(BIN)/ruff format --check .
