@@ -1,10 +1,14 @@
+import pytest
 import torch
 
+from ldae import DDAEModel
 from ldae.data import iterate_once
 from ldae.evaluation.baselines import pca_features, pixel_features, untrained_like
 from ldae.evaluation.features import extract_features
 from ldae.models.tokenizer_ldae import patchify
 from ldae.models.transformer_ldae import LDAEModulation
+
+from ..models.small_diffusers import small_dit, small_unet, small_vae
 
 
 def batches(digits):
@@ -53,3 +57,32 @@ def test_every_block_of_an_untrained_network_takes_part(model, digits):
 
 def test_a_bare_trunk_of_all_blocks_keeps_them(model):
     assert len(untrained_like(model.ldae, seed=0).layers) == 4
+
+
+@pytest.mark.parametrize("kind", ["unet", "attention", "dit"])
+def test_every_tap_of_an_untrained_ddae_tells_images_apart(kind, digits):
+    networks = {
+        "unet": small_unet,
+        "attention": lambda: small_unet("AttnDownBlock2D", "AttnUpBlock2D", attention_head_dim=4),
+        "dit": small_dit,
+    }
+    vae = {"vae": small_vae()} if kind == "dit" else {}
+    ddae = DDAEModel.from_diffusers(networks[kind](), "last", **vae)
+    fresh = untrained_like(ddae, seed=3)
+    assert fresh.feature_layers == ddae.feature_layers
+    changed = [n for n, p in fresh.denoiser.named_parameters() if not torch.equal(p, ddae.denoiser.get_parameter(n))]
+    assert len(changed) >= len([n for n, p in fresh.denoiser.named_parameters() if p.ndim > 1])
+    if vae:
+        state = ddae.vae.state_dict()
+        assert all(torch.equal(value, state[name]) for name, value in fresh.vae.state_dict().items())
+    layers = list(fresh.feature_layers)
+    values = extract_features(fresh, batches(digits), layers=layers).values[:, :, 0]  # (30, L, C)
+    for index, name in enumerate(layers):
+        shape = fresh.feature_layers[name]
+        tap = values[:, index, : shape[0] if len(shape) == 3 else shape[-1]]
+        spread = tap.std(dim=0) / tap.abs().mean()
+        assert spread.median() > 1e-3, (name, spread)
+        if index:
+            assert not torch.allclose(values[:, index], values[:, index - 1], atol=1e-3)
+    again = untrained_like(ddae, seed=3)
+    assert torch.equal(extract_features(again, batches(digits), layers=layers).values[:, :, 0], values)

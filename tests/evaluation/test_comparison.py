@@ -1,10 +1,15 @@
 import pytest
 import torch
 
-from ldae import LDAEConfig, LDAEForPreTraining
+from ldae import DDAEModel, LDAEConfig, LDAEForPreTraining
 from ldae.data import DataConfig, iterate_once, open_probe_images
-from ldae.evaluation.comparison import compare_few_shot, compare_linear
+from ldae.evaluation.baselines import pixel_features
+from ldae.evaluation.comparison import compare_few_shot, compare_linear, feature_sets
+from ldae.evaluation.features import extract_features
 from ldae.evaluation.linear_probe import ProbeSettings
+from ldae.evaluation.ridge import few_shot_ridge
+
+from ..models.small_diffusers import small_unet
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +30,33 @@ def test_few_shot_compares_all_on_the_same_draws(inputs):
     assert compared == compare_few_shot(*inputs, shots=3, draws=4)
     by_name = {c.name: c for c in compared}
     assert by_name["raw pixels"].few_shot > by_name["mean PCA coefficients"].few_shot  # pooling loses where things are
-    assert all(c.few_shot_stderr is not None and 0 <= c.knn <= 1 for c in compared)
+    assert all(c.few_shot_stderr is not None and c.knn is not None and 0 <= c.knn <= 1 for c in compared)
+    alone = few_shot_ridge(
+        *(
+            part
+            for batches in inputs[1:]
+            for part in (pixel_features(batches, image_size=16).flat[:, 0], labels(batches))
+        ),
+        shots=3,
+        draws=4,
+    )
+    assert by_name["raw pixels"].few_shot == pytest.approx(sum(alone) / 4)
+
+
+def test_the_chosen_block_of_a_ddae_and_of_its_untrained_twin_is_compared(inputs):
+    ddae = DDAEModel.from_diffusers(small_unet(), "last")
+    tap = "up_blocks.0.resnets.0"
+    sets = feature_sets(ddae, inputs[1], inputs[2], layer=tap, timestep=21, noisy=True)
+    assert list(sets) == ["trained encoder", "untrained encoder", "raw pixels"]
+    for name in ("trained encoder", "untrained encoder"):
+        assert sets[name][0].columns == [(tap, 21)] and sets[name][0].values.shape[-1] == 16
+    assert not torch.equal(sets["trained encoder"][1].values, sets["untrained encoder"][1].values)
+    expected = extract_features(ddae, inputs[2], layers=[tap], timesteps=[21], noisy=True)
+    assert torch.equal(sets["trained encoder"][1].values, expected.values)
+
+
+def labels(batches):
+    return torch.cat([batch.labels for batch in batches])
 
 
 def test_linear_probes_learn_from_each_kind_of_features(inputs):

@@ -5,10 +5,13 @@ import torch
 from PIL import Image
 from transformers import ViTConfig, ViTModel, pipeline
 
+from ldae import DDAEModel
 from ldae.data import DataConfig, open_images
 from ldae.results import read_results
 from ldae.training.recipe import load_recipe
 from ldae.verbs import knn, linear_probe
+
+from ..models.small_diffusers import small_unet
 
 
 FAST = "--protocol cached --epochs 2 --num_workers 0 --horizontal_flip false".split()
@@ -83,6 +86,28 @@ def test_a_noisy_probe_is_not_saved_as_a_classifier_of_clean_images(checkpoint, 
     assert not (checkpoint / "linear_probe").exists()
 
 
+def test_shots_and_baselines_of_an_ldae_and_a_ddae(checkpoint, tmp_path, capsys):
+    ddae = DDAEModel.from_diffusers(small_unet(), "last")
+    ddae.save_pretrained(tmp_path / "ddae")
+    kinds = {
+        checkpoint: [".", "untrained encoder", "mean PCA coefficients", "raw pixels"],
+        tmp_path / "ddae": [".", "untrained encoder", "raw pixels"],
+    }
+    pixels = []
+    for folder, names in kinds.items():
+        arguments = [str(folder), "--dataset", "digits", "--num_workers", "0"]
+        assert linear_probe.main([*arguments, "--shots", "5", "--draws", "3"]) == 0
+        assert "standard error over 3 draws" in capsys.readouterr().out
+        results = read_results(folder)
+        assert [r["checkpoint"] for r in results] == names
+        assert all(r["protocol"]["labels_per_class"] == 5 and r["protocol"]["draws"] == 3 for r in results)
+        assert all(r["protocol"]["layer"] is not None and r["stderr"] > 0 and r["n"] == 360 for r in results)
+        pixels.append(results[-1]["value"])
+        assert linear_probe.main([*arguments, "--baselines", "--epochs", "1", "--seeds", "0,1"]) == 0
+        assert [r["checkpoint"] for r in read_results(folder)[len(names) :]] == names
+    assert pixels[0] == pixels[1] > 0.5  # the same draws
+
+
 def test_what_is_wrong_is_named(checkpoint, tmp_path, capsys, monkeypatch):
     def says(*arguments, verb=linear_probe):
         return error_of(verb, arguments, capsys)
@@ -94,6 +119,11 @@ def test_what_is_wrong_is_named(checkpoint, tmp_path, capsys, monkeypatch):
     assert "layers='a,b' is not understood" in says(checkpoint, *digits, "--layers", "a,b")
     assert "both given" in says(checkpoint, *digits, "--layers", "1", "--block_sweep")
     assert "0 to 999" in says(checkpoint, *digits, "--timesteps", "1000")
+    assert "layers=1,2 is not possible with baselines or shots" in says(
+        checkpoint, *digits, "--layers", "1,2", "--shots", "5"
+    )
+    assert "draws=0" in says(checkpoint, *digits, "--shots", "5", "--draws", "0")
+    assert "shots=1 is not possible" in says(checkpoint, *digits, "--shots", "1")
     assert "epochs=0" in says(checkpoint, *digits, "--epochs", "0")
     assert "unrecognized arguments: --epoch" in says(checkpoint, *digits, "--epoch", "3")
     assert "k=5000" in says(checkpoint, *digits, "--k", "5000", verb=knn)

@@ -2,11 +2,13 @@
 
 import copy
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from ldae.data import Batch
+from ldae.models.modeling_ddae import DDAEModel
 from ldae.models.modeling_ldae import LDAEModel
 from ldae.models.tokenizer_conv_ldae import ConvVAETokenizer
 from ldae.models.tokenizer_ldae import PatchTokenizer
@@ -52,13 +54,15 @@ def pca_features(model: PreTrainedModel, batches: Iterable[Batch]) -> Features:
 
 def untrained_like(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     """
-    The same network and tokenizer with weights drawn afresh, and its adaLN and gates drawn too (standard deviation 0.5).
+    The same network with weights drawn afresh, as its own initialisation draws them; what stands in front of it stays.
 
-    An untrained adaLN-Zero network is the identity, and beating that would show nothing: with random gates every block
-    takes part.
+    An untrained adaLN-Zero network is the identity, and beating that would show nothing: an l-DAE's adaLN and gates are
+    drawn too (standard deviation 0.5), so that every block takes part. The blocks of diffusers' networks take part from
+    the start, since torch's own initial weights are drawn for all of their layers. Not drawn are an l-DAE's tokenizer, the
+    autoencoder in front of a latent DDAE, and a DDAE's empty prompt.
 
     Args:
-        model (`LDAEModel`, `LDAEForPreTraining` or `LDAEForImageClassification`): Whose configuration is taken.
+        model (`PreTrainedModel`): An l-DAE, a DDAE or any other model of transformers; its configuration is taken.
         seed (`int`): Seed of the weights; the global random state is left as it was.
 
     Returns:
@@ -76,6 +80,11 @@ def untrained_like(model: PreTrainedModel, seed: int) -> PreTrainedModel:
                 torch.nn.init.normal_(module.bias, std=0.5)
     for fresh, fitted in zip(_tokenizers(untrained), _tokenizers(model), strict=True):
         fresh.load_state_dict(fitted.state_dict())
+    for fresh_ddae, ddae in zip(_ddaes(untrained), _ddaes(model), strict=True):
+        if ddae.vae is not None:
+            fresh_ddae.vae.load_state_dict(ddae.vae.state_dict())
+        if ddae.empty_prompt is not None:
+            fresh_ddae.empty_prompt.copy_(ddae.empty_prompt)
     parameter = next(model.parameters())
     torch.nn.Module.to(untrained, parameter.device, parameter.dtype)
     return untrained.eval()
@@ -83,6 +92,10 @@ def untrained_like(model: PreTrainedModel, seed: int) -> PreTrainedModel:
 
 def _tokenizers(model: PreTrainedModel) -> list[torch.nn.Module]:
     return [module for module in model.modules() if isinstance(module, PatchTokenizer | ConvVAETokenizer)]
+
+
+def _ddaes(model: PreTrainedModel) -> list[Any]:
+    return [module for module in model.modules() if isinstance(module, DDAEModel)]
 
 
 def _collect(batches: Iterable[Batch], prepare: Prepare, compute: Callable[[torch.Tensor], torch.Tensor]) -> Features:

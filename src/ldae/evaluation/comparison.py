@@ -1,14 +1,17 @@
 """A trained encoder beside what it must beat: the same network untrained, pooled PCA coefficients, raw pixels."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from ldae.data import Batch
+from ldae.models.modeling_ldae import LDAEForPreTraining, LDAEModel
 
 from .baselines import pca_features, pixel_features, untrained_like
-from .features import Features, extract_features
+from .features import Features, Layer, extract_features
 from .knn import knn_accuracy
 from .linear_probe import ProbeSettings, score_probes, train_linear_probes
 from .metrics import mean_and_stderr
@@ -26,7 +29,7 @@ class ComparedFeatures:
     name: str
     few_shot: float
     few_shot_stderr: float | None
-    knn: float
+    knn: float | None
 
 
 @dataclass(frozen=True)
@@ -40,58 +43,83 @@ class ComparedProbe:
 
 
 def feature_sets(
-    model: PreTrainedModel, train: list[Batch], test: list[Batch]
+    model: PreTrainedModel,
+    train: list[Batch],
+    test: list[Batch],
+    *,
+    layer: Layer | None = None,
+    timestep: int | None = None,
+    noisy: bool = False,
 ) -> dict[str, tuple[Features, Features]]:
     """
-    The encoder's features and those it is compared with.
+    The encoder's features and those it is compared with: the same network untrained, raw pixels, and of an l-DAE what its
+    tokenizer gives.
 
     Args:
-        model ([`LDAEForPreTraining`] or [`LDAEModel`]): Trained.
+        model (`PreTrainedModel`): Trained: an l-DAE, a DDAE or another model of `AutoModel`.
         train, test (`list[Batch]`): uint8 images with labels.
+        layer (`int` or `str`, *optional*), timestep (`int`, *optional*), noisy (`bool`, defaults to `False`): The one
+            block, time step and input, of the encoder and its untrained twin, as of
+            [`~ldae.evaluation.features.extract_features`]; by default the model's own choice.
 
     Returns:
         `dict` from a name to the features of both parts.
     """
     untrained, size = untrained_like(model, seed=0), model.config.image_size
-    kinds = {
-        "trained encoder": lambda batches: extract_features(model, batches),
-        "untrained encoder": lambda batches: extract_features(untrained, batches),
-        LATENTS_NAMES.get(model.config.latent_tokenizer, "mean latents"): lambda batches: pca_features(model, batches),
-        "raw pixels": lambda batches: pixel_features(batches, image_size=size),
+    choice: dict[str, Any] = {
+        "layers": None if layer is None else [layer],
+        "timesteps": None if timestep is None else [timestep],
+        "noisy": noisy,
     }
+    kinds: dict[str, Callable[[list[Batch]], Features]] = {
+        "trained encoder": lambda batches: extract_features(model, batches, **choice),
+        "untrained encoder": lambda batches: extract_features(untrained, batches, **choice),
+    }
+    if isinstance(model, LDAEModel | LDAEForPreTraining):
+        name = LATENTS_NAMES.get(model.config.latent_tokenizer, "mean latents")
+        kinds[name] = lambda batches: pca_features(model, batches)
+    kinds["raw pixels"] = lambda batches: pixel_features(batches, image_size=size)
     return {name: (extract(train), extract(test)) for name, extract in kinds.items()}
 
 
 def compare_few_shot(
-    model: PreTrainedModel, train: list[Batch], test: list[Batch], *, shots: int = 5, draws: int = 20
+    model: PreTrainedModel,
+    train: list[Batch],
+    test: list[Batch],
+    *,
+    shots: int = 5,
+    draws: int = 20,
+    knn: bool = True,
+    **choice: Any,
 ) -> list[ComparedFeatures]:
     """
     Few-shot ridge and kNN accuracies of the encoder and what it is compared with; all see the same draws.
 
     Args:
-        model, train, test: As of [`feature_sets`].
+        model, train, test, **choice: As of [`feature_sets`].
         shots (`int`, defaults to 5): Labels of each class that the ridge probe sees.
         draws (`int`, defaults to 20): How often they are drawn.
+        knn (`bool`, defaults to `True`): Whether the kNN accuracy is computed too.
 
     Returns:
         `list[ComparedFeatures]`. kNN sees all labels of `train`: the two columns do not compare.
     """
     compared = []
-    for name, (fitted, scored) in feature_sets(model, train, test).items():
+    for name, (fitted, scored) in feature_sets(model, train, test, **choice).items():
         data = (fitted.flat[:, 0], fitted.classes, scored.flat[:, 0], scored.classes)
         mean, stderr = mean_and_stderr(few_shot_ridge(*data, shots=shots, draws=draws))
-        compared.append(ComparedFeatures(name, mean, stderr, knn_accuracy(*data)))
+        compared.append(ComparedFeatures(name, mean, stderr, knn_accuracy(*data) if knn else None))
     return compared
 
 
 def compare_linear(
-    model: PreTrainedModel, train: list[Batch], test: list[Batch], settings: ProbeSettings
+    model: PreTrainedModel, train: list[Batch], test: list[Batch], settings: ProbeSettings, **choice: Any
 ) -> list[ComparedProbe]:
     """
     Linear-probe accuracies of the encoder and what it is compared with, on features of the centre crop computed once.
 
     Args:
-        model, train, test: As of [`feature_sets`].
+        model, train, test, **choice: As of [`feature_sets`].
         settings ([`ProbeSettings`]): How the probes train. Each kind of features has its learning rate chosen on the
             same tenth of `train`, which is held out.
 
@@ -99,7 +127,7 @@ def compare_linear(
         `list[ComparedProbe]`.
     """
     compared = []
-    for name, (fitted, scored) in feature_sets(model, train, test).items():
+    for name, (fitted, scored) in feature_sets(model, train, test, **choice).items():
         labels = fitted.classes
         kept, held = split_holdout(len(labels), HOLDOUT, SPLIT_SEED)
         features = fitted.flat[kept]  # (n, 1, C)

@@ -5,13 +5,12 @@ from typing import Any
 
 import torch
 
-from ldae.data import iterate_once
 from ldae.evaluation.classifier import build_classifier, save_classifier
-from ldae.evaluation.comparison import compare_linear
 from ldae.evaluation.features import Layer
 from ldae.evaluation.linear_probe import ProbeSettings
 from ldae.evaluation.protocols import PROTOCOLS, LinearProbeResult, Protocol, run_linear_probe
 from ldae.results import add_result
+from ldae.verbs.probe_baselines import compare_with_baselines
 from ldae.verbs.probe_options import ProbeInputs, boolean, numbers, open_inputs, parse, probe_parser, table
 
 
@@ -42,8 +41,14 @@ def main(argv: list[str]) -> int:
         nargs="?",
         const=True,
         default=False,
-        help="instead, compare with the untrained network, mean PCA coefficients and raw pixels (features computed once)",
+        help="instead, compare with the untrained network, raw pixels and mean PCA coefficients (features computed once)",
     )
+    parser.add_argument(
+        "--shots",
+        type=int,
+        help="instead, compare them by ridge probes of so many labels a class, all on the same draws of them",
+    )
+    parser.add_argument("--draws", type=int, default=20, help="of --shots: how often labels are drawn (default: 20)")
     parser.add_argument("--horizontal_flip", type=boolean, default=True, help="false for digits and letters")
     try:
         options = parse(parser, argv)
@@ -66,8 +71,8 @@ def main(argv: list[str]) -> int:
             horizontal_flip=options.horizontal_flip,
             settings=settings,
         )
-        if options.baselines:
-            return _compare(inputs, settings)
+        if options.baselines or options.shots is not None:
+            return compare_with_baselines(inputs, options, settings)
         inputs.show_header(f"Linear probe ({protocol.name} protocol)")
         result = run_linear_probe(
             inputs.model,
@@ -85,50 +90,6 @@ def main(argv: list[str]) -> int:
         parser.exit(2, f"ldae linear_probe: {error}\n")
     _report(result, inputs)
     _save(result, inputs)
-    return 0
-
-
-def _compare(inputs: ProbeInputs, settings: ProbeSettings) -> int:
-    """Print the trained encoder's linear probe beside those of what it must beat, and add them to results.json."""
-    if inputs.config.model_type != "ldae" or inputs.layers is None:
-        raise ValueError("baselines=true is of l-DAE models: another model has no untrained twin here.")
-    inputs.show_header("Linear probe of features computed once, without augmentation")
-    size = {"image_size": inputs.config.image_size, "num_channels": inputs.config.num_channels}
-    train, test = (
-        list(iterate_once(source, **size, batch_size=256)) for source in (inputs.train_source, inputs.test_source)
-    )
-    rows = [["features", "accuracy", "+-", "lr"]]
-    for index, c in enumerate(compare_linear(inputs.model, train, test, settings)):
-        rows.append(
-            [c.name, f"{c.accuracy:.2%}", "-" if c.stderr is None else f"{c.stderr:.2%}", f"{c.learning_rate:.2g}"]
-        )
-        protocol = {
-            "name": "linear",
-            "preset": "baselines",
-            "epochs": settings.epochs,
-            "learning_rate": c.learning_rate,
-        }
-        entry: dict[str, Any] = {
-            "metric": "accuracy",
-            "value": c.accuracy,
-            "dataset": inputs.dataset_name,
-            "split": inputs.test_split,
-            "protocol": {
-                **protocol,
-                "layer": inputs.layers[0],
-                "timestep": inputs.config.feature_timestep,
-                "augmentation": [],
-                "holdout": 0.1,
-            },
-            "seeds": list(settings.seeds),
-            "checkpoint": c.name if index else inputs.checkpoint_name,
-            "n": sum(len(batch.images) for batch in test),
-        }
-        add_result(inputs.output_dir, entry if c.stderr is None else {**entry, "stderr": c.stderr})
-    print(table(rows))
-    print(
-        f"+- is the standard error over probe seeds {list(settings.seeds)}. Added to {inputs.output_dir}/results.json"
-    )
     return 0
 
 
