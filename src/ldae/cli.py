@@ -16,6 +16,7 @@ VERBS = {
     "linear_probe": "linear probes on a checkpoint: blocks, time steps, learning rates in one pass",
     "grid_search": "the best block and time step of a checkpoint, written into its config",
     "knn": "nearest-neighbour accuracy of a checkpoint",
+    "alignment": "alignment and uniformity of a checkpoint's features, by block and time step, also as it trained",
     "generate": "sample pictures of a checkpoint, and their FID and KID",
     "card": "render a checkpoint's model card from its results",
     "push_to_hub": "send a checkpoint's folder to the Hub",

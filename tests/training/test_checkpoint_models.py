@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from ldae import DDAEForPreTraining, LDAEForPreTraining
+from ldae.cli import main
 from ldae.evaluation.grid_search import write_choice
+from ldae.results import read_results
 from ldae.training.checkpoint import load_checkpoint
 from ldae.training.checkpoint_models import checkpoint_models
 from ldae.training.pretraining import pretrain
@@ -27,6 +29,19 @@ def test_a_ddae_run_gives_its_averaged_models_in_order(make_ddae):  # noqa: F811
     assert all(torch.equal(first.state_dict()[name], value) for name, value in checkpoint.ema.items())
     _, raw = next(checkpoint_models(folder, raw=True))
     assert same(raw.state_dict(), checkpoint.model) and not same(raw.state_dict(), first.state_dict())
+
+    options = ["--num_images", "20", "--timesteps", "11,400"]
+    assert main(["alignment", str(folder), "--checkpoints", *options]) == 0
+    by_checkpoint = {r["checkpoint"]: r for r in read_results(folder)}
+    assert list(by_checkpoint) == ["checkpoints/images-000000000064", "checkpoints/images-000000000128"]
+    assert by_checkpoint["checkpoints/images-000000000064"]["images_seen"] == 64
+    assert (folder / "pictures" / "alignment_course.png").is_file()
+    assert main(["alignment", str(folder), *options]) == 0
+    of_last, of_folder = (
+        {str(r["protocol"]) + r["metric"]: r["value"] for r in read_results(folder) if r["checkpoint"] == name}
+        for name in ("checkpoints/images-000000000128", ".")
+    )
+    assert of_folder == pytest.approx(of_last, rel=1e-5)
 
 
 def test_an_ldae_run_without_an_average_gives_models_with_their_tokenizer_cut_as_chosen(make_recipe):

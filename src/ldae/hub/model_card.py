@@ -22,6 +22,8 @@ from ldae.whole_file import write_whole
 
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
+# What the Hub calls the task of a kind of result; the others are of classification.
+TASKS = {"generation": "unconditional-image-generation", "alignment_uniformity": "image-feature-extraction"}
 CONFIGS: dict[str, Any] = {"ldae": LDAEConfig, "ddae": DDAEConfig}
 DEFAULT_LICENSE = "apache-2.0"
 TARGETS = {
@@ -140,9 +142,8 @@ def eval_result(entry: dict[str, Any]) -> EvalResult:
     dataset = _public_name(entry["dataset"])
     keys = ("protocol", "seed", "seeds", "stderr", "n")
     arguments: dict[str, Any] = {key: entry[key] for key in keys if key in entry}
-    generated = entry["protocol"]["name"] == "generation"
     return EvalResult(
-        task_type="unconditional-image-generation" if generated else "image-classification",
+        task_type=TASKS.get(entry["protocol"]["name"], "image-classification"),
         dataset_type=dataset,
         dataset_name=dataset,
         dataset_split=entry["split"],

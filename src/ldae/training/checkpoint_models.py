@@ -42,7 +42,7 @@ def checkpoint_models(folder: str | os.PathLike[str], *, raw: bool = False) -> I
     checkpoints = complete_checkpoints(run.checkpoints)
     if not checkpoints:
         raise ValueError(
-            f"checkpoint={str(folder)!r} holds no {run.checkpoints.name}/images-*; give the folder of a pre-training run "
+            f"checkpoint={str(folder)!r} holds no checkpoints/images-*; give the folder of a pre-training run "
             "on this machine, one made with --keep_checkpoints 10 for ten of them."
         )
     config_file = run.path / "config.json"

@@ -112,9 +112,13 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
     return parser.parse_args([*from_file, *argv])
 
 
-def open_inputs(options: argparse.Namespace) -> ProbeInputs:
+def open_inputs(options: argparse.Namespace, labelled: bool = True) -> ProbeInputs:
     """
     Load the model, cut after the deepest block that is asked for, and open its images.
+
+    Args:
+        options (`Namespace`): Of the command line.
+        labelled (`bool`, defaults to `True`): Whether the images need labels.
 
     Raises:
         ValueError: naming the option, its value and the remedy.
@@ -130,14 +134,14 @@ def open_inputs(options: argparse.Namespace) -> ProbeInputs:
         layers, timesteps = _choices(options, config)
     train_source, test_source = open_probe_images(data)
     for source in (train_source, test_source):
-        if source.label_column is None:
+        if labelled and source.label_column is None:
             raise ValueError(f"{source.description} has no label column, which a probe needs; {_list_columns(data)}")
 
     output_dir.mkdir(parents=True, exist_ok=True)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if config.model_type == "ddae":
-        model = AutoModel.from_pretrained(options.checkpoint)
-        layers, timesteps = _ddae_choices(options, model)
+        model, own_layer = _open_ddae(options, config)
+        layers, timesteps = _ddae_choices(options, model, own_layer)
     else:
         cut: dict[str, Any] = {} if layers is None else {"num_hidden_layers": max(layers), "feature_layer": None}
         model = AutoModel.from_pretrained(options.checkpoint, **cut)
@@ -266,11 +270,20 @@ def _choices(
     return layers, timesteps or (config.feature_timestep,)
 
 
-def _ddae_choices(options: argparse.Namespace, model: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:
+def _open_ddae(options: argparse.Namespace, config: Any) -> tuple[Any, str]:
+    """The encoder, up to the last block of all that are saved where blocks are to be chosen, and its own tap."""
+    model = AutoModel.from_pretrained(options.checkpoint)
+    own_layer = model.config.feature_layer
+    if "DDAEForPreTraining" in (config.architectures or []) and (options.layers or options.block_sweep):
+        model = AutoModel.from_pretrained(options.checkpoint, feature_layer="last")
+    return model, own_layer
+
+
+def _ddae_choices(options: argparse.Namespace, model: Any, own_layer: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """The taps that the checkpoint reaches, of a sweep one for each block of the paper's, and time steps."""
     if options.layers and options.block_sweep:
         raise ValueError(f"layers={options.layers} and block_sweep are both given; give one of them.")
-    layers = tuple(options.layers.split(",")) if options.layers else (model.config.feature_layer,)
+    layers = tuple(options.layers.split(",")) if options.layers else (own_layer,)
     if options.block_sweep:
         layers = tuple(block_ends(list(model.feature_layers)))
     unknown = [name for name in layers if name not in model.feature_layers]

@@ -1,0 +1,164 @@
+"""Alignment and uniformity (Wang & Isola 2020, arXiv 2005.10242) of features, by block and noise level."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from ldae.models.pretraining_ddae import DDAEForPreTraining
+
+from .features import Layer, extract_features
+from .images import ImageSet
+
+
+@dataclass(frozen=True)
+class SphereScore:
+    """One block at one time step: alignment and uniformity, of both of which less is better, of n images."""
+
+    layer: Layer
+    timestep: int
+    alignment: float
+    uniformity: float
+    n: int
+
+
+def alignment(x: torch.Tensor, y: torch.Tensor) -> float:
+    """
+    Mean of ||f(x) - f(y)||^2 over positive pairs, with f on the unit sphere: how far the noise moves a feature.
+
+    Args:
+        x, y (`torch.Tensor` of shape `(n, C)`): Features of two views of the same images, here two noisings.
+
+    Returns:
+        `float`, from 0 (the same directions) to 4 (opposite ones); features without relation have 2.
+
+    Raises:
+        ValueError: where the shapes differ, or there are no pairs.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+        >>> alignment(x, 3 * x), alignment(x, x.flip(1))
+        (0.0, 2.0)
+    """
+    if x.ndim != 2 or x.shape != y.shape or not len(x):
+        raise ValueError(f"x and y must be (n, C), both the same, with n of 1 or more; got {x.shape} and {y.shape}.")
+    difference = F.normalize(x.float(), dim=1) - F.normalize(y.float(), dim=1)
+    return difference.square().sum(dim=1).double().mean().item()
+
+
+def uniformity(x: torch.Tensor, chunk_size: int = 2048) -> float:
+    """
+    log of the mean of exp(-2 ||f(x) - f(y)||^2) over all pairs of different images, with f on the unit sphere.
+
+    Exact: no pair is left out, and each is taken once. Memory does not grow with n beyond the features themselves.
+
+    Args:
+        x (`torch.Tensor` of shape `(n, C)`): Features, one row an image.
+        chunk_size (`int`, defaults to 2048): Distances are computed `chunk_size` x `chunk_size` at a time.
+
+    Returns:
+        `float`, from -8 to 0: 0 where all features have one direction, towards -4 where they are spread evenly over
+        a sphere of many dimensions.
+
+    Raises:
+        ValueError: where there are fewer than two images, or the chunk is impossible.
+
+    Example:
+        >>> round(uniformity(torch.eye(64)), 4)
+        -4.0
+    """
+    n = len(x)
+    if x.ndim != 2 or n < 2:
+        raise ValueError(f"x must be (n, C) with n of 2 or more, for there to be pairs; got {tuple(x.shape)}.")
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size} is not possible; it must be 1 or more.")
+    chunks = F.normalize(x.float(), dim=1).split(chunk_size)
+    total = torch.zeros((), dtype=torch.float64, device=x.device)
+    for index, rows in enumerate(chunks):
+        for other, columns in enumerate(chunks[index:]):
+            # On the sphere ||a - b||^2 = 2 - 2 a.b, which rounding must not make negative.
+            potential = (4 * (rows @ columns.T) - 4).clamp(max=0).exp()  # (b, b')
+            total += (potential.triu(1) if other == 0 else potential).sum(dtype=torch.float64)
+    return math.log(total.item() / (n * (n - 1) / 2))
+
+
+def default_timesteps(config: Any) -> tuple[int, ...]:
+    """
+    Where alignment and uniformity are measured if nothing is said: the model's own time step, and 5, 10, 20, 40 and 80 %
+    of all.
+
+    Example:
+        >>> from ldae import LDAEConfig
+        >>> default_timesteps(LDAEConfig())
+        (10, 50, 100, 200, 400, 800)
+    """
+    shares = (0.05, 0.1, 0.2, 0.4, 0.8)
+    return tuple(sorted({config.feature_timestep, *(int(share * config.num_train_timesteps) for share in shares)}))
+
+
+def measure_alignment(
+    model: PreTrainedModel,
+    images: ImageSet,
+    *,
+    layers: Sequence[Layer],
+    timesteps: Sequence[int],
+    seeds: tuple[int, int] = (0, 1),
+    centred: bool = False,
+    chunk_size: int = 2048,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> list[SphereScore]:
+    """
+    Alignment and uniformity of a model's pooled features at several blocks and time steps.
+
+    The two views of an image are two noisings of it at t. Uniformity is that of the first view. One time step after the
+    other, so that 2 x n x L x C features are held at a time.
+
+    Args:
+        model (`PreTrainedModel`): An l-DAE or a DDAE, also one for pre-training.
+        images ([`~ldae.evaluation.images.ImageSet`]): Read twice for each time step; labels are not looked at.
+        layers (`Sequence[int]` or `Sequence[str]`): Blocks, counted from 1, or a DDAE's taps by name.
+        timesteps (`Sequence[int]`): Time steps.
+        seeds (`tuple[int, int]`, defaults to `(0, 1)`): Of the noise of the two views.
+        centred (`bool`, defaults to `False`): Whether the mean feature of the first view's images is taken off first, as
+            a probe's BatchNorm does; both papers do not. Without it, what all features share narrows both measures.
+        chunk_size (`int`, defaults to 2048): As of [`uniformity`].
+        device (`torch.device` or `str`, *optional*): Where to compute; by default where the model is.
+        dtype (`torch.dtype`, *optional*): Autocast of the features to it; by default none.
+
+    Returns:
+        `list[SphereScore]`: block by block, and for each of them time step by time step.
+
+    Raises:
+        ValueError: where the views are one, a block or time step does not exist, or there are too few images.
+    """
+    if seeds[0] == seeds[1]:
+        raise ValueError(f"seeds={seeds} is not possible; two noisings of an image need two seeds.")
+    encoder = model.ddae if isinstance(model, DDAEForPreTraining) else model
+    device = torch.device(device) if device is not None else next(encoder.parameters()).device
+    scores = {}
+    for t in timesteps:
+        first, second = (
+            extract_features(
+                encoder,
+                images.batches(),
+                layers=layers,
+                timesteps=[t],
+                noisy=True,
+                seed=seed,
+                device=device,
+                dtype=dtype,
+            ).flat
+            for seed in seeds
+        )  # (n, L, C) each
+        for index, layer in enumerate(layers):
+            x, y = first[:, index].to(device), second[:, index].to(device)
+            if centred:
+                shared = x.mean(dim=0)
+                x, y = x - shared, y - shared
+            scores[layer, t] = SphereScore(layer, t, alignment(x, y), uniformity(x, chunk_size), len(x))
+    return [scores[layer, t] for layer in layers for t in timesteps]
