@@ -7,7 +7,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from ldae import DDAEPipeline
 from ldae.pipelines.loading import open_pipeline
 from ldae.schedulers.of_model import build_scheduler
-from tests.models.test_ddae_pretraining import small_model
+from tests.models.test_ddae_pretraining import pixels, small_model
 from tests.pipelines.conftest import make_pipeline, seeded
 
 
@@ -83,3 +83,29 @@ def test_a_scheduler_that_disagrees_is_refused(pipe):
     pipe.scheduler.register_to_config(prediction_type="sample")
     with pytest.raises(ValueError, match="prediction_type='sample' must be 'epsilon'"):
         pipe(num_inference_steps=1)
+
+
+@pytest.mark.parametrize("parametrization", ["ddpm", "edm"])
+def test_denoising_is_what_training_does(parametrization):
+    model, x0 = small_model(parametrization=parametrization), pixels()
+    pipe, noise = DDAEPipeline(model, build_scheduler(model.config)), torch.randn(3, 3, 16, 16)
+    t = model.config.num_train_timesteps // 3
+    output = pipe.denoise(x0 / 2 + 0.5, t, noise=noise, output_type="pt")
+    corruption, timesteps = model.ddae.corruption, torch.full((3,), t)
+    if parametrization == "edm":
+        sigma = corruption.levels[timesteps]
+        noisy = x0 + sigma.view(3, 1, 1, 1) * noise
+    else:
+        sigma, noisy = timesteps, corruption(x0, noise, timesteps)
+    with torch.no_grad():
+        denoised = model(x0, sigma, noise).reconstruction
+    torch.testing.assert_close(output.noisy_images, (noisy / 2 + 0.5).clamp(0, 1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(output.images, (denoised / 2 + 0.5).clamp(0, 1), rtol=0, atol=1e-4)
+    assert [image.size for image in pipe.denoise(x0 / 2 + 0.5, t, generator=seeded(0, 1, 2)).images] == [(16, 16)] * 3
+
+
+def test_denoising_refuses_what_it_would_misread(pipe):
+    with pytest.raises(ValueError, match="timestep=1000 is not possible; give 0 to 999"):
+        pipe.denoise(torch.zeros(1, 3, 16, 16), 1000)
+    with pytest.raises(ValueError, match=r"noise has shape \(1, 3, 8, 8\); it must be \(B, C, H, W\)"):
+        pipe.denoise(torch.zeros(1, 3, 16, 16), 10, noise=torch.zeros(1, 3, 8, 8))

@@ -1,8 +1,10 @@
 """A DDAE as a diffusers pipeline: images from noise, by the weights that features are read from."""
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
+import PIL.Image
 import torch
 from diffusers import DDIMScheduler
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
@@ -10,15 +12,16 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from ldae.models.preconditioning_ddae import noise_levels
 from ldae.models.pretraining_ddae import DDAEForPreTraining
-from ldae.pipelines.images import OUTPUT_TYPES, Images, from_pixels
+from ldae.pipelines.images import OUTPUT_TYPES, Images, from_pixels, to_pixels
 from ldae.pipelines.loading import RunFolderPipeline
+from ldae.pipelines.pipeline_ldae import LDAEDenoisingOutput
 from ldae.schedulers.heun_edm import heun_sample
 from ldae.schedulers.of_model import build_scheduler
 
 
 class DDAEPipeline(RunFolderPipeline):
     """
-    Generates images with a DDAE that was pre-trained here.
+    Generates images with a DDAE that was pre-trained here, and denoises given ones.
 
     It lives in a run's folder: [`~RunFolderPipeline.from_pretrained`] reads `config.json`, `model.safetensors` and
     `scheduler/` there, or in a Hub repository of the same layout.
@@ -104,14 +107,60 @@ class DDAEPipeline(RunFolderPipeline):
         if self._edm and eta:
             raise ValueError(f"eta={eta} is not possible with EDM, whose sampler is deterministic; leave it out.")
         self.num_timesteps = num_inference_steps or self.default_steps
-        xt = self._normal(batch_size, latents, generator)  # (B, C, H, W)
-        hook = getattr(self.model, "_hf_hook", None)
-        if hook is not None:  # enable_model_cpu_offload waits for a forward, which is not called
-            hook.pre_forward(self.model)
+        xt = self._normal("latents", batch_size, latents, generator)  # (B, C, H, W)
+        self._load_onto_device()
         xt = self._heun(xt) if self._edm else self._chain(xt, eta, generator)
         images = from_pixels(xt, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images) if return_dict else (images,)  # type: ignore[arg-type] # it names no tensor
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        images: PIL.Image.Image | Sequence[PIL.Image.Image] | torch.Tensor,
+        timestep: int,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        noise: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> LDAEDenoisingOutput | tuple[Images, Images]:
+        """
+        Add noise to images and take it away by one prediction, as in training.
+
+        Args:
+            images (`PIL.Image.Image`, a sequence of them, or `torch.Tensor` of shape `(B, C, H, W)`): Pictures, which are
+                resized and cropped as in training, or pixels in [0, 1] at the model's `image_size`.
+            timestep (`int`): t, how much noise, from 0 to T - 1; of EDM the number of one of its T noise levels.
+            generator (`torch.Generator` or a list of one for each image, *optional*): Of the noise.
+            noise (`torch.Tensor` of shape `(B, C, H, W)`, *optional*): The standard normal noise itself.
+            output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`, as of the call.
+            return_dict (`bool`, defaults to `True`): Whether to return an [`LDAEDenoisingOutput`] or a tuple.
+
+        Returns:
+            [`LDAEDenoisingOutput`] with `images` and `noisy_images`, or a tuple of these.
+
+        Raises:
+            ValueError: naming the argument, its value and what is allowed.
+        """
+        c, corruption = self.model.config, self.model.ddae.corruption
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type={output_type!r} is unknown; choose {', '.join(OUTPUT_TYPES)}.")
+        if not 0 <= timestep < c.num_train_timesteps:
+            raise ValueError(f"timestep={timestep} is not possible; give 0 to {c.num_train_timesteps - 1}.")
+        self._load_onto_device()
+        x0 = to_pixels(images, c.image_size, c.num_channels).to(self._execution_device)
+        eps = self._normal("noise", len(x0), noise, generator)  # (B, C, H, W)
+        t = torch.full((1,), timestep, device=x0.device)
+        if self._edm:
+            sigma = corruption.levels[t]
+            noisy = x0 + sigma * eps
+            denoised = self.model.denoise_at(noisy, sigma)
+        else:
+            noisy = corruption(x0, eps, t)
+            denoised = self.model.predicted_images(self.model.denoise(noisy, t).float(), noisy, t)
+        shown = (from_pixels(denoised, output_type), from_pixels(noisy, output_type))
+        self.maybe_free_model_hooks()
+        return LDAEDenoisingOutput(*shown) if return_dict else shown
 
     @property
     def _edm(self) -> bool:
@@ -177,7 +226,13 @@ class DDAEPipeline(RunFolderPipeline):
             raise ValueError(f"eta={eta} is not possible with a {type(self.scheduler).__name__}; leave it out.")
         return {name: value for name, value in {"eta": eta, "generator": generator}.items() if name in known}
 
-    def _normal(self, batch_size: int | None, given: torch.Tensor | None, generator: Any) -> torch.Tensor:
+    def _load_onto_device(self) -> None:
+        """Where `enable_model_cpu_offload` keeps the model away: its hook waits for a forward, which is not called."""
+        hook = getattr(self.model, "_hf_hook", None)
+        if hook is not None:
+            hook.pre_forward(self.model)
+
+    def _normal(self, name: str, batch_size: int | None, given: torch.Tensor | None, generator: Any) -> torch.Tensor:
         """Standard normal noise `(B, C, H, W)` in float32: the given one, or drawn."""
         counts = {len(given)} if given is not None else set()
         counts |= {len(generator)} if isinstance(generator, list) else set()
@@ -189,5 +244,5 @@ class DDAEPipeline(RunFolderPipeline):
         if given is None:
             return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
         if given.shape != shape:
-            raise ValueError(f"latents has shape {tuple(given.shape)}; it must be (B, C, H, W) = {shape}.")
+            raise ValueError(f"{name} has shape {tuple(given.shape)}; it must be (B, C, H, W) = {shape}.")
         return given.to(self._execution_device, torch.float32)

@@ -28,7 +28,7 @@ class LDAEDenoisingOutput(BaseOutput):
     """
     Args:
         images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`): The denoised images.
-        noisy_images (as `images`): What the noisy latents look like, shown by the tokenizer.
+        noisy_images (as `images`): The noisy ones; of an l-DAE what its noisy latents look like, shown by the tokenizer.
     """
 
     images: Images
