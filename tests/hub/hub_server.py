@@ -286,6 +286,15 @@ class Handler(BaseHTTPRequestHandler):
             repo.refs[ref] = sha
             self._send(200, {})
 
+    def tag(self, hub: "TestHub", body: bytes, kind: str, repo_id: str, rev: str) -> None:
+        if found := self._commit_of(hub, kind, repo_id, rev):
+            repo, sha = found
+            ref = f"refs/tags/{json.loads(body)['tag']}"
+            if ref in repo.refs:
+                return self._error(409, "Conflict", "Reference already exists")
+            repo.refs[ref] = sha
+            self._send(200, {})
+
     def resolve_file(self, hub: "TestHub", body: bytes, kind: str | None, repo_id: str, rev: str, path: str) -> None:
         if found := self._commit_of(hub, kind, repo_id, rev):
             repo, sha = found
@@ -335,6 +344,7 @@ ROUTES: list[tuple[str, str, Any, bool]] = [  # method, path, answer, whether a 
     ("POST", rf"/api/{KIND}/{REPO_ID}/paths-info/{REV}", Handler.paths_info, False),
     ("GET", rf"/api/{KIND}/{REPO_ID}/refs", Handler.refs, False),
     ("POST", rf"/api/{KIND}/{REPO_ID}/branch/{REV}", Handler.branch, True),
+    ("POST", rf"/api/{KIND}/{REPO_ID}/tag/{REV}", Handler.tag, True),
     ("GET", rf"/api/{KIND}/{REPO_ID}/revision/{REV}", Handler.info, False),
     ("GET", rf"/api/{KIND}/{REPO_ID}", Handler.info, False),
     ("POST", rf"{FILE_ROOT}\.git/info/lfs/objects/batch", Handler.lfs_batch, True),

@@ -1,6 +1,8 @@
 import json
 import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -131,6 +133,45 @@ def test_a_classifiers_snippet_runs_as_printed(run_folder: Path, run_python: Run
     run_python(snippet[1] + check, without_ldae=True, cwd=run_folder.parent)
 
 
+@pytest.mark.parametrize("name", ["ldae", "ddae"])
+def test_snippets_of_a_whole_denoiser_run_as_printed(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(Path(__file__).parents[1] / "fixtures" / name, tmp_path / "mine")
+    save_with_code(tmp_path / "mine")
+    encoder, denoiser = re.findall(r"```python\n(.*?)```", str(render_model_card(tmp_path / "mine")), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(encoder, found)
+    assert found["features"] == [pytest.approx(found["outputs"].pooler_output[0].tolist(), abs=1e-4)]
+    exec(denoiser, found)
+    assert [image.size for image in (found["output"].images[0], found["output"].noisy_images[0])] == [(16, 16)] * 2
+    assert len(found.get("samples", [])) == (4 if name == "ddae" else 0)
+
+
+def test_a_probes_card_says_what_its_encoder_learnt_from_and_what_it_reached(run_folder: Path) -> None:
+    from ldae import LDAEForImageClassification
+
+    probe = run_folder / "linear_probe"
+    LDAEForImageClassification.from_pretrained(run_folder, num_labels=10).save_pretrained(probe)
+    entry = {"metric": "accuracy", "dataset": "digits", "split": "test", "checkpoint": ".", "seeds": [0, 1], "n": 360}
+    for layer, value in ((1, 0.5), (2, 0.625)):
+        protocol = {"name": "linear", "layer": layer, "timestep": 10}
+        add_result(run_folder, {**entry, "value": value, "protocol": protocol, "chosen": layer == 2})
+    recipe = run_folder / "recipe.yaml"
+    recipe.write_text(recipe.read_text() + "  push_to_hub: tester/nano\n")
+    card = str(render_model_card(probe))
+    metadata = metadata_of(card)
+    assert metadata["base_model"] == "tester/nano" and "# digits_nano-linear_probe\n" in card
+    assert [result.metric_value for result in model_index_to_eval_results(metadata["model-index"])[1]] == [0.625]
+    assert "a linear probe: the encoder of `tester/nano` stayed as it was" in card
+    assert "the linear layer was trained with them" in section(card, "Training data")
+    assert "12,800 images seen" in section(card, "Cost and hardware")
+    assert "62.50 %" in section(card, "linear") and "81.25" not in card
+    write_model_card(probe, repo_id="tester/nano-probe")
+    assert "# tester/nano-probe\n" in (probe / "README.md").read_text()
+
+
 def test_our_own_card_is_brought_up_to_date(run_folder: Path) -> None:
     assert write_model_card(run_folder, license="mit") == "written"
     first = (run_folder / "README.md").read_text()
@@ -211,3 +252,23 @@ def test_model_cards_template_is_the_packaged_one() -> None:
     link = Path(__file__).parents[2] / "model_cards" / "template.md"
     assert link.is_symlink()
     assert link.resolve() == TEMPLATE.resolve()
+
+
+CARDS = Path(__file__).parents[2] / "model_cards"
+
+
+@pytest.mark.parametrize("path", sorted(CARDS.glob("*.results.json")), ids=lambda path: path.name.split(".")[0])
+def test_a_committed_cards_numbers_are_those_of_its_results(path: Path) -> None:
+    name = path.name.removesuffix(".results.json")
+    card = (CARDS / f"{name}.md").read_text()
+    entries = json.loads(path.read_text())
+    assert is_sealed_card(card), "as it was rendered"
+    shown = [result.metric_value for result in ModelCard(card).data.eval_results]
+    assert shown == [entry["value"] for entry in entries if entry["checkpoint"] == "."]
+    assert card.count(" %") - card.count("{%") >= len([entry for entry in entries if entry["metric"] == "accuracy"])
+    assert f"[{name}.md]({name}.md)" in (CARDS / "README.md").read_text()
+
+
+def test_every_committed_card_has_its_results() -> None:
+    cards = {path.stem for path in CARDS.glob("*.md")} - {"README", "template"}
+    assert cards == {path.name.removesuffix(".results.json") for path in CARDS.glob("*.results.json")} != set()

@@ -1,4 +1,5 @@
 import logging
+import shutil
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ from huggingface_hub.errors import HFValidationError
 
 from ldae.cli import run_verb
 from ldae.hub.push import HubUploader, check_publishable, published_files, push_to_hub
+from ldae.hub.remote_code import save_with_code
 from ldae.hub.upload import is_sealed_card
 from tests.hub.conftest import Runner, make_run_folder
 from tests.hub.hub_server import TestHub
@@ -16,6 +18,7 @@ from tests.hub.hub_server import TestHub
 
 PUSH = "import sys; from ldae.verbs.push_to_hub import main; raise SystemExit(main(sys.argv[1:]))"
 REPO = ("model", "tester/nano")
+STORED = Path(__file__).parents[1] / "fixtures"
 
 
 @pytest.fixture
@@ -55,6 +58,40 @@ def test_push_uploads_what_others_need_and_nothing_else(run_folder: Path, run_py
     assert {path: (run_folder / path).read_bytes() for path in files} == files
     assert is_sealed_card(files["README.md"].decode())
     assert "# nano\n" in files["README.md"].decode()
+
+
+RELEASES = """
+import sys
+from pathlib import Path
+from transformers import AutoConfig
+from ldae.cli import run_verb
+
+folder = Path(sys.argv[1])
+push = lambda tag: run_verb("push_to_hub", [str(folder), "--repo_id", "nano", "--tag", tag])
+config = folder / "config.json"
+assert push("v1") == 0
+config.write_text(config.read_text().replace('"feature_timestep": 10', '"feature_timestep": 20'))
+assert push("v2") == 0
+for tag, timestep in {"v1": 10, "v2": 20}.items():
+    assert AutoConfig.from_pretrained("tester/nano", revision=tag).feature_timestep == timestep
+(folder / "metrics.jsonl").write_text("{}")
+assert push("v1") == 2
+"""
+
+
+def test_a_tag_names_a_release_and_is_never_moved(run_folder: Path, run_python: Runner) -> None:
+    with TestHub() as hub:
+        done = run_python(RELEASES, run_folder, hub=hub)
+        places = [f"Pushed to {hub.url}/tester/nano/tree/{tag}" for tag in ("v1", "v2")]
+        assert [line for line in done.stdout.splitlines() if line.startswith("Pushed")] == places
+        assert "tag='v1' is taken: tester/nano has v1, v2. A release is never moved" in done.stderr
+        assert hub.repos[REPO].files()["metrics.jsonl"] != b"{}", "nothing was sent"
+
+
+def test_all_code_of_a_ddae_is_pushed(tmp_path: Path) -> None:
+    shutil.copytree(STORED / "ddae", tmp_path, dirs_exist_ok=True)
+    code = {path.name for path in save_with_code(tmp_path)}
+    assert code <= set(published_files(tmp_path)) and "modeling_ddae.py" in code
 
 
 def push_and_wait(folder: Path, **settings: object) -> None:

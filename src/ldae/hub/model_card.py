@@ -101,12 +101,16 @@ def render_model_card(
             "Write its README.md by hand and upload the folder with `hf upload`."
         )
     config = CONFIGS[model_type].from_dict(fields)
-    recipe_path = folder / "recipe.yaml"
-    recipe_text = recipe_path.read_text(encoding="utf-8").strip() if recipe_path.is_file() else ""
-    data = (yaml.safe_load(recipe_text) or {}).get("data", {}) if recipe_text else {}
-    results = read_results(folder)
-    model_id = repo_id or folder.resolve().name
     is_classifier = any("Classification" in name for name in config.architectures or [])
+    run = _encoder_run(folder) if is_classifier else None  # of a probe: its encoder's
+    recipe_path = (run or folder) / "recipe.yaml"
+    recipe_text = recipe_path.read_text(encoding="utf-8").strip() if recipe_path.is_file() else ""
+    recipe = (yaml.safe_load(recipe_text) or {}) if recipe_text else {}
+    data = recipe.get("data", {})
+    results = read_results(folder) if run is None else _probe_results(run, config)
+    name = folder.resolve().name if run is None else f"{run.name}-{folder.resolve().name}"
+    model_id = repo_id or name
+    base_model = recipe.get("training", {}).get("push_to_hub") if run is not None else None
 
     card_data = ModelCardData(
         model_name=model_id.rsplit("/", 1)[-1],
@@ -114,6 +118,7 @@ def render_model_card(
         library_name="transformers",
         pipeline_tag="image-classification" if is_classifier else "image-feature-extraction",
         tags=[model_type, "self-supervised-learning", "denoising-autoencoder"],
+        base_model=base_model,  # which the Hub shows as the tree of a family
         datasets=[data["dataset"]] if _is_hub_dataset(data.get("dataset")) else None,
         # The model-index is this model's alone: the text's tables also hold the baselines that it was compared to.
         eval_results=[eval_result(entry) for entry in results if entry["checkpoint"] == "."] or None,
@@ -125,13 +130,16 @@ def render_model_card(
         config=config,
         **_describe_ldae(config) if model_type == "ldae" else _describe_ddae(config),
         is_classifier=is_classifier,
+        is_denoiser=any("PreTraining" in name for name in config.architectures or []),
+        encoder=base_model or (run.name if run is not None else None),
+        denoising_timestep=config.num_train_timesteps // 4,
         num_labels=config.num_labels,
         image_mode="L" if config.num_channels == 1 else "RGB",
         parameters=count_parameters(folder),
         data=data,
         dataset_line=_dataset_line(data),
         recipe_text=recipe_text,
-        cost=_cost(folder),
+        cost=_cost(run or folder),
         tables=_tables(results),
         pictures=_pictures(folder),
     )
@@ -194,10 +202,28 @@ def _describe_ldae(config: LDAEConfig) -> dict[str, Any]:
 def _describe_ddae(config: DDAEConfig) -> dict[str, Any]:
     """What the template says of a DDAE beside its fields."""
     return {
-        "generates": "DDAEForPreTraining" in (config.architectures or []),
         "num_tokens": "N",
         "place": "place of the map",
     }
+
+
+def _encoder_run(folder: Path) -> Path | None:
+    """The run that a probe's classifier, a folder inside it without a recipe of its own, was probed in; else None."""
+    run = folder.resolve().parent
+    inside = (run / "recipe.yaml").is_file() and (run / "config.json").is_file()
+    return run if inside and not (folder / "recipe.yaml").is_file() else None
+
+
+def _probe_results(run: Path, config: LDAEConfig | DDAEConfig) -> list[dict[str, Any]]:
+    """What the probe that became a classifier reached: those of the run's results that it was chosen for, as its own."""
+    layer = config.feature_layer or config.num_hidden_layers if config.model_type == "ldae" else config.feature_layer
+    place = (layer, config.feature_timestep)
+    return [
+        entry
+        for entry in read_results(run)
+        if entry.get("chosen") and entry["checkpoint"] == "."
+        if (entry["protocol"].get("layer"), entry["protocol"].get("timestep")) == place
+    ]
 
 
 def _size_name(config: LDAEConfig) -> str | None:

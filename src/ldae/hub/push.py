@@ -21,7 +21,7 @@ from ldae.hub.remote_code import save_with_code
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_MESSAGE = "Upload an l-DAE"
+DEFAULT_MESSAGE = "Upload the model"
 SNAPSHOT_PREFIX = ".push-"
 
 # What of a run's folder is for others; checkpoints/ (optimiser state), pickles and temporary files never are.
@@ -31,6 +31,7 @@ PUBLISHED = (
     "model*.safetensors",
     "model.safetensors.index.json",
     "*_ldae.py",
+    "*_ddae.py",
     "README.md",
     "LICENSE",
     "recipe.yaml",
@@ -75,6 +76,7 @@ def push_to_hub(
     *,
     private: bool = False,
     revision: str | None = None,
+    tag: str | None = None,
     token: str | None = None,
     with_code: bool = True,
     commit_message: str | None = None,
@@ -89,16 +91,18 @@ def push_to_hub(
         repo_id: "namespace/name", or "name" in one's own namespace; created where it does not exist.
         private: whether a repository that is created here is private. Default False.
         revision: the branch, created where it does not exist. Default None: "main".
+        tag: the name of a release, such as "v1.0", that the pushed commit gets: ``from_pretrained(..., revision="v1.0")``
+            then always loads these files. A tag that exists is never moved. Default None: no tag.
         token: a write token. Default None: the one that ``hf auth login`` or ``HF_TOKEN`` set.
         with_code: whether the folder gets the model's code, so that ``trust_remote_code=True`` loads it where ldae is
             not installed. Default True.
-        commit_message: the commit's title. Default None: "Upload an l-DAE".
+        commit_message: the commit's title. Default None: "Upload the model".
 
     Returns:
         The address of the repository, or of the branch in it.
 
     Raises:
-        ValueError: the folder has no config.json or weights, or its tokenizer was never fitted.
+        ValueError: the folder has no config.json or weights, its tokenizer was never fitted, or there is such a tag.
         huggingface_hub.errors.HfHubHTTPError: the Hub refused, after the client's own retries.
         ConnectionError: the Hub cannot be reached.
     """
@@ -109,6 +113,7 @@ def push_to_hub(
         repo_id,
         private=private,
         revision=revision,
+        tag=tag,
         token=token,
         commit_message=commit_message or DEFAULT_MESSAGE,
     )

@@ -66,6 +66,7 @@ def upload_files(
     revision: str | None,
     token: str | None,
     commit_message: str,
+    tag: str | None = None,
 ) -> str:
     """Uploads files of a folder in one commit; creates the repository and the branch where they are missing.
 
@@ -79,17 +80,19 @@ def upload_files(
         revision: the branch; None is "main".
         token: a write token; None takes the one that is logged in.
         commit_message: the commit's title.
+        tag: a tag for the commit; refused before anything is sent where it exists. Default None: none.
 
     Returns:
-        The address of the repository, or of the branch in it.
+        The address of the repository, or of the tag or the branch in it.
 
     Raises:
+        ValueError: the repository has such a tag.
         huggingface_hub.errors.HfHubHTTPError: the Hub refused, after the client's own retries.
         ConnectionError: the Hub cannot be reached.
     """
     try:
         return _upload_files(
-            HfApi(token=token, library_name="ldae"), folder, files, repo_id, private, revision, commit_message
+            HfApi(token=token, library_name="ldae"), folder, files, repo_id, private, revision, commit_message, tag
         )
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2"):  # huggingface_hub 1 and 2
@@ -98,9 +101,20 @@ def upload_files(
 
 
 def _upload_files(
-    api: HfApi, folder: str, files: list[str], repo_id: str, private: bool, revision: str | None, commit_message: str
+    api: HfApi,
+    folder: str,
+    files: list[str],
+    repo_id: str,
+    private: bool,
+    revision: str | None,
+    commit_message: str,
+    tag: str | None,
 ) -> str:
     repo = api.create_repo(repo_id, private=private, exist_ok=True)
+    if tag is not None and tag in (known := [ref.name for ref in api.list_repo_refs(repo.repo_id).tags]):
+        raise ValueError(
+            f"tag={tag!r} is taken: {repo.repo_id} has {', '.join(known)}. A release is never moved; choose another name."
+        )
     if revision is not None:
         api.create_branch(repo.repo_id, branch=revision, exist_ok=True)
     if CARD_FILE in files and is_sealed_card((Path(folder) / CARD_FILE).read_text(encoding="utf-8")):
@@ -112,8 +126,11 @@ def _upload_files(
             print(f"The card of {repo.repo_id} was written or edited by hand and stays as it is.", file=sys.stderr)
             files = [path for path in files if path != CARD_FILE]
     operations = [CommitOperationAdd(path_in_repo=path, path_or_fileobj=Path(folder) / path) for path in files]
-    api.create_commit(repo.repo_id, operations, commit_message=commit_message, revision=revision)
-    return str(repo) if revision is None else f"{repo}/tree/{revision}"
+    commit = api.create_commit(repo.repo_id, operations, commit_message=commit_message, revision=revision)
+    if tag is not None:
+        api.create_tag(repo.repo_id, tag=tag, tag_message=commit_message, revision=commit.oid)
+    place = tag or revision
+    return str(repo) if place is None else f"{repo}/tree/{place}"
 
 
 def main() -> None:

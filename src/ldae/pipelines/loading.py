@@ -128,7 +128,7 @@ class RunFolderPipeline(DiffusionPipeline):
 
         Args:
             repo_id (`str`): `"namespace/name"`, made where it does not exist.
-            **kwargs: `private`, `revision`, `token`, `commit_message`.
+            **kwargs: `private`, `revision`, `tag`, `token`, `commit_message`.
 
         Raises:
             ValueError: where the tokenizer was never fitted.

@@ -13,6 +13,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--repo_id", required=True, help='"namespace/name", or "name" in your own namespace')
     parser.add_argument("--private", choices=("true", "false"), default="false", help="for a new repository")
     parser.add_argument("--revision", help="branch, created where it is missing (default: main)")
+    parser.add_argument("--tag", help="name of a release for what is pushed, such as v1.0 (default: none)")
     parser.add_argument("--token", help="write token (default: the one that is logged in)")
     parser.add_argument("--with_code", choices=("true", "false"), default="true", help="add the model's code")
     parser.add_argument("--commit_message", help="title of the commit")
@@ -23,6 +24,7 @@ def main(arguments: list[str]) -> int:
             options.repo_id,
             private=options.private == "true",
             revision=options.revision,
+            tag=options.tag,
             token=options.token,
             with_code=options.with_code == "true",
             commit_message=options.commit_message,
