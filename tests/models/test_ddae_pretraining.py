@@ -109,6 +109,8 @@ def test_labels_are_refused():
         ("ddae_cifar10_edm", 35.75),
         ("ddae_tiny_imagenet", 35.75),
         ("ddae_cifar10_edm_large", 59.01),
+        ("ddae_cifar10_edm_augmented", 59.02),
+        ("ddae_digits_dit", 0.58),
     ],
 )
 def test_the_recipes_networks_have_the_stated_sizes(name, millions):

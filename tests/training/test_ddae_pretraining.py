@@ -11,9 +11,11 @@ from safetensors.torch import load_file
 
 from ldae import DDAEModel, DDAEPipeline
 from ldae.cli import main
+from ldae.data import augment_geometry
 from ldae.results import read_results
 from ldae.training.pretraining import DDAEPretrainingRun, pretrain
 from ldae.training.recipe import load_recipe
+from tests.models.test_ddae_conditioning import DIT
 from tests.models.test_ddae_pretraining import UNET
 
 
@@ -95,6 +97,8 @@ def test_stopping_and_resuming_changes_no_bit_with_dropout_either(make_ddae):
         ({"latent_cache": "folder"}, "latent_cache='folder' is not possible with model_type='ddae'"),
         ({"size": "nano"}, "--size is no field of a recipe"),
         ({"feature_timestep": 1000}, "feature_timestep=1000 is not possible"),
+        ({"geometric_augmentation": 0.12}, "geometric_augmentation=0.12 is not possible without the labels"),
+        ({"geometric_augmentation": 1.2}, "data.geometric_augmentation=1.2: must be a probability"),
     ],
 )
 def test_a_recipe_refuses_what_a_ddae_has_no_use_for(make_ddae, overrides, message):
@@ -107,4 +111,32 @@ def test_an_edm_run_is_probed_pictured_and_sampled(make_ddae):
     assert json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["sigma_max"] == 80
     assert {path.name for path in (folder / "pictures").iterdir()} == {"denoising.png", "training.png"}
     assert "ridge_accuracy" in (folder / "metrics.jsonl").read_text()
+    assert main(["generate", str(folder), "--steps", "2", "--num_images", "4"]) == 0
+
+
+def test_a_dit_is_trained_with_self_conditioning_and_told_of_augmentation(make_ddae):
+    recipe = make_ddae(
+        denoiser_type="DiTTransformer2DModel",
+        denoiser_config=DIT,
+        parametrization="edm",
+        self_conditioning=True,
+        augmentation_labels=True,
+        geometric_augmentation=0.5,
+        feature_layer="transformer_blocks.2",
+        probe_every_images=0,
+    )
+    run, told = DDAEPretrainingRun(recipe), []
+    run.model.ddae.augmentation.register_forward_pre_hook(lambda module, args: told.append(args[0]))
+    seed, images = recipe.training.seed, torch.rand(32, 3, 16, 16)
+    labels = augment_geometry(images, torch.arange(32), seed, probability=0.5)[1]
+    run.train()
+    assert len(told) == 4 and torch.equal(told[0], labels) and labels.any(dim=1).sum() > 16
+    folder = run.folder.path
+    weights = load_file(folder / "model.safetensors")
+    for name in ("denoiser.proj_out_2", "self_conditioning.output", "augmentation"):
+        assert weights[f"ddae.{name}.weight"].any(), name
+    encoder = DDAEModel.from_pretrained(folder)
+    assert encoder.self_conditioning is not None and encoder.augmentation is None
+    options = "--epochs 1 --protocol cached --horizontal_flip false --timesteps 3,4".split()
+    assert main(["grid_search", str(folder), *options]) == 0
     assert main(["generate", str(folder), "--steps", "2", "--num_images", "4"]) == 0

@@ -5,6 +5,7 @@ from .batch import Batch, describe_counts
 from .config import DataConfig
 from .decode import UnreadableImageError, decode_image
 from .disjoint import check_disjoint, hash_images
+from .geometry import augment_geometry
 from .latents import cache_latents, open_latents
 from .loader import ImageLoader
 from .one_pass import iterate_once
@@ -17,6 +18,7 @@ __all__ = [
     "ImageLoader",
     "ImageSource",
     "UnreadableImageError",
+    "augment_geometry",
     "cache_latents",
     "check_disjoint",
     "decode_image",

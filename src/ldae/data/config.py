@@ -27,6 +27,8 @@ class DataConfig:
         random_resized_crop (`bool`, defaults to `False`): Crop a random box and resize it to `image_size`.
         crop_scale (`tuple[float, float]`, defaults to `(0.2, 1.0)`): Range of the box's share of the area.
         horizontal_flip (`bool`, defaults to `False`): Mirror half of the images.
+        geometric_augmentation (`float`, defaults to 0): Probability of each of the transformations of EDM, which a DDAE with
+            `augmentation_labels` is told of (see [`augment_geometry`]); 0 is none at all.
         cache_dir (`str`, *optional*): Where `datasets` keeps what it downloads and prepares.
 
     Raises:
@@ -55,6 +57,7 @@ class DataConfig:
     random_resized_crop: bool = False
     crop_scale: tuple[float, float] = (0.2, 1.0)
     horizontal_flip: bool = False
+    geometric_augmentation: float = 0.0
     cache_dir: str | None = None
 
     def __post_init__(self) -> None:
@@ -77,4 +80,7 @@ class DataConfig:
             low, high = 0.0, 0.0
         if not 0 < low <= high <= 1:
             raise ValueError(f"data.crop_scale={self.crop_scale!r}: must be two numbers with 0 < low <= high <= 1")
+        p = self.geometric_augmentation
+        if not isinstance(p, int | float) or isinstance(p, bool) or not 0 <= p <= 1:
+            raise ValueError(f"data.geometric_augmentation={p!r}: must be a probability, from 0 to 1")
         self.crop_scale = (low, high)  # YAML gives a list

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -79,9 +80,41 @@ def build_network(kind: Any, given: dict[str, Any], name: str) -> nn.Module:
 
 @torch.no_grad()
 def reset(module: nn.Module) -> None:
-    """Initial values of one module of a network from [`build_network`]: torch's own, as in diffusers, and its buffers."""
+    """
+    Initial values of one module of a network from [`build_network`]: torch's own, as in diffusers, or by the rule that
+    [`start_with`] gave it, and its buffers.
+    """
+    rule: Any = getattr(module, "initial_rule", None)
     draw: Any = getattr(module, "reset_parameters", None)
-    if draw is not None:
+    if rule is not None:
+        rule(module)
+    elif draw is not None:
         draw()
     for name, value in getattr(module, "computed_buffers", {}).items():
         init.copy_(getattr(module, name), value)
+
+
+def start_with(rule: Callable[[Any], None], *modules: Any) -> None:
+    """Have the initial weights of modules drawn by a rule in place of torch's: [`zeros`], [`xavier`] or [`small_normal`]."""
+    for module in modules:
+        module.initial_rule = rule  # transformers asks modules with weights of their own, and no others
+
+
+def zeros(layer: Any) -> None:
+    """Weights and biases of 0."""
+    init.zeros_(layer.weight)
+    if getattr(layer, "bias", None) is not None:
+        init.zeros_(layer.bias)
+
+
+def xavier(layer: Any) -> None:
+    """Xavier's uniform weights (a convolution's as those of the linear layer of its patches), biases of 0."""
+    zeros(layer)
+    bound = (6 / (layer.weight[0].numel() + len(layer.weight))) ** 0.5
+    init.uniform_(layer.weight, -bound, bound)
+
+
+def small_normal(layer: Any) -> None:
+    """Normal weights with a standard deviation of 0.02, biases of 0."""
+    zeros(layer)
+    init.normal_(layer.weight, std=0.02)

@@ -81,8 +81,8 @@ class DDAEConfig(PreTrainedConfig):
             DDPM's (T = 1000, beta linear from 1e-4 to 0.02). Not for an `LDAEModel`, which has its own. Of EDM the fields
             `sigma_data`, `p_mean`, `p_std` (training), `sigma_min`, `sigma_max`, `rho` and `num_steps` (sampling); what
             is left out is as Karras et al. (2022) have it for CIFAR-10.
-        parametrization (`str`, defaults to `"ddpm"`): `"ddpm"`, or `"edm"` for a `UNet2DModel` of pixels that was trained
-            with EDM's preconditioning: a time step t is then the number of a level of its sampling schedule, counted from
+        parametrization (`str`, defaults to `"ddpm"`): `"ddpm"`, or `"edm"` for a UNet or DiT of pixels that was trained with
+            EDM's preconditioning: a time step t is then the number of a level of its sampling schedule, counted from
             0 at the clean end.
         feature_layer (`str`, *optional*): The tap at which features are read: the name of a residual, attention or
             transformer block, such as `"up_blocks.1.resnets.2"` (see [`DDAEModel`]). The network ends there. `None`
@@ -98,6 +98,12 @@ class DDAEConfig(PreTrainedConfig):
             DiT's is `num_embeds_ada_norm`; a UNet's has to be named.
         empty_prompt_length (`int`, *optional*): Tokens of the empty prompt that a `UNet2DConditionModel` sees; its
             values are a buffer of the model.
+        self_conditioning (`bool`, defaults to `False`): Of a `UNet2DModel` or DiT that is trained here: whether the pooled
+            features of a middle layer are added to the time embedding of the later ones (DDAE++, Xiang et al. 2025).
+        self_conditioning_layer (`str`, *optional*): The tap of these features: of a UNet the end of its middle block, of
+            a DiT any block but the last, by default the middle one; the model writes the name here.
+        augmentation_labels (`bool`, defaults to `False`): Of a `UNet2DModel` or DiT that is trained here: whether it is told
+            how an image was augmented, so that what it generates is not (Karras et al. 2022, App. F.2).
 
     Raises:
         ValueError: naming the field, its value and what is allowed.
@@ -127,6 +133,9 @@ class DDAEConfig(PreTrainedConfig):
     hidden_size: int | None = None
     null_class: int | None = None
     empty_prompt_length: int | None = None
+    self_conditioning: bool = False
+    self_conditioning_layer: str | None = None
+    augmentation_labels: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         refuse_unknown_fields(type(self), kwargs)
@@ -250,6 +259,8 @@ class DDAEConfig(PreTrainedConfig):
         else:
             last_class = (self._of_denoiser("num_class_embeds") or 0) - 1
         t, size = self.feature_timestep, self.image_size
+        pixel_network = self.vae_config is None and kind in ("UNet2DModel", "DiTTransformer2DModel")
+        told_more = pixel_network and (kind == "DiTTransformer2DModel" or last_class < 0)
         rules = [
             (
                 "vae_config",
@@ -258,8 +269,8 @@ class DDAEConfig(PreTrainedConfig):
             ),
             (
                 "parametrization",
-                self.parametrization == "ddpm" or (kind == "UNet2DModel" and self.vae_config is None),
-                "'ddpm' for all but a UNet2DModel of pixels",
+                self.parametrization == "ddpm" or pixel_network,
+                "'ddpm' for all but a UNet2DModel or DiTTransformer2DModel of pixels",
             ),
             ("scheduler_config", kind != "LDAEModel" or self.scheduler_config is None, "None for an LDAEModel"),
             (
@@ -301,6 +312,24 @@ class DDAEConfig(PreTrainedConfig):
                 "empty_prompt_length",
                 (self.empty_prompt_length or 0) > 0 if conditional else self.empty_prompt_length is None,
                 "positive" if conditional else "None for a network without a prompt",
+            ),
+            *(
+                (
+                    name,
+                    told_more or not getattr(self, name),
+                    "False for all but a UNet or DiT of pixels, without classes",
+                )
+                for name in ("self_conditioning", "augmentation_labels")
+            ),
+            (
+                "self_conditioning",
+                not self.self_conditioning or (self.denoiser_config or {}).get("mid_block_type", "") is not None,
+                "False for a UNet without a middle block",
+            ),
+            (
+                "self_conditioning_layer",
+                self.self_conditioning or self.self_conditioning_layer is None,
+                "None without self_conditioning",
             ),
         ]
         for name, holds, allowed in rules:

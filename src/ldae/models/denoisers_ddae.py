@@ -9,6 +9,7 @@ import torch
 from torch.func import functional_call
 
 from .building_ddae import build_network, diffusers_class
+from .conditioning_ddae import ConditionedEmbedding, fold_dit, run_dit, run_unet, start_dit
 from .configuration_ddae import DDAEConfig
 from .corruption_ddae import DDAECorruption, EDMCorruption
 from .modeling_ldae import LDAEModel
@@ -57,6 +58,10 @@ class Denoiser(ABC):
         """What adds noise to the network's input; `None` where the network does it itself."""
         return None
 
+    def start(self, network: Any) -> None:
+        """Say how the weights of a whole network that is to be trained start, where not as torch's."""
+        return None
+
     def read(self, network: Any, activation: torch.Tensor) -> torch.Tensor:
         """An activation that a hook has seen, as [`~Denoiser.run`] gives it."""
         return activation
@@ -85,16 +90,58 @@ class DiffusersDenoiser(Denoiser):
     def run(self, model: Any, x0: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
         """As of [`Denoiser.run`], with maps `(B, c, h, w)`."""
         xt = model.corruption(x0, noise, timesteps).to(next(model.denoiser.parameters()).dtype)
+        return self.call(model, xt, model.corruption.network_times(timesteps).expand(len(xt)))
+
+    def predict(
+        self, model: Any, xt: torch.Tensor, timesteps: torch.Tensor, augmentation_labels: torch.Tensor | None
+    ) -> torch.Tensor:
+        """
+        What a whole network predicts.
+
+        Args:
+            model ([`DDAEModel`]): Built whole.
+            xt (`torch.Tensor` of shape `(B, c, h, w)`): Noisy maps.
+            timesteps (`torch.Tensor` of shape `(B,)`): What the network is told of time.
+            augmentation_labels (`torch.Tensor` of shape `(B, 9)`, *optional*): Zeros where nothing was done, and by default.
+
+        Returns:
+            `torch.Tensor` of shape `(B, c, h, w)`.
+        """
+        if model.augmentation is None and model.self_conditioning is None:
+            return model.denoiser(xt, timesteps, **self.conditions(model, xt)).sample
+        added = None
+        if model.augmentation is not None:
+            if augmentation_labels is None:
+                augmentation_labels = xt.new_zeros(len(xt), model.augmentation.in_features)
+            added = model.augmentation(augmentation_labels)  # (B, E)
+        return self.predict_conditioned(model, xt, timesteps, added)
+
+    def conditions(self, model: Any, xt: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What the network is given beside noisy maps and time steps: no class, and an empty prompt."""
         conditions = {}
         if model.config.null_class is not None:
-            conditions["class_labels"] = torch.full_like(timesteps, model.config.null_class).expand(len(xt))
+            conditions["class_labels"] = torch.full((len(xt),), model.config.null_class, device=xt.device)
         if model.empty_prompt is not None:
             conditions["encoder_hidden_states"] = model.empty_prompt.to(xt.dtype).expand(len(xt), -1, -1)
-        return self.call(model.denoiser, xt, model.corruption.network_times(timesteps).expand(len(xt)), **conditions)
+        return conditions
 
     @abstractmethod
-    def call(self, network: Any, xt: torch.Tensor, timesteps: torch.Tensor, **conditions: Any) -> torch.Tensor:
+    def call(self, model: Any, xt: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """The activation at the last tap of noisy maps `(B, c, h, w)` at time steps `(B,)`."""
+
+    @abstractmethod
+    def predict_conditioned(
+        self, model: Any, xt: torch.Tensor, timesteps: torch.Tensor, added: torch.Tensor | None
+    ) -> torch.Tensor:
+        """As [`~DiffusersDenoiser.predict`], with what is added to the time embedding, `(B, E)`, and self-conditioning."""
+
+    @abstractmethod
+    def conditioning_tap(self, config: DDAEConfig, taps: Sequence[str]) -> str:
+        """The tap whose features self-conditioning takes: the one that is asked for, or the middle."""
+
+    @abstractmethod
+    def conditioning_widths(self, network: Any) -> tuple[int, int]:
+        """Widths of the features at that tap, and of the time embedding."""
 
 
 class UNet(DiffusersDenoiser):
@@ -111,12 +158,42 @@ class UNet(DiffusersDenoiser):
     def cut(self, network: Any, tap: str) -> None:
         cut_unet(network, tap)
 
-    def call(self, network: Any, xt: torch.Tensor, timesteps: torch.Tensor, **conditions: Any) -> torch.Tensor:
-        return network(xt, timesteps, **conditions).sample
+    def call(self, model: Any, xt: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        if model.self_conditioning is None:
+            return model.denoiser(xt, timesteps, **self.conditions(model, xt)).sample
+        return self.predict_conditioned(model, xt, timesteps, None)
+
+    def predict_conditioned(
+        self, model: Any, xt: torch.Tensor, timesteps: torch.Tensor, added: torch.Tensor | None
+    ) -> torch.Tensor:
+        return run_unet(model.denoiser, xt, timesteps, added, model.self_conditioning)
+
+    def conditioning_tap(self, config: DDAEConfig, taps: Sequence[str]) -> str:
+        """The end of the middle block: the up path as a whole is told."""
+        middle = [tap for tap in taps if tap.startswith("mid_block.")][-1]
+        if config.self_conditioning_layer not in (None, middle):
+            raise ValueError(
+                f"self_conditioning_layer={config.self_conditioning_layer!r} is not possible; of a UNet it must be "
+                f"{middle!r}, the end of its middle block."
+            )
+        return middle
+
+    def conditioning_widths(self, network: Any) -> tuple[int, int]:
+        return network.config.block_out_channels[-1], network.time_embedding.linear_2.out_features
 
 
 class DiT(DiffusersDenoiser):
     """`DiTTransformer2DModel` of diffusers. Taps: transformer blocks, `(B, N, C)`."""
+
+    def build(self, config: DDAEConfig) -> Any:
+        network = super().build(config)
+        if config.self_conditioning or config.augmentation_labels:
+            for block in network.transformer_blocks:
+                block.norm1.emb = ConditionedEmbedding(block.norm1.emb)
+        return network
+
+    def start(self, network: Any) -> None:
+        start_dit(network)
 
     def taps(self, network: Any) -> list[str]:
         return [f"transformer_blocks.{i}" for i in range(len(network.transformer_blocks))]
@@ -129,16 +206,29 @@ class DiT(DiffusersDenoiser):
         network.transformer_blocks = network.transformer_blocks[: int(tap.split(".")[1]) + 1]
         network.norm_out = network.proj_out_1 = network.proj_out_2 = None
 
-    def call(self, network: Any, xt: torch.Tensor, timesteps: torch.Tensor, **conditions: Any) -> torch.Tensor:
+    def call(self, model: Any, xt: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """Its own forward cannot end early: the last layer folds tokens back into a map."""
-        hidden = network.pos_embed(xt)  # (B, N, C)
-        for block in network.transformer_blocks:
-            if torch.is_grad_enabled() and network.gradient_checkpointing:
-                inputs = (None, None, None, timesteps, None, conditions["class_labels"])
-                hidden = network._gradient_checkpointing_func(block, hidden, *inputs)
-            else:
-                hidden = block(hidden, timestep=timesteps, **conditions)
-        return hidden
+        conditions = self.conditions(model, xt)
+        return run_dit(model.denoiser, xt, timesteps, **conditions, self_conditioning=model.self_conditioning)[0]
+
+    def predict_conditioned(
+        self, model: Any, xt: torch.Tensor, timesteps: torch.Tensor, added: torch.Tensor | None
+    ) -> torch.Tensor:
+        labels = self.conditions(model, xt)["class_labels"]
+        hidden, given = run_dit(model.denoiser, xt, timesteps, labels, added, model.self_conditioning)
+        return fold_dit(model.denoiser, hidden, given, labels)
+
+    def conditioning_tap(self, config: DDAEConfig, taps: Sequence[str]) -> str:
+        """Any block but the last; by default the middle one."""
+        name = config.self_conditioning_layer
+        if name is not None and name not in taps[:-1]:
+            raise ValueError(
+                f"self_conditioning_layer={name!r} is not possible; choose one of {', '.join(taps[:-1])}, which others follow."
+            )
+        return name or self.default_tap(config, taps)
+
+    def conditioning_widths(self, network: Any) -> tuple[int, int]:
+        return network.inner_dim, network.inner_dim
 
 
 class LDAE(Denoiser):

@@ -12,6 +12,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring, can_return_tuple
 
 from .building_ddae import build_network, diffusers_class, reset
+from .conditioning_ddae import AUGMENTATION_LABELS, SelfConditioning
 from .configuration_ddae import DDAEConfig
 from .corruption_ddae import DDAECorruption
 from .denoisers_ddae import KINDS, Denoiser, choose_tap
@@ -31,7 +32,10 @@ class DDAEPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _can_compile_fullgraph = True
     # A checkpoint may reach further than the tap that is asked for: what lies behind it stays behind.
-    _keys_to_ignore_on_load_unexpected = [r"^(ddae\.)?(denoiser|vae)\.", r"^classifier\."]
+    _keys_to_ignore_on_load_unexpected = [
+        r"^(ddae\.)?(denoiser|vae|self_conditioning|augmentation)\.",
+        r"^classifier\.",
+    ]
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
@@ -87,7 +91,10 @@ class DDAEModel(DDAEPreTrainedModel):
         self.denoiser: Any = self.kind.build(config)
         taps = self.kind.taps(self.denoiser)
         config.feature_layer = choose_tap(taps, config.feature_layer, self.kind.default_tap(config, taps))
-        if not whole:
+        self._build_conditioning(taps, whole)
+        if whole:
+            self.kind.start(self.denoiser)
+        else:
             taps = taps[: taps.index(config.feature_layer) + 1]
             self.kind.cut(self.denoiser, config.feature_layer)
         self.vae: Any = build_encoder(config) if config.vae_config else None
@@ -101,6 +108,20 @@ class DDAEModel(DDAEPreTrainedModel):
         self.whole = whole
         config.hidden_size = self._width(self.feature_layers[config.feature_layer])
         self.post_init()
+
+    def _build_conditioning(self, taps: Sequence[str], whole: bool) -> None:
+        """What the network is told beside time and class, as far as it reaches: the labels are zero but in training."""
+        self.self_conditioning: SelfConditioning | None = None
+        self.augmentation: nn.Linear | None = None
+        c = self.config
+        kind: Any = self.kind
+        if c.self_conditioning:
+            layer = c.self_conditioning_layer = kind.conditioning_tap(c, taps)
+            if whole or taps.index(layer) < taps.index(str(c.feature_layer)):
+                self.self_conditioning = SelfConditioning(layer, *kind.conditioning_widths(self.denoiser))
+        if c.augmentation_labels and whole:
+            width = kind.conditioning_widths(self.denoiser)[1]
+            self.augmentation = nn.Linear(AUGMENTATION_LABELS, width, bias=False)
 
     @property
     def kind(self) -> Denoiser:

@@ -18,8 +18,8 @@ from .randomness_ldae import NOISE, TIMESTEPS, keyed_normal, keyed_uniform
 
 @auto_docstring(
     custom_intro="""
-    The whole network of an unconditional diffusion model of pixels, a `UNet2DModel` of diffusers, with its loss: what the
-    paper trains (Sec. 3). With `parametrization="ddpm"` it predicts the noise eps of x_t, by the mean squared error of all time
+    The whole network of an unconditional diffusion model of pixels, a `UNet2DModel` or `DiTTransformer2DModel` of diffusers,
+    with its loss: what the paper trains (Sec. 3). With `parametrization="ddpm"` it predicts the noise eps of x_t, by the mean squared error of all time
     steps alike; with `"edm"` the clean image from x_0 + sigma eps, preconditioned and weighted as Karras et al. (2022) do.
 
     The weights are those of a [`DDAEModel`] and of what runs after its tap: [`DDAEModel.from_pretrained`] reads an encoder
@@ -31,19 +31,7 @@ class DDAEForPreTraining(DDAEPreTrainedModel):
 
     def __init__(self, config: DDAEConfig):
         super().__init__(config)
-        if config.denoiser_type != "UNet2DModel":
-            raise ValueError(
-                f"denoiser_type={config.denoiser_type!r} is not pre-trained as a DDAE; it must be 'UNet2DModel'."
-            )
-        for name in ("vae_config", "null_class"):
-            if getattr(config, name) is not None:
-                raise ValueError(
-                    f"{name}={getattr(config, name)!r} is not possible; a DDAE is pre-trained on pixels, without classes: "
-                    "leave it out."
-                )
-        prediction_type = (config.scheduler_config or {}).get("prediction_type", "epsilon")
-        if prediction_type != "epsilon":
-            raise ValueError(f"prediction_type={prediction_type!r} is not pre-trained; it must be 'epsilon'.")
+        require_pretrainable(config)
         self.ddae = DDAEModel(config, whole=True)
         self.post_init()
 
@@ -55,6 +43,7 @@ class DDAEForPreTraining(DDAEPreTrainedModel):
         timesteps: torch.Tensor,
         noise: torch.Tensor,
         class_labels: torch.Tensor | None = None,
+        augmentation_labels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LDAEForPreTrainingOutput:
         r"""
@@ -65,6 +54,9 @@ class DDAEForPreTraining(DDAEPreTrainedModel):
             The noise eps.
         class_labels (*optional*):
             Not possible: the model is trained without labels.
+        augmentation_labels (`torch.FloatTensor` of shape `(batch_size, 9)`, *optional*):
+            How the images were augmented, as [`~ldae.data.augment_geometry`] says, for a model with
+            `config.augmentation_labels`; by default zeros: not at all.
 
         Returns:
             `loss` `()`; `prediction`, of the noise (of EDM the clean images), and `reconstruction`, the clean images that it stands for, both
@@ -87,44 +79,53 @@ class DDAEForPreTraining(DDAEPreTrainedModel):
         """
         if class_labels is not None:
             raise ValueError("class_labels was given, but a DDAE is trained without labels.")
+        if augmentation_labels is not None and not self.config.augmentation_labels:
+            raise ValueError("augmentation_labels was given, but config.augmentation_labels is False; set it to True.")
         self.ddae._check_images(pixel_values, any_size=False)
         if self.config.parametrization == "edm":
             sigma = timesteps.float()
-            denoised = self.denoise_at(pixel_values.float() + _as_map(sigma) * noise, sigma)  # (B, C, H, W)
+            noisy = pixel_values.float() + _as_map(sigma) * noise
+            denoised = self.denoise_at(noisy, sigma, augmentation_labels)  # (B, C, H, W)
             weight = _as_map(loss_weight(sigma, self.sigma_data))
             loss = (weight * (denoised - pixel_values.float()) ** 2).mean()
             return LDAEForPreTrainingOutput(loss=loss, prediction=denoised, reconstruction=denoised)
         xt = self.ddae.corruption(pixel_values, noise, timesteps)  # (B, C, H, W)
-        prediction = self.denoise(xt, timesteps)
+        prediction = self.denoise(xt, timesteps, augmentation_labels)
         with torch.autocast(prediction.device.type, enabled=False):
             prediction = prediction.float()
             loss = F.mse_loss(prediction, noise.float())
             reconstruction = self.predicted_images(prediction, xt, timesteps)
         return LDAEForPreTrainingOutput(loss=loss, prediction=prediction, reconstruction=reconstruction)
 
-    def denoise(self, xt: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+    def denoise(
+        self, xt: torch.Tensor, timesteps: torch.Tensor, augmentation_labels: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """
         The network alone: what it predicts from noisy images.
 
         Args:
             xt (`torch.FloatTensor` of shape `(B, C, H, W)`): Noisy images.
             timesteps (`torch.LongTensor` of shape `(B,)` or `(1,)`): Time step of each, or the shared one.
+            augmentation_labels (`torch.FloatTensor` of shape `(B, 9)`, *optional*): As of [`~DDAEForPreTraining.forward`].
 
         Returns:
             `torch.Tensor` of shape `(B, C, H, W)`.
         """
-        return self.ddae.denoiser(xt, timesteps.expand(len(xt))).sample
+        return self.ddae.kind.predict(self.ddae, xt, timesteps.expand(len(xt)), augmentation_labels)
 
-    def denoise_at(self, noisy: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    def denoise_at(
+        self, noisy: torch.Tensor, sigma: torch.Tensor, augmentation_labels: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """
         D(x; sigma) of EDM: the clean images that noisy ones x = x_0 + sigma eps are taken for, in float32.
 
         Args:
             noisy (`torch.FloatTensor` of shape `(B, C, H, W)`): x.
             sigma (`torch.FloatTensor` of shape `(B,)` or `(1,)`): Noise level of each, or the shared one.
+            augmentation_labels (`torch.FloatTensor` of shape `(B, 9)`, *optional*): As of [`~DDAEForPreTraining.forward`].
         """
         c_skip, c_out, c_in, c_noise = preconditioning(sigma, self.sigma_data)
-        output = self.denoise(_as_map(c_in) * noisy, c_noise)
+        output = self.denoise(_as_map(c_in) * noisy, c_noise, augmentation_labels)
         with torch.autocast(output.device.type, enabled=False):
             return _as_map(c_skip) * noisy + _as_map(c_out) * output.float()
 
@@ -162,6 +163,46 @@ class DDAEForPreTraining(DDAEPreTrainedModel):
     def _draw_noise(self, positions: torch.Tensor, seed: int) -> torch.Tensor:
         shape: Any = (self.config.num_channels, self.config.image_size, self.config.image_size)
         return keyed_normal(seed, NOISE, positions, math.prod(shape)).view(-1, *shape)
+
+
+def require_pretrainable(config: DDAEConfig) -> None:
+    """
+    Refuse what is not trained from scratch.
+
+    Raises:
+        ValueError: naming the field, its value and what is allowed.
+    """
+    network: Any = config.denoiser_config
+    dit = config.denoiser_type == "DiTTransformer2DModel"
+    schedule = config.scheduler_config or {}
+    none = network.get("num_embeds_ada_norm", 1000) if dit else None  # the row that diffusers' DiT drops labels to
+    channels = network.get("out_channels", None if dit else 3)
+    pixels = "a DDAE is pre-trained on pixels, without classes: leave it out"
+    rules = [
+        (
+            "denoiser_type",
+            config.denoiser_type,
+            dit or config.denoiser_type == "UNet2DModel",
+            "not pre-trained as a DDAE; it must be 'UNet2DModel' or 'DiTTransformer2DModel'",
+        ),
+        ("vae_config", config.vae_config, config.vae_config is None, f"not possible; {pixels}"),
+        ("null_class", config.null_class, config.null_class == none, f"not possible; {pixels}"),
+        (
+            "out_channels",
+            channels,
+            channels == config.num_channels or (dit and channels is None),
+            f"not possible; the network predicts as many channels as it is given, {config.num_channels}",
+        ),
+        (
+            "prediction_type",
+            schedule.get("prediction_type"),
+            schedule.get("prediction_type", "epsilon") == "epsilon",
+            "not pre-trained; it must be 'epsilon'",
+        ),
+    ]
+    for name, value, holds, reason in rules:
+        if not holds:
+            raise ValueError(f"{name}={value!r} is {reason}.")
 
 
 def _as_map(values: torch.Tensor) -> torch.Tensor:

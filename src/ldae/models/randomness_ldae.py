@@ -10,7 +10,7 @@ import torch
 
 
 # Streams keep the uses of one seed apart.
-TIMESTEPS, NOISE, AUGMENTATION, CLASS_DROPOUT = range(4)
+TIMESTEPS, NOISE, AUGMENTATION, CLASS_DROPOUT, GEOMETRY, GEOMETRY_SIZES = range(6)
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # 2^64 / golden ratio, as a signed 64-bit integer
 

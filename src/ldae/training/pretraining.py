@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ldae.data import Batch, prepare_latents
+from ldae.data import Batch, augment_geometry, prepare_latents
 from ldae.evaluation.online import OnlineProbe
 from ldae.hub.model_card import write_model_card
 from ldae.hub.push import HubUploader
@@ -140,7 +140,10 @@ class DDAEPretrainingRun(PretrainingRun):
         timesteps, noise = self.model.draw_corruption(positions, self.options.seed)
         # Dropout draws from torch's own generators: of a batch's place in the run, a resumed run draws the same.
         torch.manual_seed(self.options.seed * 2**32 + int(batch.positions[0]))
-        return self.network(self.pixels(batch, positions), timesteps, noise).loss
+        pixels, labels = self.pixels(batch, positions), None
+        if probability := self.recipe.data.geometric_augmentation:
+            pixels, labels = augment_geometry(pixels, positions, self.options.seed, probability=probability)
+        return self.network(pixels, timesteps, noise, augmentation_labels=labels).loss
 
     def draw_pictures(self) -> None:
         draw_ddae_pictures(self.folder.path, self.source)

@@ -127,7 +127,18 @@ def build_recipe(sections: dict[str, dict[str, Any]], overrides: dict[str, Any] 
         _check_latent_cache(recipe)
     else:
         _refuse_latents(recipe, sections["tokenizer"])
+    _check_augmentation(recipe)
     return recipe
+
+
+def _check_augmentation(recipe: Recipe) -> None:
+    """Images that are augmented without the network being told would be what it generates."""
+    probability = recipe.data.geometric_augmentation
+    if probability and not (recipe.model_type == "ddae" and recipe.model_config().augmentation_labels):
+        raise ValueError(
+            f"geometric_augmentation={probability} is not possible without the labels that keep it out of generated images; "
+            "set augmentation_labels: true of a DDAE (model_type: ddae), or geometric_augmentation: 0."
+        )
 
 
 def _refuse_latents(recipe: Recipe, tokenizer: dict[str, Any]) -> None:
