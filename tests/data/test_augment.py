@@ -86,3 +86,25 @@ def test_larger_images_are_centre_cropped_and_smaller_refused():
         prepare_images(images, torch.arange(12), 0, image_size=17)
     with pytest.raises(ValueError, match="square"):
         prepare_images(images[..., :8], torch.arange(12), 0, image_size=8)
+
+
+def test_padded_crops_shift_images_and_let_black_in():
+    images = torch.randint(1, 256, (40, 3, 12, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    positions = torch.arange(40)
+    plain = prepare_images(images, positions, 0, image_size=12)
+    shifted = prepare_images(images, positions, 0, image_size=12, crop_padding=2)
+    padded = torch.nn.functional.pad(plain, [2] * 4, value=-1.0)
+    found = set()
+    for padded_image, image in zip(padded, shifted, strict=True):
+        corners = [
+            (y, x) for y in range(5) for x in range(5) if torch.equal(padded_image[:, y : y + 12, x : x + 12], image)
+        ]
+        assert len(corners) == 1
+        found.update(corners)
+    assert len(found) > 12 and {y for y, _ in found} == {x for _, x in found} == set(range(5))
+    again = prepare_images(images[7:8], positions[7:8], 0, image_size=12, crop_padding=2)
+    assert torch.equal(again[0], shifted[7])
+    flipped = prepare_images(images, positions, 0, image_size=12, crop_padding=2, horizontal_flip=True)
+    assert 10 < (flipped != shifted).any(dim=(1, 2, 3)).sum() < 30
+    with pytest.raises(ValueError, match="crop_padding=2 and random_resized_crop are both given"):
+        prepare_images(images, positions, 0, image_size=12, crop_padding=2, random_resized_crop=True)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ldae import LDAEConfig, LDAEForPreTraining
-from ldae.data import DataConfig, open_probe_images
+from ldae.data import DataConfig, open_images, open_probe_images
 from ldae.data.image_processor import save_image_processor
 from ldae.evaluation.baselines import untrained_like
 
@@ -37,3 +37,14 @@ def checkpoint(model, tmp_path):
 @pytest.fixture(scope="session")
 def digits():
     return open_probe_images(DataConfig("digits"))
+
+
+@pytest.fixture(scope="session")
+def few_digits(tmp_path_factory):
+    """A folder of 150 training and 60 test images, for verbs."""
+    folder = tmp_path_factory.mktemp("few") / "data"
+    folder.mkdir()
+    for split, count in (("train", 150), ("test", 60)):
+        rows = open_images(DataConfig("digits"), split).dataset.with_format(None).select(range(count))
+        rows.to_parquet(folder / f"{split}.parquet")
+    return folder

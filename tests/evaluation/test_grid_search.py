@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import AutoModel, AutoModelForImageClassification, ViTConfig, ViTModel, pipeline
 
 from ldae import DDAEForImageClassification, DDAEModel, LDAEForPreTraining, save_image_processor
-from ldae.data import iterate_once
+from ldae.data import DataConfig, iterate_once, open_images
 from ldae.evaluation.classifier import build_classifier, save_classifier
 from ldae.evaluation.features import extract_features
 from ldae.evaluation.grid_search import GridScore, best_score, heat_map, write_choice
@@ -124,17 +124,55 @@ def test_the_best_tap_is_saved_as_a_classifier_with_the_probes_logits(ddae, digi
         assert torch.equal(logits.argmax(dim=1), result.probes.predict(together)[0, index, 0])
 
 
-def test_both_verbs_save_a_ddaes_probe_for_pipelines(ddae, digits, capsys):
+def test_both_verbs_save_a_ddaes_probe_for_pipelines(ddae, few_digits, capsys):
     folder = Path(ddae.name_or_path)
-    options = [option for option in FAST if option not in ("--learning_rates", "1e-2")]
-    assert grid_search.main([str(folder), *FAST, "--timesteps", "1,11"]) == 0
-    assert linear_probe.main([str(folder), *options, "--protocol", "cached", "--seeds", "0"]) == 0
+    options = f"--dataset {few_digits} --epochs 2 --num_workers 0 --seeds 0 --protocol cached".split()
+    assert grid_search.main([str(folder), *options, "--timesteps", "1,11"]) == 0
+    assert linear_probe.main([str(folder), *options]) == 0
     assert capsys.readouterr().out.count("Classifier (") == 2
     image = Image.new("RGB", (40, 30), "white")
     for name in ("grid_search", "linear_probe"):
         classify = pipeline("image-classification", model=str(folder / name))
         assert classify.model.config.feature_layer == AutoModel.from_pretrained(folder).config.feature_layer
         assert {answer["label"] for answer in classify(image)} <= set("0123456789")
+
+
+def test_ridge_probes_search_clean_and_noisy_inputs_in_seconds(ddae, few_digits, capsys):
+    folder = Path(ddae.name_or_path)
+    options = f"--dataset {few_digits} --num_workers 0 --horizontal_flip false --probe ridge --timesteps 1,21 --noisy both".split()
+    assert grid_search.main([str(folder), *options, "--feature_memory", "0"]) == 0
+    assert "Grid search (ridge probes, cached protocol)" in capsys.readouterr().out
+    results = read_results(folder)
+    taps = [name for name in ddae.feature_layers if ".resnets." in name]
+    assert len(results) == len(taps) * 2 * 2
+    assert all(r["protocol"]["name"] == "ridge" and r["protocol"]["penalty"] > 0 and r["seed"] == 0 for r in results)
+    assert [r["chosen"] for r in results].count(True) == 1
+    best = max((r for r in results if r["protocol"]["input"] == "clean"), key=lambda r: r["held_out_value"])
+    assert best["value"] > 0.3
+    classifier = AutoModelForImageClassification.from_pretrained(folder / "grid_search")
+    assert classifier.config.feature_layer == best["protocol"]["layer"]
+    batches = list(iterate_once(open_images(DataConfig(str(few_digits)), "test"), image_size=16, batch_size=60))
+    with torch.no_grad():
+        logits = classifier(batches[0].images.float() / 127.5 - 1).logits
+    assert float((logits.argmax(dim=1) == batches[0].labels).double().mean()) == pytest.approx(best["value"])
+
+
+def test_the_ddae_papers_setting_has_a_name(ddae, few_digits):
+    folder = Path(ddae.name_or_path)
+    options = f"--dataset {few_digits} --num_workers 0 --protocol paper --timesteps 11 --layers".split()
+    assert grid_search.main([str(folder), *options, "mid_block.resnets.1,up_blocks.0.resnets.0"]) == 0
+    expected = {
+        "preset": "paper",
+        "epochs": 15,
+        "batch_size": 128,
+        "optimizer": "Adam",
+        "learning_rate": 1e-3,
+        "learning_rates_tried": [1e-3],
+        "schedule": "cosine",
+        "augmentation": ["random_crop", "horizontal_flip"],
+    }
+    for result in read_results(folder):
+        assert {name: result["protocol"][name] for name in expected} == expected
 
 
 def test_a_checkpoint_elsewhere_and_a_wish_leave_the_config_alone(checkpoint, tmp_path, capsys):
@@ -150,6 +188,8 @@ def test_a_checkpoint_elsewhere_and_a_wish_leave_the_config_alone(checkpoint, tm
 def test_what_makes_no_sense_is_refused(checkpoint, tmp_path):
     for extra, message in (
         (["--noisy", "perhaps"], "noisy='perhaps' is unknown"),
+        (["--probe", "ridge"], "epochs=2 is not possible with probe=ridge"),
+        (["--feature_memory", "-1"], "feature_memory=-1.0 is not possible"),
         (["--layers", "9"], "this model has blocks 1 to 4"),
         (["--timesteps", "5000"], "numbers from 0 to 999"),
         (["--layers", "1", "--timesteps", "10"], "more than one block, time step or learning rate"),

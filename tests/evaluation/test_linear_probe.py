@@ -62,7 +62,7 @@ def test_equals_torchs_modules_and_optimiser():
     torch.testing.assert_close(
         nn.functional.linear(x[:, 0], weight, bias), model(x[:, 0]).detach(), rtol=1e-4, atol=1e-4
     )
-    assert torch.equal(probes.predict(x, chunk_size=7)[0, 0, 0], model(x[:, 0]).argmax(dim=1))
+    assert torch.equal(probes.predict(x)[0, 0, 0], model(x[:, 0]).argmax(dim=1))
 
 
 def test_the_same_seed_gives_the_same_probe_and_another_one_another():

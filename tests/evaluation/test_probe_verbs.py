@@ -86,7 +86,18 @@ def test_a_noisy_probe_is_not_saved_as_a_classifier_of_clean_images(checkpoint, 
     assert not (checkpoint / "linear_probe").exists()
 
 
-def test_shots_and_baselines_of_an_ldae_and_a_ddae(checkpoint, tmp_path, capsys):
+def test_a_ddaes_linear_probe_is_that_of_its_paper(few_digits, tmp_path):
+    DDAEModel.from_diffusers(small_unet()).save_pretrained(tmp_path)
+    options = ["--dataset", str(few_digits), "--num_workers", "0", "--epochs", "1", "--seeds", "0"]
+    assert linear_probe.main([str(tmp_path), *options]) == 0
+    (result,) = read_results(tmp_path)
+    details = result["protocol"]
+    assert (details["batch_size"], details["learning_rate"]) == (128, pytest.approx(1e-3))
+    assert details["augmentation"] == ["random_crop", "horizontal_flip"]
+    assert details["pooling"] == "mean over space or tokens"
+
+
+def test_shots_and_baselines_of_an_ldae_and_a_ddae(checkpoint, few_digits, tmp_path, capsys):
     ddae = DDAEModel.from_diffusers(small_unet(), "last")
     ddae.save_pretrained(tmp_path / "ddae")
     kinds = {
@@ -95,13 +106,13 @@ def test_shots_and_baselines_of_an_ldae_and_a_ddae(checkpoint, tmp_path, capsys)
     }
     pixels = []
     for folder, names in kinds.items():
-        arguments = [str(folder), "--dataset", "digits", "--num_workers", "0"]
+        arguments = [str(folder), "--dataset", str(few_digits), "--num_workers", "0"]
         assert linear_probe.main([*arguments, "--shots", "5", "--draws", "3"]) == 0
         assert "standard error over 3 draws" in capsys.readouterr().out
         results = read_results(folder)
         assert [r["checkpoint"] for r in results] == names
         assert all(r["protocol"]["labels_per_class"] == 5 and r["protocol"]["draws"] == 3 for r in results)
-        assert all(r["protocol"]["layer"] is not None and r["stderr"] > 0 and r["n"] == 360 for r in results)
+        assert all(r["protocol"]["layer"] is not None and r["stderr"] > 0 and r["n"] == 60 for r in results)
         pixels.append(results[-1]["value"])
         assert linear_probe.main([*arguments, "--baselines", "--epochs", "1", "--seeds", "0,1"]) == 0
         assert [r["checkpoint"] for r in read_results(folder)[len(names) :]] == names

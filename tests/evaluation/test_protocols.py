@@ -8,7 +8,9 @@ from ldae.evaluation.classifier import build_classifier, save_classifier
 from ldae.evaluation.features import extract_features
 from ldae.evaluation.images import fixed_subset
 from ldae.evaluation.linear_probe import ProbeSettings
-from ldae.evaluation.protocols import Protocol, run_linear_probe
+from ldae.evaluation.metrics import accuracy
+from ldae.evaluation.protocols import Protocol, run_linear_probe, run_ridge_grid
+from ldae.evaluation.ridge import fit_ridge, split_holdout
 
 
 @pytest.fixture(scope="session")
@@ -58,6 +60,7 @@ def test_the_paper_protocol_sees_other_crops_in_each_epoch(model, few, monkeypat
     for name in ("paper", "cached"):
         with pytest.raises(InterruptedError):
             run_linear_probe(model, *few, protocol(name))
+    seen = [features[torch.arange(270)] for features in seen]
     paper, cached = seen[:3], seen[3:]
     assert paper[0].shape == (270, 2, 32)
     assert torch.equal(paper[0], paper[2])
@@ -72,6 +75,40 @@ def test_the_paper_protocol_sees_other_crops_in_each_epoch(model, few, monkeypat
         for row in features[:5]:
             candidates = torch.stack([plain, flipped]).flatten(0, 1)
             assert (candidates - row).abs().amax(dim=(1, 2)).min() < 1e-5
+
+
+def test_padded_crops_shift_images_and_are_described(model, few):
+    settings = ProbeSettings(epochs=1, batch_size=128, base_lr=2e-3, lr_multipliers=(1.0,), seeds=(0,))
+    result = run_linear_probe(model, *few, protocol("paper", crop="padded", settings=settings))
+    details = result.describe(0)
+    assert details["augmentation"] == ["random_crop", "horizontal_flip"] and details["crop_padding"] == 4
+    assert (details["learning_rate"], details["batch_size"], details["schedule"]) == (1e-3, 128, "cosine")
+
+
+@pytest.mark.parametrize("name", ["paper", "cached"])
+def test_features_in_a_file_give_the_same_probes(model, few, name):
+    kept, written = (run_linear_probe(model, *few, protocol(name), memory=memory) for memory in (2**30, 0))
+    assert torch.equal(kept.report.test_accuracy, written.report.test_accuracy)
+    assert torch.equal(kept.probes.weight, written.probes.weight)
+
+
+def test_ridge_probes_are_those_of_the_plain_closed_form(model, few):
+    choice = protocol("cached", timesteps=(10, 400))
+    result = run_ridge_grid(model, *few, choice, memory=0)
+    assert result.columns == [(1, 10), (1, 400), (2, 10), (2, 400)] and result.num_train == 300
+    batches = [list(iterate_once(source, image_size=16, batch_size=300)) for source in few]
+    mirrored = [Batch(batch.images.flip(-1), batch.positions, batch.labels) for batch in batches[0]]
+    options = {"layers": [2], "timesteps": [400]}
+    plain, flipped, test = (extract_features(model, part, **options) for part in (batches[0], mirrored, batches[1]))
+    fitted, _ = split_holdout(300, 0.1, 0)
+    x = torch.cat([plain.flat[:, 0], flipped.flat[fitted, 0]])
+    y = torch.cat([plain.classes, plain.classes[fitted]])
+    details = result.describe(3)
+    probe = fit_ridge(x, y, num_classes=10, penalty=details["penalty"])
+    assert result.score(3) == (accuracy(probe.predict(test.flat[:, 0]), test.classes), None)
+    assert (details["name"], details["augmentation"], details["holdout"]) == ("ridge", ["horizontal_flip"], 0.1)
+    with pytest.raises(ValueError, match="protocol='paper' is not possible with ridge probes"):
+        run_ridge_grid(model, *few, protocol("paper"))
 
 
 def test_a_saved_classifier_has_the_probes_logits(model, few, checkpoint, tmp_path):
@@ -107,7 +144,13 @@ def test_a_classifier_of_the_wrong_size_is_refused(checkpoint):
 
 
 @pytest.mark.parametrize(
-    "options, named", [({"name": "mae"}, "protocol='mae'"), ({"crop_scale": (0, 1)}, "crop_scale")]
+    "options, named",
+    [
+        ({"name": "mae"}, "protocol='mae'"),
+        ({"crop_scale": (0, 1)}, "crop_scale"),
+        ({"crop": "corner"}, "crop='corner'"),
+        ({"crop_padding": 0}, "crop_padding=0"),
+    ],
 )
 def test_impossible_protocols_are_refused(options, named):
     with pytest.raises(ValueError, match=named):

@@ -20,6 +20,7 @@ def prepare_images(
     image_size: int,
     random_resized_crop: bool = False,
     crop_scale: tuple[float, float] = (0.2, 1.0),
+    crop_padding: int = 0,
     horizontal_flip: bool = False,
 ) -> torch.Tensor:
     """
@@ -37,13 +38,17 @@ def prepare_images(
         image_size (`int`, in pixels): Side S of the result.
         random_resized_crop (`bool`, defaults to `False`): Crop a random box.
         crop_scale (`tuple[float, float]`, defaults to `(0.2, 1.0)`): Range of the box's share of the area.
+        crop_padding (`int`, defaults to 0, in pixels): Shift each image at random by up to so many pixels in either
+            direction, black coming in at the edges: the random crop of a padded image that is usual for CIFAR. Not together
+            with `random_resized_crop`.
         horizontal_flip (`bool`, defaults to `False`): Mirror each image with probability 1/2.
 
     Returns:
         `torch.FloatTensor` of shape `(b, C, S, S)` in float32, on the device of `images`.
 
     Raises:
-        ValueError: Where images are not square, or smaller than `image_size` and not randomly cropped.
+        ValueError: Where images are not square, or smaller than `image_size` and not randomly cropped, or both kinds of
+            crop are asked for.
 
     Example:
 
@@ -59,9 +64,11 @@ def prepare_images(
     size = images.shape[-1]
     if images.shape[-2] != size:
         raise ValueError(f"images of {images.shape[-2]} x {size} pixels: decoded images must be square")
+    if random_resized_crop and crop_padding:
+        raise ValueError(f"crop_padding={crop_padding} and random_resized_crop are both given; give one of them")
     pixels = images.float() / 127.5 - 1  # (b, C, R, R)
     flip = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-    if random_resized_crop or horizontal_flip:
+    if random_resized_crop or crop_padding or horizontal_flip:
         uniform, coin = _draw(positions.to(images.device), seed)  # (b, 22), (b,)
         if horizontal_flip:
             flip = coin
@@ -77,6 +84,8 @@ def prepare_images(
         pixels = pixels[..., begin : begin + image_size, begin : begin + image_size]
     if horizontal_flip:
         pixels = torch.where(flip[:, None, None, None], pixels.flip(-1), pixels)
+    if crop_padding:
+        pixels = _shift(pixels, (uniform[:, -2:] * (2 * crop_padding + 1)).long(), crop_padding)
     return pixels.contiguous()
 
 
@@ -143,6 +152,15 @@ def draw_boxes(uniform: torch.Tensor, size: int, crop_scale: tuple[float, float]
     height = height.gather(1, first)[:, 0].masked_fill(none_fits, 1.0)  # (b,)
     left, top = uniform[:, -2] * (1 - width), uniform[:, -1] * (1 - height)  # (b,)
     return torch.stack([left, top, width, height], dim=1) * size  # (b, 4)
+
+
+def _shift(pixels: torch.Tensor, places: torch.Tensor, padding: int) -> torch.Tensor:
+    """Crops `(b, C, S, S)` of images with a black edge of so many pixels, their corners at `(b, 2)` (left, top)."""
+    padded = F.pad(pixels, [padding] * 4, value=-1.0)  # black
+    side = torch.arange(pixels.shape[-1], device=pixels.device)
+    columns, rows = (place[:, None] + side for place in places.unbind(1))  # (b, S)
+    images = torch.arange(len(pixels), device=pixels.device)[:, None, None]
+    return padded[images, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)  # (b, C, S, S)
 
 
 def _resize_boxes(pixels: torch.Tensor, boxes: torch.Tensor, flip: torch.Tensor, image_size: int) -> torch.Tensor:

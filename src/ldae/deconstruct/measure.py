@@ -12,7 +12,8 @@ from ldae.data import DataConfig, ImageSource, iterate_once, open_probe_images
 from ldae.deconstruct.preset import ProbeOptions
 from ldae.deconstruct.unit_folder import StepRecorder, UnitFolder
 from ldae.evaluation.comparison import compare_linear
-from ldae.evaluation.protocols import HOLDOUT, LinearProbeResult, run_linear_probe
+from ldae.evaluation.probe_features import HOLDOUT
+from ldae.evaluation.protocols import LinearProbeResult, run_linear_probe
 from ldae.models.configuration_ldae import LDAEConfig
 from ldae.reports.paper_figures import BY_BLOCK, TOTAL_BLOCKS
 from ldae.training.recipe import Recipe

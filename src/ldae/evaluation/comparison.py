@@ -15,7 +15,7 @@ from .features import Features, Layer, extract_features
 from .knn import knn_accuracy
 from .linear_probe import ProbeSettings, score_probes, train_linear_probes
 from .metrics import mean_and_stderr
-from .protocols import HOLDOUT, SPLIT_SEED
+from .probe_features import HOLDOUT, SPLIT_SEED
 from .ridge import few_shot_ridge, split_holdout
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -105,16 +105,47 @@ def extract_features(
     Raises:
         ValueError: where a layer or time step does not exist, or there are no images.
     """
+    options: dict[str, Any] = {"layers": layers, "timesteps": timesteps, "noisy": noisy, "seed": seed}
+    pieces = list(iterate_features(model, batches, **options, device=device, dtype=dtype, prepare=prepare))
+    if not pieces:
+        raise ValueError("there are no images to compute features of: the data set, or the split, is empty.")
+    labels = [piece.labels for piece in pieces if piece.labels is not None]
+    return replace(
+        pieces[0],
+        values=torch.cat([piece.values for piece in pieces]),
+        labels=torch.cat(labels) if labels else None,
+    )
+
+
+def iterate_features(
+    model: PreTrainedModel,
+    batches: Iterable[Batch],
+    *,
+    layers: Sequence[Layer] | None = None,
+    timesteps: Sequence[int] | None = None,
+    noisy: bool = False,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    prepare: Prepare | None = None,
+) -> Iterator[Features]:
+    """
+    As [`extract_features`], a batch at a time: what is done with them says how much memory they take.
+
+    Yields:
+        [`Features`] of each batch.
+
+    Raises:
+        ValueError: where a layer or time step does not exist.
+    """
     module: torch.nn.Module = model
     if device is not None:
         module.to(device)
     device = next(module.parameters()).device
     chosen: tuple[Any, Any] = feature_choices(model, layers, timesteps, noisy)
     prepare = prepare or centre_crop(model.config.image_size)
-    values: list[torch.Tensor] = []
-    labels: list[torch.Tensor] = []
-    with evaluating(model), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-        for batch in batches:
+    for batch in batches:
+        with evaluating(model), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             positions = batch.positions.to(device)
             pixels = prepare(batch.images.to(device), positions)  # (b, C, S, S)
             if isinstance(model, DDAEModel):
@@ -125,17 +156,15 @@ def extract_features(
                 pooled = _pool_blocks(model, pixels, *chosen, noise)  # (b, L, T, C)
             else:
                 pooled = pool_tokens(model, pixels)[:, None, None]  # (b, 1, 1, C)
-            values.append(pooled.float().cpu())
-            if batch.labels is not None:
-                labels.append(batch.labels.cpu())
-    if not values:
-        raise ValueError("there are no images to compute features of: the data set, or the split, is empty.")
-    return Features(
-        values=torch.cat(values),
-        labels=torch.cat(labels) if labels else None,
-        layers=tuple(chosen[0] or [None]),
-        timesteps=tuple(chosen[1] or [None]),
-    )
+        labels = None if batch.labels is None else batch.labels.cpu()
+        yield Features(pooled.float().cpu(), labels, tuple(chosen[0] or [None]), tuple(chosen[1] or [None]))
+
+
+def pooling_of(layer: Layer | None) -> str:
+    """How the features of a block of an l-DAE, of a tap of a DDAE or of another model (`None`) are pooled, for results."""
+    if layer is None:
+        return "the model's own, or mean of tokens"
+    return "mean of tokens, LayerNorm without affine" if isinstance(layer, int) else "mean over space or tokens"
 
 
 def centre_crop(image_size: int) -> Prepare:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from ldae.models.configuration_ldae import LDAEConfig
 from ldae.whole_file import write_whole
 
 from .features import Layer
-from .protocols import LinearProbeResult
+from .protocols import LinearProbeResult, RidgeGridResult
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,12 @@ class GridScore:
     stderr: float | None
 
 
-def grid_scores(results: list[LinearProbeResult]) -> list[GridScore]:
+def grid_scores(results: Sequence[LinearProbeResult | RidgeGridResult]) -> list[GridScore]:
     """
     The scores of every block and time step, each at the learning rate that its own held-out images chose.
 
     Args:
-        results (`list[LinearProbeResult]`): Of one grid: of clean inputs, of noisy ones, or of both.
+        results (`Sequence` of [`~ldae.evaluation.protocols.LinearProbeResult`] or of `RidgeGridResult`): Of one grid: of clean inputs, of noisy ones, or of both.
 
     Raises:
         ValueError: where nothing was held out, so that nothing can choose.
@@ -127,7 +128,7 @@ def heat_map(scores: list[GridScore], winner: GridScore) -> Figure:
             title="noisy input" if panel else "clean input",
         )
         axes.tick_params(labelsize=7)
-    figure.colorbar(image, ax=figure.axes, label="linear probe, test accuracy in %")
+    figure.colorbar(image, ax=figure.axes, label="test accuracy in %")
     return figure
 
 

@@ -13,7 +13,7 @@ KEPT_BYTES = 4 * 2**30  # decoded images of one source that are kept in memory b
 
 class ImageSet:
     """
-    A source that can be read several times: decoded once where all of it fits into 4 GiB, else anew for each pass.
+    A source that can be read several times: decoded once where all of it fits into memory, else anew for each pass.
 
     Args:
         source (`ImageSource`): What to read.
@@ -21,6 +21,7 @@ class ImageSet:
         num_channels (`int`, defaults to 3): 3 (RGB) or 1 (luminance).
         batch_size (`int`, defaults to 256): Images of a batch.
         num_workers (`int`, defaults to 0): Worker processes that decode.
+        memory (`int`, defaults to 4 GiB): Bytes of decoded images that are kept between passes.
     """
 
     def __init__(
@@ -31,7 +32,9 @@ class ImageSet:
         num_channels: int = 3,
         batch_size: int = 256,
         num_workers: int = 0,
+        memory: int = KEPT_BYTES,
     ) -> None:
+        self.memory = memory
         self.source = source
         self.image_size = image_size
         self.num_channels = num_channels
@@ -74,7 +77,7 @@ class ImageSet:
             if not self._too_large:
                 kept.append(batch)
                 size += batch.images.nbytes
-                if size > KEPT_BYTES:
+                if size > self.memory:
                     self._too_large, kept = True, []
             yield batch
         if not self._too_large:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from .feature_store import Rows, pieces_of
 from .metrics import accuracy
 
 
@@ -31,7 +32,7 @@ class ProbeSettings:
             25th of ImageNet's images, needs about that multiple.
         seeds (`tuple[int, ...]`, defaults to (0, 1, 2)): One probe for each: initial weights and order of the examples.
 
-    The optimiser is AdamW with default betas and no weight decay (so Adam): the paper names none. Initial weights are
+    The optimiser is Adam with default betas: l-DAE's paper names none, DDAE's has Adam. Initial weights are
     normal with standard deviation 0.01, as MAE's.
     """
 
@@ -72,11 +73,11 @@ class LinearProbes:
     mean: torch.Tensor
     var: torch.Tensor
 
-    def predict(self, features: torch.Tensor, chunk_size: int = 4096) -> torch.Tensor:
-        """Classes `(S, F, R, n)` of features `(n, F, C)`, computed `chunk_size` examples at a time."""
-        device = self.weight.device
+    def predict(self, features: torch.Tensor | Rows) -> torch.Tensor:
+        """Classes `(S, F, R, n)` of features `(n, F, C)`, computed some of them at a time."""
+        device, num_seeds = self.weight.device, len(self.weight)
         predictions = []
-        for chunk in features.split(chunk_size):
+        for chunk in pieces_of(features, copies=1 + num_seeds):
             x = chunk.to(device).transpose(0, 1)[None]  # (1, F, b, C)
             x = (x - self.mean[:, :, None]) * (self.var[:, :, None] + BN_EPS).rsqrt()  # (S, F, b, C)
             logits = x[:, :, None] @ self.weight + self.bias[..., None, :]  # (S, F, R, b, K)
@@ -98,7 +99,7 @@ class LinearProbes:
 
 
 def train_linear_probes(
-    epoch_features: Callable[[int], torch.Tensor],
+    epoch_features: Callable[[int], torch.Tensor | Rows],
     labels: torch.Tensor,
     *,
     num_classes: int,
@@ -114,8 +115,9 @@ def train_linear_probes(
     BatchNorms' running statistics are plain averages over all steps: a frozen encoder's features do not drift.
 
     Args:
-        epoch_features (`Callable[[int], torch.Tensor]`): From the epoch, counted from 0, to features `(n, F, C)`:
-            computed anew with augmentation, or the same each time.
+        epoch_features (`Callable[[int], torch.Tensor | Rows]`): From the epoch, counted from 0, to features `(n, F, C)`,
+            a tensor or [`~ldae.evaluation.feature_store.Rows`] of a store: computed anew with augmentation, or the same
+            each time. What is in a store's file is read a batch at a time.
         labels (`torch.LongTensor` of shape `(n,)`): Classes from 0 to num_classes - 1.
         num_classes (`int`): K.
         settings ([`ProbeSettings`]): Epochs, batch size, learning rates, seeds.
@@ -146,7 +148,7 @@ def train_linear_probes(
     step = 0
     for epoch in range(settings.epochs):
         features = epoch_features(epoch)
-        if features.ndim != 3 or len(features) != n:
+        if len(features.shape) != 3 or len(features) != n:
             raise ValueError(f"features must be (n, F, C) for n={n} labels; got {tuple(features.shape)}.")
         features = features.to(device)
         _, num_sets, c = features.shape
@@ -182,6 +184,7 @@ def train_linear_probes(
             optimizer.step()
             optimizer.zero_grad()
             step += 1
+        del features  # before the next are computed
         if on_epoch is not None:
             on_epoch(epoch + 1)
 
@@ -214,8 +217,8 @@ class ProbeReport:
 
 def score_probes(
     probes: LinearProbes,
-    choice: tuple[torch.Tensor, torch.Tensor] | None,
-    test_features: torch.Tensor,
+    choice: tuple[torch.Tensor | Rows, torch.Tensor] | None,
+    test_features: torch.Tensor | Rows,
     test_labels: torch.Tensor,
 ) -> ProbeReport:
     """
@@ -228,7 +231,7 @@ def score_probes(
         probes ([`LinearProbes`]): Trained without the examples that choose.
         choice (`tuple`, *optional*): Features `(h, F, C)` and classes `(h,)` of the held-out examples; `None` where
             there is one feature set and one learning rate.
-        test_features (`torch.Tensor` of shape `(m, F, C)`), test_labels (`torch.LongTensor` of shape `(m,)`).
+        test_features (`torch.Tensor` or `Rows` of shape `(m, F, C)`), test_labels (`torch.LongTensor` of shape `(m,)`).
 
     Returns:
         [`ProbeReport`].
@@ -250,7 +253,7 @@ def score_probes(
     )
 
 
-def _accuracies(probes: LinearProbes, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def _accuracies(probes: LinearProbes, features: torch.Tensor | Rows, labels: torch.Tensor) -> torch.Tensor:
     predictions = probes.predict(features).cpu()  # (S, F, R, n)
     scores = [accuracy(prediction, labels) for prediction in predictions.flatten(0, 2)]
     return torch.tensor(scores, dtype=torch.float64).view(predictions.shape[:3])

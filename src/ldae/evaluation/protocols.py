@@ -2,40 +2,41 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from ldae.data import ImageSource, prepare_images
+from ldae.data import ImageSource
 
-from .features import Features, Layer, Prepare, extract_features
-from .images import ImageSet
+from .features import Layer, pooling_of
 from .linear_probe import LinearProbes, ProbeReport, ProbeSettings, score_probes, train_linear_probes
 from .metrics import mean_and_stderr
-from .ridge import split_holdout
+from .probe_features import HOLDOUT, Reading, compute_features
+from .ridge import RIDGE_PENALTIES
+from .ridge_grid import RidgeProbes, fit_ridge_grid
 
 
 PROTOCOLS = ("paper", "cached")
-HOLDOUT = 0.1  # share of the training images that chooses among probes
-SPLIT_SEED = 0  # of that share: the same images choose in every run
+CROPS = ("resized", "padded")
 
 
 @dataclass(frozen=True)
 class Protocol:
     """
-    How a model is probed (App. A).
+    How a model is probed: by default as l-DAE's paper does (App. A).
 
     Args:
         name (`str`, defaults to `"paper"`): `"paper"`: features are computed anew in each epoch, from images under
-            random resized crop and flip. `"cached"`: they are computed once, of the centre crop and its mirror image, of
+            random crop and flip. `"cached"`: they are computed once, of the centre crop and its mirror image, of
             which each epoch takes one at random; it costs one or two passes over the images instead of one an epoch.
         layers (`tuple`, *optional*): Blocks, counted from 1, or a DDAE's taps by name; by default the model's own choice.
         timesteps (`tuple[int, ...]`, *optional*): Time steps; by default the model's own choice.
         noisy (`bool`, defaults to `False`): Whether inputs are corrupted at t, in training and in the test.
-        crop_scale (`tuple[float, float]`, defaults to `(0.08, 1.0)`): Share of the area that random crops keep, as in
-            MAE's probe, which the paper refers to.
+        crop (`str`, defaults to `"resized"`): `"resized"`: random resized crops, as in MAE's probe, which l-DAE's paper
+            refers to. `"padded"`: crops of the image with a black edge, as DDAE's paper has it.
+        crop_scale (`tuple[float, float]`, defaults to `(0.08, 1.0)`): Share of the area that random resized crops keep.
+        crop_padding (`int`, defaults to 4, in pixels): Width of that edge.
         horizontal_flip (`bool`, defaults to `True`): Whether images are mirrored; not for digits or letters.
         settings ([`ProbeSettings`]): How the probes train.
     """
@@ -44,13 +45,19 @@ class Protocol:
     layers: tuple[Layer, ...] | None = None
     timesteps: tuple[int, ...] | None = None
     noisy: bool = False
+    crop: str = "resized"
     crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_padding: int = 4
     horizontal_flip: bool = True
     settings: ProbeSettings = field(default_factory=ProbeSettings)
 
     def __post_init__(self) -> None:
         if self.name not in PROTOCOLS:
             raise ValueError(f"protocol={self.name!r} is unknown; choose one of {', '.join(PROTOCOLS)}.")
+        if self.crop not in CROPS:
+            raise ValueError(f"crop={self.crop!r} is unknown; choose one of {', '.join(CROPS)}.")
+        if self.crop_padding < 1:
+            raise ValueError(f"crop_padding={self.crop_padding} is not possible; give 1 pixel or more.")
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             raise ValueError(
@@ -95,7 +102,10 @@ class LinearProbeResult:
         """The protocol of one feature set's score in full, as results.json keeps it."""
         layer, timestep = self.columns[feature_index]
         settings, rate = self.protocol.settings, self.report.lr_index[feature_index]
-        augmentation = ["random_resized_crop"] if self.protocol.name == "paper" else []
+        resized = self.protocol.crop == "resized"
+        augmentation = []
+        if self.protocol.name == "paper":
+            augmentation = ["random_resized_crop" if resized else "random_crop"]
         augmentation += ["horizontal_flip"] if self.protocol.horizontal_flip else []
         return {
             "name": "linear",
@@ -103,9 +113,9 @@ class LinearProbeResult:
             "layer": layer,
             "timestep": timestep,
             "input": "noisy" if self.protocol.noisy else "clean",
-            "pooling": "mean of tokens, LayerNorm without affine",
+            "pooling": pooling_of(layer),
             "batch_norm": "without affine",
-            "optimizer": "AdamW",
+            "optimizer": "Adam",
             "weight_decay": 0.0,
             "learning_rate": settings.learning_rates(self.num_train)[rate],
             "learning_rates_tried": settings.learning_rates(self.num_train),
@@ -113,7 +123,8 @@ class LinearProbeResult:
             "batch_size": settings.batch_size_for(self.num_train),
             "epochs": settings.epochs,
             "augmentation": augmentation,
-            "crop_scale": list(self.protocol.crop_scale) if self.protocol.name == "paper" else None,
+            "crop_scale": list(self.protocol.crop_scale) if "random_resized_crop" in augmentation else None,
+            **({"crop_padding": self.protocol.crop_padding} if "random_crop" in augmentation else {}),
             "train_images": self.num_train,
             "holdout": self.holdout,
         }
@@ -125,12 +136,8 @@ def run_linear_probe(
     test_source: ImageSource,
     protocol: Protocol,
     *,
-    decode_size: int | None = None,
-    batch_size: int = 256,
-    num_workers: int = 0,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
     on_epoch: Callable[[int], None] | None = None,
+    **reading: Any,
 ) -> LinearProbeResult:
     """
     Train linear probes of every chosen block and time step together, choose among them, score them on the test set.
@@ -140,16 +147,12 @@ def run_linear_probe(
 
     Args:
         model (`PreTrainedModel`): What is probed; see [`~ldae.evaluation.features.extract_features`].
-        train_source (`ImageSource`): Training images; their features are held in memory, n x F x C x 4 bytes.
+        train_source (`ImageSource`): Training images.
         test_source (`ImageSource`): Test images, scored on their centre crop.
         protocol ([`Protocol`]): How.
-        decode_size (`int`, *optional*, in pixels): Side of the images that random crops are cut from; by default the
-            model's image size.
-        batch_size (`int`, defaults to 256): Images of a forward.
-        num_workers (`int`, defaults to 0): Worker processes that decode.
-        device (`torch.device` or `str`, *optional*): Where to compute; by default where the model is.
-        dtype (`torch.dtype`, *optional*): Autocast of the features to it; by default none.
         on_epoch (`Callable[[int], None]`, *optional*): Called with the number of epochs done, for progress.
+        **reading: Fields of [`~ldae.evaluation.probe_features.Reading`]: `decode_size`, `batch_size`, `num_workers`,
+            `device`, `dtype`, and `memory`, the bytes that features may take.
 
     Returns:
         [`LinearProbeResult`].
@@ -157,111 +160,115 @@ def run_linear_probe(
     Raises:
         ValueError: where labels are missing, or a block or time step does not exist.
     """
-    device = torch.device(device) if device is not None else next(model.parameters()).device
-    image_size, num_channels = model.config.image_size, model.config.num_channels
-    for source in (train_source, test_source):
-        if source.label_column is None:
-            raise ValueError(f"{source.description} has no label column, and a probe needs one.")
-
-    def images(source: ImageSource, size: int) -> ImageSet:
-        return ImageSet(
-            source, image_size=size, num_channels=num_channels, batch_size=batch_size, num_workers=num_workers
-        )
-
-    extract = partial(
-        extract_features,
+    settings, options = protocol.settings, Reading(**reading)
+    found = compute_features(
         model,
-        layers=protocol.layers,
-        timesteps=protocol.timesteps,
-        noisy=protocol.noisy,
-        device=device,
-        dtype=dtype,
+        train_source,
+        test_source,
+        protocol,
+        options,
+        choosing=lambda num_sets: num_sets * len(settings.lr_multipliers) > 1,
     )
-    centred = images(train_source, image_size)
-    train = extract(centred.batches())
-    labels = train.classes
-    settings = protocol.settings
-
-    choosing = len(train.columns) * len(settings.lr_multipliers) > 1
-    fitted = torch.arange(len(labels))
-    held = fitted[:0]
-    if choosing:
-        fitted, held = split_holdout(len(labels), HOLDOUT, SPLIT_SEED)
-    mask = torch.zeros(len(labels), dtype=torch.bool).index_fill_(0, fitted, True)
-
-    if protocol.name == "cached":
-        epoch_features = _cached(extract, centred, train, mask, protocol, image_size)
-    else:
-        crops = centred if decode_size in (None, image_size) else images(train_source, decode_size)
-        epoch_features = _augmented(extract, crops, mask, protocol, image_size)
-    test = extract(images(test_source, image_size).batches())
-    num_classes = int(max(labels.max(), test.classes.max())) + 1
-    if train_source.class_names is not None:
-        num_classes = max(num_classes, len(train_source.class_names))
     probes = train_linear_probes(
-        epoch_features,
-        labels[fitted],
-        num_classes=num_classes,
+        found.fitted,
+        found.fitted_labels,
+        num_classes=found.num_classes,
         settings=settings,
-        device=device,
+        device=options.device or next(model.parameters()).device,
         on_epoch=on_epoch,
     )
-    choice = (train.flat[held], labels[held]) if choosing else None
-    report = score_probes(probes, choice, test.flat, test.classes)
+    choosing = len(found.held) > 0
+    choice = (found.held, found.held_labels) if choosing else None
+    report = score_probes(probes, choice, found.test, found.test_labels)
     return LinearProbeResult(
-        protocol, train.columns, probes, report, len(fitted), len(test.classes), HOLDOUT if choosing else 0.0
+        protocol,
+        found.columns,
+        probes,
+        report,
+        len(found.fitted_labels),
+        len(found.test_labels),
+        HOLDOUT if choosing else 0.0,
     )
 
 
-def _augmented(
-    extract: Callable[..., Features], images: ImageSet, mask: torch.Tensor, protocol: Protocol, image_size: int
-) -> Callable[[int], torch.Tensor]:
-    """Features under augmentation, computed anew for each epoch."""
-    prepare = _augmentation(protocol, image_size)
+@dataclass(frozen=True)
+class RidgeGridResult:
+    """
+    What [`run_ridge_grid`] found: `columns` are the (layer, timestep) of the F feature sets, `probes` their probes with
+    their accuracies; `num_train` counts the training images, those that chose among them, `num_test` the test images.
+    """
 
-    def epoch_features(epoch: int) -> torch.Tensor:
-        # Other positions draw other crops, flips and noise, also than the passes over the plain images.
-        batches = images.batches(mask, skip_positions=(epoch + 1) * len(mask))
-        return extract(batches, prepare=prepare).flat
+    protocol: Protocol
+    columns: list[tuple[Layer | None, int | None]]
+    probes: RidgeProbes
+    num_train: int
+    num_test: int
 
-    return epoch_features
+    def score(self, feature_index: int) -> tuple[float, float | None]:
+        """Test accuracy of a feature set; there is nothing random in it, hence no standard error."""
+        return float(self.probes.test[feature_index]), None
+
+    def held_out(self, feature_index: int) -> float:
+        """The held-out accuracy at the chosen penalty, of the probe that had not seen the held-out images."""
+        return float(self.probes.held_out[feature_index])
+
+    def folded(self, feature_index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """A feature set's probe as a linear layer: `(weight (K, C), bias (K,))`."""
+        return self.probes.folded(feature_index)
+
+    def describe(self, feature_index: int) -> dict[str, Any]:
+        """The protocol of one feature set's score in full, as results.json keeps it."""
+        layer, timestep = self.columns[feature_index]
+        return {
+            "name": "ridge",
+            "preset": self.protocol.name,
+            "layer": layer,
+            "timestep": timestep,
+            "input": "noisy" if self.protocol.noisy else "clean",
+            "pooling": pooling_of(layer),
+            "penalty": float(self.probes.penalty[feature_index]),
+            "penalties_tried": list(RIDGE_PENALTIES),
+            "augmentation": ["horizontal_flip"] if self.protocol.horizontal_flip else [],
+            "train_images": self.num_train,
+            "holdout": HOLDOUT,
+        }
 
 
-def _augmentation(protocol: Protocol, image_size: int) -> Prepare:
-    def prepare(images: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        return prepare_images(
-            images,
-            positions,
-            SPLIT_SEED,
-            image_size=image_size,
-            random_resized_crop=True,
-            crop_scale=protocol.crop_scale,
-            horizontal_flip=protocol.horizontal_flip,
-        )
-
-    return prepare
-
-
-def _cached(
-    extract: Callable[..., Features],
-    images: ImageSet,
-    train: Features,
-    mask: torch.Tensor,
+def run_ridge_grid(
+    model: PreTrainedModel,
+    train_source: ImageSource,
+    test_source: ImageSource,
     protocol: Protocol,
-    image_size: int,
-) -> Callable[[int], torch.Tensor]:
-    """Features computed once, of images and their mirror images, of which each epoch takes one at random."""
-    plain = train.flat[mask]  # (n, F, C)
-    if not protocol.horizontal_flip:
-        return lambda epoch: plain
+    **reading: Any,
+) -> RidgeGridResult:
+    """
+    Fit a ridge probe of every chosen block and time step in closed form, of features computed once.
 
-    def mirrored(pixels: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        return prepare_images(pixels, positions, SPLIT_SEED, image_size=image_size).flip(-1)
+    A tenth of the training images, the same as in [`run_linear_probe`], chooses the penalty of each; the probe is then
+    fitted to them too. With `protocol.horizontal_flip` mirror images of the others count as images of their own.
 
-    flipped = extract(images.batches(mask), prepare=mirrored).flat
+    Args:
+        model, train_source, test_source, **reading: As of [`run_linear_probe`].
+        protocol ([`Protocol`]): Of name "cached"; its `settings` mean nothing here.
 
-    def epoch_features(epoch: int) -> torch.Tensor:
-        heads = torch.rand(len(plain), generator=torch.Generator().manual_seed(epoch)) < 0.5
-        return torch.where(heads[:, None, None], plain, flipped)
+    Returns:
+        [`RidgeGridResult`].
 
-    return epoch_features
+    Raises:
+        ValueError: for another protocol, where labels are missing, or a block or time step does not exist.
+    """
+    if protocol.name != "cached":
+        raise ValueError(
+            f"protocol={protocol.name!r} is not possible with ridge probes, which have no epochs; use cached."
+        )
+    found = compute_features(
+        model, train_source, test_source, protocol, Reading(**reading), choosing=lambda num_sets: True
+    )
+    probes = fit_ridge_grid(
+        (found.every_view, found.every_label),
+        (found.held, found.held_labels),
+        (found.test, found.test_labels),
+        num_classes=found.num_classes,
+    )
+    num_train = len(found.fitted_labels) + len(found.held_labels)
+    return RidgeGridResult(protocol, found.columns, probes, num_train, len(found.test_labels))

@@ -1,16 +1,35 @@
 """`ldae grid_search CHECKPOINT`: linear probes of every block and time step at once; the winner becomes the default."""
 
+import argparse
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from ldae.evaluation.grid_search import GridScore, best_score, grid_scores, heat_map, write_choice
 from ldae.evaluation.linear_probe import ProbeSettings
-from ldae.evaluation.protocols import PROTOCOLS, LinearProbeResult, Protocol, run_linear_probe
+from ldae.evaluation.protocols import (
+    PROTOCOLS,
+    LinearProbeResult,
+    Protocol,
+    RidgeGridResult,
+    run_linear_probe,
+    run_ridge_grid,
+)
 from ldae.results import add_result
 from ldae.verbs.linear_probe import save_probe, show_progress
-from ldae.verbs.probe_options import ProbeInputs, boolean, numbers, open_inputs, parse, probe_parser, table
+from ldae.verbs.probe_options import (
+    ProbeInputs,
+    add_memory_option,
+    boolean,
+    numbers,
+    open_inputs,
+    parse,
+    probe_parser,
+    reading_options,
+    table,
+)
 
 
 TIMESTEPS = {"ldae": "0,10,20,40,80", "ddae": "1,11,21"}  # the two papers' grids, of 1000
@@ -30,7 +49,7 @@ def main(argv: list[str]) -> int:
     """
     parser = probe_parser(
         "grid_search",
-        "Linear-probe every block at several time steps, all probes trained at once, and make the best the checkpoint's "
+        "Linear-probe every block at several time steps, all probes at once, and make the best the checkpoint's "
         "default in its config.json. A tenth of the training images chooses; the test set is only reported.",
     )
     parser.set_defaults(noisy="false")
@@ -43,14 +62,22 @@ def main(argv: list[str]) -> int:
         "--protocol",
         choices=PROTOCOLS,
         default="cached",
-        help="cached: features once; paper: crop and flip each epoch",
+        help="cached: features once; paper: under random crop and flip, anew in each epoch (default: cached)",
     )
-    parser.add_argument("--epochs", type=int, default=15, help="passes over the training features (default: 15)")
-    parser.add_argument("--batch_size", type=int, default=128, help="images of a step (default: 128)")
     parser.add_argument(
-        "--learning_rates", default="1e-3,1e-2,1e-1", help="of AdamW, at their peak; each cell takes its best"
+        "--probe",
+        choices=("adam", "ridge"),
+        default="adam",
+        help="adam: trained for some epochs; ridge: closed form, a penalty for each cell, in seconds (default: adam)",
     )
-    parser.add_argument("--seeds", default="0", help="probe seeds (default: 0)")
+    parser.add_argument("--epochs", type=int, help="passes over the training features (default: 15)")
+    parser.add_argument("--batch_size", type=int, help="images of a step (default: 128)")
+    parser.add_argument(
+        "--learning_rates",
+        help="of Adam, at their peak; each cell takes its best (default: 1e-3,1e-2,1e-1; a DDAE's paper protocol 1e-3)",
+    )
+    parser.add_argument("--seeds", help="probe seeds (default: 0)")
+    add_memory_option(parser)
     parser.add_argument("--horizontal_flip", type=boolean, default=True, help="false for digits and letters")
     parser.add_argument("--write_config", type=boolean, default=True, help="false: report only (default: true)")
     options = parse(parser, argv)
@@ -60,50 +87,62 @@ def main(argv: list[str]) -> int:
     options.block_sweep = options.layers is None
     options.noisy = True in noisy  # for open_inputs, which refuses it for models that have no noise
     inputs = open_inputs(options)
-    rates = numbers(options.learning_rates, "learning_rates", float) or ()
-    settings = ProbeSettings(
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        base_lr=256 / options.batch_size,  # so that a multiplier is the rate itself
-        lr_multipliers=rates,
-        seeds=numbers(options.seeds, "seeds") or (),
-    )
+    is_ddae = inputs.config.model_type == "ddae"
     timesteps = numbers(options.timesteps or TIMESTEPS[inputs.config.model_type], "timesteps")
     protocol = Protocol(
         name=options.protocol,
         layers=inputs.layers,
         timesteps=timesteps,
+        crop="padded" if is_ddae else "resized",
         horizontal_flip=options.horizontal_flip,
-        settings=settings,
+        settings=_settings(options, rates="1e-3" if is_ddae and options.protocol == "paper" else "1e-3,1e-2,1e-1"),
     )
     inputs.show_header(
-        f"Grid search ({protocol.name} protocol), {len(inputs.layers or ())} blocks x {len(timesteps or ())} t"
+        f"Grid search ({options.probe} probes, {protocol.name} protocol), {len(inputs.layers or ())} blocks x {len(timesteps or ())} t"
     )
     results = [_run(inputs, options, replace(protocol, noisy=choice)) for choice in noisy]
     scores = grid_scores(results)
     winner = best_score(scores)
-    _report(results, scores, winner, inputs)
+    _report(results, scores, winner, inputs, options)
     _write(scores, inputs, options)
     _save(results, scores, inputs)
     return 0
 
 
-def _run(inputs: ProbeInputs, options: Any, protocol: Protocol) -> LinearProbeResult:
-    return run_linear_probe(
-        inputs.model,
-        inputs.train_source,
-        inputs.test_source,
-        protocol,
-        decode_size=inputs.data.decode_size,
-        batch_size=options.forward_batch_size,
-        num_workers=inputs.data.num_workers,
-        device=inputs.device,
-        dtype=inputs.dtype,
-        on_epoch=lambda done: show_progress(done, protocol.settings.epochs),
+def _settings(options: argparse.Namespace, rates: str) -> ProbeSettings:
+    """How Adam probes train; refuses what ridge probes have no use for."""
+    defaults = {"epochs": 15, "batch_size": 128, "learning_rates": rates, "seeds": "0"}
+    given = {name: getattr(options, name) for name in defaults if getattr(options, name) is not None}
+    if options.probe == "ridge" and given:
+        name, value = next(iter(given.items()))
+        raise ValueError(f"{name}={value} is not possible with probe=ridge, which is not trained; leave it out.")
+    chosen: dict[str, Any] = defaults | given
+    if chosen["batch_size"] < 1:
+        raise ValueError(f"batch_size={chosen['batch_size']} is not possible; it must be positive.")
+    return ProbeSettings(
+        epochs=chosen["epochs"],
+        batch_size=chosen["batch_size"],
+        base_lr=256 / chosen["batch_size"],  # so that a multiplier is the rate itself
+        lr_multipliers=numbers(chosen["learning_rates"], "learning_rates", float) or (),
+        seeds=numbers(chosen["seeds"], "seeds") or (),
     )
 
 
-def _report(results: list[LinearProbeResult], scores: list[GridScore], winner: GridScore, inputs: ProbeInputs) -> None:
+def _run(inputs: ProbeInputs, options: argparse.Namespace, protocol: Protocol) -> LinearProbeResult | RidgeGridResult:
+    sources, reading = (inputs.train_source, inputs.test_source), reading_options(options, inputs)
+    if options.probe == "ridge":
+        return run_ridge_grid(inputs.model, *sources, protocol, **reading)
+    progress = partial(show_progress, epochs=protocol.settings.epochs)
+    return run_linear_probe(inputs.model, *sources, protocol, on_epoch=progress, **reading)
+
+
+def _report(
+    results: list[LinearProbeResult | RidgeGridResult],
+    scores: list[GridScore],
+    winner: GridScore,
+    inputs: ProbeInputs,
+    options: argparse.Namespace,
+) -> None:
     """Print the table, draw the heat map and add every score to results.json."""
     rows = [["layer", "t", "input", "held-out", "accuracy", "+-"]]
     for score in scores:
@@ -125,7 +164,7 @@ def _report(results: list[LinearProbeResult], scores: list[GridScore], winner: G
             "dataset": inputs.dataset_name,
             "split": inputs.test_split,
             "protocol": {**details, "search": "grid"},
-            "seeds": list(result.protocol.settings.seeds),
+            **({"seeds": list(result.protocol.settings.seeds)} if options.probe == "adam" else {"seed": 0}),
             "checkpoint": inputs.checkpoint_name,
             "n": result.num_test,
             "chosen": score is winner,
@@ -140,7 +179,7 @@ def _report(results: list[LinearProbeResult], scores: list[GridScore], winner: G
     print(f"Heat map: {pictures / 'grid_search.png'}; added to {inputs.output_dir / 'results.json'}")
 
 
-def _write(scores: list[GridScore], inputs: ProbeInputs, options: Any) -> None:
+def _write(scores: list[GridScore], inputs: ProbeInputs, options: argparse.Namespace) -> None:
     """Make the best clean-input choice the default; a default input is clean."""
     if not options.write_config:
         return
@@ -154,7 +193,7 @@ def _write(scores: list[GridScore], inputs: ProbeInputs, options: Any) -> None:
         print(f"config.json: features are read after {best.layer} at t = {best.timestep} from now on.")
 
 
-def _save(results: list[LinearProbeResult], scores: list[GridScore], inputs: ProbeInputs) -> None:
+def _save(results: list[LinearProbeResult | RidgeGridResult], scores: list[GridScore], inputs: ProbeInputs) -> None:
     """Save the best clean-input cell's probe as an image classifier."""
     if all(score.noisy for score in scores):
         print("No classifier is saved: its input would be clean, and these were noisy.")

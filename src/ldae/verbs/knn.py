@@ -1,6 +1,6 @@
 """`ldae knn CHECKPOINT`: weighted k-nearest-neighbour accuracy of a checkpoint's features."""
 
-from ldae.evaluation.features import extract_features
+from ldae.evaluation.features import extract_features, pooling_of
 from ldae.evaluation.images import ImageSet
 from ldae.evaluation.knn import knn_accuracy
 from ldae.results import add_result
@@ -78,7 +78,7 @@ def main(argv: list[str]) -> int:
                     "layer": layer,
                     "timestep": timestep,
                     "input": kind,
-                    "pooling": "mean of tokens, LayerNorm without affine",
+                    "pooling": pooling_of(layer),
                     "train_images": len(train.classes),
                 },
                 "seed": 0,

@@ -11,7 +11,22 @@ from ldae.evaluation.linear_probe import ProbeSettings
 from ldae.evaluation.protocols import PROTOCOLS, LinearProbeResult, Protocol, run_linear_probe
 from ldae.results import add_result
 from ldae.verbs.probe_baselines import compare_with_baselines
-from ldae.verbs.probe_options import ProbeInputs, boolean, numbers, open_inputs, parse, probe_parser, table
+from ldae.verbs.probe_options import (
+    ProbeInputs,
+    add_memory_option,
+    boolean,
+    numbers,
+    open_inputs,
+    parse,
+    probe_parser,
+    reading_options,
+    table,
+)
+
+
+# What either paper does: l-DAE's App. A, and 15 epochs of Adam at 1e-3 and batch 128 for a DDAE.
+LDAE_DEFAULTS = ProbeSettings()
+DDAE_DEFAULTS = ProbeSettings(epochs=15, batch_size=128, lr_multipliers=(20.0,))
 
 
 def main(argv: list[str]) -> int:
@@ -29,12 +44,24 @@ def main(argv: list[str]) -> int:
         "encoder. Blocks, time steps and learning rates are chosen on a tenth of the training images, never on the test "
         "set. Results go to results.json; the chosen probe is saved as an image classifier in linear_probe/.",
     )
-    parser.add_argument("--protocol", choices=PROTOCOLS, default="paper", help="paper: augmentation in each epoch")
-    parser.add_argument("--epochs", type=int, default=90, help="passes over the training features (default: 90)")
-    parser.add_argument("--batch_size", type=int, help="images of a step (default: 16384; less for small data sets)")
-    parser.add_argument("--lr_multipliers", default="1,10,100", help="learning rates tried, times 1e-4 x batch / 256")
+    parser.add_argument(
+        "--protocol",
+        choices=PROTOCOLS,
+        default="paper",
+        help="paper: features under random crop and flip, anew in each epoch; cached: computed once (default: paper)",
+    )
+    parser.add_argument("--epochs", type=int, help="passes over the training features (default: 90; 15 of a DDAE)")
+    parser.add_argument(
+        "--batch_size", type=int, help="images of a step (default: 16384, less for small data sets; 128 of a DDAE)"
+    )
+    parser.add_argument(
+        "--lr_multipliers",
+        help="learning rates tried, times 1e-4 x batch / 256 (default: 1,10,100; 20 of a DDAE, which makes 1e-3)",
+    )
     parser.add_argument("--seeds", default="0,1,2", help="probe seeds (default: 0,1,2)")
-    parser.add_argument("--crop_scale", default="0.08,1", help="area kept by random crops (default: 0.08,1)")
+    parser.add_argument(
+        "--crop_scale", default="0.08,1", help="area kept by an l-DAE's random crops (default: 0.08,1)"
+    )
     parser.add_argument(
         "--baselines",
         type=boolean,
@@ -50,23 +77,30 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--draws", type=int, default=20, help="of --shots: how often labels are drawn (default: 20)")
     parser.add_argument("--horizontal_flip", type=boolean, default=True, help="false for digits and letters")
+    add_memory_option(parser)
     try:
         options = parse(parser, argv)
         scale = numbers(options.crop_scale, "crop_scale", float) or ()
         if len(scale) != 2:
             raise ValueError(f"crop_scale={options.crop_scale!r} is not understood; give two numbers, such as 0.08,1.")
+        inputs = open_inputs(options)
+        is_ddae = inputs.config.model_type == "ddae"
+        defaults = DDAE_DEFAULTS if is_ddae else LDAE_DEFAULTS
+        multipliers = defaults.lr_multipliers
+        if options.lr_multipliers is not None:
+            multipliers = numbers(options.lr_multipliers, "lr_multipliers", float) or ()
         settings = ProbeSettings(
-            epochs=options.epochs,
-            batch_size=options.batch_size,
-            lr_multipliers=numbers(options.lr_multipliers, "lr_multipliers", float) or (),
+            epochs=defaults.epochs if options.epochs is None else options.epochs,
+            batch_size=defaults.batch_size if options.batch_size is None else options.batch_size,
+            lr_multipliers=multipliers,
             seeds=numbers(options.seeds, "seeds") or (),
         )
-        inputs = open_inputs(options)
         protocol = Protocol(
             name=options.protocol,
             layers=inputs.layers,
             timesteps=inputs.timesteps,
             noisy=options.noisy,
+            crop="padded" if is_ddae else "resized",
             crop_scale=(scale[0], scale[1]),
             horizontal_flip=options.horizontal_flip,
             settings=settings,
@@ -79,11 +113,7 @@ def main(argv: list[str]) -> int:
             inputs.train_source,
             inputs.test_source,
             protocol,
-            decode_size=inputs.data.decode_size,
-            batch_size=options.forward_batch_size,
-            num_workers=inputs.data.num_workers,
-            device=inputs.device,
-            dtype=inputs.dtype,
+            **reading_options(options, inputs),
             on_epoch=lambda done: show_progress(done, settings.epochs),
         )
     except ValueError as error:

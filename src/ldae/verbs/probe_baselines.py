@@ -6,7 +6,7 @@ from typing import Any
 from ldae.data import Batch, iterate_once
 from ldae.evaluation.comparison import compare_few_shot, compare_linear
 from ldae.evaluation.linear_probe import ProbeSettings
-from ldae.evaluation.protocols import HOLDOUT
+from ldae.evaluation.probe_features import HOLDOUT
 from ldae.results import add_result
 from ldae.verbs.probe_options import ProbeInputs, table
 

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 
 import ldae  # noqa: F401 - registers the models with transformers
 from ldae.data import DataConfig, ImageSource, open_images, open_probe_images
+from ldae.evaluation.feature_store import FEATURE_MEMORY
 from ldae.models.denoisers_ddae import block_ends
 from ldae.training.recipe import load_recipe
 
@@ -70,6 +71,36 @@ def probe_parser(verb: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument("--forward_batch_size", type=int, default=256, help="images of a forward (default: 256)")
     parser.add_argument("--mixed_precision", choices=("no", "bf16"), default="no", help="of the features")
     return parser
+
+
+def add_memory_option(parser: argparse.ArgumentParser) -> None:
+    """The option of verbs that keep features in a store."""
+    parser.add_argument(
+        "--feature_memory",
+        type=float,
+        default=FEATURE_MEMORY / 2**30,
+        help="GiB that the features of either split, and its decoded images, may each take in memory (default: 4); beyond "
+        "it features go into a temporary file (in TMPDIR), and images are decoded anew for each pass",
+    )
+
+
+def reading_options(options: argparse.Namespace, inputs: ProbeInputs) -> dict[str, Any]:
+    """
+    How images are read and features kept, as [`~ldae.evaluation.probe_features.Reading`] has it.
+
+    Raises:
+        ValueError: for a memory below 0.
+    """
+    if options.feature_memory < 0:
+        raise ValueError(f"feature_memory={options.feature_memory} is not possible; give a number of GiB, 0 or more.")
+    return {
+        "decode_size": inputs.data.decode_size,
+        "batch_size": options.forward_batch_size,
+        "num_workers": inputs.data.num_workers,
+        "device": inputs.device,
+        "dtype": inputs.dtype,
+        "memory": int(options.feature_memory * 2**30),
+    }
 
 
 def add_shared_options(parser: argparse.ArgumentParser, data_options: Sequence[str] = DATA_OPTIONS) -> None:

@@ -1,0 +1,96 @@
+"""Features in bounded memory: the same rows from memory and from the file, and a peak that data does not raise."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ldae.evaluation.feature_store import FeatureStore, Rows, pieces_of
+from ldae.evaluation.linear_probe import ProbeSettings, score_probes, train_linear_probes
+from ldae.evaluation.ridge_grid import fit_ridge_grid
+
+
+def filled(memory, features, piece=7):
+    store = FeatureStore(memory)
+    for rows in features.split(piece):
+        store.append(rows)
+    return store
+
+
+@pytest.fixture
+def features():
+    return torch.randn(50, 3, 4, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("memory, in_memory", [(10**6, True), (1000, False), (0, False)])
+def test_rows_are_those_that_were_written(features, memory, in_memory):
+    store = filled(memory, features)
+    assert (store.shape, len(store), store.in_memory) == ((50, 3, 4), 50, in_memory)
+    index = torch.tensor([[49, 0, 1], [2, 2, 30]])
+    assert torch.equal(store[index], features[index])
+    store.append(features[:5])  # after reading, too
+    assert torch.equal(store[torch.arange(48, 55)], torch.cat([features[48:], features[:5]]))
+    with pytest.raises(ValueError, match=r"\(F, C\) = \(3, 4\)"):
+        store.append(torch.zeros(2, 3, 5))
+
+
+def test_no_file_is_left_behind(features, tmp_path):
+    store = FeatureStore(0, tmp_path)
+    store.append(features)
+    assert not store.in_memory and list(tmp_path.iterdir()) == []
+
+
+def test_chosen_rows_come_in_pieces_of_bounded_size(features):
+    index = torch.randperm(50, generator=torch.Generator().manual_seed(1))[:30]
+    rows = Rows(filled(0, features), index)
+    assert rows.shape == (30, 3, 4)
+    wide = features.repeat(1, 100, 400)  # 1.9 MB a row
+    pieces = list(pieces_of(Rows(filled(0, wide), index)))
+    assert len(pieces) > 1 and max(piece.nbytes for piece in pieces) <= 32 * 2**20
+    assert torch.equal(torch.cat(pieces), wide[index])
+    assert torch.equal(torch.cat(list(pieces_of(features))), features)
+
+
+def test_probes_are_the_same_from_memory_and_from_the_file(features):
+    labels = torch.arange(50) % 2
+    settings = ProbeSettings(epochs=3, batch_size=16, seeds=(0, 1))
+    found = []
+    for memory in (10**6, 0):
+        rows = Rows(filled(memory, features), torch.arange(50))
+        probes = train_linear_probes(lambda epoch, rows=rows: rows, labels, num_classes=2, settings=settings)
+        found.append((probes, score_probes(probes, (rows, labels), rows, labels)))
+    (kept, kept_report), (written, written_report) = found
+    assert torch.equal(kept.weight, written.weight) and torch.equal(kept.var, written.var)
+    assert torch.equal(kept_report.test_accuracy, written_report.test_accuracy)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process can be set back on Linux alone")
+def test_the_peak_does_not_grow_with_the_data():
+    """64 MB of features, then 256 MB: the same 16 MB and a batch, or a piece, at a time."""
+    peak_of_probes(250)  # what is loaded and allocated once
+    small, large = peak_of_probes(2000), peak_of_probes(8000)
+    assert large < small + 20 * 2**20, (small, large)
+    assert peak_of_probes(8000, memory=2**40) > large + 150 * 2**20  # it would show: all of them in memory
+
+
+def peak_of_probes(n: int, memory: int = 16 * 2**20) -> int:
+    """How far a process grows, in bytes, while probes of n x 40 x 200 features are trained, fitted and scored."""
+    generator = torch.Generator().manual_seed(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is resident
+    before = resident()
+    store, labels = FeatureStore(memory), torch.arange(n) % 4
+    for begin in range(0, n, 250):
+        store.append(torch.randn(250, 40, 200, generator=generator) + labels[begin : begin + 250, None, None])
+    rows = Rows(store, torch.arange(n))
+    settings = ProbeSettings(1, 128, base_lr=0.1, lr_multipliers=(1.0,), seeds=(0,))
+    probes = train_linear_probes(lambda epoch: rows, labels, num_classes=4, settings=settings)
+    report = score_probes(probes, (rows, labels), rows, labels)
+    ridge = fit_ridge_grid((rows, labels), (rows, labels), (rows, labels), num_classes=4, penalties=(1.0,))
+    assert report.test_accuracy.min() > 0.4 and ridge.test.min() > 0.8
+    return resident("VmHWM") - before
+
+
+def resident(field: str = "VmRSS") -> int:
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field)]
+    return 1024 * int(line.split()[1])
