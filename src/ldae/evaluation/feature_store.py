@@ -10,7 +10,7 @@ import torch
 
 
 FEATURE_MEMORY = 4 * 2**30  # bytes of features that are kept in memory
-PIECE_BYTES = 32 * 2**20  # of features that are looked at together where all of them are
+PIECE_BYTES = 8 * 2**20  # of features that are looked at together where all of them are
 
 
 class FeatureStore:
@@ -154,7 +154,7 @@ def pieces_of(features: torch.Tensor | Rows, copies: int = 1) -> Iterator[torch.
     Args:
         features (`torch.Tensor` of shape `(n, F, C)` or [`Rows`]): All of them.
         copies (`int`, defaults to 1): How many arrays of the size of a piece will be made of it; all of them together
-            take about 32 MiB.
+            take about 8 MiB.
     """
     n, num_sets, width = features.shape
     rows = max(1, PIECE_BYTES // (4 * num_sets * width * copies))

@@ -8,7 +8,6 @@ import torch
 from torch.nn import functional as F
 
 from .feature_store import Rows, pieces_of
-from .metrics import accuracy
 
 
 BN_EPS = 1e-6
@@ -254,6 +253,11 @@ def score_probes(
 
 
 def _accuracies(probes: LinearProbes, features: torch.Tensor | Rows, labels: torch.Tensor) -> torch.Tensor:
-    predictions = probes.predict(features).cpu()  # (S, F, R, n)
-    scores = [accuracy(prediction, labels) for prediction in predictions.flatten(0, 2)]
-    return torch.tensor(scores, dtype=torch.float64).view(predictions.shape[:3])
+    if len(labels) == 0 or len(features) != len(labels):
+        raise ValueError(f"{len(features)} features and {len(labels)} classes to score; give as many, at least 1.")
+    hits, begin = torch.zeros(probes.weight.shape[:3], dtype=torch.float64), 0
+    for piece in pieces_of(features):
+        predictions = probes.predict(piece).cpu()  # (S, F, R, b)
+        hits += (predictions == labels[begin : begin + len(piece)].cpu()).sum(dim=-1)
+        begin += len(piece)
+    return hits / len(labels)

@@ -92,7 +92,7 @@ class _Moments:
 
     def add(self, sets: slice, features: torch.Tensor | Rows, labels: torch.Tensor) -> None:
         begin = 0
-        for piece in pieces_of(features, copies=4):
+        for piece in pieces_of(features, copies=8):
             x = piece[:, sets].cpu().double().transpose(0, 1)  # (F, b, C)
             if self.origin is None:
                 self.origin = x.mean(dim=1, keepdim=True)  # (F, 1, C)
@@ -149,7 +149,7 @@ def _accuracies(
 ) -> torch.Tensor:
     """Accuracies `(P, F)` of probes `(P, F, C, K)`, `(P, F, K)`."""
     hits, begin = torch.zeros(weight.shape[:2], dtype=torch.float64), 0
-    for piece in pieces_of(features, copies=4):
+    for piece in pieces_of(features, copies=8):
         x = piece[:, sets].cpu().double().transpose(0, 1)  # (F, b, C)
         truth = labels[begin : begin + x.shape[1]]
         begin += x.shape[1]
