@@ -17,6 +17,7 @@ VERBS = {
     "grid_search": "the best block and time step of a checkpoint, written into its config",
     "knn": "nearest-neighbour accuracy of a checkpoint",
     "alignment": "alignment and uniformity of a checkpoint's features, by block and time step, also as it trained",
+    "noise_classification": "accuracy over the noise levels: a checkpoint's features beside networks trained for it",
     "generate": "sample pictures of a checkpoint, and their FID and KID",
     "card": "render a checkpoint's model card from its results",
     "push_to_hub": "send a checkpoint's folder to the Hub",
@@ -37,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: ldae VERB ...   (ldae VERB --help says more)\n")
         for verb, meaning in VERBS.items():
-            print(f"  {verb:16s} {meaning}")
+            print(f"  {verb:20s} {meaning}")
         return 0 if arguments else 2
     verb, rest = arguments[0].replace("-", "_"), arguments[1:]
     if verb not in VERBS:

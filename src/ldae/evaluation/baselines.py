@@ -52,7 +52,7 @@ def pca_features(model: PreTrainedModel, batches: Iterable[Batch]) -> Features:
         return _collect(batches, centre_crop(model.config.image_size), pooled)
 
 
-def untrained_like(model: PreTrainedModel, seed: int) -> PreTrainedModel:
+def untrained_like(model: PreTrainedModel, seed: int, *, random_gates: bool = True) -> PreTrainedModel:
     """
     The same network with weights drawn afresh, as its own initialisation draws them; what stands in front of it stays.
 
@@ -64,6 +64,8 @@ def untrained_like(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     Args:
         model (`PreTrainedModel`): An l-DAE, a DDAE or any other model of transformers; its configuration is taken.
         seed (`int`): Seed of the weights; the global random state is left as it was.
+        random_gates (`bool`, defaults to `True`): Whether an l-DAE's adaLN and gates are drawn; where it will be trained,
+            it better starts as the identity.
 
     Returns:
         A model of the same class, in evaluation mode, on the same device and in the same precision.
@@ -75,7 +77,7 @@ def untrained_like(model: PreTrainedModel, seed: int) -> PreTrainedModel:
         sizes = {"num_layers": len(model.layers)} if isinstance(model, LDAEModel) else {}
         untrained: PreTrainedModel = type(model)(config, **sizes)
         for module in untrained.modules():
-            if isinstance(module, LDAEModulation):
+            if random_gates and isinstance(module, LDAEModulation):
                 torch.nn.init.normal_(module.weight, std=0.5)
                 torch.nn.init.normal_(module.bias, std=0.5)
     for fresh, fitted in zip(_tokenizers(untrained), _tokenizers(model), strict=True):

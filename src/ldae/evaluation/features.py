@@ -148,11 +148,10 @@ def iterate_features(
         with evaluating(model), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             positions = batch.positions.to(device)
             pixels = prepare(batch.images.to(device), positions)  # (b, C, S, S)
+            noise = draw_input_noise(model, pixels, positions, seed) if noisy else None
             if isinstance(model, DDAEModel):
-                noise = _draw_ddae_noise(model, pixels, positions, seed) if noisy else None
                 pooled = _pool_taps(model, pixels, *chosen, noise)  # (b, L, T, C)
             elif chosen[0] is not None:
-                noise = draw_noise(trunk_of(model).config, positions, seed) if noisy else None
                 pooled = _pool_blocks(model, pixels, *chosen, noise)  # (b, L, T, C)
             else:
                 pooled = pool_tokens(model, pixels)[:, None, None]  # (b, 1, 1, C)
@@ -207,6 +206,27 @@ def pool_tokens(model: PreTrainedModel, pixels: torch.Tensor, *, use_pooler: boo
     return pooled.flatten(2).mean(dim=2) if pooled.ndim == 4 else pooled.mean(dim=1) if pooled.ndim == 3 else pooled
 
 
+def draw_input_noise(model: PreTrainedModel, pixels: torch.Tensor, positions: torch.Tensor, seed: int) -> torch.Tensor:
+    """
+    The noise eps of images, as an encoder takes it: a pure function of the seed and each image's position.
+
+    Args:
+        model (`PreTrainedModel`): An l-DAE or a DDAE.
+        pixels (`torch.Tensor` of shape `(b, C, S, S)`): The images.
+        positions (`torch.LongTensor` of shape `(b,)`): Their positions.
+        seed (`int`): Seed of the noise.
+
+    Returns:
+        `torch.FloatTensor` of shape `(b, N, d)`, of a DDAE of what its network sees, such as `(b, C, S, S)`.
+    """
+    if not isinstance(model, DDAEModel):
+        return draw_noise(trunk_of(model).config, positions, seed)
+    if model.config.denoiser_type == "LDAEModel":
+        return draw_noise(model.denoiser.config, positions, seed)
+    x0 = model.encode(pixels)
+    return keyed_normal(seed, NOISE, positions, x0[0].numel()).view(x0.shape)
+
+
 @contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
     """The model in evaluation mode and without gradients, and every module back in its own mode afterwards."""
@@ -254,14 +274,6 @@ def feature_choices(
         if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(possible):
             raise ValueError(f"{name}={chosen} is not possible; give different ones of {words}.")
     return layers, timesteps
-
-
-def _draw_ddae_noise(model: DDAEModel, pixels: torch.Tensor, positions: torch.Tensor, seed: int) -> torch.Tensor:
-    """Noise for a DDAE's clean inputs, a pure function of the seed and each image's position."""
-    if model.config.denoiser_type == "LDAEModel":
-        return draw_noise(model.denoiser.config, positions, seed)
-    x0 = model.encode(pixels)
-    return keyed_normal(seed, NOISE, positions, x0[0].numel()).view(x0.shape)
 
 
 def _pool_taps(

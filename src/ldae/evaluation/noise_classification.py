@@ -1,0 +1,185 @@
+"""Noise-conditional classification: what can still be told of an image at each noise level, from frozen features or not."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ldae.data import prepare_images
+from ldae.models.modeling_ddae import DDAEModel
+
+from .features import Layer, centre_crop, draw_input_noise, evaluating, extract_features, trunk_of
+from .images import ImageSet
+from .linear_probe import ProbeSettings, score_probes, train_linear_probes
+from .metrics import accuracy
+from .protocols import HOLDOUT, SPLIT_SEED
+from .ridge import split_holdout
+
+
+TEST_SEED = 2**20  # of the test images' noise, the same for everything that is compared, and in no training
+SHARES = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
+
+
+@dataclass(frozen=True)
+class NoiseHeads:
+    """
+    Linear heads on frozen features, one for each noise level.
+
+    `accuracy` and `held_out` are `(S, T)`, of the test set and of the share that chose each level's learning rate of
+    `learning_rates` `(T,)`; `num_train` images trained a head, `num_test` scored it.
+    """
+
+    accuracy: torch.Tensor
+    held_out: torch.Tensor
+    learning_rates: list[float]
+    num_train: int
+    num_test: int
+
+
+def noise_levels_of(config: Any) -> tuple[int, ...]:
+    """
+    The time steps of a curve if nothing is said: 1, 5, 10, 20, 30, 40, 50, 60 and 80 % of all.
+
+    Example:
+        >>> from ldae import LDAEConfig
+        >>> noise_levels_of(LDAEConfig())
+        (10, 50, 100, 200, 300, 400, 500, 600, 800)
+    """
+    return tuple(sorted({int(share * config.num_train_timesteps) for share in SHARES}))
+
+
+def noise_to_signal(model: PreTrainedModel, timesteps: tuple[int, ...]) -> list[float]:
+    """sigma_t / gamma_t of an l-DAE's latents, or of a DDAE's clean inputs."""
+    owner: Any = model if isinstance(model, DDAEModel) else trunk_of(model)
+    corruption = owner.corruption if owner.corruption is not None else owner.denoiser.corruption
+    steps = torch.tensor(timesteps, device=corruption.gammas.device)
+    return (corruption.sigmas[steps] / corruption.gammas[steps]).tolist()
+
+
+def probe_noise_levels(
+    model: PreTrainedModel,
+    train: ImageSet,
+    test: ImageSet,
+    *,
+    layer: Layer,
+    timesteps: tuple[int, ...],
+    settings: ProbeSettings,
+    draws: int = 4,
+    horizontal_flip: bool = False,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> NoiseHeads:
+    """
+    Train a linear head on a frozen encoder's features of noisy images for each noise level, all at once.
+
+    Each training image is noised `draws` times at each level; an epoch sees one of these noisings, the next the next. A
+    tenth of the training images is held out, under noise of its own, and chooses each level's learning rate.
+
+    Args:
+        model (`PreTrainedModel`): An l-DAE or a DDAE, which is told the level.
+        train, test ([`~ldae.evaluation.images.ImageSet`]): With labels. Test images are noised once at each level.
+        layer (`int` or `str`): Block, counted from 1, or a DDAE's tap by name.
+        timesteps (`tuple[int, ...]`): The levels.
+        settings ([`ProbeSettings`]): How heads train.
+        draws (`int`, defaults to 4): Noisings of a training image that are held: n x draws x T x C x 4 bytes.
+        horizontal_flip (`bool`, defaults to `False`): Whether a noisy training image is mirrored at random.
+        device (`torch.device` or `str`, *optional*): Where to compute; by default where the model is.
+        dtype (`torch.dtype`, *optional*): Autocast of the features to it; by default none.
+
+    Returns:
+        [`NoiseHeads`].
+
+    Raises:
+        ValueError: where labels are missing, or a block or time step does not exist.
+    """
+    if draws < 1:
+        raise ValueError(f"draws={draws} is not possible; give 1 or more.")
+    device = torch.device(device) if device is not None else next(model.parameters()).device
+    size = model.config.image_size
+
+    def prepare(images: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return prepare_images(images, positions, SPLIT_SEED, image_size=size, horizontal_flip=horizontal_flip)
+
+    def extract(images: ImageSet, mask: Any = None, skip: int = 0, seed: int = 0, plain: bool = False) -> Any:
+        batches = images.batches(mask, skip_positions=skip)  # other positions draw other noise and flips
+        return extract_features(
+            model,
+            batches,
+            layers=[layer],
+            timesteps=timesteps,
+            noisy=True,
+            seed=seed,
+            device=device,
+            dtype=dtype,
+            prepare=centre_crop(size) if plain else prepare,
+        )
+
+    of_test = extract(test, seed=TEST_SEED, plain=True)
+    first = extract(train)
+    labels, n = first.classes, len(first.classes)
+    fitted, held = split_holdout(n, HOLDOUT, SPLIT_SEED)
+    chosen = torch.zeros(n, dtype=torch.bool).index_fill_(0, fitted, True)
+    noisings = [first.flat[fitted]]  # (n, T, C) each
+    noisings += [extract(train, chosen, skip=draw * n).flat for draw in range(1, draws)]
+    choice = extract(train, ~chosen, skip=draws * n, plain=True)
+    num_classes = int(max(labels.max(), of_test.classes.max())) + 1
+    probes = train_linear_probes(
+        lambda epoch: noisings[epoch % draws],
+        labels[fitted],
+        num_classes=num_classes,
+        settings=settings,
+        device=device,
+    )
+    report = score_probes(probes, (choice.flat, labels[held]), of_test.flat, of_test.classes)
+    index = torch.tensor(report.lr_index).view(1, -1, 1).expand(len(settings.seeds), -1, 1)  # (S, T, 1)
+    rates = settings.learning_rates(len(fitted))
+    held_out: Any = report.choice_accuracy
+    return NoiseHeads(
+        accuracy=report.test_accuracy.gather(2, index)[..., 0],
+        held_out=held_out.gather(2, index)[..., 0],
+        learning_rates=[rates[chosen_rate] for chosen_rate in report.lr_index],
+        num_train=len(fitted),
+        num_test=len(of_test.classes),
+    )
+
+
+def noisy_accuracy(
+    classifier: PreTrainedModel,
+    images: ImageSet,
+    timesteps: tuple[int, ...],
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> list[float]:
+    """
+    Accuracy of a noise-conditional classifier at each noise level, on the same noisy images as [`probe_noise_levels`].
+
+    Args:
+        classifier (`PreTrainedModel`): An `LDAEForImageClassification` or a `DDAEForImageClassification`.
+        images ([`~ldae.evaluation.images.ImageSet`]): Test images with labels.
+        timesteps (`tuple[int, ...]`): The levels.
+        device (`torch.device` or `str`, *optional*): Where to compute; by default where the classifier is.
+        dtype (`torch.dtype`, *optional*): Autocast to it; by default none.
+
+    Returns:
+        `list[float]`: an accuracy between 0 and 1 for each level.
+    """
+    encoder: Any = classifier.base_model
+    prepare = centre_crop(classifier.config.image_size)
+    module: torch.nn.Module = classifier
+    if device is not None:
+        module.to(device)
+    device = next(module.parameters()).device
+    predictions, labels = [], []
+    with evaluating(classifier), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        for batch in images.batches():
+            positions = batch.positions.to(device)
+            pixels = prepare(batch.images.to(device), positions)
+            noise = draw_input_noise(encoder, pixels, positions, TEST_SEED)
+            logits = [classifier(pixels, timesteps=positions.new_tensor([t]), noise=noise).logits for t in timesteps]
+            predictions.append(torch.stack(logits).argmax(dim=-1).cpu())  # (T, b)
+            if batch.labels is not None:
+                labels.append(batch.labels.cpu())
+    truth = torch.cat(labels)
+    return [accuracy(prediction, truth) for prediction in torch.cat(predictions, dim=1)]

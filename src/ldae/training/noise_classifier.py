@@ -1,0 +1,192 @@
+"""Noise-conditional classifiers: an encoder's network that is told t, trained on images noised at random t."""
+
+import dataclasses
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedModel
+
+import ldae  # noqa: F401 - registers the models with transformers
+from ldae.data import Batch, DataConfig
+from ldae.data.image_processor import save_image_processor
+from ldae.evaluation.baselines import untrained_like
+from ldae.evaluation.features import Layer, draw_input_noise
+from ldae.evaluation.linear_probe import BN_EPS
+from ldae.models.randomness_ldae import TIMESTEPS, keyed_uniform
+from ldae.training.checkpoint import Checkpoint
+from ldae.training.loop import TrainingRun
+from ldae.training.options import TokenizerConfig, TrainingConfig
+from ldae.training.recipe import Recipe, model_fields
+from ldae.training.run_folder import EXPORT_PREFIX, RunFolder
+
+
+@dataclass(frozen=True)
+class NoiseClassifierConfig:
+    """
+    A noise-conditional classifier and its training, by AdamW with a half-cycle cosine.
+
+    Args:
+        checkpoint: Folder or Hub id of the l-DAE or DDAE whose network it is.
+        layer: Block after which that is cut, counted from 1, or a DDAE's tap by name.
+        class_names: Of the classes, in order.
+        pretrained: Whether it starts from the checkpoint's weights, to fine-tune them, or from fresh ones.
+        images: Budget, in images seen, each noised at one t.
+        total_batch_size: Images in an optimizer step.
+        learning_rate: Its peak, as it stands (not per 256 images); a twentieth of the budget warms up.
+        weight_decay: Of AdamW.
+        mixed_precision: `no` or `bf16`.
+        seed: Of weights, order, flips, time steps and noise.
+    """
+
+    checkpoint: str
+    layer: Layer
+    class_names: tuple[str, ...]
+    pretrained: bool = False
+    images: int = 50_000
+    total_batch_size: int = 64
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    mixed_precision: str = "no"
+    seed: int = 0
+
+
+class NormalizedClassifier(nn.Module):
+    """
+    A classifier with a BatchNorm without affine parameters before its linear layer, as probes have it: what pooled
+    features share would slow the layer down. In the end it is folded into the layer.
+
+    Args:
+        plain (`PreTrainedModel`): An `LDAEForImageClassification` or a `DDAEForImageClassification`.
+    """
+
+    def __init__(self, plain: Any):
+        super().__init__()
+        self.plain = plain
+        self.norm = nn.BatchNorm1d(plain.config.hidden_size, eps=BN_EPS, affine=False)
+
+    def forward(self, pixel_values: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Logits `(B, K)` of images `(B, C, S, S)` noised at `timesteps` `(B,)`."""
+        pooled = self.plain.base_model(pixel_values, timesteps, noise).pooler_output  # (B, C)
+        return self.plain.classifier(self.norm(pooled.float()).to(pooled.dtype))
+
+
+def fold(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights of a [`NormalizedClassifier`] as those of its plain classifier, which gives the same logits."""
+    plain = {name.removeprefix("plain."): w for name, w in weights.items() if name.startswith("plain.")}
+    scale = (weights["norm.running_var"].double() + BN_EPS).rsqrt()  # (C,)
+    weight = plain["classifier.weight"].double() * scale  # (K, C)
+    bias = plain["classifier.bias"].double() - weight @ weights["norm.running_mean"].double()  # (K,)
+    dtype = plain["classifier.weight"].dtype
+    return {**plain, "classifier.weight": weight.to(dtype), "classifier.bias": bias.to(dtype)}
+
+
+class NoiseClassifierRun(TrainingRun):
+    """
+    Supervised training of a [`NoiseClassifierConfig`]'s network: t is uniform over all time steps (of EDM over the levels
+    of its sampling schedule), and both t and the noise depend on the seed and an example's place in the run alone.
+
+    Args:
+        recipe ([`Recipe`]): Gives the data, the image size and, under `training`, the budget.
+        classifier ([`NoiseClassifierConfig`]): What is trained.
+    """
+
+    activity = "noise classifier"
+    model: NormalizedClassifier
+
+    def __init__(self, recipe: Recipe, classifier: NoiseClassifierConfig):
+        self.classifier = classifier
+        super().__init__(recipe)
+
+    def build(self, checkpoint: Checkpoint | None) -> NormalizedClassifier:
+        return NormalizedClassifier(start_classifier(self.classifier))
+
+    def loss(self, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
+        if batch.labels is None or bool((batch.labels < 0).any()):
+            raise ValueError(f"{self.source.description} has images without a label; train the classifier on others.")
+        pixels, seed = self.pixels(batch, positions), self.options.seed
+        u = keyed_uniform(seed, TIMESTEPS, positions, 1)[:, 0]
+        timesteps = (u * self.model.plain.config.num_train_timesteps).long()  # (b,)
+        noise = draw_input_noise(self.model.plain.base_model, pixels, positions, seed)
+        # Dropout draws from torch's own generators: of a batch's place in the run, a resumed run draws the same.
+        torch.manual_seed(seed * 2**32 + int(batch.positions[0]))
+        logits = self.network(pixels, timesteps, noise)  # (b, K)
+        return F.cross_entropy(logits.float(), batch.labels.to(self.device))
+
+    def conclude(self, weights: dict[str, torch.Tensor]) -> None:
+        with tempfile.TemporaryDirectory(prefix=EXPORT_PREFIX, dir=self.folder.path) as staging:
+            self.model.plain.save_pretrained(staging, state_dict=fold(weights))
+            save_image_processor(staging, self.model.plain.config)
+            for file in sorted(Path(staging).iterdir()):
+                os.replace(file, self.folder.path / file.name)
+
+
+def start_classifier(classifier: NoiseClassifierConfig) -> PreTrainedModel:
+    """
+    The classifier before its training: the network of its checkpoint, cut after the block, and a linear layer on its
+    pooled features. A tokenizer or autoencoder in front of the network is the checkpoint's in either case.
+    """
+    c = classifier
+    cut = {"num_hidden_layers": c.layer, "feature_layer": None} if isinstance(c.layer, int) else {}
+    names = {"id2label": dict(enumerate(c.class_names)), "label2id": {n: i for i, n in enumerate(c.class_names)}}
+    config: Any = AutoConfig.from_pretrained(c.checkpoint, **{"feature_layer": c.layer} | cut | names)
+    if hasattr(config, "auto_map"):
+        del config.auto_map  # names the checkpoint's copy of the code, which the classifier's folder does not hold
+    encoder = AutoModel.from_pretrained(c.checkpoint, config=config)
+    model = AutoModelForImageClassification.from_config(encoder.config)
+    setattr(model, model.base_model_prefix, encoder)
+    return model if c.pretrained else untrained_like(model, c.seed, random_gates=False)
+
+
+def train_noise_classifier(classifier: NoiseClassifierConfig, data: DataConfig, output_dir: str | Path) -> Path:
+    """
+    Train a noise-conditional classifier; the same call resumes, and on a finished one changes nothing.
+
+    Args:
+        classifier ([`NoiseClassifierConfig`]): What is trained, and how.
+        data ([`~ldae.data.DataConfig`]): The images; of its augmentation only `horizontal_flip` is used.
+        output_dir (`str` or `Path`): Its folder.
+
+    Returns:
+        The folder, which `AutoModelForImageClassification` loads.
+
+    Raises:
+        ValueError: where images have no label.
+        RunError: where the folder holds another classifier.
+    """
+    recipe = _recipe(classifier, data, output_dir)
+    folder = RunFolder(output_dir)
+    folder.check_recipe(recipe)
+    if not folder.finished(classifier.images):
+        NoiseClassifierRun(recipe, classifier).train()
+    return folder.path
+
+
+def _recipe(classifier: NoiseClassifierConfig, data: DataConfig, output_dir: str | Path) -> Recipe:
+    c, config = classifier, start_classifier(classifier).config
+    training = TrainingConfig(
+        output_dir=str(output_dir),
+        images=c.images,
+        total_batch_size=c.total_batch_size,
+        base_learning_rate=c.learning_rate * 256 / c.total_batch_size,
+        warmup_images=c.images // 20,
+        weight_decay=c.weight_decay,
+        adam_betas=(0.9, 0.999),
+        mixed_precision=c.mixed_precision,
+        seed=c.seed,
+        log_every_images=max(1, c.images // 20),
+        keep_checkpoints=1,
+        probe_every_images=0,
+    )
+    fields = {name: getattr(config, name) for name in model_fields(config.model_type)}
+    return Recipe(
+        model={"model_type": config.model_type, **fields},
+        data=dataclasses.replace(data, random_resized_crop=False, decode_size=None),
+        tokenizer=TokenizerConfig(),
+        training=training,
+    )

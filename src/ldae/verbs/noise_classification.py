@@ -1,0 +1,247 @@
+"""`ldae noise_classification CHECKPOINT`: accuracy over the noise levels, of frozen features and of trained networks."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from transformers import AutoModelForImageClassification
+
+from ldae.evaluation.baselines import untrained_like
+from ldae.evaluation.features import feature_choices
+from ldae.evaluation.images import ImageSet
+from ldae.evaluation.linear_probe import ProbeSettings
+from ldae.evaluation.metrics import mean_and_stderr
+from ldae.evaluation.noise_classification import (
+    NoiseHeads,
+    noise_levels_of,
+    noise_to_signal,
+    noisy_accuracy,
+    probe_noise_levels,
+)
+from ldae.evaluation.protocols import HOLDOUT
+from ldae.reports.noise_classification_pictures import noise_curves
+from ldae.results import add_result
+from ldae.training.noise_classifier import NoiseClassifierConfig, train_noise_classifier
+from ldae.verbs.probe_options import ProbeInputs, add_shared_options, boolean, numbers, open_inputs, parse, table
+
+
+HEADS, UNTRAINED, SCRATCH, FINETUNED = (
+    "heads on frozen features",
+    "heads on the untrained network",
+    "trained from scratch",
+    "fine-tuned",
+)
+
+
+def main(argv: list[str]) -> int:
+    """Runs the verb.
+
+    Args:
+        argv: the command line without the program's name.
+
+    Returns:
+        The exit status, 0.
+
+    Raises:
+        ValueError: naming the option, its value and the remedy.
+    """
+    parser = argparse.ArgumentParser(
+        "ldae noise_classification",
+        description="Classify noisy images at each noise level: by a linear head for each level on the frozen features of an "
+        "l-DAE or a DDAE, and by the same network, cut after the same block and told the level, trained from scratch on "
+        "all levels.",
+        allow_abbrev=False,
+    )
+    add_shared_options(parser)
+    parser.add_argument("--layers", help="the block, counted from 1, or the tap of a DDAE (default: the model's)")
+    parser.add_argument("--timesteps", help="noise levels (default: 1, 5, 10, 20, 30, 40, 50, 60 and 80 %% of all)")
+    parser.add_argument("--images", type=int, default=50_000, help="budget of each, in images seen (default: 50000)")
+    parser.add_argument("--finetune", type=boolean, nargs="?", const=True, default=False, help="fine-tune it, too")
+    parser.add_argument("--seeds", default="0", help="of heads, networks and noise in training (default: 0)")
+    parser.add_argument("--draws", type=int, default=4, help="noisings of an image that heads see (default: 4)")
+    parser.add_argument("--batch_size", type=int, default=64, help="images of a step (default: 64)")
+    parser.add_argument("--head_learning_rates", default="1e-3,1e-2,1e-1", help="each level's head takes its best")
+    parser.add_argument(
+        "--learning_rate", type=float, default=1e-3, help="of the networks, at its peak (default: 1e-3)"
+    )
+    parser.add_argument("--horizontal_flip", type=boolean, help="mirror images in training (default: as the recipe)")
+    parser.add_argument("--forward_batch_size", type=int, default=256, help="images of a forward (default: 256)")
+    parser.add_argument("--mixed_precision", choices=("no", "bf16"), default="no", help="of all forwards")
+    options = parse(parser, argv)
+    for name in ("images", "batch_size"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"{name}={getattr(options, name)} is not possible; it must be 1 or more.")
+    if options.learning_rate <= 0:
+        raise ValueError(f"learning_rate={options.learning_rate} is not possible; it must be positive.")
+    options.block_sweep, options.noisy = False, True
+    inputs = open_inputs(options)
+    timesteps = numbers(options.timesteps, "timesteps") or noise_levels_of(inputs.config)
+    layers = inputs.layers or ()
+    if len(layers) != 1:
+        raise ValueError(f"layers={options.layers} is not possible here; give one block, such as {layers[0]}.")
+    feature_choices(inputs.model, layers, timesteps, noisy=True)  # refuses what does not exist
+    if options.horizontal_flip is None:
+        options.horizontal_flip = inputs.data.horizontal_flip
+    comparison = _Comparison(inputs, options, layers[0], timesteps, numbers(options.seeds, "seeds") or ())
+    comparison.run()
+    return 0
+
+
+class _Comparison:
+    """One checkpoint's heads and networks, and what is told of them."""
+
+    def __init__(
+        self, inputs: ProbeInputs, options: Any, layer: Any, timesteps: tuple[int, ...], seeds: tuple[int, ...]
+    ):
+        self.inputs, self.options, self.layer, self.timesteps = inputs, options, layer, timesteps
+        self.settings = ProbeSettings(
+            epochs=1,
+            batch_size=options.batch_size,
+            base_lr=256 / options.batch_size,  # so that a multiplier is the rate itself
+            lr_multipliers=numbers(options.head_learning_rates, "head_learning_rates", float) or (),
+            seeds=seeds,
+        )
+        size = {"image_size": inputs.config.image_size, "num_channels": inputs.config.num_channels}
+        self.train, self.test = (
+            ImageSet(source, **size, batch_size=options.forward_batch_size, num_workers=inputs.data.num_workers)
+            for source in (inputs.train_source, inputs.test_source)
+        )
+        self.levels = noise_to_signal(inputs.model, timesteps)
+        self.curves: dict[str, list[tuple[float, float | None]]] = {}
+
+    def run(self) -> None:
+        """Measure all, print the table, draw the picture."""
+        inputs, options = self.inputs, self.options
+        inputs.show_header(f"Noise-conditional classification after {self.layer}, {len(self.timesteps)} noise levels,")
+        labels = [batch.labels for batch in self.train.batches() if batch.labels is not None]
+        self.num_train = sum(map(len, labels))
+        self.names = tuple(inputs.train_source.class_names or map(str, range(1 + max(int(x.max()) for x in labels))))
+        fitted = self.num_train - round(HOLDOUT * self.num_train)
+        epochs = max(1, round(options.images / fitted))
+        self.settings = dataclasses.replace(self.settings, epochs=epochs)
+        self._heads(HEADS, inputs.model, inputs.checkpoint_name)
+        self._heads(UNTRAINED, untrained_like(inputs.model, seed=0), "untrained")
+        self._networks(SCRATCH, pretrained=False)
+        if options.finetune:
+            self._networks(FINETUNED, pretrained=True)
+        self._show()
+
+    def _heads(self, name: str, model: Any, checkpoint: str) -> None:
+        options = self.options
+        heads: NoiseHeads = probe_noise_levels(
+            model,
+            self.train,
+            self.test,
+            layer=self.layer,
+            timesteps=self.timesteps,
+            settings=self.settings,
+            draws=options.draws,
+            horizontal_flip=options.horizontal_flip,
+            device=self.inputs.device,
+            dtype=self.inputs.dtype,
+        )
+        details = {
+            "classifier": "a linear head for each level, on frozen features through BatchNorm",
+            "noisings": options.draws,
+            "epochs": self.settings.epochs,
+            "images": self.settings.epochs * heads.num_train,
+            "train_images": heads.num_train,
+            "holdout": HOLDOUT,
+            "learning_rates_tried": self.settings.learning_rates(heads.num_train),
+            "weight_decay": 0.0,
+        }
+        own = [{"learning_rate": rate} for rate in heads.learning_rates]
+        self._record(name, checkpoint, heads.accuracy.T.tolist(), details, own, heads.num_test)
+
+    def _networks(self, name: str, pretrained: bool) -> None:
+        """Train the network for each seed in a run's folder of its own, and score it at each level."""
+        inputs, options = self.inputs, self.options
+        kind = "finetuned" if pretrained else "scratch"
+        place = Path("noise_classification") / f"{kind}-{self.layer}-{options.images}-images"
+        scores = []
+        for seed in self.settings.seeds:
+            classifier = NoiseClassifierConfig(
+                checkpoint=inputs.checkpoint,
+                layer=self.layer,
+                class_names=self.names,
+                pretrained=pretrained,
+                images=options.images,
+                total_batch_size=options.batch_size,
+                learning_rate=options.learning_rate,
+                mixed_precision=options.mixed_precision,
+                seed=seed,
+            )
+            data = dataclasses.replace(inputs.data, horizontal_flip=options.horizontal_flip)
+            folder = train_noise_classifier(classifier, data, inputs.output_dir / place / f"seed-{seed}")
+            model = AutoModelForImageClassification.from_pretrained(folder)
+            scores.append(noisy_accuracy(model, self.test, self.timesteps, device=inputs.device, dtype=inputs.dtype))
+        details = {
+            "classifier": f"the network up to the block, BatchNorm and a linear layer, {name}, one for all levels",
+            "time_steps": "uniform over all in training",
+            "images": options.images,
+            "train_images": self.num_train,
+            "holdout": 0.0,
+            "learning_rate": options.learning_rate,
+            "weight_decay": classifier.weight_decay,
+        }
+        n = sum(len(batch.images) for batch in self.test.batches())
+        by_level = [list(level) for level in zip(*scores, strict=True)]
+        self._record(name, place.as_posix(), by_level, details, [{}] * len(self.timesteps), n)
+
+    def _record(
+        self,
+        name: str,
+        checkpoint: str,
+        scores: list[list[float]],
+        details: dict[str, Any],
+        own: list[dict[str, Any]],
+        n: int,
+    ) -> None:
+        """Keep a curve, `scores` of each level's seeds, and add it to results.json."""
+        self.curves[name] = [mean_and_stderr(level) for level in scores]
+        for t, level, (mean, stderr), extra in zip(self.timesteps, self.levels, self.curves[name], own, strict=True):
+            entry: dict[str, Any] = {
+                "metric": "accuracy",
+                "value": mean,
+                "dataset": self.inputs.dataset_name,
+                "split": self.inputs.test_split,
+                "protocol": {
+                    "name": "noise_classification",
+                    "kind": name,
+                    "layer": self.layer,
+                    "timestep": t,
+                    "noise_to_signal": level,
+                    "input": "noisy, one noising of each test image",
+                    **details,
+                    **extra,
+                    "optimizer": "AdamW",
+                    "schedule": "cosine",
+                    "batch_size": self.options.batch_size,
+                    "augmentation": ["horizontal_flip"] if self.options.horizontal_flip else [],
+                },
+                "seeds": list(self.settings.seeds),
+                "checkpoint": checkpoint,
+                "n": n,
+            }
+            add_result(self.inputs.output_dir, entry if stderr is None else {**entry, "stderr": stderr})
+
+    def _show(self) -> None:
+        rows = [["t", "noise/signal", *self.curves]]
+        for index, (t, level) in enumerate(zip(self.timesteps, self.levels, strict=True)):
+            shown = []
+            for curve in self.curves.values():
+                mean, stderr = curve[index]
+                shown.append(f"{mean:.2%}" if stderr is None else f"{mean:.2%} +- {stderr:.2%}")
+            rows.append([str(t), f"{level:.3g}", *shown])
+        print(table(rows))
+        print(
+            f"Test accuracy; {self.options.images:,} images seen by each network, and by each level's head. Each level's "
+            f"learning rate was chosen by a held-out tenth of the training images; the networks' was given."
+        )
+        folder = self.inputs.output_dir / "pictures"
+        folder.mkdir(exist_ok=True)
+        figure = noise_curves(self.curves, self.timesteps, self.levels, 1 / len(self.names))
+        FigureCanvasAgg(figure).print_png(folder / "noise_classification.png")
+        print(f"Picture: {folder / 'noise_classification.png'}; added to {self.inputs.output_dir / 'results.json'}")
