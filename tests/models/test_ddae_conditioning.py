@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel
 
 from ldae import DDAEConfig, DDAEForPreTraining, DDAEModel, DDAEPipeline
+from ldae.hub.model_card import write_model_card
 from ldae.models.building_ddae import zeros
 from ldae.pipelines.loading import open_pipeline
 from ldae.schedulers.of_model import build_scheduler
@@ -245,3 +246,22 @@ def test_a_dit_is_told_of_the_block_that_is_asked_for() -> None:
     with torch.no_grad():
         found = model.ddae.features(pixels(), list(model.ddae.feature_layers), pool="none")
     assert len(seen) == 1 and torch.equal(seen[0], found["transformer_blocks.2"][0])
+
+
+@BOTH
+def test_a_plain_checkpoint_is_not_said_to_know_more(kind: str, tmp_path: Any) -> None:
+    small_model(kind).save_pretrained(tmp_path)
+    after = NETWORKS[kind][2]
+    with pytest.raises(ValueError, match="self_conditioning=True is not possible with this checkpoint"):
+        DDAEModel.from_pretrained(tmp_path, feature_layer=after, self_conditioning=True)
+    with pytest.raises(ValueError, match="augmentation_labels=True is not possible with this checkpoint"):
+        DDAEForPreTraining.from_pretrained(tmp_path, augmentation_labels=True)
+
+
+def test_its_card_says_what_it_is_told(tmp_path: Any) -> None:
+    model = small_model("DiTTransformer2DModel", self_conditioning=True, augmentation_labels=True)
+    model.save_pretrained(tmp_path)
+    assert write_model_card(tmp_path) == "written"
+    card = (tmp_path / "README.md").read_text()
+    assert "after `transformer_blocks.1` are told" in card and "xiang2025ddaepp" in card
+    assert "was told how each image was augmented" in card

@@ -78,6 +78,23 @@ def build_network(kind: Any, given: dict[str, Any], name: str) -> nn.Module:
     return nn.Module.to(network, device=device)
 
 
+def refuse_missing(missing: list[str], feature_layer: str) -> None:
+    """
+    Raises:
+        ValueError: saying why a checkpoint lacks tensors of the model that was to be loaded of it.
+    """
+    for field in ("self_conditioning", "augmentation"):
+        if any(f"{field}." in name for name in missing):
+            name = {"augmentation": "augmentation_labels"}.get(field, field)
+            raise ValueError(
+                f"{name}=True is not possible with this checkpoint, which was trained without; leave it out."
+            )
+    raise ValueError(
+        f"feature_layer={feature_layer!r} is not possible with this checkpoint, which lacks {len(missing)} tensors of the "
+        f"network, such as {missing[0]}. It was cut at an earlier block: make it again with DDAEModel.from_diffusers."
+    )
+
+
 @torch.no_grad()
 def reset(module: nn.Module) -> None:
     """

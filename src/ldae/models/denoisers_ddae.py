@@ -113,7 +113,7 @@ class DiffusersDenoiser(Denoiser):
         if model.augmentation is not None:
             if augmentation_labels is None:
                 augmentation_labels = xt.new_zeros(len(xt), model.augmentation.in_features)
-            added = model.augmentation(augmentation_labels)  # (B, E)
+            added = model.augmentation(augmentation_labels.to(xt.dtype))  # (B, E)
         return self.predict_conditioned(model, xt, timesteps, added)
 
     def conditions(self, model: Any, xt: torch.Tensor) -> dict[str, torch.Tensor]:

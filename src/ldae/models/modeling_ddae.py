@@ -11,7 +11,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClass
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring, can_return_tuple
 
-from .building_ddae import build_network, diffusers_class, reset
+from .building_ddae import build_network, diffusers_class, refuse_missing, reset
 from .conditioning_ddae import AUGMENTATION_LABELS, SelfConditioning
 from .configuration_ddae import DDAEConfig
 from .corruption_ddae import DDAECorruption
@@ -49,11 +49,7 @@ class DDAEPreTrainedModel(PreTrainedModel):
         model, info = loaded
         missing = sorted(key for key in info["missing_keys"] if not key.startswith("classifier."))
         if missing:
-            raise ValueError(
-                f"feature_layer={model.config.feature_layer!r} is not possible with this checkpoint, which lacks "
-                f"{len(missing)} tensors of the network, such as {missing[0]}. It was cut at an earlier block: make it "
-                "again with DDAEModel.from_diffusers."
-            )
+            refuse_missing(missing, model.config.feature_layer)
         return (model, info) if output_loading_info else model
 
     @torch.no_grad()
