@@ -13,7 +13,7 @@ from .features import Layer, centre_crop, draw_input_noise, evaluating, extract_
 from .images import ImageSet
 from .linear_probe import ProbeSettings, score_probes, train_linear_probes
 from .metrics import accuracy
-from .protocols import HOLDOUT, SPLIT_SEED
+from .probe_features import HOLDOUT, SPLIT_SEED
 from .ridge import split_holdout
 
 
