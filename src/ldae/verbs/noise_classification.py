@@ -20,7 +20,7 @@ from ldae.evaluation.noise_classification import (
     noisy_accuracy,
     probe_noise_levels,
 )
-from ldae.evaluation.protocols import HOLDOUT
+from ldae.evaluation.probe_features import HOLDOUT
 from ldae.reports.noise_classification_pictures import noise_curves
 from ldae.results import add_result
 from ldae.training.noise_classifier import NoiseClassifierConfig, train_noise_classifier
