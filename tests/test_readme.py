@@ -4,6 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -37,6 +38,8 @@ def test_python_blocks_run_in_order(quickstart, monkeypatch):
     assert [tuple(m.shape) for m in names["maps"]] == [(1, 128, 8, 12)] * 2
     assert len(names["features"][0]) == 128
     assert len(names["tokens"]) == 2
+    assert names["exported"].max_abs_error < 1e-4
+    assert np.abs(np.subtract(names["native"], names["features"])).max() < 1e-4
     assert [image.size for image in names["samples"]] == [(16, 16)] * 4
     assert {name: tuple(f.shape) for name, f in names["by_block"].items()} == {
         "mid_block.resnets.1": (3, 1, 64),

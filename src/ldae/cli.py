@@ -19,6 +19,7 @@ VERBS = {
     "alignment": "alignment and uniformity of a checkpoint's features, by block and time step, also as it trained",
     "noise_classification": "accuracy over the noise levels: a checkpoint's features beside networks trained for it",
     "generate": "sample pictures of a checkpoint, and their FID and KID",
+    "export": "a checkpoint at one time step for transformers, timm, ONNX or torch.export",
     "card": "render a checkpoint's model card from its results",
     "push_to_hub": "send a checkpoint's folder to the Hub",
 }

@@ -90,7 +90,7 @@ class DiffusersDenoiser(Denoiser):
     def run(self, model: Any, x0: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
         """As of [`Denoiser.run`], with maps `(B, c, h, w)`."""
         xt = model.corruption(x0, noise, timesteps).to(next(model.denoiser.parameters()).dtype)
-        return self.call(model, xt, model.corruption.network_times(timesteps).expand(len(xt)))
+        return self.call(model, xt, model.corruption.network_times(timesteps).expand(xt.shape[0]))
 
     def predict(
         self, model: Any, xt: torch.Tensor, timesteps: torch.Tensor, augmentation_labels: torch.Tensor | None
@@ -120,9 +120,9 @@ class DiffusersDenoiser(Denoiser):
         """What the network is given beside noisy maps and time steps: no class, and an empty prompt."""
         conditions = {}
         if model.config.null_class is not None:
-            conditions["class_labels"] = torch.full((len(xt),), model.config.null_class, device=xt.device)
+            conditions["class_labels"] = torch.full((xt.shape[0],), model.config.null_class, device=xt.device)
         if model.empty_prompt is not None:
-            conditions["encoder_hidden_states"] = model.empty_prompt.to(xt.dtype).expand(len(xt), -1, -1)
+            conditions["encoder_hidden_states"] = model.empty_prompt.to(xt.dtype).expand(xt.shape[0], -1, -1)
         return conditions
 
     @abstractmethod

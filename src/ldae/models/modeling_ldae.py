@@ -158,11 +158,7 @@ class LDAEModel(LDAEPreTrainedModel):
         if timesteps is None:
             shared_t = self.config.feature_timestep
             timesteps = torch.full((1,), shared_t, dtype=torch.long, device=pixel_values.device)
-        if noise is None and not self.config.project_clean_input:
-            tokens = patchify(pixel_values, self.config.patch_size)  # (B, N, D)
-        else:
-            zt = self.corruption(self.encode(pixel_values), noise, timesteps)  # (B, N, d)
-            tokens = self.blocks_input(zt)  # (B, N, input_dim)
+        tokens = self.input_tokens(pixel_values, timesteps, noise)  # (B, N, input_dim)
         hidden = self.embeddings(tokens, height, width)  # (B, N, C)
         conditioning = self.conditioning(timesteps)  # (B or 1, c)
 
@@ -174,6 +170,15 @@ class LDAEModel(LDAEPreTrainedModel):
             for layer in self.layers[depth:]:
                 hidden = layer(hidden, conditioning, **kwargs)
         return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=features.mean(dim=1))
+
+    def input_tokens(
+        self, pixel_values: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Images `(B, C, H, W)` to what enters the blocks `(B, N, input_dim)`, clean where there is no noise."""
+        if noise is None and not self.config.project_clean_input:
+            return patchify(pixel_values, self.config.patch_size)  # (B, N, D)
+        zt = self.corruption(self.encode(pixel_values), noise, timesteps)  # (B, N, d)
+        return self.blocks_input(zt)
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Images `(B, C, H, W)` to clean latents z_0 `(B, N, d)`, in float32 also under autocast."""

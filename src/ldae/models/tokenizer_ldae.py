@@ -220,4 +220,4 @@ def latent_std(variance: torch.Tensor, latent_scaling: str) -> torch.Tensor:
 
 def divide(latents: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
     """Latents `(..., d)` over their standard deviation; zero where there is nothing but rounding."""
-    return latents * torch.where(std > 1e-4 * std.amax(), 1 / std, 0)
+    return latents * torch.where(std > 1e-4 * std.amax(dim=0), 1 / std, 0)

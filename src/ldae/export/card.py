@@ -1,0 +1,62 @@
+"""The model card of an exported folder."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from ldae.hub.model_card import DEFAULT_LICENSE
+from ldae.hub.upload import CARD_FILE, seal_card
+
+
+TEMPLATE = Path(__file__).with_name("card_template.md")
+LIBRARIES = {"transformers": "transformers", "timm": "timm", "onnx": "onnx", "torch-export": "pytorch"}
+
+
+def write_card(
+    folder: Path,
+    facts: dict[str, Any],
+    checkpoint: str | os.PathLike[str],
+    *,
+    repo_id: str,
+    license: str | None = None,
+) -> None:
+    """
+    Write an exported folder's README.md: what it is, how it was checked, and code that runs.
+
+    Args:
+        folder (`Path`): Where it goes.
+        facts (`dict`): The content of `export.json`.
+        checkpoint (`str` or `os.PathLike`): What was exported; its own card says the licence.
+        repo_id (`str`): What the title and the code name.
+        license (`str`, *optional*): As the Hub spells it; by default that of the checkpoint's card, else "apache-2.0".
+    """
+    license = license or _license_of(checkpoint) or DEFAULT_LICENSE
+    classifies = facts["id2label"] is not None
+    card_data = ModelCardData(
+        model_name=repo_id.rsplit("/", 1)[-1],
+        license=license,
+        library_name=LIBRARIES[facts["format"]],
+        pipeline_tag="image-classification" if classifies else "image-feature-extraction",
+        tags=[facts["model_type"], "self-supervised-learning", "denoising-autoencoder"],
+        base_model=None if os.path.isdir(checkpoint) else str(checkpoint),
+    )
+    card = ModelCard.from_template(
+        card_data,
+        template_str=TEMPLATE.read_text(encoding="utf-8"),
+        model_id=repo_id,
+        license=license,
+        classifies=classifies,
+        image_mode="L" if facts["num_channels"] == 1 else "RGB",
+        method="l-DAE" if facts["model_type"] == "ldae" else "DDAE",
+        **facts,
+    )
+    (folder / CARD_FILE).write_text(seal_card(str(card)), encoding="utf-8")
+
+
+def _license_of(checkpoint: str | os.PathLike[str]) -> str | None:
+    path = Path(checkpoint) / CARD_FILE
+    if not path.is_file():
+        return None
+    return ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.get("license")

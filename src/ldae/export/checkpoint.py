@@ -1,0 +1,181 @@
+"""Exports of a checkpoint: written beside, loaded back, compared with the checkpoint, and only then put in place."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ldae.export.card import write_card
+from ldae.export.fold import fold_obstacle
+from ldae.export.graph import require_onnx, run_onnx, run_program, save_onnx, save_program
+from ldae.export.native import build_native, run_native, save_native
+from ldae.export.processor import save_portable_processor
+from ldae.export.source import Source, open_source
+from ldae.export.timm_vit import run_timm, save_timm
+
+
+EXPORT_FILE = "export.json"
+STAGING_PREFIX = ".export-"
+TOLERANCE = 1e-4  # of any output's absolute error, in float32
+
+Write = Callable[[Source, Path], None]
+Run = Callable[[Path, torch.Tensor], dict[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Target:
+    """How a format is written, and how its files are run again as its users would. `plain`: it is a ViT's weights."""
+
+    write: Write
+    run: Run
+    plain: bool
+
+
+def _write_onnx(source: Source, folder: Path) -> None:
+    outputs = ["logits"] if source.id2label else ["last_hidden_state", "pooler_output"]
+    save_onnx(source.program, folder, outputs)
+
+
+TARGETS = {
+    "transformers": Target(lambda s, folder: save_native(build_native(s.vit, s.id2label), folder), run_native, True),
+    "timm": Target(lambda s, folder: save_timm(s.vit, folder, s.id2label), run_timm, True),
+    "onnx": Target(_write_onnx, run_onnx, False),
+    "torch-export": Target(lambda s, folder: save_program(s.program, folder), run_program, False),
+}
+
+
+@dataclass(frozen=True)
+class Export:
+    """
+    What was written.
+
+    Attributes:
+        folder (`Path`): Where.
+        source ([`Source`]): Of what.
+        format (`str`): One of `TARGETS`.
+        max_abs_error (`float`): Largest absolute difference of any output from the checkpoint's.
+        outputs: Names and shapes of the outputs, for a batch of one.
+    """
+
+    folder: Path
+    source: Source
+    format: str
+    max_abs_error: float
+    outputs: dict[str, tuple[int, ...]]
+
+
+def export_checkpoint(
+    checkpoint: str | os.PathLike[str],
+    output_dir: str | os.PathLike[str],
+    *,
+    format: str,
+    timestep: int | None = None,
+    layer: int | str | None = None,
+    image_size: int | None = None,
+    repo_id: str | None = None,
+    license: str | None = None,
+) -> Export:
+    """
+    Write a checkpoint at a fixed t in another library's format, checked against the checkpoint itself.
+
+    Args:
+        checkpoint (`str` or `os.PathLike`): Folder or Hub id of an l-DAE or a DDAE, encoder or classifier.
+        output_dir (`str` or `os.PathLike`): A new folder, or an empty one.
+        format (`str`): `"transformers"`: `SiglipVisionModel`, of a classifier `IJepaForImageClassification`; `"timm"`: a
+            `VisionTransformer`; `"onnx"`; `"torch-export"`. The first two are of l-DAEs alone.
+        timestep (`int`, *optional*): t; by default the configuration's `feature_timestep`.
+        layer (`int` or `str`, *optional*): The block that features are read after; by default the configuration's.
+        image_size (`int`, *optional*): Side of the images in pixels; by default the configuration's.
+        repo_id (`str`, *optional*): The Hub id that the model card names; by default the folder's name.
+        license (`str`, *optional*): The weights' licence as the Hub spells it; by default the one of the checkpoint's
+            card, else "apache-2.0".
+
+    Returns:
+        [`Export`]. The folder holds the weights, an image processor, `export.json` and a model card.
+
+    Raises:
+        ValueError: for an option that is not possible, with the remedy; for a model that the format cannot hold, with the
+            reason; and where what was written differs by more than 1e-4 from the checkpoint: nothing is left then.
+    """
+    if format not in TARGETS:
+        raise ValueError(f"format={format!r} is unknown; choose one of {', '.join(TARGETS)}.")
+    if format == "onnx":
+        require_onnx()
+    target, folder = TARGETS[format], Path(output_dir)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"output_dir={str(folder)!r} is there already, and is not an empty folder; give a new one.")
+    source = open_source(checkpoint, timestep=timestep, layer=layer, image_size=image_size)
+    obstacle = fold_obstacle(source.model)
+    if target.plain and obstacle is not None:
+        raise ValueError(
+            f"format={format!r} holds plain ViTs, and this checkpoint is none: {obstacle}. Choose format='onnx' or "
+            "'torch-export', which hold the whole computation."
+        )
+
+    staging = None
+    try:
+        staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=_existing_parent(folder)))
+        staging.chmod(0o755)
+        target.write(source, staging)
+        error, outputs = _verify(source, staging, target.run)
+        if not error <= TOLERANCE:  # NaN, too
+            raise ValueError(
+                f"format={format!r}: the outputs differ by up to {error:.1e} from the checkpoint's, which is more than "
+                f"{TOLERANCE:.0e}; nothing was written. Its weights or outputs are too large, or not finite, for two ways "
+                "of computing the same in float32 to agree."
+            )
+        export = Export(folder=folder, source=source, format=format, max_abs_error=error, outputs=outputs)
+        save_portable_processor(staging, source.config, source.image_size)
+        (staging / EXPORT_FILE).write_text(json.dumps(describe(export), indent=2) + "\n", encoding="utf-8")
+        write_card(staging, describe(export), checkpoint, repo_id=repo_id or folder.resolve().name, license=license)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(staging, folder)
+    except OSError as problem:
+        raise ValueError(f"output_dir={str(folder)!r} cannot be written to ({problem}); give another.") from problem
+    finally:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+    return export
+
+
+def describe(export: Export) -> dict[str, object]:
+    """The content of `export.json`: what was exported, and how it was checked."""
+    source = export.source
+    return {
+        "format": export.format,
+        "source": source.name,
+        "model_type": source.config.model_type,
+        "timestep": source.timestep,
+        "layer": source.layer,
+        "image_size": source.image_size,
+        "num_channels": source.config.num_channels,
+        "dtype": "float32",
+        "outputs": {name: list(shape) for name, shape in export.outputs.items()},
+        "max_abs_error": export.max_abs_error,
+        "id2label": source.id2label,
+    }
+
+
+@torch.no_grad()
+def _verify(source: Source, folder: Path, run: Run) -> tuple[float, dict[str, tuple[int, ...]]]:
+    """The largest error of what lies in a folder, over batches of three images and of one, and its outputs' shapes."""
+    generator = torch.Generator().manual_seed(0)
+    size, channels = source.image_size, source.config.num_channels
+    noise = torch.rand(2, channels, size, size, generator=generator) * 2 - 1
+    ramp = torch.linspace(-1, 1, size).expand(1, channels, size, size)  # smooth, as photographs are
+    errors, outputs = [], {}
+    for images in (torch.cat([noise, ramp]), ramp):
+        wanted, found = source.outputs(images), run(folder, images)
+        errors += [(found[name] - value).abs().max() for name, value in wanted.items()]
+        outputs = {name: tuple(value.shape) for name, value in wanted.items()}
+    return float(torch.stack(errors).max()), outputs  # of a NaN torch's max makes a NaN
+
+
+def _existing_parent(folder: Path) -> Path:
+    """The nearest folder above that is there: nothing is made before the export is known to be right."""
+    return next(parent for parent in folder.resolve().parents if parent.is_dir())

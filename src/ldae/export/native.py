@@ -1,0 +1,156 @@
+"""`--format transformers`: classes of transformers without class token, which need neither ldae nor remote code."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    IJepaConfig,
+    IJepaForImageClassification,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+
+from ldae.export.fold import Affine, PlainViT
+
+
+WEIGHTS_FILE = "model.safetensors"
+
+
+def build_native(
+    vit: PlainViT, id2label: Mapping[int, str] | None = None
+) -> SiglipVisionModel | IJepaForImageClassification:
+    """
+    A model of transformers with the weights of a plain ViT.
+
+    Args:
+        vit ([`PlainViT`]).
+        id2label (`Mapping[int, str]`, *optional*): Names of a classifier's classes.
+
+    Returns:
+        `SiglipVisionModel` of an encoder: its attention pooling is set to the mean over tokens, so that `pooler_output`,
+        and with it `pool=True` of pipelines, is there. `IJepaForImageClassification` of a classifier. Both in float32
+        and in evaluation mode.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from ldae import LDAEConfig, LDAEModel
+    >>> from ldae.export.fold import fold
+    >>> from ldae.export.native import build_native
+    >>> model = LDAEModel(LDAEConfig.from_size("nano", image_size=16, patch_size=4, latent_dim=8)).eval()
+    >>> native, images = build_native(fold(model)), torch.rand(2, 3, 16, 16)
+    >>> torch.allclose(native(images).pooler_output, model(images).pooler_output, atol=1e-4)
+    True
+
+    ```
+    """
+    return build_siglip(vit) if vit.classifier is None else build_ijepa(vit, id2label)
+
+
+@torch.no_grad()
+def build_siglip(vit: PlainViT, *, pooling: bool = True, dtype: torch.dtype = torch.float32) -> SiglipVisionModel:
+    """As of [`build_native`], of an encoder; without `pooling` it gives tokens alone."""
+    model = SiglipVisionModel(SiglipVisionConfig(**_shape(vit), vision_use_head=pooling)).eval().to(dtype)
+    _put(model.embeddings.patch_embedding, vit.patches)
+    model.embeddings.position_embedding.weight.copy_(vit.positions)
+    for layer, block in zip(model.encoder.layers, vit.blocks, strict=True):
+        attention = layer.self_attn
+        _put(layer.layer_norm1, block.norm1)
+        _put(attention.q_proj, block.query)
+        _put(attention.k_proj, block.key)
+        _put(attention.v_proj, block.value)
+        _put(attention.out_proj, block.out)
+        _put(layer.layer_norm2, block.norm2)
+        _put(layer.mlp.fc1, block.fc1)
+        _put(layer.mlp.fc2, block.fc2)
+    _put(model.post_layernorm, vit.final_norm)
+    if pooling:
+        _make_mean(model.head, vit.hidden_size)
+    return model
+
+
+@torch.no_grad()
+def build_ijepa(vit: PlainViT, id2label: Mapping[int, str] | None = None) -> IJepaForImageClassification:
+    """As of [`build_native`], of a classifier."""
+    assert vit.classifier is not None
+    names = dict(id2label) if id2label else {i: f"LABEL_{i}" for i in range(len(vit.classifier[1]))}
+    config = IJepaConfig(**_shape(vit), id2label=names, label2id={name: i for i, name in names.items()})
+    model = IJepaForImageClassification(config).eval()
+    trunk = model.ijepa
+    _put(trunk.embeddings.patch_embeddings.projection, vit.patches)
+    trunk.embeddings.position_embeddings.copy_(vit.positions[None])
+    for layer, block in zip(trunk.layers, vit.blocks, strict=True):
+        attention = layer.attention
+        _put(layer.layernorm_before, block.norm1)
+        _put(attention.q_proj, block.query)
+        _put(attention.k_proj, block.key)
+        _put(attention.v_proj, block.value)
+        _put(attention.o_proj, block.out)
+        _put(layer.layernorm_after, block.norm2)
+        _put(layer.mlp.fc1, block.fc1)
+        _put(layer.mlp.fc2, block.fc2)
+    _put(trunk.layernorm, vit.final_norm)
+    _put(model.classifier, vit.classifier)
+    return model
+
+
+def save_native(model: SiglipVisionModel | IJepaForImageClassification, folder: str | os.PathLike[str]) -> None:
+    """
+    `save_pretrained`, with keys that transformers 4 reads, too.
+
+    transformers 5 writes a `SiglipVisionModel` without the prefix that version 4 looks for (and without which that one
+    would load random weights); version 5 reads both.
+    """
+    model.save_pretrained(folder)
+    if isinstance(model, SiglipVisionModel):
+        path = Path(folder, WEIGHTS_FILE)
+        weights = {f"vision_model.{name}": tensor for name, tensor in load_file(path).items()}
+        save_file(weights, path, metadata={"format": "pt"})
+
+
+@torch.no_grad()
+def run_native(folder: str | os.PathLike[str], pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Outputs of a saved model, loaded through the Auto classes."""
+    classifier = IJepaConfig.get_config_dict(folder)[0]["model_type"] == "ijepa"
+    kind: Any = AutoModelForImageClassification if classifier else AutoModel
+    model = kind.from_pretrained(folder, local_files_only=True).eval()
+    return dict(model(pixel_values))
+
+
+def _make_mean(head: Any, width: int) -> None:
+    """
+    Attention pooling as a mean: no query, so that every token weighs the same; values and output as they are; no MLP.
+    """
+    for parameter in head.parameters():
+        parameter.zero_()
+    identity = torch.eye(width)
+    head.attention.in_proj_weight[2 * width :].copy_(identity)
+    head.attention.out_proj.weight.copy_(identity)
+
+
+def _shape(vit: PlainViT) -> dict[str, Any]:
+    """What both configurations call the same."""
+    return {
+        "image_size": vit.image_size,
+        "patch_size": vit.patch_size,
+        "num_channels": vit.num_channels,
+        "hidden_size": vit.hidden_size,
+        "num_hidden_layers": len(vit.blocks),
+        "num_attention_heads": vit.num_attention_heads,
+        "intermediate_size": vit.intermediate_size,
+        "hidden_act": vit.hidden_act,
+        "layer_norm_eps": vit.layer_norm_eps,
+    }
+
+
+def _put(module: nn.Module, values: Affine) -> None:
+    for name, value in zip(("weight", "bias"), values, strict=True):
+        getattr(module, name).copy_(value)

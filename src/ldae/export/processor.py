@@ -1,0 +1,23 @@
+"""The image processor of an exported folder: one that transformers 4 has, too, and that gives the same pixels."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ldae.data.image_processor import image_processor_settings
+
+
+def save_portable_processor(folder: str | os.PathLike[str], config: Any, image_size: int) -> None:
+    """
+    Write a `preprocessor_config.json` with a checkpoint's settings, for images of a side of `image_size` pixels.
+
+    It names `CLIPImageProcessor`: the `ViTImageProcessor` of transformers 4 can neither resize to the shortest edge nor
+    crop to the centre.
+    """
+    settings = image_processor_settings(config) | {
+        "image_processor_type": "CLIPImageProcessor",
+        "size": {"shortest_edge": image_size},
+        "crop_size": {"height": image_size, "width": image_size},
+    }
+    Path(folder, "preprocessor_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
