@@ -18,6 +18,8 @@ VERBS = {
     "knn": "nearest-neighbour accuracy of a checkpoint",
     "alignment": "alignment and uniformity of a checkpoint's features, by block and time step, also as it trained",
     "noise_classification": "accuracy over the noise levels: a checkpoint's features beside networks trained for it",
+    "extract_features": "the features of a whole data set as a table, with an index where asked",
+    "search": "the images of a table that are nearest to an image",
     "generate": "sample pictures of a checkpoint, and their FID and KID",
     "export": "a checkpoint at one time step for transformers, timm, ONNX or torch.export",
     "card": "render a checkpoint's model card from its results",

@@ -1,5 +1,7 @@
 """Which columns of a data set hold the images and the labels, by their type or by name."""
 
+from collections.abc import Sequence
+
 from datasets import ClassLabel, Features, Image, Value
 
 
@@ -70,6 +72,35 @@ def find_label_column(features: Features, name: str | None = None) -> str | None
             f"{_listed(features)}"
         )
     return None
+
+
+def find_other_columns(features: Features, taken: Sequence[str], names: Sequence[str] | None) -> tuple[str, ...]:
+    """
+    Columns beside those of images and labels.
+
+    Args:
+        features (`datasets.Features`): Columns and their types.
+        taken (`Sequence[str]`): Columns of the images and labels.
+        names (`Sequence[str]`, *optional*): Which ones; with `None` all that hold one number, text or class a row.
+
+    Returns:
+        `tuple[str, ...]`: Their names.
+
+    Raises:
+        ValueError: Where one does not exist.
+    """
+    if names is None:
+        kept = [column for column, feature in features.items() if _is_scalar(feature)]
+    else:
+        missing = [name for name in names if name not in features]
+        if missing:
+            raise ValueError(f"columns: there is no {missing[0]!r}; {_listed(features)}")
+        kept = list(dict.fromkeys(names))
+    return tuple(column for column in kept if column not in taken)
+
+
+def _is_scalar(feature: object) -> bool:
+    return isinstance(feature, ClassLabel) or (isinstance(feature, Value) and not _is_bytes(feature))
 
 
 def _is_integer(feature: object) -> bool:

@@ -6,6 +6,8 @@ to `decode_size`, centre crop), so training and the saved image processor see th
 
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -65,8 +67,34 @@ def decode_image(record: Any, num_channels: int, decode_size: int) -> tuple[np.n
     """
     if num_channels not in (1, 3):
         raise ValueError(f"num_channels={num_channels}: images are decoded to 3 channels (RGB) or 1 (luminance)")
-    data = _read_bytes(record)
     notes: list[str] = []
+    with _opened(record, notes) as image:
+        return image_to_pixels(image, num_channels, decode_size, notes), tuple(notes)
+
+
+def decode_whole_image(record: Any, num_channels: int) -> tuple[Image.Image, tuple[str, ...]]:
+    """
+    Decodes one image as [`decode_image`] does, but neither resizes nor crops it: for networks with an image processor of
+    their own.
+
+    Args:
+        record, num_channels: As of [`decode_image`].
+
+    Returns:
+        The image in RGB or luminance, and the names of the conversions that were needed.
+
+    Raises:
+        UnreadableImageError: Where the file is missing, empty, truncated, too large or no image.
+    """
+    notes: list[str] = []
+    with _opened(record, notes) as image:
+        return _to_mode(image, "RGB" if num_channels == 3 else "L", notes).copy(), tuple(notes)
+
+
+@contextmanager
+def _opened(record: Any, notes: list[str]) -> Iterator[Image.Image]:
+    """The image of a record, loaded and upright; what goes wrong with it, here or in the block, is one kind of error."""
+    data = _read_bytes(record)
     # A damaged file makes Pillow's plugins raise almost anything (OSError, SyntaxError, struct.error, zlib.error, ...).
     try:
         with Image.open(io.BytesIO(data), formats=_guess_formats(data)) as opened:
@@ -77,7 +105,7 @@ def decode_image(record: Any, num_channels: int, decode_size: int) -> tuple[np.n
             if _is_rotated(opened):
                 image = ImageOps.exif_transpose(opened)
                 notes.append("rotated by EXIF")
-            return image_to_pixels(image, num_channels, decode_size, notes), tuple(notes)
+            yield image
     except UnidentifiedImageError as error:
         raise UnreadableImageError("not an image") from error
     except Image.DecompressionBombError as error:

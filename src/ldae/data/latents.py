@@ -122,7 +122,7 @@ def cache_latents(
         Path(folder),
         {
             "tokenizer": _hash_tokenizer(tokenizer),
-            "images": _hash_images(source),
+            "images": hash_source(source),
             "rows": count,
             "rows_per_shard": rows_per_shard,
             "has_labels": source.label_column is not None,
@@ -226,7 +226,7 @@ def _hash_tokenizer(tokenizer: ConvVAETokenizer) -> str:
     return digest.hexdigest()[:16]
 
 
-def _hash_images(source: ImageSource) -> str:
+def hash_source(source: ImageSource) -> str:
     """Of the undecoded images and labels of rows all over the source, whatever its files are called."""
     count = len(source.dataset)
     rows = np.unique(np.linspace(0, count - 1, min(count, SAMPLED_ROWS)).astype(int)).tolist()

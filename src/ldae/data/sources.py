@@ -3,7 +3,7 @@
 import glob
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from datasets import ClassLabel, Dataset, IterableDataset, get_dataset_split_nam
 from datasets import Image as ImageFeature
 
 from . import digits
-from .columns import find_image_column, find_label_column
+from .columns import find_image_column, find_label_column, find_other_columns
 from .config import DataConfig
 
 
@@ -43,6 +43,7 @@ class ImageSource:
         description (`str`): Data set and split in words, for logs and model cards.
         holds_latents (`bool`, defaults to `False`): Whether `image_column` holds latents of the images instead, as
             [`open_latents`] finds them in a cache.
+        other_columns (`tuple[str, ...]`, *optional*): Further columns that were asked for.
     """
 
     dataset: Dataset | IterableDataset
@@ -53,9 +54,12 @@ class ImageSource:
     streaming: bool
     description: str
     holds_latents: bool = False
+    other_columns: tuple[str, ...] = ()
 
 
-def open_images(config: DataConfig, split: str | None = None) -> ImageSource:
+def open_images(
+    config: DataConfig, split: str | None = None, *, other_columns: Sequence[str] | None = ()
+) -> ImageSource:
     """
     Opens one split of `config.dataset`.
 
@@ -67,6 +71,8 @@ def open_images(config: DataConfig, split: str | None = None) -> ImageSource:
         config (`DataConfig`): What to open.
         split (`str`, *optional*): Split to open; `config.split` where left out. Not when streaming, part of one in the
             notation of `datasets`: `"train[:1000]"`.
+        other_columns (`Sequence[str]`, *optional*): Columns to keep beside images and labels; none by default, and with
+            `None` all that hold one number, text or class a row.
 
     Returns:
         [`ImageSource`].
@@ -85,7 +91,7 @@ def open_images(config: DataConfig, split: str | None = None) -> ImageSource:
 
     ```
     """
-    return _open_split(config, config.split if split is None else split, list_splits(config))
+    return _open_split(config, config.split if split is None else split, list_splits(config), other_columns)
 
 
 def open_probe_images(config: DataConfig) -> tuple[ImageSource, ImageSource]:
@@ -148,7 +154,9 @@ def list_splits(config: DataConfig) -> list[str]:
         raise _unopened(config, error) from error
 
 
-def _open_split(config: DataConfig, split: str, splits: list[str]) -> ImageSource:
+def _open_split(
+    config: DataConfig, split: str, splits: list[str], other_columns: Sequence[str] | None = ()
+) -> ImageSource:
     names = [re.split(r"\[", part)[0].strip() for part in split.split("+")]
     if any(name not in splits for name in names):
         raise ValueError(f"split {split!r} of data.dataset={config.dataset!r}: the splits are {', '.join(splits)}")
@@ -166,7 +174,9 @@ def _open_split(config: DataConfig, split: str, splits: list[str]) -> ImageSourc
     num_examples = _count(dataset, split)
     if num_examples == 0:
         raise ValueError(f"split {split!r} of data.dataset={config.dataset!r} is empty")
-    dataset = dataset.select_columns([image_column] if label_column is None else [image_column, label_column])
+    main_columns = [image_column] if label_column is None else [image_column, label_column]
+    others = find_other_columns(features, main_columns, other_columns)
+    dataset = dataset.select_columns([*main_columns, *others])
     if isinstance(features[image_column], ImageFeature):
         dataset = dataset.cast_column(image_column, ImageFeature(decode=False))
     if not config.streaming:
@@ -180,6 +190,7 @@ def _open_split(config: DataConfig, split: str, splits: list[str]) -> ImageSourc
         num_examples=num_examples,
         streaming=config.streaming,
         description=f"{name} ({split})",
+        other_columns=others,
     )
 
 

@@ -148,13 +148,11 @@ def iterate_features(
         with evaluating(model), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             positions = batch.positions.to(device)
             pixels = prepare(batch.images.to(device), positions)  # (b, C, S, S)
-            noise = draw_input_noise(model, pixels, positions, seed) if noisy else None
-            if isinstance(model, DDAEModel):
-                pooled = _pool_taps(model, pixels, *chosen, noise)  # (b, L, T, C)
-            elif chosen[0] is not None:
-                pooled = _pool_blocks(model, pixels, *chosen, noise)  # (b, L, T, C)
-            else:
+            if chosen[0] is None:
                 pooled = pool_tokens(model, pixels)[:, None, None]  # (b, 1, 1, C)
+            else:
+                noise = draw_input_noise(model, pixels, positions, seed) if noisy else None
+                pooled = pool_features(model, pixels, *chosen, noise)  # (b, L, T, C)
         labels = None if batch.labels is None else batch.labels.cpu()
         yield Features(pooled.float().cpu(), labels, tuple(chosen[0] or [None]), tuple(chosen[1] or [None]))
 
@@ -274,6 +272,19 @@ def feature_choices(
         if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(possible):
             raise ValueError(f"{name}={chosen} is not possible; give different ones of {words}.")
     return layers, timesteps
+
+
+def pool_features(
+    model: PreTrainedModel,
+    pixels: torch.Tensor,
+    layers: Sequence[Any],
+    timesteps: Sequence[int],
+    noise: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Pooled features `(b, L, T, C)` of pixels `(b, C, S, S)`, of an l-DAE or a DDAE; narrower taps end in zeros."""
+    if isinstance(model, DDAEModel):
+        return _pool_taps(model, pixels, list(layers), list(timesteps), noise)
+    return _pool_blocks(model, pixels, layers, timesteps, noise)
 
 
 def _pool_taps(

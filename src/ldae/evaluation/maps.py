@@ -1,5 +1,6 @@
 """Features as maps: every patch's own, at its place, where `features` has their mean."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -45,20 +46,53 @@ def feature_map(
     ```
     """
     encoder: Any = model.ddae if isinstance(model, DDAEForPreTraining) else model
-    is_ddae = isinstance(encoder, DDAEModel)
-    if not is_ddae:
+    if not isinstance(encoder, DDAEModel):
         encoder = trunk_of(encoder)
     layers, timesteps = ([layer] if layer is not None else None), ([timestep] if timestep is not None else None)
-    (layer,), (timestep,) = feature_choices(encoder, layers, timesteps, noisy=False)
+    chosen = feature_choices(encoder, layers, timesteps, noisy=False)
     with evaluating(encoder):
-        if is_ddae:
-            found = encoder.features(pixels, [layer], [timestep], pool="none", interpolate_pos_encoding=True)
-            return map_of(found[layer][0].float(), *pixels.shape[2:])
-        shared_t = torch.tensor([timestep], device=pixels.device)
-        hidden = encoder(pixels, shared_t, output_hidden_states=[layer], interpolate_pos_encoding=True).hidden_states
-        tokens = hidden[layer].float()  # (B, N, F)
-        tokens = F.layer_norm(tokens, tokens.shape[-1:], eps=encoder.config.layer_norm_eps)
-    return map_of(tokens, *pixels.shape[2:])
+        (found,) = feature_maps(encoder, pixels, *chosen).values()
+    return found
+
+
+def feature_maps(
+    model: Any,
+    pixels: torch.Tensor,
+    layers: Sequence[Any],
+    timesteps: Sequence[int],
+    noise: torch.Tensor | None = None,
+) -> dict[tuple[Layer, int], torch.Tensor]:
+    """
+    Features of every place at several layers and time steps, by (layer, timestep).
+
+    Args:
+        model ([`LDAEModel`] or [`DDAEModel`]): In evaluation mode.
+        pixels (`torch.Tensor` of shape `(B, C, H, W)`): Images in [-1, 1].
+        layers, timesteps: As [`~ldae.evaluation.features.feature_choices`] gives them.
+        noise (`torch.Tensor`, *optional*): The eps to corrupt the input with; clean by default.
+
+    Returns:
+        `dict`: for each of `layers` at each of `timesteps` a `torch.FloatTensor` `(B, F, h, w)`.
+    """
+    height, width = pixels.shape[2:]
+    if isinstance(model, DDAEModel):
+        taps: Any = model.features(pixels, layers, timesteps, noise, "none", interpolate_pos_encoding=True)
+        return {
+            (layer, t): map_of(taps[layer][i].float(), height, width)
+            for layer in layers
+            for i, t in enumerate(timesteps)
+        }
+    found = {}
+    for t in timesteps:
+        shared_t = torch.tensor([t], device=pixels.device)
+        hidden = model(
+            pixels, shared_t, noise, output_hidden_states=list(layers), interpolate_pos_encoding=True
+        ).hidden_states
+        for layer in layers:
+            tokens = hidden[layer].float()  # (B, N, F)
+            tokens = F.layer_norm(tokens, tokens.shape[-1:], eps=model.config.layer_norm_eps)
+            found[layer, t] = map_of(tokens, height, width)
+    return {(layer, t): found[layer, t] for layer in layers for t in timesteps}
 
 
 def map_of(activation: torch.Tensor, height: int, width: int) -> torch.Tensor:

@@ -67,6 +67,7 @@ def upload_files(
     token: str | None,
     commit_message: str,
     tag: str | None = None,
+    repo_type: str = "model",
 ) -> str:
     """Uploads files of a folder in one commit; creates the repository and the branch where they are missing.
 
@@ -81,6 +82,7 @@ def upload_files(
         token: a write token; None takes the one that is logged in.
         commit_message: the commit's title.
         tag: a tag for the commit; refused before anything is sent where it exists. Default None: none.
+        repo_type: "model", "dataset" or "space".
 
     Returns:
         The address of the repository, or of the tag or the branch in it.
@@ -91,9 +93,8 @@ def upload_files(
         ConnectionError: the Hub cannot be reached.
     """
     try:
-        return _upload_files(
-            HfApi(token=token, library_name="ldae"), folder, files, repo_id, private, revision, commit_message, tag
-        )
+        api = HfApi(token=token, library_name="ldae")
+        return _upload_files(api, folder, files, repo_id, private, revision, commit_message, tag, repo_type)
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2"):  # huggingface_hub 1 and 2
             raise
@@ -109,26 +110,30 @@ def _upload_files(
     revision: str | None,
     commit_message: str,
     tag: str | None,
+    repo_type: str,
 ) -> str:
-    repo = api.create_repo(repo_id, private=private, exist_ok=True)
-    if tag is not None and tag in (known := [ref.name for ref in api.list_repo_refs(repo.repo_id).tags]):
+    repo = api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type)
+    refs = None if tag is None else api.list_repo_refs(repo.repo_id, repo_type=repo_type)
+    if refs is not None and tag in (known := [ref.name for ref in refs.tags]):
         raise ValueError(
             f"tag={tag!r} is taken: {repo.repo_id} has {', '.join(known)}. A release is never moved; choose another name."
         )
     if revision is not None:
-        api.create_branch(repo.repo_id, branch=revision, exist_ok=True)
+        api.create_branch(repo.repo_id, branch=revision, exist_ok=True, repo_type=repo_type)
     if CARD_FILE in files and is_sealed_card((Path(folder) / CARD_FILE).read_text(encoding="utf-8")):
         try:
-            published = Path(api.hf_hub_download(repo.repo_id, CARD_FILE, revision=revision))
+            published = Path(api.hf_hub_download(repo.repo_id, CARD_FILE, revision=revision, repo_type=repo_type))
         except EntryNotFoundError:
             published = None
         if published is not None and not is_sealed_card(published.read_text(encoding="utf-8")):
             print(f"The card of {repo.repo_id} was written or edited by hand and stays as it is.", file=sys.stderr)
             files = [path for path in files if path != CARD_FILE]
     operations = [CommitOperationAdd(path_in_repo=path, path_or_fileobj=Path(folder) / path) for path in files]
-    commit = api.create_commit(repo.repo_id, operations, commit_message=commit_message, revision=revision)
+    commit = api.create_commit(
+        repo.repo_id, operations, commit_message=commit_message, revision=revision, repo_type=repo_type
+    )
     if tag is not None:
-        api.create_tag(repo.repo_id, tag=tag, tag_message=commit_message, revision=commit.oid)
+        api.create_tag(repo.repo_id, tag=tag, tag_message=commit_message, revision=commit.oid, repo_type=repo_type)
     place = tag or revision
     return str(repo) if place is None else f"{repo}/tree/{place}"
 

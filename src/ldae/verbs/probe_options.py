@@ -61,6 +61,13 @@ def probe_parser(verb: str, description: str) -> argparse.ArgumentParser:
     """A parser with the options that all probes have."""
     parser = argparse.ArgumentParser(f"ldae {verb}", description=description, allow_abbrev=False)
     add_shared_options(parser)
+    add_feature_options(parser)
+    parser.add_argument("--forward_batch_size", type=int, default=256, help="images of a forward (default: 256)")
+    return parser
+
+
+def add_feature_options(parser: argparse.ArgumentParser) -> None:
+    """The options of every verb that reads features: where in the model, and how."""
     parser.add_argument(
         "--layers",
         help="blocks, counted from 1, such as 9,10,11, or taps of a DDAE (default: the model's feature layer)",
@@ -68,9 +75,7 @@ def probe_parser(verb: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument("--block_sweep", type=boolean, nargs="?", const=True, default=False, help="all blocks, E + D")
     parser.add_argument("--timesteps", help="time steps, such as 0,10,20,40,80 (default: the model's)")
     parser.add_argument("--noisy", type=boolean, nargs="?", const=True, default=False, help="corrupt the input at t")
-    parser.add_argument("--forward_batch_size", type=int, default=256, help="images of a forward (default: 256)")
     parser.add_argument("--mixed_precision", choices=("no", "bf16"), default="no", help="of the features")
-    return parser
 
 
 def add_memory_option(parser: argparse.ArgumentParser) -> None:
@@ -158,11 +163,9 @@ def open_inputs(options: argparse.Namespace, labelled: bool = True) -> ProbeInpu
         raise ValueError("probes run in one process; start this without `accelerate launch`, or with one process.")
     output_dir, checkpoint_name = results_place(options)
     data = data_config(options)
-    config = _load_config(options.checkpoint)
-    layers: tuple[Any, ...] | None = None
-    timesteps: tuple[int, ...] | None = None
+    config = load_config(options.checkpoint)
     if config.model_type != "ddae":
-        layers, timesteps = _choices(options, config)
+        block_choices(options, config)  # what is wrong with them is said before the images are opened
     train_source, test_source = open_probe_images(data)
     for source in (train_source, test_source):
         if labelled and source.label_column is None:
@@ -170,12 +173,7 @@ def open_inputs(options: argparse.Namespace, labelled: bool = True) -> ProbeInpu
 
     output_dir.mkdir(parents=True, exist_ok=True)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if config.model_type == "ddae":
-        model, own_layer = _open_ddae(options, config)
-        layers, timesteps = _ddae_choices(options, model, own_layer)
-    else:
-        cut: dict[str, Any] = {} if layers is None else {"num_hidden_layers": max(layers), "feature_layer": None}
-        model = AutoModel.from_pretrained(options.checkpoint, **cut)
+    model, layers, timesteps = load_encoder(options, config)
     model.to(device)
     return ProbeInputs(
         checkpoint=options.checkpoint,
@@ -191,6 +189,31 @@ def open_inputs(options: argparse.Namespace, labelled: bool = True) -> ProbeInpu
         output_dir=output_dir,
         checkpoint_name=checkpoint_name,
     )
+
+
+def load_encoder(
+    options: argparse.Namespace, config: PreTrainedConfig | None = None
+) -> tuple[Any, tuple[Any, ...] | None, tuple[int, ...] | None]:
+    """
+    The model, an l-DAE cut after the deepest block that is asked for, and the layers and time steps that are.
+
+    Raises:
+        ValueError: naming the option, its value and the remedy.
+    """
+    config = config or load_config(options.checkpoint)
+    if config.model_type == "ddae":
+        model, own_layer = _open_ddae(options, config)
+        return model, *_ddae_choices(options, model, own_layer)
+    layers, timesteps = block_choices(options, config)
+    cut: dict[str, Any] = {} if layers is None else {"num_hidden_layers": max(layers), "feature_layer": None}
+    return _load_model(options.checkpoint, **cut), layers, timesteps
+
+
+def _load_model(checkpoint: str, **fields: Any) -> Any:
+    try:
+        return AutoModel.from_pretrained(checkpoint, **fields)
+    except OSError as error:
+        raise ValueError(f"checkpoint={checkpoint!r} cannot be loaded: {error}") from error
 
 
 def results_place(options: argparse.Namespace) -> tuple[Path, str]:
@@ -272,16 +295,28 @@ def _as_text(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _load_config(checkpoint: str) -> PreTrainedConfig:
+def load_config(checkpoint: str) -> PreTrainedConfig:
+    """
+    A checkpoint's configuration.
+
+    Raises:
+        ValueError: where there is none.
+    """
     try:
         return AutoConfig.from_pretrained(checkpoint)
     except OSError as error:
         raise ValueError(f"checkpoint={checkpoint!r} cannot be loaded: {error}") from error
 
 
-def _choices(
+def block_choices(
     options: argparse.Namespace, config: PreTrainedConfig
 ) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
+    """
+    The blocks and time steps that are asked for of an l-DAE; `None` for other models.
+
+    Raises:
+        ValueError: where they do not exist, or are asked of a model that has none.
+    """
     layers, timesteps = numbers(options.layers, "layers"), numbers(options.timesteps, "timesteps")
     if config.model_type != "ldae":
         if layers or timesteps or options.block_sweep or options.noisy:
@@ -303,10 +338,10 @@ def _choices(
 
 def _open_ddae(options: argparse.Namespace, config: Any) -> tuple[Any, str]:
     """The encoder, up to the last block of all that are saved where blocks are to be chosen, and its own tap."""
-    model = AutoModel.from_pretrained(options.checkpoint)
+    model = _load_model(options.checkpoint)
     own_layer = model.config.feature_layer
     if "DDAEForPreTraining" in (config.architectures or []) and (options.layers or options.block_sweep):
-        model = AutoModel.from_pretrained(options.checkpoint, feature_layer="last")
+        model = _load_model(options.checkpoint, feature_layer="last")
     return model, own_layer
 
 

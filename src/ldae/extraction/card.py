@@ -1,0 +1,104 @@
+"""The dataset card of a feature table: what the features are, how to open them, what is not in them."""
+
+from pathlib import Path
+from typing import Any
+
+from ldae.hub.upload import CARD_FILE, is_sealed_card, seal_card
+from ldae.whole_file import write_whole
+
+from .folder import DATA_FOLDER
+
+
+LISTED = 20  # unreadable images that the card names; extraction.json names all
+SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+
+
+def write_dataset_card(folder: Path, noted: dict[str, Any], repo_id: str | None = None) -> bool:
+    """
+    Write the README.md of a feature table, unless a person has written or edited it.
+
+    Args:
+        folder (`Path`): The table's.
+        noted (`dict`): What its `extraction.json` says.
+        repo_id (`str`, *optional*): Where it is pushed to, for the lines that open it.
+
+    Returns:
+        `bool`: whether the card was written.
+    """
+    path = folder / CARD_FILE
+    if path.is_file() and not is_sealed_card(path.read_text(encoding="utf-8")):
+        return False
+    write_whole(path, seal_card(render_dataset_card(noted, repo_id or folder.name)))
+    return True
+
+
+def render_dataset_card(noted: dict[str, Any], name: str) -> str:
+    """The card's text, with the metadata that `datasets` and the Hub read."""
+    features = [column for column in noted["columns"] if column.startswith("features")]
+    size = next((words for below, words in SIZES if noted["rows"] < below), "n>1M")
+    first = features[0]
+    choices = [
+        ("model", f"`{noted['checkpoint']}`" if "checkpoint" in noted else None),
+        ("images", noted["source"]),
+        ("layers", _listed(noted["layers"])),
+        ("time steps", _listed(noted["timesteps"])),
+        ("input", None if noted["layers"] is None else f"noisy, seed {noted['seed']}" if noted["noisy"] else "clean"),
+        ("pooling", "the mean over places" if noted["pool"] == "mean" else "none: the features of all places"),
+        ("computed in", noted["compute_dtype"]),
+    ]
+    lines = [
+        "---",
+        "configs:",
+        "- config_name: default",
+        "  data_files:",
+        f"  - split: {noted['split']}",
+        f"    path: {DATA_FOLDER}/*.parquet",
+        f"size_categories:\n- {size}",
+        "tags:\n- ldae\n- image-features\n- embeddings",
+        "---",
+        "",
+        f"# Features of {noted['source']}",
+        "",
+        f"{noted['rows']:,} rows, one for each image that could be read.",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {what} | {value} |" for what, value in choices if value is not None),
+        "",
+        "| column | type |",
+        "|---|---|",
+        *(f"| `{column}` | `{kind}` |" for column, kind in noted["columns"].items()),
+        "",
+        _rows_in_words(noted),
+        "",
+        "```python",
+        "from datasets import load_dataset",
+        "",
+        f'table = load_dataset("{name}", split="{noted["split"]}").with_format("torch")',
+        f'table[0]["{first}"]',
+        "```",
+        "",
+    ]
+    if noted["skipped"]:
+        lines += [f"## Not in the table\n\n{len(noted['skipped']):,} images could not be read:", ""]
+        lines += [f"- {describe_skip(skip, noted)}" for skip in noted["skipped"][:LISTED]]
+        more = len(noted["skipped"]) - LISTED
+        lines += [f"- and {more:,} more, named in `extraction.json`"] if more > 0 else []
+        lines += [""]
+    return "\n".join(lines)
+
+
+def describe_skip(skip: dict[str, Any], noted: dict[str, Any]) -> str:
+    """An unreadable image in words: its row, its name where it has one, and the reason."""
+    place = f"row {skip['row']}" + (f" of part {skip['shard']}" if noted["streaming"] else "")
+    return place + (f", `{skip['file_name']}`" if skip["file_name"] is not None else "") + f": {skip['reason']}"
+
+
+def _rows_in_words(noted: dict[str, Any]) -> str:
+    if noted["streaming"]:
+        return "`row` counts the images within `shard`, a part (mostly a file) of the data set."
+    return "`row` is the image's row in the data set."
+
+
+def _listed(values: list[Any] | None) -> str | None:
+    return None if values is None else ", ".join(map(str, values))

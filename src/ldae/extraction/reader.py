@@ -1,0 +1,137 @@
+"""From prepared images to the columns of a table: which features of a model are read, and what they are called."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ldae.evaluation.features import (
+    Layer,
+    draw_input_noise,
+    evaluating,
+    feature_choices,
+    pool_features,
+    pool_tokens,
+)
+from ldae.evaluation.maps import feature_maps
+
+
+FEATURES = "features"  # the column where there is one; of several, what their names begin with
+POOLS = ("mean", "none")
+
+
+@dataclass(frozen=True)
+class FeatureColumn:
+    """A column of features: of which layer, at which time step (`None` for models without), of which shape a row."""
+
+    layer: Layer | None
+    timestep: int | None
+    shape: tuple[int, ...]
+
+
+class FeatureReader:
+    """
+    Reads features of a model as named columns.
+
+    One choice of layer and time step is the column `features`; of several, each has its own, such as
+    `features_layer6_t10` or `features_up_blocks_0_resnets_1_t11`.
+
+    Args:
+        model (`PreTrainedModel`): [`LDAEModel`], [`LDAEForPreTraining`], [`DDAEModel`] or any model of `AutoModel`.
+        pixels (`torch.Tensor` of shape `(1, C, S, S)`): Any one prepared image, from which the shapes are found.
+        layers, timesteps: As of [`~ldae.evaluation.features.extract_features`].
+        noisy (`bool`, defaults to `False`): Whether the input is corrupted, as a function of `seed` and each row.
+        seed (`int`, defaults to 0): Of that noise.
+        pool (`str`, defaults to `"mean"`): `"mean"` for one vector an image; `"none"` for all places: a map `(F, h, w)`, of
+            other models `last_hidden_state` as it is.
+        use_pooler (`bool`, defaults to `True`): Whether the `pooler_output` of another model is its vector, where it has
+            one, or the mean of its tokens.
+        dtype (`torch.dtype`, *optional*): Of autocast; by default none, float32.
+
+    Raises:
+        ValueError: for a layer, a time step or a `pool` that does not exist, or is no choice of this model.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from ldae import LDAEConfig, LDAEModel
+    >>> from ldae.extraction.reader import FeatureReader
+    >>> model = LDAEModel(LDAEConfig.from_size("nano", image_size=16, patch_size=4, latent_dim=8))
+    >>> reader = FeatureReader(model, torch.zeros(1, 3, 16, 16), timesteps=[0, 20])
+    >>> {name: tuple(values.shape) for name, values in reader(torch.zeros(5, 3, 16, 16), torch.arange(5)).items()}
+    {'features_layer2_t0': (5, 128), 'features_layer2_t20': (5, 128)}
+
+    ```
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        pixels: torch.Tensor,
+        *,
+        layers: Sequence[Layer] | None = None,
+        timesteps: Sequence[int] | None = None,
+        noisy: bool = False,
+        seed: int = 0,
+        pool: str = "mean",
+        use_pooler: bool = True,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if pool not in POOLS:
+            raise ValueError(f"pool={pool!r} is unknown; choose 'mean' or 'none'.")
+        self.model: Any = model
+        self.noisy, self.seed, self.pool, self.use_pooler, self.dtype = noisy, seed, pool, use_pooler, dtype
+        self.layers, self.timesteps = feature_choices(model, layers, timesteps, noisy)
+        found = self._read(pixels, torch.zeros(1, dtype=torch.int64, device=pixels.device))
+        several = len(found) > 1
+        self.names = {choice: self._name(*choice) if several else FEATURES for choice in found}
+        self.columns = {
+            self.names[layer, timestep]: FeatureColumn(layer, timestep, tuple(values.shape[1:]))
+            for (layer, timestep), values in found.items()
+        }
+
+    def __call__(self, pixels: torch.Tensor, positions: torch.Tensor) -> dict[str, torch.Tensor]:
+        """
+        Read the features of a batch.
+
+        Args:
+            pixels (`torch.Tensor` of shape `(b, C, S, S)`): As the model takes them, on its device.
+            positions (`torch.LongTensor` of shape `(b,)`): Their rows, on which noise depends.
+
+        Returns:
+            `dict[str, torch.Tensor]`: by name of the column, `(b, *shape)`.
+        """
+        return {self.names[choice]: values for choice, values in self._read(pixels, positions).items()}
+
+    def _read(self, pixels: torch.Tensor, positions: torch.Tensor) -> dict[Any, torch.Tensor]:
+        with evaluating(self.model), torch.autocast(pixels.device.type, self.dtype, enabled=self.dtype is not None):
+            if self.layers is None:
+                if self.pool == "mean":
+                    return {(None, None): pool_tokens(self.model, pixels, use_pooler=self.use_pooler)}
+                return {(None, None): self.model(pixel_values=pixels).last_hidden_state}
+            noise = draw_input_noise(self.model, pixels, positions, self.seed) if self.noisy else None
+            if self.pool == "none":
+                return dict(feature_maps(self._trunk, pixels, self.layers, self.timesteps, noise))
+            pooled = pool_features(self.model, pixels, self.layers, self.timesteps, noise)  # (b, L, T, C)
+        return {
+            (layer, t): pooled[:, i, j, : self._width(layer)]
+            for i, layer in enumerate(self.layers)
+            for j, t in enumerate(self.timesteps)
+        }
+
+    @property
+    def _trunk(self) -> Any:
+        return getattr(self.model, "ldae", self.model)
+
+    def _width(self, layer: Any) -> int | None:
+        """Features of a tap, which may be fewer than the widest one's."""
+        shape = getattr(self.model, "feature_layers", {}).get(layer)
+        return None if shape is None else shape[0] if len(shape) == 3 else shape[-1]
+
+    @staticmethod
+    def _name(layer: Any, timestep: Any) -> str:
+        place = f"layer{layer}" if isinstance(layer, int) else layer.replace(".", "_")
+        return f"{FEATURES}_{place}_t{timestep}"

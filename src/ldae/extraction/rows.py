@@ -1,0 +1,253 @@
+"""The rows of a data set in the pieces that shards are made of: read undecoded, decoded in workers, none lost or doubled."""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.utils.data
+from datasets import Features, Value
+
+from ldae.data import ImageSource, UnreadableImageError, decode_image, prepare_images
+from ldae.data.batch import CONVERTED, SKIPPED
+from ldae.data.decode import decode_whole_image
+from ldae.data.stream import ROWS_PER_READ
+
+
+ROW, SHARD, FILE_NAME = "row", "shard", "file_name"
+Shard = tuple[int, int]  # part of the data set (always 0 where it is not streamed), number of the shard in the part
+
+
+@dataclass(frozen=True)
+class CroppedPixels:
+    """Records as l-DAE and DDAE see them: uint8 `(C, S, S)`, shortest edge to S, centre crop."""
+
+    num_channels: int
+    size: int
+
+    def __call__(self, record: Any) -> tuple[np.ndarray, tuple[str, ...]]:
+        """The pixels of a record, and what was converted."""
+        return decode_image(record, self.num_channels, self.size)
+
+    def __str__(self) -> str:
+        return f"centre crop, {self.num_channels} x {self.size} x {self.size}"
+
+
+@dataclass(frozen=True)
+class ProcessedPixels:
+    """Records as another model's own image processor makes them, float32 `(C, S, S)`."""
+
+    processor: Any
+    num_channels: int = 3
+
+    def __call__(self, record: Any) -> tuple[np.ndarray, tuple[str, ...]]:
+        """The pixels of a record, and what was converted."""
+        image, notes = decode_whole_image(record, self.num_channels)
+        return self.processor(images=image, return_tensors="np")["pixel_values"][0], notes
+
+    def __str__(self) -> str:
+        settings = hashlib.sha256(self.processor.to_json_string().encode()).hexdigest()
+        return f"{type(self.processor).__name__} {settings[:16]}"
+
+
+Pixels = CroppedPixels | ProcessedPixels
+
+
+def model_input(images: torch.Tensor) -> torch.Tensor:
+    """What `Pixels` made, `(b, C, S, S)`, as the model takes it: uint8 becomes [-1, 1]."""
+    if images.dtype != torch.uint8:
+        return images
+    return prepare_images(images, torch.arange(len(images)), 0, image_size=images.shape[-1])
+
+
+@dataclass
+class Piece:
+    """
+    Some rows of one shard, in order.
+
+    Args:
+        shard (`Shard`): Which one.
+        num_rows (`int`): Rows that were read, readable or not.
+        images (`torch.Tensor` of shape `(b, C, S, S)`, *optional*): The readable ones; `None` where there are none.
+        positions (`torch.LongTensor` of shape `(b,)`): What noise is keyed on: the row, and of a stream its part too.
+        table (`pa.Table`): Their b rows of metadata.
+        skipped (`list`): Of each unreadable one its row, its name and the reason.
+        counts (`Counter`): What was converted or skipped.
+        ends_shard, ends_part (`bool`): Whether the shard, and the part of the data set, end here.
+    """
+
+    shard: Shard
+    num_rows: int
+    images: torch.Tensor | None
+    positions: torch.Tensor
+    table: pa.Table
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    ends_shard: bool = False
+    ends_part: bool = False
+
+    def pin_memory(self) -> "Piece":
+        """Moves the images to page-locked memory; torch's loader calls it where there is a GPU."""
+        if self.images is not None:
+            self.images = self.images.pin_memory()
+        return self
+
+
+class RowReader:
+    """
+    Undecoded rows to pieces: what both kinds of data set have in common.
+
+    Args:
+        source ([`~ldae.data.ImageSource`]): With `other_columns` that the table keeps.
+        pixels (`Pixels`): Makes pixels of a record.
+        named (`bool`): Whether the records have names, which the table keeps as `file_name`.
+        root (`str`, *optional*): Folder that names are relative to.
+    """
+
+    def __init__(self, source: ImageSource, pixels: Pixels, *, named: bool, root: str | None = None) -> None:
+        self.source, self.pixels, self.named = source, pixels, named
+        self.root = None if root is None else os.path.abspath(os.path.expanduser(root))
+        kept = [source.label_column] if source.label_column is not None else []
+        kept += source.other_columns
+        own = {ROW: Value("int64")}
+        own |= {SHARD: Value("int64")} if source.streaming else {}
+        own |= {FILE_NAME: Value("string")} if named else {}
+        self.kept = {name: f"source_{name}" if name in own else name for name in kept}
+        given = source.dataset.features or {}
+        self.features = Features(own | {new: given[name] for name, new in self.kept.items()})
+
+    def piece(self, shard: Shard, first: int, table: pa.Table) -> Piece:
+        """The rows of an Arrow table, of which the first is row `first` of the part."""
+        records = table.column(self.source.image_column).to_pylist()
+        counts: Counter[str] = Counter()
+        images, kept, names, skipped = [], [], [], []
+        for i, record in enumerate(records):
+            name = self._name_of(record)
+            try:
+                image, notes = self.pixels(record)
+            except UnreadableImageError as error:
+                counts[f"{SKIPPED} {error.reason}"] += 1
+                skipped.append({SHARD: shard[0], ROW: first + i, FILE_NAME: name, "reason": error.reason})
+                continue
+            counts.update(f"{CONVERTED} {note}" for note in notes)
+            images.append(image)
+            kept.append(i)
+            names.append(name)
+        rows = first + np.array(kept, dtype=np.int64)
+        return Piece(
+            shard=shard,
+            num_rows=len(records),
+            images=torch.from_numpy(np.stack(images)) if images else None,  # (b, C, S, S)
+            positions=torch.from_numpy(rows + (shard[0] << 32)),  # (b,)
+            table=self._metadata(shard, rows, names, table.select(list(self.kept)).take(pa.array(kept, pa.int64()))),
+            skipped=skipped,
+            counts=counts,
+        )
+
+    def _metadata(self, shard: Shard, rows: np.ndarray, names: list[str | None], table: pa.Table) -> pa.Table:
+        columns = {ROW: pa.array(rows), SHARD: pa.array(np.full(len(rows), shard[0]))}
+        columns[FILE_NAME] = pa.array(names, pa.string())
+        columns |= {new: table.column(name) for name, new in self.kept.items()}
+        schema = pa.schema(list(self.features.arrow_schema))
+        return pa.Table.from_arrays(
+            [columns[name].cast(schema.field(name).type) for name in schema.names], schema=schema
+        )
+
+    def _name_of(self, record: Any) -> str | None:
+        path = record.get("path") if isinstance(record, dict) else None
+        if path is None or not os.path.isabs(path):
+            return path
+        inside = None if self.root is None else os.path.relpath(path, self.root)
+        return Path(path).name if inside is None or inside.startswith("..") else Path(inside).as_posix()
+
+
+class StoredPieces(torch.utils.data.Dataset[Piece]):
+    """
+    Pieces of a data set that is read in any order, by (number of the shard, its rows, whether it ends with them).
+
+    Args:
+        reader ([`RowReader`]): Makes them.
+    """
+
+    def __init__(self, reader: RowReader) -> None:
+        self.reader = reader
+
+    def __getitem__(self, task: tuple[int, range, bool]) -> Piece:
+        number, rows, ends_shard = task
+        table = self.reader.source.dataset[list(rows)]
+        piece = self.reader.piece((0, number), rows.start, table)
+        piece.ends_shard = ends_shard
+        return piece
+
+
+class StreamedPieces(torch.utils.data.IterableDataset[Piece]):
+    """
+    Pieces of a stream. Its parts (files, for most formats) are dealt out to processes where there are enough of them; else
+    all processes read all parts, and deal out their shards. The parts of a process are dealt out to its workers.
+
+    Args:
+        reader ([`RowReader`]): Makes them.
+        rows_per_shard, batch_size (`int`): Rows of a shard, and of a piece.
+        finished (`Collection[Shard]`): Shards that are written already: their rows are not decoded.
+        finished_parts (`Collection[int]`): Parts of which all is written: they are not read.
+        rank, world_size (`int`): This process and the number of processes.
+    """
+
+    def __init__(
+        self,
+        reader: RowReader,
+        *,
+        rows_per_shard: int,
+        batch_size: int,
+        finished: Collection[Shard],
+        finished_parts: Collection[int],
+        rank: int,
+        world_size: int,
+    ) -> None:
+        super().__init__()
+        self.reader, self.rows_per_shard, self.batch_size = reader, rows_per_shard, batch_size
+        self.finished, self.rank, self.world_size = frozenset(finished), rank, world_size
+        self.num_parts = reader.source.dataset.num_shards
+        self.by_parts = self.num_parts >= world_size
+        parts = range(rank, self.num_parts, world_size) if self.by_parts else range(self.num_parts)
+        self.parts = [part for part in parts if part not in finished_parts]
+
+    def __iter__(self) -> Iterator[Piece]:
+        info = torch.utils.data.get_worker_info()
+        worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
+        for part in self.parts[worker::num_workers]:
+            yield from self._pieces_of(part)
+
+    def _pieces_of(self, part: int) -> Iterator[Piece]:
+        first = 0
+        for table, ends_part in self._batches_of(part):
+            number, offset = divmod(first, self.rows_per_shard)
+            if self._is_mine(part, number):
+                piece = self.reader.piece((part, number), first, table)
+                piece.ends_part = ends_part
+                piece.ends_shard = ends_part or offset + len(table) == self.rows_per_shard
+                yield piece
+            first += len(table)
+
+    def _is_mine(self, part: int, number: int) -> bool:
+        return (part, number) not in self.finished and (self.by_parts or number % self.world_size == self.rank)
+
+    def _batches_of(self, part: int) -> Iterator[tuple[pa.Table, bool]]:
+        """Undecoded rows, as many as a piece holds and never of two shards, and whether they are the part's last."""
+        rows = self.reader.source.dataset.shard(self.num_parts, part).with_format("arrow").iter(ROWS_PER_READ)
+        held: pa.Table | None = None
+        begun = 0
+        for table in rows:
+            held = table if held is None else pa.concat_tables([held, table])
+            while len(held) > (size := min(self.batch_size, self.rows_per_shard - begun % self.rows_per_shard)):
+                yield held.slice(0, size), False  # more rows than this piece takes, so it is not the last
+                held, begun = held.slice(size), begun + size
+        if held is None:
+            held = self.reader.source.dataset.features.arrow_schema.empty_table()
+        yield held, True

@@ -1,0 +1,280 @@
+"""Features of a whole data set as a table, [`extract_table`]: over several processes, resumed after a kill, in constant memory."""
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from ldae.data import ImageSource
+from ldae.data.latents import hash_source
+from ldae.data.loader import make_torch_loader
+
+from .folder import FeatureFolder, ShardWriter, choose_rows_per_shard, read_identity, table_features
+from .reader import FeatureReader
+from .rows import CroppedPixels, Piece, Pixels, RowReader, Shard, StoredPieces, StreamedPieces, model_input
+
+
+DTYPES = ("float32", "float16")
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """
+    What [`extract_table`] did.
+
+    Attributes:
+        folder (`Path`): The table's.
+        noted (`dict`): What `extraction.json` says: settings, `rows`, `skipped` (row, name and reason of each image that
+            could not be read), `counts` of conversions.
+        images (`int`): Images whose features this process computed now; 0 where the table was complete.
+        seconds (`float`): How long that took.
+    """
+
+    folder: Path
+    noted: dict[str, Any]
+    images: int
+    seconds: float
+
+
+def extract_table(
+    reader: FeatureReader,
+    source: ImageSource,
+    folder: str | os.PathLike[str],
+    *,
+    pixels: Pixels | None = None,
+    settings: dict[str, Any] | None = None,
+    notes: dict[str, Any] | None = None,
+    root: str | None = None,
+    dtype: str = "float32",
+    batch_size: int = 256,
+    rows_per_shard: int | None = None,
+    num_workers: int = 0,
+    on_images: Callable[[int], object] | None = None,
+) -> Extraction:
+    """
+    Write features and metadata of every readable image of a source as a table of parquet files.
+
+    Every process of a launch calls it (the folder must be one that all of them see); each writes its share of shards. A
+    shard appears whole or not at all. The same call again skips what is written and computes what is missing, with any
+    number of processes, batch size and workers; on a complete table it changes nothing.
+
+    Args:
+        reader ([`~ldae.extraction.reader.FeatureReader`]): Which features; its model is on the device to compute on.
+        source ([`~ldae.data.ImageSource`]): The images; its `other_columns` are kept in the table. Streamed or not.
+        folder (`str` or path): Made where it is missing.
+        pixels (`Pixels`, *optional*): How records become pixels; by default the centre at the model's size, in [-1, 1].
+        settings (`dict`, *optional*): Of JSON types, to note in `extraction.json`. A later call with other ones, or with
+            another model, other images or columns, is refused.
+        notes (`dict`, *optional*): The same, but a later call may have others: where the model and the images lie.
+        root (`str`, *optional*): Folder that the names of image files are relative to.
+        dtype (`str`, defaults to `"float32"`): Of the stored features; `"float16"` takes half the space.
+        batch_size (`int`, defaults to 256): Images of a forward.
+        rows_per_shard (`int`, *optional*): By default a 64th of the rows, 256 to 8,192, and at most 256 MiB of features. What a
+            kill can cost each process is one shard. A folder that was begun keeps its own.
+        num_workers (`int`, defaults to 0): Worker processes of each process that decode; of a stream one for each of its
+            files at most.
+        on_images (`Callable[[int], object]`, *optional*): Told how many rows were done, now and then.
+
+    Returns:
+        [`Extraction`]. `datasets.load_dataset(folder)` opens the table. Its columns are `row` (of a stream counted within
+        its part, `shard`), `file_name` where images have names, labels and other columns, and the reader's.
+
+    Raises:
+        ValueError: where the folder holds something else, or features with other settings, or no image can be read.
+
+    Example:
+
+    ```python
+    >>> import tempfile
+    >>> import torch
+    >>> from datasets import load_dataset
+    >>> from ldae import LDAEConfig, LDAEModel
+    >>> from ldae.data import DataConfig, open_images
+    >>> from ldae.extraction.reader import FeatureReader
+    >>> from ldae.extraction.table import extract_table
+    >>> model = LDAEModel(LDAEConfig.from_size("nano", image_size=16, patch_size=4, latent_dim=8))
+    >>> reader = FeatureReader(model, torch.zeros(1, 3, 16, 16))
+    >>> folder = tempfile.mkdtemp()
+    >>> extract_table(reader, open_images(DataConfig("digits"), "test"), folder).images
+    360
+    >>> load_dataset("parquet", data_dir=folder, cache_dir=folder + "/.cache")["test"].column_names
+    ['row', 'label', 'features']
+
+    ```
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r} is unknown; choose one of {', '.join(DTYPES)}.")
+    for name, value in {"batch_size": batch_size, "rows_per_shard": rows_per_shard}.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value} is not possible; give 1 or more.")
+    state = PartialState()
+    pixels = pixels or CroppedPixels(reader.model.config.num_channels, reader.model.config.image_size)
+    rows = RowReader(source, pixels, named=_first_name(source) is not None, root=root)
+    features = table_features(rows.features, reader.columns, dtype)
+    place = FeatureFolder(Path(folder), _split_name(source), source.streaming)
+    with state.main_process_first():
+        begun = place.path.is_dir() and any(place.path.glob("extraction.json"))
+        chosen = read_identity(place.path)["rows_per_shard"] if begun and rows_per_shard is None else rows_per_shard
+        chosen = chosen or choose_rows_per_shard(reader.columns, dtype, source.num_examples)
+        identity = {
+            **(settings or {}),
+            "model": hash_model(reader.model),
+            "pixels": str(pixels),
+            "images": None if source.streaming else hash_source(source),
+            "streaming": source.streaming,
+            "num_examples": source.num_examples,
+            "num_parts": source.dataset.num_shards if source.streaming else 1,
+            "split": place.split,
+            "columns": {name: str(kind) for name, kind in features.items()},
+            "layers": None if reader.layers is None else list(reader.layers),
+            "timesteps": None if reader.timesteps is None else list(reader.timesteps),
+            "noisy": reader.noisy,
+            "seed": reader.seed,
+            "pool": reader.pool,
+            "compute_dtype": "float32" if reader.dtype is None else str(reader.dtype).removeprefix("torch."),
+            "rows_per_shard": chosen,
+        }
+        place.claim(identity, {"source": source.description, **(notes or {})})
+    finished = broadcast_object_list([place.finished()])[0]  # as the main process sees it: all divide the same rest
+    begun_at = time.perf_counter()
+    pieces = _pieces(rows, finished, chosen, batch_size, num_workers, state)
+    device = next(reader.model.parameters()).device
+    images = _write(pieces, reader, place, features, device, on_images)
+    seconds = time.perf_counter() - begun_at
+    state.wait_for_everyone()
+    if state.is_main_process:
+        noted = _conclude(place, finished, chosen, source)
+    state.wait_for_everyone()
+    return Extraction(place.path, noted if state.is_main_process else read_identity(place.path), images, seconds)
+
+
+def hash_model(model: torch.nn.Module) -> str:
+    """A short name of everything that a model's features depend on: its configuration and its weights."""
+    config: Any = model.config
+    fields = {name: value for name, value in config.to_dict().items() if not name.startswith(("_", "transformers"))}
+    digest = hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def _split_name(source: ImageSource) -> str:
+    """Of the files: the source's split where that is a plain name, which `load_dataset` then finds it by."""
+    found = re.search(r"\(([A-Za-z_]\w*)\)$", source.description)
+    return "train" if found is None else found[1]
+
+
+def _first_name(source: ImageSource) -> str | None:
+    if source.streaming:
+        first: Any = next(iter(source.dataset), {})
+        record = first.get(source.image_column)
+    else:
+        record = source.dataset[:1].column(source.image_column).to_pylist()[0]
+    return record.get("path") if isinstance(record, dict) else None
+
+
+def _pieces(
+    rows: RowReader,
+    finished: dict[Shard, dict[str, Any]],
+    rows_per_shard: int,
+    batch_size: int,
+    num_workers: int,
+    state: PartialState,
+) -> Iterable[Piece]:
+    """This process's rows that are not in the table yet."""
+    rank, world_size = state.process_index, state.num_processes
+    if rows.source.streaming:
+        stream = StreamedPieces(
+            rows,
+            rows_per_shard=rows_per_shard,
+            batch_size=batch_size,
+            finished=finished,
+            finished_parts=complete_parts(finished),
+            rank=rank,
+            world_size=world_size,
+        )
+        return make_torch_loader(stream, min(num_workers, len(stream.parts)))  # type: ignore[arg-type]
+    shards = shard_ranges(len(rows.source.dataset), rows_per_shard)
+    missing = [number for number in range(len(shards)) if (0, number) not in finished]
+    tasks = [
+        (number, part, part.stop == shards[number].stop)
+        for number in missing[rank::world_size]
+        for part in _split(shards[number], batch_size)
+    ]
+    return make_torch_loader(StoredPieces(rows), num_workers, tasks)  # type: ignore[arg-type]
+
+
+def shard_ranges(count: int, rows_per_shard: int) -> list[range]:
+    """Which rows each shard covers."""
+    return [range(i, min(i + rows_per_shard, count)) for i in range(0, count, rows_per_shard)]
+
+
+def complete_parts(finished: dict[Shard, dict[str, Any]]) -> set[int]:
+    """Parts of a stream of which all shards are written, up to the one with which the part ends."""
+    ends = {part: number for (part, number), said in finished.items() if said["ends_part"]}
+    return {part for part, last in ends.items() if all((part, number) in finished for number in range(last))}
+
+
+def _split(rows: range, size: int) -> Iterator[range]:
+    return (rows[i : i + size] for i in range(0, len(rows), size))
+
+
+def _write(
+    pieces: Iterable[Piece],
+    reader: FeatureReader,
+    place: FeatureFolder,
+    features: Any,
+    device: torch.device,
+    on_images: Callable[[int], object] | None,
+) -> int:
+    """Compute and write; a worker's shard is open until its last piece has come. Returns the number of images."""
+    images = 0
+    writers: dict[Shard, ShardWriter] = {}
+    try:
+        for piece in pieces:
+            if piece.shard not in writers:
+                writers[piece.shard] = ShardWriter(place.shard_path(piece.shard), features, reader.columns)
+            values = {}
+            if piece.images is not None:
+                batch = model_input(piece.images.to(device, non_blocking=True))  # (b, C, S, S)
+                values = reader(batch, piece.positions.to(device))
+                images += len(batch)
+            writers[piece.shard].add(piece, values)
+            if piece.ends_shard:
+                writers.pop(piece.shard).finish(piece.ends_part)
+            if on_images is not None:
+                on_images(piece.num_rows)
+    finally:
+        for writer in writers.values():
+            writer.discard()
+    return images
+
+
+def _conclude(
+    place: FeatureFolder, finished: dict[Shard, dict[str, Any]], rows_per_shard: int, source: ImageSource
+) -> dict[str, Any]:
+    noted = read_identity(place.path)
+    now = place.finished()
+    if source.streaming:
+        missing = sorted(set(range(source.dataset.num_shards)) - complete_parts(now))
+    else:
+        expected = len(shard_ranges(len(source.dataset), rows_per_shard))
+        missing = [number for number in range(expected) if (0, number) not in now]
+    if missing:
+        raise ValueError(
+            f"{place.path}: shards {missing[:5]} of {source.description} are missing after all processes have ended; do "
+            "all of them see this folder? The same command goes on."
+        )
+    if not any(said["kept"] for said in now.values()):
+        raise ValueError(f"{source.description}: none of its images can be read.")
+    return noted if now.keys() == finished.keys() and "rows" in noted else place.conclude(list(now.values()))

@@ -1,0 +1,61 @@
+"""A picture of what a search found: the image that was asked for, then its neighbours, each with a line or two."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import PIL.Image
+import torch
+from PIL import ImageDraw, ImageFont
+
+from ldae.reports.samples import BACKGROUND, GAP, INK
+
+
+SIDE = 128  # of a shown image, in pixels
+TEXT_SIZE = 13
+
+
+def neighbour_picture(images: Sequence[torch.Tensor | None], captions: Sequence[Sequence[str]]) -> PIL.Image.Image:
+    """
+    Draw images side by side, with their captions below.
+
+    Args:
+        images (`Sequence[torch.ByteTensor]` of shape `(C, S, S)`): With one or three channels, of any sizes; `None` where there is
+            nothing to show.
+        captions (`Sequence[Sequence[str]]`): The lines of each; one that is too wide is cut.
+
+    Returns:
+        `PIL.Image.Image`.
+
+    Raises:
+        ValueError: where there are no images, or not as many captions.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from ldae.reports.neighbours import neighbour_picture
+    >>> neighbour_picture([torch.zeros(3, 16, 16, dtype=torch.uint8), None], [["asked for"], ["1.00", "cat"]]).size
+    (268, 176)
+
+    ```
+    """
+    if not images or len(images) != len(captions):
+        raise ValueError(f"{len(images)} images and {len(captions)} captions; give as many, and at least one.")
+    font = ImageFont.load_default(TEXT_SIZE)
+    line_height = TEXT_SIZE + 5
+    height = GAP + SIDE + GAP + line_height * max(map(len, captions)) + GAP
+    canvas = PIL.Image.new("RGB", (GAP + len(images) * (SIDE + GAP), height), BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+    for i, (image, lines) in enumerate(zip(images, captions, strict=True)):
+        left = GAP + i * (SIDE + GAP)
+        if image is not None:
+            array = np.ascontiguousarray(image.expand(3, -1, -1).permute(1, 2, 0).cpu().numpy())  # (S, S, 3)
+            large = array.shape[0] > SIDE
+            resampling = PIL.Image.Resampling.LANCZOS if large else PIL.Image.Resampling.NEAREST
+            canvas.paste(PIL.Image.fromarray(array).resize((SIDE, SIDE), resampling), (left, GAP))
+        for j, line in enumerate(lines):
+            shown = line
+            while shown and font.getlength(shown) > SIDE:
+                shown = shown.rstrip("…")[:-1] + "…" if len(shown) > 1 else ""
+            draw.text((left, GAP + SIDE + GAP + j * line_height), shown, INK, font)
+    return canvas

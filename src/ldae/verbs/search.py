@@ -1,0 +1,142 @@
+"""`ldae search FOLDER IMAGE`: the images of an indexed feature table that are nearest to an image."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldae.data import DataConfig, UnreadableImageError, decode_image, open_images
+from ldae.extraction.folder import read_identity
+from ldae.extraction.index import indexed_column, nearest_rows, undecoded_images
+from ldae.extraction.reader import FeatureReader
+from ldae.extraction.rows import FILE_NAME, ROW, SHARD, Pixels, model_input
+from ldae.extraction.table import hash_model
+from ldae.reports.neighbours import SIDE, neighbour_picture
+from ldae.verbs.extract_features import open_reader
+from ldae.verbs.probe_options import table
+
+
+PICTURE = "pictures/search.png"
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The options of the verb."""
+    parser = argparse.ArgumentParser(
+        "ldae search",
+        description="Find the images of a feature table (extract_features --index) that are nearest to an image, by the "
+        "model that made the table. Prints their scores, of the default index cosine similarities, and draws them where "
+        "the data set can be found again.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("folder", help="of a feature table with an index")
+    parser.add_argument("image", help="an image file")
+    parser.add_argument("--k", type=int, default=5, help="how many (default: 5)")
+    parser.add_argument("--column", help="the indexed column, where the table has several of features")
+    parser.add_argument("--checkpoint", help="the model, if it has moved (default: where extract_features found it)")
+    parser.add_argument(
+        "--dataset", help="the images, if they have moved (default: where extract_features found them)"
+    )
+    parser.add_argument("--device", help="cuda, cpu, mps (default: cuda where there is one)")
+    parser.add_argument("--cache_dir", help="where datasets keeps the table as it reads it")
+    parser.add_argument("--output", help=f"file of the picture (default: {PICTURE} in the folder)")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Runs the verb.
+
+    Args:
+        argv: the command line without the program's name.
+
+    Returns:
+        The exit status: 0.
+
+    Raises:
+        ValueError: where the folder has no index, the image cannot be read, or the model is not the one of the table.
+    """
+    options = make_parser().parse_args(argv)
+    noted = read_identity(options.folder)
+    column = indexed_column(options.folder, options.column)
+    record = {"bytes": None, "path": options.image}
+    vector = _features_of(record, noted, column, options)
+    rows = nearest_rows(options.folder, vector, options.k, column, options.cache_dir)
+    print(f"Nearest to {options.image} of {noted['rows']:,} rows of {noted['source']}:")
+    names = list(rows[0])
+    print(table([names, *([_as_text(row[name]) for name in names] for row in rows)]))
+    _draw(record, rows, noted, options)
+    return 0
+
+
+def _features_of(
+    record: dict[str, Any], noted: dict[str, Any], column: str, options: argparse.Namespace
+) -> torch.Tensor:
+    """The column's features `(F,)` of the image, by the model of the table."""
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    reader, pixels = _open_model(noted, options, device)
+    try:
+        image = torch.from_numpy(pixels(record)[0])[None]  # (1, C, S, S)
+    except UnreadableImageError as error:
+        raise ValueError(f"image={options.image!r} cannot be read: {error.reason}.") from error
+    values = reader(model_input(image.to(device)), torch.zeros(1, dtype=torch.int64, device=device))
+    return values[column][0]
+
+
+def _open_model(
+    noted: dict[str, Any], options: argparse.Namespace, device: torch.device
+) -> tuple[FeatureReader, Pixels]:
+    checkpoint = options.checkpoint or noted["checkpoint"]
+    chosen = argparse.Namespace(
+        checkpoint=checkpoint,
+        layers=None if noted["layers"] is None else ",".join(map(str, noted["layers"])),
+        timesteps=None if noted["timesteps"] is None else ",".join(map(str, noted["timesteps"])),
+        block_sweep=False,
+        noisy=noted["noisy"],
+        seed=noted["seed"],
+        pool=noted["pool"],
+        mixed_precision="bf16" if noted["compute_dtype"] == "bfloat16" else "no",
+    )
+    if noted["layers"] is None:  # another model, which has no such choices
+        chosen.layers = chosen.timesteps = None
+    try:
+        reader, pixels = open_reader(chosen, device)
+    except ValueError as error:
+        raise ValueError(f"{error} Say with --checkpoint where the model of the table is now.") from error
+    if hash_model(reader.model) != noted["model"]:
+        raise ValueError(
+            f"checkpoint={checkpoint!r} is not the model of the table in {options.folder}; give the one it was made with."
+        )
+    return reader, pixels
+
+
+def _draw(
+    record: dict[str, Any], rows: list[dict[str, Any]], noted: dict[str, Any], options: argparse.Namespace
+) -> None:
+    """The picture of the neighbours, where the images can be found again."""
+    data = noted.get("data", {}) | ({} if options.dataset is None else {"dataset": options.dataset})
+    try:
+        source = open_images(DataConfig(**data, cache_dir=options.cache_dir))
+        if not source.streaming and source.num_examples != noted["num_examples"]:
+            raise ValueError(f"{source.description} has {source.num_examples} rows, not {noted['num_examples']}")
+        images = [
+            torch.from_numpy(decode_image(found, 3, SIDE)[0]) for found in (record, *undecoded_images(source, rows))
+        ]
+    except (ValueError, OSError, TypeError) as error:
+        print(f"No picture: the images were not found again ({error}). Say with --dataset where they are.")
+        return
+    captions = [[Path(options.image).name], *([f"{row['score']:.3f}", *_caption(row)] for row in rows)]
+    path = Path(options.folder) / PICTURE if options.output is None else Path(options.output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    neighbour_picture(images, captions).save(path)
+    print(f"Picture: {path}")
+
+
+def _caption(row: dict[str, Any]) -> list[str]:
+    """What a row says of its image, in short: where it is, then its first other columns."""
+    place = f"row {row[ROW]}" + (f" of part {row[SHARD]}" if SHARD in row else "")
+    others = [_as_text(value) for name, value in row.items() if name not in ("score", ROW, SHARD, FILE_NAME)]
+    return [place, *others[:2]]
+
+
+def _as_text(value: Any) -> str:
+    return "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)

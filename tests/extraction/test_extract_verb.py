@@ -1,0 +1,203 @@
+"""`ldae extract_features` and `ldae search` as their users meet them."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from datasets import load_dataset
+from PIL import Image
+
+from ldae.cli import main
+from ldae.data.digits import load_digits
+from tests.data.image_files import write_odd_folder
+from tests.extraction.test_table import digests
+from tests.hub.hub_server import TestHub
+from tests.training.test_stress import write_noise_parquet
+
+
+ROOT = Path(__file__).parents[2]
+LAUNCHER = ROOT / "training" / "extract_features.py"
+FAST = "--dataset digits --split test --num_workers 0 --device cpu".split()
+
+
+def extract(*arguments) -> int:
+    return main(["extract_features", *map(str, arguments)])
+
+
+def search(*arguments) -> int:
+    return main(["search", *map(str, arguments)])
+
+
+def error_of(capsys, verb, *arguments) -> str:
+    assert verb(*arguments) == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return error.splitlines()[-1]
+
+
+def start(checkpoint, folder, *options, processes=1) -> subprocess.Popen:
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+    launch += ["--master_port", str(random.randint(20000, 40000))]
+    return subprocess.Popen(
+        [sys.executable, *(launch if processes > 1 else []), LAUNCHER, checkpoint, "--output_dir", folder, *options],
+        env={**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # so that all of its processes can be killed at once
+    )
+
+
+@pytest.fixture
+def digit(tmp_path):
+    """The seventh test image, a file."""
+    load_digits("test")[7]["image"].save(tmp_path / "digit.png")
+    return tmp_path / "digit.png"
+
+
+def test_a_table_with_a_card_that_datasets_opens(checkpoint, tmp_path, capsys):
+    folder = tmp_path / "features"
+    assert extract(checkpoint, *FAST, "--output_dir", folder) == 0
+    said = capsys.readouterr().out
+    assert "Features of digits (test)" in said and "features 32" in said and "360 rows" in said
+    table = load_dataset(str(folder), split="test", cache_dir=str(tmp_path / "cache"))
+    assert table.column_names == ["row", "label", "features"] and len(table) == 360
+    card = (folder / "README.md").read_text()
+    assert "360 rows, one for each image" in card and "| layers | 2 |" in card and "path: data/*.parquet" in card
+    assert extract(checkpoint, *FAST, "--output_dir", folder) == 0
+    assert "All of it was there already" in capsys.readouterr().out
+    (folder / "README.md").write_text("# Mine")
+    assert extract(checkpoint, *FAST, "--output_dir", folder) == 0
+    assert (folder / "README.md").read_text() == "# Mine"
+
+
+def test_options_from_a_file_choose_blocks_and_time_steps(checkpoint, tmp_path):
+    (tmp_path / "options.yaml").write_text("dataset: digits\nsplit: test\nlayers: [1, 3]\ntimesteps: [0, 50]\n")
+    folder = tmp_path / "features"
+    assert extract(checkpoint, "--config", tmp_path / "options.yaml", "--output_dir", folder, "--noisy") == 0
+    noted = json.loads((folder / "extraction.json").read_text())
+    assert noted["layers"] == [1, 3] and noted["timesteps"] == [0, 50] and noted["noisy"]
+    assert [name for name in noted["columns"] if name.startswith("features")][-1] == "features_layer3_t50"
+
+
+def test_unreadable_images_are_named_on_the_screen_and_in_the_card(checkpoint, tmp_path, capsys):
+    folder = write_odd_folder(tmp_path / "odd", plain=2)
+    assert extract(checkpoint, "--dataset", folder, "--output_dir", tmp_path / "features") == 0
+    said = capsys.readouterr().out
+    assert "11 rows" in said and "skipped 3" in said and "`text.png`: not an image" in said
+    assert "`text.png`: not an image" in (tmp_path / "features" / "README.md").read_text()
+
+
+def test_another_models_features_come_through_its_own_processor(other_checkpoint, digit, tmp_path, capsys):
+    pytest.importorskip("faiss")
+    folder = tmp_path / "features"
+    assert extract(other_checkpoint, *FAST, "--output_dir", folder, "--index") == 0
+    assert "features 8" in capsys.readouterr().out
+    assert search(folder, digit, "--k", 2, "--device", "cpu") == 0
+    assert "1.0000  7    " in capsys.readouterr().out
+    message = error_of(capsys, extract, other_checkpoint, *FAST, "--output_dir", tmp_path / "x", "--timesteps", "3")
+    assert "options of l-DAE and DDAE models; this is a vit" in message
+
+
+def test_search_finds_an_image_among_its_neighbours(checkpoint, digit, tmp_path, capsys):
+    pytest.importorskip("faiss")
+    folder = tmp_path / "features"
+    for streaming in ("false", "true"):
+        place = f"{folder}_{streaming}"
+        assert extract(checkpoint, *FAST, "--streaming", streaming, "--output_dir", place, "--index") == 0
+        capsys.readouterr()
+        assert search(place, digit, "--k", 3, "--device", "cpu") == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[1].split() == (
+            ["score", "row", "label"] if streaming == "false" else "score row shard label".split()
+        )
+        scores = [float(line.split()[0]) for line in lines[3:6]]
+        assert scores[0] == pytest.approx(1, abs=1e-4) and scores == sorted(scores, reverse=True)
+        expected = str(load_digits("test")[7]["label"])
+        assert lines[3].split()[1] == "7" and lines[3].split()[-1] == expected
+        assert Image.open(f"{place}/pictures/search.png").size[0] == 4 + 4 * 132
+    assert search(f"{folder}_false", digit, "--dataset", tmp_path, "--device", "cpu") == 0
+    assert "No picture: the images were not found again" in capsys.readouterr().out
+
+
+def test_what_is_wrong_is_one_line(checkpoint, digit, tmp_path, capsys):
+    folder = tmp_path / "features"
+    assert "output_dir is missing" in error_of(capsys, extract, checkpoint, *FAST)
+    assert "dataset is missing" in error_of(capsys, extract, checkpoint, "--output_dir", folder)
+    assert "blocks 1 to 3" in error_of(capsys, extract, checkpoint, *FAST, "--output_dir", folder, "--layers", "4")
+    assert "cannot be loaded" in error_of(capsys, extract, tmp_path / "x", *FAST, "--output_dir", folder)
+    maps = [checkpoint, *FAST, "--output_dir", folder, "--pool", "none"]
+    assert "an index needs pool='mean'" in error_of(capsys, extract, *maps, "--index")
+    assert not folder.exists()
+    assert "holds no features (extraction.json is missing)" in error_of(capsys, search, folder, digit)
+    two = [checkpoint, *FAST, "--output_dir", folder, "--layers", "1,2"]
+    assert extract(*two) == 0
+    assert "has no index of features_layer1_t10" in error_of(
+        capsys, search, folder, digit, "--column", "features_layer1_t10"
+    )
+    assert "column=None is not possible; give one of features_layer1_t10, features_layer2" in error_of(
+        capsys, search, folder, digit
+    )
+    assert "timesteps was [10] and is [0]" in error_of(capsys, extract, *two, "--timesteps", "0")
+    pytest.importorskip("faiss")
+    assert "index_factory='Flta' is no index of FAISS" in error_of(
+        capsys, extract, *two, "--index", "--index_factory", "Flta"
+    )
+    assert extract(*two, "--index") == 0
+    chosen = ("--column", "features_layer2_t10", "--device", "cpu")
+    assert "k=0 is not possible" in error_of(capsys, search, folder, digit, *chosen, "--k", "0")
+    assert "cannot be read: missing or forbidden file" in error_of(capsys, search, folder, tmp_path / "x.png", *chosen)
+    (checkpoint / "model.safetensors").unlink()
+    assert "Say with --checkpoint where" in error_of(capsys, search, folder, digit, *chosen)
+
+
+def test_the_table_goes_to_the_hub_and_comes_back(checkpoint, tmp_path):
+    with TestHub() as hub:
+        environment = {**os.environ, **hub.environment(tmp_path / "hf_home"), "PYTHONPATH": str(ROOT / "src")}
+        script = (
+            "import sys; from ldae.cli import main; status = main(['extract_features', *sys.argv[1:]]); "
+            "from datasets import load_dataset; print(load_dataset('tester/digits')['test'][359]['row']); "
+            "raise SystemExit(status)"
+        )
+        options = [*FAST, "--output_dir", tmp_path / "features", "--push_to_hub", "tester/digits", "--private"]
+        done = subprocess.run(
+            [sys.executable, "-c", script, checkpoint, *options], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert f"Pushed to {hub.url}/datasets/tester/digits" in done.stdout and done.stdout.endswith("359\n")
+        repo = hub.repos["dataset", "tester/digits"]
+        assert repo.private
+        assert set(repo.files()) >= {"README.md", "extraction.json", "data/test-00000.parquet"}
+        assert b'load_dataset("tester/digits", split="test")' in repo.files()["README.md"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("streaming", ["false", "true"])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_three_times_the_table_equals_an_uninterrupted_one(checkpoint, tmp_path, streaming, processes):
+    images = write_noise_parquet(tmp_path / "images", shards=3, rows=400)
+    options = ["--dataset", images, "--streaming", streaming, "--batch_size", "8", "--rows_per_shard", "40"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    uninterrupted = start(checkpoint, whole, *options, "--num_workers", "1")
+    said = uninterrupted.communicate(timeout=300)[0]
+    assert uninterrupted.returncode == 0, said[-3000:]
+    for shards in (4, 12, 20):
+        process = start(checkpoint, killed, *options, "--num_workers", "1", processes=processes)
+        while process.poll() is None and len(list(killed.glob("data/train-*.parquet"))) < shards:
+            time.sleep(0.01)
+        assert process.poll() is None, "it ended before it could be killed: " + process.stdout.read()[-3000:]
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert "rows" not in json.loads((killed / "extraction.json").read_text())
+    resumed = start(checkpoint, killed, *options, "--num_workers", "1", processes=processes)
+    said = resumed.communicate(timeout=300)[0]
+    assert resumed.returncode == 0, said[-3000:]
+    assert digests(killed) == digests(whole)
+    rows = load_dataset(str(killed), split="train", cache_dir=str(tmp_path / "cache")).num_rows
+    assert rows == 1200
