@@ -1,6 +1,7 @@
 """`digits`: the 1,797 real images that scikit-learn ships, so that everything runs without a download."""
 
 import io
+from functools import lru_cache
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image
@@ -10,6 +11,7 @@ from PIL import Image as PILImage
 SPLITS = {"train": slice(0, 1437), "test": slice(1437, 1797)}
 
 
+@lru_cache  # a run opens them several times
 def load_digits(split: str) -> Dataset:
     """
     The digits as 16x16 RGB images.

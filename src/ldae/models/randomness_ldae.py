@@ -10,7 +10,17 @@ import torch
 
 
 # Streams keep the uses of one seed apart.
-TIMESTEPS, NOISE, AUGMENTATION, CLASS_DROPOUT, GEOMETRY, GEOMETRY_SIZES = range(6)
+(
+    TIMESTEPS,
+    NOISE,
+    AUGMENTATION,
+    CLASS_DROPOUT,
+    GEOMETRY,
+    GEOMETRY_SIZES,
+    RAND_AUGMENT,
+    MIXING,
+    DROP_PATH,
+) = range(9)
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # 2^64 / golden ratio, as a signed 64-bit integer
 
@@ -27,7 +37,8 @@ def _mix(x: torch.Tensor) -> torch.Tensor:
 
 
 def _keyed_bits(seed: int, stream: int, positions: torch.Tensor, count: int) -> torch.Tensor:
-    seed_key = _mix(torch.tensor([seed * 8 + stream], dtype=torch.int64, device=positions.device))
+    number = seed * 8 + stream % 8 + (stream // 8 << 56)  # eight streams follow one another, further ones lie far away
+    seed_key = _mix(torch.tensor([number], dtype=torch.int64, device=positions.device))
     keys = _mix(_mix(positions.long() + seed_key))  # (B,)
     counter = torch.arange(1, count + 1, dtype=torch.int64, device=positions.device)
     return _mix(keys[:, None] + counter * _GOLDEN)  # (B, count)

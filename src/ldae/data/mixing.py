@@ -1,0 +1,105 @@
+"""MixUp and CutMix with label smoothing: pairs of neighbours in the run, mixed by numbers drawn of their positions."""
+
+import torch
+from scipy.special import betaincinv
+from torch.nn import functional as F
+
+from ..models.randomness_ldae import MIXING, keyed_uniform
+
+
+def mix_examples(
+    pixels: torch.Tensor,
+    labels: torch.Tensor,
+    positions: torch.Tensor,
+    seed: int,
+    *,
+    num_classes: int,
+    mixup: float = 0.8,
+    cutmix: float = 1.0,
+    label_smoothing: float = 0.1,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Mix the examples at positions 2k and 2k + 1 of the run with one another (App. B of l-DAE: MixUp 0.8, CutMix 1.0).
+
+    Each pair gets, where both are on, one of the two with equal probability. MixUp (Zhang et al. 2018) takes lambda times
+    an image and 1 - lambda times its neighbour, CutMix (Yun et al. 2019) pastes a box of the neighbour's that covers
+    1 - lambda of the area before it is cut at the edges; lambda is drawn from Beta(a, a). The targets are mixed by the
+    share of the pixels. As neighbours lie in the same micro-batch, nothing depends on the process or on how a batch is divided.
+
+    Args:
+        pixels (`torch.FloatTensor` of shape `(b, C, H, W)`): Images at the positions `2k, 2k + 1, ..., 2k + b - 1`.
+        labels (`torch.LongTensor` of shape `(b,)`): Their classes.
+        positions (`torch.LongTensor` of shape `(b,)`): Position of each example in the run; on the CPU, nothing waits for
+            an accelerator.
+        seed (`int`): Seed of the run.
+        num_classes (`int`): K.
+        mixup (`float`, defaults to 0.8): a of MixUp; 0 for none.
+        cutmix (`float`, defaults to 1.0): a of CutMix; 0 for none.
+        label_smoothing (`float`, defaults to 0.1): Share of the target that is spread over all classes.
+
+    Returns:
+        The images `(b, C, H, W)`, and the targets `(b, K)`, whose rows sum to 1.
+
+    Raises:
+        ValueError: where positions do not come in pairs.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from ldae.data.mixing import mix_examples
+    >>> images, labels = torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1).expand(2, 3, 8, 8), torch.tensor([0, 1])
+    >>> mixed, targets = mix_examples(images, labels, torch.arange(2), 0, num_classes=2, label_smoothing=0.0)
+    >>> bool(torch.allclose(mixed.mean((1, 2, 3)), targets[:, 1] - targets[:, 0], atol=1e-5))
+    True
+
+    ```
+    """
+    targets = F.one_hot(labels, num_classes).float() * (1 - label_smoothing) + label_smoothing / num_classes  # (b, K)
+    if not mixup and not cutmix:
+        return pixels, targets
+    positions = positions.cpu()
+    first = positions[::2]  # (b / 2,)
+    if len(positions) % 2 or bool((first % 2).any()) or bool((positions[1::2] != first + 1).any()):
+        raise ValueError(f"positions={positions.tolist()} are not pairs 2k, 2k + 1; give batches of an even size.")
+    which, quantile, row, column = keyed_uniform(seed, MIXING, first, 4).unbind(1)  # (b / 2,) each
+    is_cut = which < (0.5 if mixup and cutmix else float(cutmix > 0))
+    lam = torch.where(is_cut, _beta(quantile, cutmix), _beta(quantile, mixup))
+    drawn = torch.stack([is_cut.float(), lam, row, column]).to(pixels.device, non_blocking=True)
+    share = _share_of_own(drawn, *pixels.shape[2:])
+    lam = share.mean((2, 3))  # (b / 2, 1), of a box as it lies inside the image
+    return _mixed(pixels, share), _mixed(targets, lam)
+
+
+def _mixed(values: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """Of each neighbour `share` and of the other the rest; values `(b, ...)`, shares `(b / 2, ...)`."""
+    pairs = values.unflatten(0, (-1, 2))  # (b / 2, 2, ...)
+    share = share[:, None]
+    return (share * pairs + (1 - share) * pairs.flip(1)).flatten(0, 1)
+
+
+def _share_of_own(drawn: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """
+    Of each pair's pixels the share that is an image's own.
+
+    Args:
+        drawn (`torch.FloatTensor` of shape `(4, n)`): Of each pair whether a box is pasted, lambda, and where the box has
+            its centre: row and column, from 0 to 1.
+
+    Returns:
+        `torch.FloatTensor` of shape `(n, 1, H, W)`: lambda everywhere for MixUp, 0 in the box and 1 outside for CutMix.
+    """
+    is_cut, lam, row, column = drawn[:, :, None, None, None].unbind(0)  # (n, 1, 1, 1) each
+    half_side = (1 - lam).sqrt() / 2
+    rows = (torch.arange(height, device=drawn.device)[:, None] + 0.5) / height  # (H, 1), centres of pixels
+    columns = (torch.arange(width, device=drawn.device)[None, :] + 0.5) / width  # (1, W)
+    in_box = ((rows - row).abs() < half_side) & ((columns - column).abs() < half_side)  # (n, 1, H, W)
+    return torch.where(is_cut > 0, (~in_box).float(), lam.expand_as(in_box))
+
+
+def _beta(quantile: torch.Tensor, a: float) -> torch.Tensor:
+    """Draws of Beta(a, a), from uniform ones; where a is 0 the mixing is off, and it does not matter."""
+    if a in (0, 1):
+        return quantile
+    drawn = betaincinv(a, a, quantile.double().numpy())
+    return torch.from_numpy(drawn).to(quantile)

@@ -1,0 +1,190 @@
+"""RandAugment on batched tensors: each image's operations are drawn of its position in the run."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional as F
+
+from ..models.randomness_ldae import RAND_AUGMENT, keyed_uniform
+
+
+# Images (n, C, H, W) in [0, 1]; strength and sign of each, (n, 1, 1, 1): a strength of 1 is the strongest.
+Operation = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def rand_augment(
+    pixels: torch.Tensor,
+    positions: torch.Tensor,
+    seed: int,
+    *,
+    magnitude: float = 9.0,
+    spread: float = 0.5,
+    rounds: int = 2,
+    probability: float = 0.5,
+) -> torch.Tensor:
+    """
+    RandAugment (Cubuk et al. 2020) as masked autoencoders are fine-tuned with it (l-DAE, App. B: (9, 0.5)).
+
+    In each round one of 15 operations is drawn for each image and, with `probability`, applied at a magnitude that is
+    normal around `magnitude` (of 10). All of them get stronger with it, also those that the original has the other way
+    round. What an image gets depends on `seed` and on its position in the run, and on nothing else. What moves into the
+    picture is grey, and images are interpolated bilinearly.
+
+    Args:
+        pixels (`torch.FloatTensor` of shape `(b, C, H, W)`): Images in [-1, 1].
+        positions (`torch.LongTensor` of shape `(b,)`): Position of each example in the run; on the CPU, nothing waits for
+            an accelerator.
+        seed (`int`): Seed of the run.
+        magnitude (`float`, defaults to 9.0): Mean magnitude, from 0 to 10.
+        spread (`float`, defaults to 0.5): Standard deviation of the magnitude.
+        rounds (`int`, defaults to 2): Operations in a row.
+        probability (`float`, defaults to 0.5): Share of the drawn operations that are applied.
+
+    Returns:
+        `torch.FloatTensor` of shape `(b, C, H, W)` in [-1, 1].
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from ldae.data.rand_augment import rand_augment
+    >>> images = torch.rand(8, 3, 16, 16) * 2 - 1
+    >>> both = rand_augment(images, torch.arange(8), seed=0)
+    >>> bool((rand_augment(images[4:], torch.arange(4, 8), seed=0) == both[4:]).all())
+    True
+
+    ```
+    """
+    device = pixels.device
+    drawn = keyed_uniform(seed, RAND_AUGMENT, positions.cpu(), 4 * rounds).view(-1, rounds, 4)  # (b, rounds, 4)
+    images = (pixels + 1) / 2
+    for which, coin, normal, sign in (drawn[:, index].unbind(1) for index in range(rounds)):  # (b,) each
+        number = (which * len(OPERATIONS)).long()
+        level = magnitude + spread * torch.special.ndtri(normal.clamp(1e-6, 1 - 1e-6))
+        strength = (level / 10).clamp(0, 1)
+        direction = torch.where(sign < 0.5, -1.0, 1.0)
+        for index, operation in enumerate(OPERATIONS.values()):
+            rows = ((number == index) & (coin < probability)).nonzero()[:, 0]
+            if len(rows):
+                settings = [values[rows, None, None, None].to(device) for values in (strength, direction)]
+                rows = rows.to(device)
+                images = images.index_copy(0, rows, operation(images[rows], *settings).clamp(0, 1))
+    return images * 2 - 1
+
+
+def _auto_contrast(x: torch.Tensor, strength: torch.Tensor, sign: torch.Tensor) -> torch.Tensor:
+    low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)  # (n, C, 1, 1)
+    return torch.where(high > low, (x - low) / (high - low).clamp(min=1e-6), x)
+
+
+def _equalize(x: torch.Tensor, strength: torch.Tensor, sign: torch.Tensor) -> torch.Tensor:
+    """Each channel through its own cumulative histogram of 256 values, in Pillow's integer arithmetic."""
+    values = (x * 255).round().long().flatten(2)  # (n, C, H * W)
+    counts = torch.zeros(*values.shape[:2], 256, dtype=torch.long, device=x.device)
+    counts.scatter_add_(2, values, torch.ones_like(values))  # (n, C, 256)
+    of_largest = counts.gather(2, values.amax(2, keepdim=True))
+    step = (values.shape[2] - of_largest) // 255  # (n, C, 1)
+    table = (counts.cumsum(2) - counts + step // 2) // step.clamp(min=1)
+    equalized = table.gather(2, values).clamp(max=255).float() / 255
+    return torch.where(step > 0, equalized, x.flatten(2)).view_as(x)
+
+
+def _invert(x: torch.Tensor, strength: torch.Tensor, sign: torch.Tensor) -> torch.Tensor:
+    return 1 - x
+
+
+def _posterize(x: torch.Tensor, strength: torch.Tensor, sign: torch.Tensor) -> torch.Tensor:
+    """Keep 4 down to 0 bits of 8."""
+    width = 2 ** (4 + (strength * 4).long())
+    return (x * 255).round().long().div(width, rounding_mode="floor").mul(width).float() / 255
+
+
+def _solarize(x: torch.Tensor, strength: torch.Tensor, sign: torch.Tensor) -> torch.Tensor:
+    return torch.where(x < 1 - strength, x, 1 - x)
+
+
+def _solarize_add(x: torch.Tensor, strength: torch.Tensor, sign: torch.Tensor) -> torch.Tensor:
+    return torch.where(x < 0.5, x + strength * (110 / 255), x)
+
+
+def _grey(x: torch.Tensor) -> torch.Tensor:
+    """Luminance `(n, 1, H, W)`."""
+    if x.shape[1] == 1:
+        return x
+    return (x * x.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
+
+
+def _blend(other: torch.Tensor, x: torch.Tensor, strength: torch.Tensor, sign: torch.Tensor) -> torch.Tensor:
+    """From `other` towards the image and beyond it, by a factor from 0.1 to 1.9."""
+    return other + (1 + 0.9 * strength * sign) * (x - other)
+
+
+def _color(x: torch.Tensor, strength: torch.Tensor, sign: torch.Tensor) -> torch.Tensor:
+    return _blend(_grey(x), x, strength, sign)
+
+
+def _contrast(x: torch.Tensor, strength: torch.Tensor, sign: torch.Tensor) -> torch.Tensor:
+    return _blend(_grey(x).mean((2, 3), keepdim=True), x, strength, sign)
+
+
+def _brightness(x: torch.Tensor, strength: torch.Tensor, sign: torch.Tensor) -> torch.Tensor:
+    return _blend(torch.zeros_like(x), x, strength, sign)
+
+
+def _sharpness(x: torch.Tensor, strength: torch.Tensor, sign: torch.Tensor) -> torch.Tensor:
+    """Against a smoothed image, whose border stays as it is."""
+    channels = x.shape[1]
+    kernel = x.new_tensor([[1, 1, 1], [1, 5, 1], [1, 1, 1]]).div(13).expand(channels, 1, 3, 3)
+    smooth = x.clone()
+    smooth[..., 1:-1, 1:-1] = F.conv2d(x, kernel, groups=channels)
+    return _blend(smooth, x, strength, sign)
+
+
+def _move(x: torch.Tensor, rows: list[list[torch.Tensor | float]]) -> torch.Tensor:
+    """The image whose point (X, Y), from -1 to 1, is the old one's at the 2 x 3 matrix `rows` times (X, Y, 1)."""
+    like = x.new_zeros(len(x))
+    theta = torch.stack([torch.stack([like + entry for entry in row], dim=1) for row in rows], dim=1)  # (n, 2, 3)
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)  # (n, H, W, 2)
+    return F.grid_sample(x - 0.5, grid, mode="bilinear", padding_mode="zeros", align_corners=False) + 0.5
+
+
+def _rotate(x: torch.Tensor, strength: torch.Tensor, sign: torch.Tensor) -> torch.Tensor:
+    angle = (strength * sign).flatten() * math.radians(30)
+    return _move(x, [[angle.cos(), angle.sin(), 0.0], [-angle.sin(), angle.cos(), 0.0]])
+
+
+def _shear_x(x: torch.Tensor, strength: torch.Tensor, sign: torch.Tensor) -> torch.Tensor:
+    return _move(x, [[1.0, 0.3 * (strength * sign).flatten(), 0.0], [0.0, 1.0, 0.0]])
+
+
+def _shear_y(x: torch.Tensor, strength: torch.Tensor, sign: torch.Tensor) -> torch.Tensor:
+    return _move(x, [[1.0, 0.0, 0.0], [0.3 * (strength * sign).flatten(), 1.0, 0.0]])
+
+
+def _translate_x(x: torch.Tensor, strength: torch.Tensor, sign: torch.Tensor) -> torch.Tensor:
+    """By up to 45 % of the side, which is 2 long."""
+    return _move(x, [[1.0, 0.0, 0.9 * (strength * sign).flatten()], [0.0, 1.0, 0.0]])
+
+
+def _translate_y(x: torch.Tensor, strength: torch.Tensor, sign: torch.Tensor) -> torch.Tensor:
+    return _move(x, [[1.0, 0.0, 0.0], [0.0, 1.0, 0.9 * (strength * sign).flatten()]])
+
+
+OPERATIONS: dict[str, Operation] = {
+    "auto_contrast": _auto_contrast,
+    "equalize": _equalize,
+    "invert": _invert,
+    "rotate": _rotate,
+    "posterize": _posterize,
+    "solarize": _solarize,
+    "solarize_add": _solarize_add,
+    "color": _color,
+    "contrast": _contrast,
+    "brightness": _brightness,
+    "sharpness": _sharpness,
+    "shear_x": _shear_x,
+    "shear_y": _shear_y,
+    "translate_x": _translate_x,
+    "translate_y": _translate_y,
+}
