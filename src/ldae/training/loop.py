@@ -82,7 +82,7 @@ class TrainingRun:
             self.ema = EMAModel(self._trained().values(), decay=t.ema_decay)
             self.ema.to(self.device)
         optimizer = torch.optim.AdamW(
-            self._trained().values(),
+            self.parameter_groups(),
             betas=t.adam_betas,
             weight_decay=t.weight_decay,
             fused=self.device.type != "mps",
@@ -124,6 +124,10 @@ class TrainingRun:
 
     def measure(self, at_end: bool) -> None:
         """What is measured now and then, in every process."""
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """AdamW's groups of the weights that train; a group's learning rate is `lr_scale` times the run's."""
+        return [{"params": list(self._trained().values()), "lr_scale": 1.0}]
 
     def numbers(self) -> dict[str, float]:
         """More numbers for a line of the log, of the last step."""
@@ -183,7 +187,7 @@ class TrainingRun:
         """One optimizer step: batch, loss, backward, clip, step, average."""
         t = self.options
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["lr_scale"]
         total = torch.zeros((), device=self.device)
         for index in range(self.accumulation):
             waiting = time.perf_counter()

@@ -1,0 +1,69 @@
+"""LoRA by peft: small factors beside the frozen weights of an encoder, which are multiplied out when it is saved."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from ldae.training.blocks import Block
+
+
+# Layers of transformer blocks (ours, then diffusers'), and the convolutions of a residual block.
+TARGETS = "q_proj k_proj v_proj o_proj fc1 fc2 to_q to_k to_v to_out.0 net.0.proj net.2 conv1 conv2".split()
+
+
+def add_lora(model: Any, blocks: list[Block], rank: int) -> None:
+    """
+    Freeze a classifier but for its head, and put factors of a rank beside the layers of some blocks (Hu et al. 2022).
+
+    Args:
+        model (`nn.Module`): The classifier; it is changed in place.
+        blocks (`list[Block]`): Blocks whose attention, MLP and convolutions get factors.
+        rank (`int`): Of the factors; their product is added as it is (alpha = rank).
+
+    Raises:
+        ValueError: where peft is not installed, or no layer is there to put factors beside.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ValueError(
+            f"lora_rank={rank} needs peft, which is not installed; pip install 'ldae[finetune]'."
+        ) from error
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+        and any(name.endswith(f".{target}") for target in TARGETS)
+        and any(block.holds(name) for block in blocks)
+    ]
+    if not names:
+        raise ValueError(f"lora_rank={rank} is not possible where all blocks are frozen; lower frozen_blocks.")
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=names), model)
+    model.classifier.requires_grad_(True)
+
+
+def merged(model: Any, weights: dict[str, torch.Tensor]) -> Any:
+    """
+    A classifier without factors.
+
+    Args:
+        model (`nn.Module`): A classifier that [`add_lora`] has changed; it stays as it is.
+        weights (`dict[str, torch.Tensor]`): The values of its tensors.
+
+    Returns:
+        A classifier on the CPU with plain layers, the products of the factors added to their weights.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    plain = copy.deepcopy(model).cpu()
+    plain.load_state_dict(weights)
+    layers = [(name, module) for name, module in plain.named_modules() if isinstance(module, BaseTunerLayer)]
+    for name, layer in layers:
+        layer.merge()
+        parent, _, own = name.rpartition(".")
+        setattr(plain.get_submodule(parent), own, layer.get_base_layer())
+    if hasattr(plain, "peft_config"):
+        del plain.peft_config
+    return plain
