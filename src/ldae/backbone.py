@@ -27,7 +27,7 @@ def load_backbone(source: str | os.PathLike[str], field: str) -> tuple[Any, Any,
     """
     name = os.fspath(source)
     try:
-        with _quiet():  # about a head that is not used; what is missing is looked at below
+        with quietly():  # about a head that is not used; what is missing is looked at below
             loaded: Any = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
         processor = AutoImageProcessor.from_pretrained(name)
     except (OSError, ValueError) as error:
@@ -47,7 +47,8 @@ def load_backbone(source: str | os.PathLike[str], field: str) -> tuple[Any, Any,
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quietly() -> Iterator[None]:
+    """Without transformers' reports about what a checkpoint lacks or has beside."""
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

@@ -15,6 +15,7 @@ VERBS = {
     "deconstruct": "run the paper's trajectory from DiT to l-DAE, row by row, and report it",
     "linear_probe": "linear probes on a checkpoint: blocks, time steps, learning rates in one pass",
     "grid_search": "the best block and time step of a checkpoint, written into its config",
+    "finetune": "fine-tune a checkpoint's encoder as an image classifier",
     "knn": "nearest-neighbour accuracy of a checkpoint",
     "alignment": "alignment and uniformity of a checkpoint's features, by block and time step, also as it trained",
     "noise_classification": "accuracy over the noise levels: a checkpoint's features beside networks trained for it",

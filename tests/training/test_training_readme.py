@@ -12,6 +12,7 @@ from ldae.deconstruct.preset import KEYS, GenerationOptions, ProbeOptions, Sweep
 from ldae.models.configuration_ddae import DDAEConfig
 from ldae.models.configuration_ldae import LDAEConfig
 from ldae.training.classifier import ClassifierConfig
+from ldae.training.finetuning_recipe import FineTuningConfig
 from ldae.training.recipe import MODEL_FIELDS, TokenizerConfig, TrainingConfig, model_fields
 
 
@@ -44,13 +45,14 @@ def defaults(kind: type) -> dict[str, object]:
         ),
         ("data", defaults(DataConfig)),
         ("tokenizer", defaults(TokenizerConfig)),
+        ("finetuning", defaults(FineTuningConfig)),
         ("training", defaults(TrainingConfig)),
         ("sweep", defaults(SweepOptions)),
         ("classifier", defaults(ClassifierConfig)),
         ("probe", defaults(ProbeOptions)),
         ("generation", defaults(GenerationOptions)),
     ],
-    ids=["model", "ddae", "data", "tokenizer", "training", "sweep", "classifier", "probe", "generation"],
+    ids=["model", "ddae", "data", "tokenizer", "finetuning", "training", "sweep", "classifier", "probe", "generation"],
 )
 def test_every_field_of_a_recipe_or_preset_is_explained_with_its_default(section, expected):
     explained = {

@@ -133,6 +133,7 @@ def render_model_card(
         is_denoiser=any("PreTraining" in name for name in config.architectures or []),
         encoder=base_model or (run.name if run is not None else None),
         denoising_timestep=config.num_train_timesteps // 4,
+        fine_tuned=recipe.get("finetuning"),
         num_labels=config.num_labels,
         image_mode="L" if config.num_channels == 1 else "RGB",
         parameters=count_parameters(folder),

@@ -98,9 +98,10 @@ class RunFolder:
         with self.metrics.open("a") as file:
             file.write(json.dumps(record) + "\n")
 
-    def export(self, model: Any, weights: dict[str, torch.Tensor]) -> None:
+    def export(self, model: Any, weights: dict[str, torch.Tensor], *, scheduler: bool = True) -> None:
         """
-        Put the model into the folder as `from_pretrained` reads it, each file whole or not at all.
+        Put the model into the folder as `from_pretrained` reads it, each file whole or not at all; with its noise schedule
+        for diffusers, unless it is no denoiser (`scheduler=False`).
 
         Raises:
             RunError: if it cannot be written.
@@ -112,8 +113,9 @@ class RunFolder:
             model.save_pretrained(staging, state_dict=weights)
             save_with_code(staging)
             save_image_processor(staging, model.config)
-            build_scheduler(model.config).save_pretrained(staging / "scheduler")
-            (self.path / "scheduler").mkdir(exist_ok=True)
+            if scheduler:
+                build_scheduler(model.config).save_pretrained(staging / "scheduler")
+                (self.path / "scheduler").mkdir(exist_ok=True)
             for source in sorted(staging.rglob("*")):
                 if source.is_file():
                     os.replace(source, self.path / source.relative_to(staging))

@@ -15,7 +15,7 @@ import ldae  # noqa: F401 - registers the models with transformers
 from ldae.data import DataConfig, ImageSource, open_images, open_probe_images
 from ldae.evaluation.feature_store import FEATURE_MEMORY
 from ldae.models.denoisers_ddae import block_ends
-from ldae.training.recipe import load_recipe
+from ldae.training.recipe import build_recipe, load_recipe, read_sections
 
 
 # Fields of DataConfig that say which images are read; how they are augmented is the protocol's.
@@ -245,9 +245,12 @@ def data_config(options: argparse.Namespace) -> DataConfig:
     given = vars(options)
     chosen = {name: given[name] for name in DATA_OPTIONS if given.get(name) is not None}
     if recipe.is_file():
-        data = load_recipe(recipe).data
+        sections = read_sections(recipe, extra=("finetuning",))
+        if "finetuning" in sections:
+            sections = {"data": sections["data"]}
+        data = build_recipe(sections).data
         if chosen.get("dataset", data.dataset) == data.dataset:
-            return load_recipe(recipe, chosen).data
+            return build_recipe(sections, chosen).data
     if "dataset" not in chosen:
         raise ValueError(f"dataset is missing, and there is no {recipe} to take it from; give --dataset.")
     return load_recipe(None, chosen).data

@@ -1,0 +1,89 @@
+"""Fine-tuning against training the same network from scratch, at one budget, over several seeds."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from ldae.evaluation.metrics import mean_and_stderr
+from ldae.results import add_result, read_results
+from ldae.training.finetuning import finetune
+from ldae.training.finetuning_recipe import load_finetuning_recipe
+
+
+@dataclass(frozen=True)
+class ComparedRuns:
+    """Runs that differ in their seed alone: their mean test accuracy, and its standard error (`None` for one run)."""
+
+    start: str  # "finetuned" or "from_scratch"
+    weights: str  # "raw" or "ema"
+    accuracies: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return mean_and_stderr(self.accuracies)[0]
+
+    @property
+    def stderr(self) -> float | None:
+        return mean_and_stderr(self.accuracies)[1]
+
+
+def compare_with_scratch(
+    checkpoint: str,
+    path: str | None = None,
+    overrides: dict[str, Any] | None = None,
+    *,
+    epochs: int | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+) -> list[ComparedRuns]:
+    """
+    Fine-tune a checkpoint and train the same network from scratch, with the same images, augmentation and budget.
+
+    What is finished is not done again, so the same call goes on where it was stopped.
+
+    Args:
+        checkpoint (`str`), path (`str`, *optional*), overrides (`dict`, *optional*), epochs (`int`, *optional*): As of
+            [`~ldae.training.finetuning_recipe.load_finetuning_recipe`]. `output_dir` is by default
+            `CHECKPOINT/finetuning_comparison`.
+        seeds (`Sequence[int]`, defaults to `(0, 1, 2)`): A pair of runs for each.
+
+    Returns:
+        `list[ComparedRuns]`, also in the results.json of the output folder, with seeds and standard error.
+
+    Raises:
+        ValueError, RunError: as of a fine-tuning run.
+    """
+    overrides = dict(overrides or {})
+    for name in ("seed", "from_scratch"):
+        if name in overrides:
+            raise ValueError(
+                f"{name}={overrides[name]} is not possible with a comparison, which sets it; leave it out."
+            )
+    if len(set(seeds)) != len(seeds):
+        raise ValueError(f"seeds={list(seeds)} repeat; give different ones.")
+    folder = overrides.pop("output_dir", None)
+    if folder is None and not Path(checkpoint).is_dir():
+        raise ValueError(f"output_dir is missing: checkpoint={checkpoint!r} is no folder that could hold the runs.")
+    output_dir = Path(checkpoint) / "finetuning_comparison" if folder is None else Path(folder)
+    compared = []
+    for start in ("finetuned", "from_scratch"):
+        entries: list[dict[str, Any]] = []
+        for seed in seeds:
+            own = {
+                "seed": seed,
+                "from_scratch": start == "from_scratch",
+                "output_dir": str(output_dir / start / f"seed-{seed}"),
+            }
+            run = finetune(load_finetuning_recipe(checkpoint, path, overrides | own, epochs=epochs))
+            entries += [entry for entry in read_results(run.path) if entry["protocol"]["name"] == "fine-tuning"]
+        for weights in dict.fromkeys(entry["protocol"]["weights"] for entry in entries):
+            chosen = [entry for entry in entries if entry["protocol"]["weights"] == weights]
+            runs = ComparedRuns(start, weights, tuple(entry["value"] for entry in chosen))
+            compared.append(runs)
+            if PartialState().is_main_process:
+                result = {**chosen[0], "value": runs.mean, "seeds": list(seeds), "checkpoint": start}
+                del result["seed"]
+                add_result(output_dir, result if runs.stderr is None else {**result, "stderr": runs.stderr})
+    return compared
