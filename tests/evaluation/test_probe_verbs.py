@@ -3,7 +3,7 @@ import io
 import pytest
 import torch
 from PIL import Image
-from transformers import ViTConfig, ViTModel, pipeline
+from transformers import ViTConfig, ViTImageProcessorPil, ViTModel, pipeline
 
 from ldae import DDAEModel
 from ldae.data import DataConfig, open_images
@@ -72,6 +72,7 @@ def test_models_that_are_no_ldae(tmp_path, capsys):
     sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     torch.manual_seed(0)
     ViTModel(ViTConfig(image_size=16, patch_size=4, **sizes)).save_pretrained(tmp_path)
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path)
     assert linear_probe.main([str(tmp_path), "--dataset", "digits", *FAST]) == 0
     assert "No classifier is saved" in capsys.readouterr().out
     assert read_results(tmp_path)[0]["protocol"]["layer"] is None

@@ -295,3 +295,13 @@ def _hold_out(source: ImageSource, *, evaluation: bool) -> ImageSource:
 
 def _is_kept(row: dict[str, Any], index: int, evaluation: bool) -> bool:
     return (index % HELD_OUT == HELD_OUT - 1) == evaluation
+
+
+def dataset_name(data: DataConfig) -> str:
+    """A data set as results name it."""
+    return data.dataset if data.dataset_config is None else f"{data.dataset}, {data.dataset_config}"
+
+
+def split_name(data: DataConfig, source: ImageSource) -> str:
+    """A split as results name it: the source's description without the data set's name."""
+    return source.description.removeprefix(f"{dataset_name(data)} (").replace(")", "", 1)

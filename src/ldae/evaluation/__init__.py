@@ -1,1 +1,88 @@
-"""Features and what they are worth: linear, ridge and kNN probes, their protocols, and what to compare them with."""
+"""
+Features and what they are worth: linear, ridge and kNN probes, their protocols, and what to compare them with.
+
+In a notebook, [`Evaluation`] is a data set on which encoders are measured, ours and other people's:
+
+    from ldae.evaluation import Evaluation
+    digits = Evaluation("digits")
+    digits.compare("runs/quickstart", "path/to/dinov2")
+
+What it is made of is here too, each name in a module of its own that is loaded when the name is used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from .baselines import pca_features, pixel_features, untrained_like
+    from .encoders import PooledBackbone, load_encoder
+    from .evaluate import Evaluation
+    from .features import Features, extract_features, iterate_features
+    from .knn import knn_accuracy, knn_predict
+    from .linear_probe import ProbeSettings, train_linear_probes
+    from .protocols import Protocol, run_linear_probe, run_ridge_grid
+    from .retrieval import retrieval_map
+    from .ridge import few_shot_ridge, fit_ridge, ridge_accuracy
+    from .score_table import Score, ScoreTable
+
+_LAZY = {
+    "Evaluation": "evaluate",
+    "Features": "features",
+    "PooledBackbone": "encoders",
+    "ProbeSettings": "linear_probe",
+    "Protocol": "protocols",
+    "Score": "score_table",
+    "ScoreTable": "score_table",
+    "extract_features": "features",
+    "few_shot_ridge": "ridge",
+    "fit_ridge": "ridge",
+    "iterate_features": "features",
+    "knn_accuracy": "knn",
+    "knn_predict": "knn",
+    "load_encoder": "encoders",
+    "pca_features": "baselines",
+    "pixel_features": "baselines",
+    "retrieval_map": "retrieval",
+    "ridge_accuracy": "ridge",
+    "run_linear_probe": "protocols",
+    "run_ridge_grid": "protocols",
+    "train_linear_probes": "linear_probe",
+    "untrained_like": "baselines",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])
+
+
+__all__ = [
+    "Evaluation",
+    "Features",
+    "PooledBackbone",
+    "ProbeSettings",
+    "Protocol",
+    "Score",
+    "ScoreTable",
+    "extract_features",
+    "few_shot_ridge",
+    "fit_ridge",
+    "iterate_features",
+    "knn_accuracy",
+    "knn_predict",
+    "load_encoder",
+    "pca_features",
+    "pixel_features",
+    "retrieval_map",
+    "ridge_accuracy",
+    "run_linear_probe",
+    "run_ridge_grid",
+    "train_linear_probes",
+    "untrained_like",
+]

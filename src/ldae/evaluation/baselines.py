@@ -14,6 +14,7 @@ from ldae.models.tokenizer_conv_ldae import ConvVAETokenizer
 from ldae.models.tokenizer_ldae import PatchTokenizer
 from ldae.models.transformer_ldae import LDAEModulation
 
+from .encoders import PooledBackbone
 from .features import Features, Prepare, centre_crop, evaluating, trunk_of
 
 
@@ -52,7 +53,7 @@ def pca_features(model: PreTrainedModel, batches: Iterable[Batch]) -> Features:
         return _collect(batches, centre_crop(model.config.image_size), pooled)
 
 
-def untrained_like(model: PreTrainedModel, seed: int, *, random_gates: bool = True) -> PreTrainedModel:
+def untrained_like(model: Any, seed: int, *, random_gates: bool = True) -> Any:
     """
     The same network with weights drawn afresh, as its own initialisation draws them; what stands in front of it stays.
 
@@ -62,7 +63,8 @@ def untrained_like(model: PreTrainedModel, seed: int, *, random_gates: bool = Tr
     autoencoder in front of a latent DDAE, and a DDAE's empty prompt.
 
     Args:
-        model (`PreTrainedModel`): An l-DAE, a DDAE or any other model of transformers; its configuration is taken.
+        model (`PreTrainedModel` or [`~ldae.evaluation.encoders.PooledBackbone`]): An l-DAE, a DDAE or any other model of
+            transformers; its configuration is taken.
         seed (`int`): Seed of the weights; the global random state is left as it was.
         random_gates (`bool`, defaults to `True`): Whether an l-DAE's adaLN and gates are drawn; where it will be trained,
             it better starts as the identity.
@@ -70,6 +72,8 @@ def untrained_like(model: PreTrainedModel, seed: int, *, random_gates: bool = Tr
     Returns:
         A model of the same class, in evaluation mode, on the same device and in the same precision.
     """
+    if isinstance(model, PooledBackbone):
+        return model.untrained(seed)
     config = copy.deepcopy(model.config)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # of the CPU alone, where weights are drawn

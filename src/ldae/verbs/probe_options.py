@@ -12,7 +12,7 @@ import yaml
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 import ldae  # noqa: F401 - registers the models with transformers
-from ldae.data import DataConfig, ImageSource, open_images, open_probe_images
+from ldae.data import DataConfig, ImageSource, dataset_name, open_images, open_probe_images, split_name
 from ldae.evaluation.feature_store import FEATURE_MEMORY
 from ldae.models.denoisers_ddae import block_ends
 from ldae.training.recipe import build_recipe, load_recipe, read_sections
@@ -254,16 +254,6 @@ def data_config(options: argparse.Namespace) -> DataConfig:
     if "dataset" not in chosen:
         raise ValueError(f"dataset is missing, and there is no {recipe} to take it from; give --dataset.")
     return load_recipe(None, chosen).data
-
-
-def dataset_name(data: DataConfig) -> str:
-    """A data set as results name it."""
-    return data.dataset if data.dataset_config is None else f"{data.dataset}, {data.dataset_config}"
-
-
-def split_name(data: DataConfig, source: ImageSource) -> str:
-    """A split as results name it: the source's description without the data set's name."""
-    return source.description.removeprefix(f"{dataset_name(data)} (").replace(")", "", 1)
 
 
 def numbers(text: str | None, name: str, kind: type = int) -> tuple[Any, ...] | None:

@@ -1,0 +1,351 @@
+"""What encoders are worth on a data set, in three lines: scores with their protocol, and tables of several encoders."""
+
+import os
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ldae.data import DataConfig, dataset_name, open_probe_images, split_name
+
+from .baselines import pixel_features, untrained_like
+from .encoders import PooledBackbone, load_encoder
+from .features import Features, Layer, extract_features, pooling_of
+from .images import ImageSet, fixed_subset
+from .knn import knn_accuracy
+from .linear_probe import ProbeSettings, train_linear_probes
+from .metrics import mean_and_stderr
+from .probe_features import HOLDOUT, SPLIT_SEED
+from .retrieval import retrieval_map
+from .ridge import few_shot_ridge, fit_ridge, ridge_accuracy, split_holdout
+from .score_table import Score, ScoreTable
+
+
+Checkpoint = str | os.PathLike[str] | PreTrainedModel | PooledBackbone
+METRICS = ("few_shot", "ridge", "knn", "linear", "retrieval")
+RAW_PIXELS = 32  # side of the images whose pixels are compared; those of a large model would be a million numbers
+KEPT_ENCODERS = 4  # whose features are kept
+ROBUSTNESS = (0.0, 0.01, 0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.95)  # shares of all time steps
+LINEAR = ProbeSettings()
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """Which features of a checkpoint: a block and a time step, by default its own."""
+
+    name: str
+    model: Any
+    layer: Layer | None
+    timestep: int | None
+
+
+class Evaluation:
+    """
+    A data set with labels, on which encoders are measured: one method a measure, every score with its protocol and seeds.
+
+    Encoders are folders or Hub ids of an l-DAE, a DDAE or any vision model of `AutoModel` (ViTMAE, DINOv2, I-JEPA, a
+    ResNet), or live models. All are frozen and give one vector an image: of a clean centre crop at the model's own size,
+    normalised as its image processor does. The features of the last few encoders are kept, so that a second measure takes
+    no second pass.
+
+    Args:
+        data (`str` or [`~ldae.data.DataConfig`]): Data set as a recipe names it: `"digits"`, a folder, a Hub id.
+        device (`torch.device` or `str`, *optional*): Where to compute; by default a GPU where there is one.
+        dtype (`torch.dtype`, *optional*): Autocast of the features to it; by default none.
+        batch_size (`int`, defaults to 256): Images of a forward.
+        num_workers (`int`, defaults to 0): Worker processes that decode.
+        max_train, max_test (`int`, *optional*): At most so many images of either split, drawn at random but always the same.
+
+    Raises:
+        ValueError: where the data cannot be opened or has no labels.
+
+    Example:
+        >>> from ldae import LDAEConfig, LDAEModel
+        >>> from ldae.evaluation import Evaluation
+        >>> digits = Evaluation("digits", max_train=200, max_test=100)
+        >>> model = LDAEModel(LDAEConfig.from_size("nano", image_size=16, patch_size=4, latent_dim=8))
+        >>> score = digits.few_shot(model, shots=5, draws=3)
+        >>> score.metric, score.protocol["labels_per_class"], score.n
+        ('accuracy', 5, 100)
+    """
+
+    def __init__(
+        self,
+        data: str | DataConfig,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        batch_size: int = 256,
+        num_workers: int = 0,
+        max_train: int | None = None,
+        max_test: int | None = None,
+    ) -> None:
+        self.data = DataConfig(data) if isinstance(data, str) else data
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.dtype, self.batch_size, self.num_workers = dtype, batch_size, num_workers
+        sources = open_probe_images(self.data)
+        for source in sources:
+            if source.label_column is None:
+                raise ValueError(
+                    f"{source.description} has no label column, and a probe needs one; name label_column."
+                )
+        self.sources = tuple(
+            source if limit is None else fixed_subset(source, limit, SPLIT_SEED)
+            for source, limit in zip(sources, (max_train, max_test), strict=True)
+        )
+        self.split = split_name(self.data, sources[1]) + ("" if max_test is None else f", at most {max_test} images")
+        self._images: dict[tuple[int, int], tuple[ImageSet, ImageSet]] = {}
+        self._features: dict[Any, tuple[Features, Features, Any]] = {}
+        self._models: dict[str, Any] = {}
+
+    def few_shot(
+        self, checkpoint: Checkpoint, *, shots: int = 5, draws: int = 20, seed: int = 0, **choice: Any
+    ) -> Score:
+        """
+        Accuracy of ridge probes with a few labels of each class: mean and standard error over draws of these, the same
+        for every encoder. See [`~ldae.evaluation.ridge.few_shot_ridge`].
+
+        Args:
+            checkpoint: The encoder.
+            shots (`int`, defaults to 5): Labels of each class.
+            draws (`int`, defaults to 20): How often they are drawn.
+            seed (`int`, defaults to 0): Seed of the draws.
+            **choice: `layer` and `timestep` of an l-DAE or a DDAE; by default its own.
+        """
+        chosen = self._choose(checkpoint, **choice)
+        value, stderr = mean_and_stderr(few_shot_ridge(*self._arrays(chosen), shots=shots, draws=draws, seed=seed))
+        protocol = {"name": "ridge", "labels_per_class": shots, "draws": draws, "penalty": "leave-one-out"}
+        return self._score(chosen, protocol, value, stderr, (seed,))
+
+    def ridge(self, checkpoint: Checkpoint, *, seed: int = 0, **choice: Any) -> Score:
+        """
+        Accuracy of a ridge probe with all labels, a fifth of the training images choosing its penalty. See
+        [`~ldae.evaluation.ridge.ridge_accuracy`]; arguments as of [`~Evaluation.few_shot`].
+        """
+        chosen = self._choose(checkpoint, **choice)
+        result = ridge_accuracy(*self._arrays(chosen), seed=seed)
+        protocol = {"name": "ridge", "penalty": result.penalty, "holdout": 0.2}
+        return self._score(chosen, protocol, result.accuracy, None, (seed,))
+
+    def knn(self, checkpoint: Checkpoint, *, k: int = 20, temperature: float = 0.07, **choice: Any) -> Score:
+        """
+        Accuracy of the vote of the k nearest training images. See [`~ldae.evaluation.knn.knn_predict`]; nothing is random
+        in it.
+        """
+        chosen = self._choose(checkpoint, **choice)
+        value = knn_accuracy(*self._arrays(chosen), k=k, temperature=temperature)
+        return self._score(
+            chosen, {"name": "knn", "k": k, "temperature": temperature, "similarity": "cosine"}, value, None, (0,)
+        )
+
+    def linear(self, checkpoint: Checkpoint, settings: ProbeSettings = LINEAR, **choice: Any) -> Score:
+        """
+        Accuracy of linear probes on features computed once: mean and standard error over the settings' seeds, a tenth of
+        the training images choosing the learning rate. (The papers' protocols, with augmentation, are
+        [`~ldae.evaluation.protocols.run_linear_probe`]'s.)
+        """
+        chosen = self._choose(checkpoint, **choice)
+        x, y, test_x, test_y = self._arrays(chosen)
+        fitted, held = split_holdout(len(y), HOLDOUT, SPLIT_SEED)
+        rows = x[fitted, None]  # (n, 1, C)
+        classes = int(max(y.max(), test_y.max())) + 1
+        probes = train_linear_probes(
+            lambda epoch: rows, y[fitted], num_classes=classes, settings=settings, device=self.device
+        )
+        held_hits = (probes.predict(x[held, None]).cpu() == y[held]).double().mean(dim=-1)  # (S, 1, R)
+        rate = int(held_hits.mean(dim=(0, 1)).argmax())
+        hits = (probes.predict(test_x[:, None]).cpu()[:, 0, rate] == test_y).double().mean(dim=-1)  # (S,)
+        value, stderr = mean_and_stderr(hits.tolist())
+        protocol = {
+            "name": "linear",
+            "preset": "features once",
+            "epochs": settings.epochs,
+            "batch_size": settings.batch_size_for(len(fitted)),
+            "learning_rate": settings.learning_rates(len(fitted))[rate],
+            "augmentation": [],
+            "holdout": HOLDOUT,
+        }
+        return self._score(chosen, protocol, value, stderr, settings.seeds)
+
+    def retrieval(self, checkpoint: Checkpoint, **choice: Any) -> Score:
+        """
+        Mean average precision of test images that look for their class among the training images. See
+        [`~ldae.evaluation.retrieval.retrieval_map`]; nothing is random in it.
+        """
+        chosen = self._choose(checkpoint, **choice)
+        value = retrieval_map(*self._arrays(chosen))
+        protocol = {"name": "retrieval", "similarity": "cosine", "gallery": "training images"}
+        return replace(self._score(chosen, protocol, value, None, (0,)), metric="map")
+
+    def robustness(
+        self, checkpoint: Checkpoint, timesteps: Sequence[int] | None = None, *, seed: int = 0, **choice: Any
+    ) -> list[Score]:
+        """
+        Accuracy of one fixed probe over noise levels: a ridge probe of clean training images at the encoder's own time step
+        classifies test images that are noised to each t, with the encoder told that t.
+
+        Args:
+            checkpoint: An l-DAE or a DDAE; others are not told a noise level.
+            timesteps (`Sequence[int]`, *optional*): Noise levels; by default nine over all of them.
+            seed (`int`, defaults to 0): Of the noise, and of the fifth of the training images that chooses the penalty.
+            **choice: As of [`~Evaluation.few_shot`].
+
+        Returns:
+            `list[Score]`: the clean score first, then one for each of `timesteps`.
+
+        Raises:
+            ValueError: for another model, or a time step that does not exist.
+        """
+        chosen = self._choose(checkpoint, **choice)
+        if chosen.timestep is None:
+            raise ValueError(f"robustness is of l-DAE and DDAE models; {chosen.name} is not told a noise level.")
+        last = getattr(chosen.model, "num_train_timesteps", None) or chosen.model.config.num_train_timesteps
+        steps = timesteps if timesteps is not None else dict.fromkeys(int(share * (last - 1)) for share in ROBUSTNESS)
+        x, y, test_x, test_y = self._arrays(chosen)
+        penalty = ridge_accuracy(x, y, test_x, test_y, seed=seed).penalty
+        probe = fit_ridge(x, y, num_classes=int(max(y.max(), test_y.max())) + 1, penalty=penalty)
+        noisy = self._extract(chosen, 1, timesteps=list(steps), noisy=True, seed=seed)
+        protocol = {"name": "robustness", "probe": "ridge", "penalty": penalty, "probe_timestep": chosen.timestep}
+        scores = []
+        for t, features in [(None, test_x), *zip(steps, noisy.flat.unbind(1), strict=True)]:
+            value = float((probe.predict(features) == test_y).double().mean())
+            level = {"noise_timestep": t, "input": "clean" if t is None else "noisy"}
+            scores.append(self._score(chosen, protocol | level, value, None, (seed,)))
+        return scores
+
+    def compare(
+        self,
+        *checkpoints: Checkpoint,
+        metrics: Sequence[str] = ("few_shot", "knn", "retrieval"),
+        untrained: bool = False,
+        raw_pixels: bool = True,
+        **options: Any,
+    ) -> ScoreTable:
+        """
+        A table of several encoders under the same probes, and of raw pixels.
+
+        Args:
+            checkpoints: The encoders, ours and other people's.
+            metrics (`Sequence[str]`): Of `"few_shot"`, `"ridge"`, `"knn"`, `"linear"` and `"retrieval"`; each is a column.
+            untrained (`bool`, defaults to `False`): Whether each encoder's network with weights drawn afresh has a row.
+            raw_pixels (`bool`, defaults to `True`): Whether raw pixels have one, at 32 pixels a side or the smallest
+                encoder's size.
+            **options: Of the measures, by name: `shots`, `draws`, `k`, `temperature`, `settings`, `seed`.
+
+        Returns:
+            [`~ldae.evaluation.score_table.ScoreTable`]: print it, or `save` it.
+
+        Raises:
+            ValueError: for an unknown metric or option, or a checkpoint that cannot be loaded.
+        """
+        unknown = [name for name in metrics if name not in METRICS]
+        if unknown or not metrics:
+            raise ValueError(f"metrics={list(metrics)} is not possible; give some of {', '.join(METRICS)}.")
+        taken = {
+            "few_shot": ("shots", "draws", "seed"),
+            "ridge": ("seed",),
+            "knn": ("k", "temperature"),
+            "linear": ("settings",),
+            "retrieval": (),
+        }
+        stray = [name for name in options if not any(name in taken[metric] for metric in metrics)]
+        if stray:
+            raise ValueError(f"{stray[0]}={options[stray[0]]!r} is no option of {', '.join(metrics)}.")
+        scores: dict[str, dict[str, Score]] = {}
+
+        def add(name: str, measured: Any) -> None:
+            scores[name] = {
+                metric: getattr(self, metric)(
+                    measured, **{key: value for key, value in options.items() if key in taken[metric]}
+                )
+                for metric in metrics
+            }
+
+        sizes = []
+        for checkpoint in checkpoints:
+            chosen = self._choose(checkpoint)
+            sizes.append(chosen.model.config.image_size)
+            add(chosen.name, chosen)
+            if untrained:
+                fresh = replace(chosen, name=f"{chosen.name}, untrained", model=untrained_like(chosen.model, 0))
+                add(fresh.name, fresh)
+            self._models.pop(chosen.name, None)  # one at a time
+        if raw_pixels:
+            side = min([RAW_PIXELS, *sizes])
+            add(f"raw pixels, {side} x {side}", _Choice(f"raw pixels, {side} x {side}", side, None, None))
+        return ScoreTable(scores)
+
+    def _choose(self, checkpoint: Any, layer: Layer | None = None, timestep: int | None = None) -> _Choice:
+        if isinstance(checkpoint, _Choice):
+            return checkpoint
+        if isinstance(checkpoint, str | os.PathLike):
+            name = os.fspath(checkpoint)
+            model = self._models.get(name)
+            if model is None:
+                self._models = {name: load_encoder(name, self.device)}
+                model = self._models[name]
+        else:
+            name, model = type(checkpoint).__name__, checkpoint.to(self.device)
+        if getattr(model.config, "model_type", None) in ("ldae", "ddae"):
+            default = model.config.feature_layer or getattr(model.config, "num_hidden_layers", None)
+            layer = default if layer is None else layer
+            timestep = model.config.feature_timestep if timestep is None else timestep
+        elif layer is not None or timestep is not None:
+            raise ValueError(f"layer and timestep are choices of l-DAE and DDAE models; {name} has neither.")
+        return _Choice(name, model, layer, timestep)
+
+    def _arrays(self, chosen: _Choice) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Features `(n, C)` and classes of the training images, then of the test images."""
+        key = (chosen.name, chosen.layer, chosen.timestep)
+        if key in self._features and self._features[key][2]() is not chosen.model and chosen.name not in self._models:
+            del self._features[key]  # of another live model of the same class
+        if key not in self._features:
+            while len(self._features) >= KEPT_ENCODERS:
+                del self._features[next(iter(self._features))]
+            owner = (lambda: chosen.model) if isinstance(chosen.model, int) else weakref.ref(chosen.model)
+            self._features[key] = (self._extract(chosen, 0), self._extract(chosen, 1), owner)
+        train, test, _ = self._features[key]
+        return train.flat[:, 0], train.classes, test.flat[:, 0], test.classes
+
+    def _extract(self, chosen: _Choice, part: int, **options: Any) -> Features:
+        """Features of the training (0) or the test (1) images."""
+        if isinstance(chosen.model, int):
+            return pixel_features(self._batches(chosen.model, 3, part), image_size=chosen.model)
+        if chosen.layer is not None:
+            options = {"layers": [chosen.layer], "timesteps": [chosen.timestep], **options}
+        size, channels = chosen.model.config.image_size, chosen.model.config.num_channels
+        return extract_features(
+            chosen.model, self._batches(size, channels, part), device=self.device, dtype=self.dtype, **options
+        )
+
+    def _batches(self, size: int, channels: int, part: int) -> Any:
+        if (size, channels) not in self._images:
+            fields = {"image_size": size, "num_channels": channels, "batch_size": self.batch_size}
+            self._images[size, channels] = tuple(  # type: ignore[assignment]
+                ImageSet(source, num_workers=self.num_workers, memory=2**30, **fields) for source in self.sources
+            )
+        return self._images[size, channels][part].batches()
+
+    def _score(
+        self, chosen: _Choice, protocol: dict[str, Any], value: float, stderr: float | None, seeds: Sequence[int]
+    ) -> Score:
+        _, labels, _, test_labels = self._arrays(chosen)
+        if isinstance(chosen.model, int):
+            described: dict[str, Any] = {"pooling": "none: pixels in [-1, 1]"}
+        else:
+            pooling = chosen.model.pooling if isinstance(chosen.model, PooledBackbone) else pooling_of(chosen.layer)
+            described = {"layer": chosen.layer, "timestep": chosen.timestep, "input": "clean", "pooling": pooling}
+        return Score(
+            checkpoint=chosen.name,
+            metric="accuracy",
+            value=value,
+            stderr=stderr,
+            protocol={**described, "train_images": len(labels), **protocol},
+            seeds=tuple(seeds),
+            dataset=dataset_name(self.data),
+            split=self.split,
+            n=len(test_labels),
+        )

@@ -1,0 +1,169 @@
+"""Evaluation as a library: scores of ours and other people's encoders that say how they were measured."""
+
+import json
+
+import pytest
+import torch
+from transformers import (
+    AutoModel,
+    BitImageProcessorPil,
+    Dinov2Config,
+    Dinov2Model,
+    IJepaConfig,
+    IJepaModel,
+    ViTImageProcessorPil,
+    ViTMAEConfig,
+    ViTMAEForPreTraining,
+)
+
+from ldae import DDAEModel
+from ldae.evaluation import Evaluation, few_shot_ridge, load_encoder, untrained_like
+from ldae.evaluation.encoders import PooledBackbone
+from ldae.evaluation.features import extract_features
+from ldae.results import read_results
+from ldae.verbs import compare, linear_probe
+
+from ..models.small_diffusers import small_unet
+
+
+SMALL = {
+    "image_size": 24,
+    "patch_size": 8,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+}
+NORMALISED = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]}
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory):
+    """Folders of a ViTMAE, a DINOv2 and an I-JEPA with random weights, as their authors' checkpoints are laid out."""
+    folder = tmp_path_factory.mktemp("others")
+    torch.manual_seed(0)
+    decoder = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
+    mae = ViTMAEForPreTraining(ViTMAEConfig(**SMALL, **decoder, decoder_intermediate_size=32))
+    models = {"mae": mae, "dinov2": Dinov2Model(Dinov2Config(**SMALL)), "ijepa": IJepaModel(IJepaConfig(**SMALL))}
+    for name, model in models.items():
+        model.save_pretrained(folder / name)
+        side = {"height": 24, "width": 24}
+        if name == "dinov2":
+            processor = BitImageProcessorPil(size={"shortest_edge": 28}, crop_size=side, **NORMALISED)
+        else:
+            processor = ViTImageProcessorPil(size=side, **NORMALISED)
+        processor.save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture
+def few(few_digits):
+    return Evaluation(str(few_digits))
+
+
+def test_other_peoples_encoders_see_what_their_processor_gives(others):
+    images = torch.randint(0, 256, (3, 3, 24, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for name in ("mae", "dinov2", "ijepa"):
+        encoder = load_encoder(others / name, "cpu")
+        assert isinstance(encoder, PooledBackbone) and encoder.config.image_size == 24
+        with torch.no_grad():
+            found = encoder(images.float() / 127.5 - 1).pooler_output
+            again = encoder(images.float() / 127.5 - 1).pooler_output
+            processor = ViTImageProcessorPil(do_resize=False, **NORMALISED)
+            pixels = processor(list(images), return_tensors="pt").pixel_values
+            plain = AutoModel.from_pretrained(others / name, **({"mask_ratio": 0.0} if name == "mae" else {})).eval()
+            outputs = plain(pixels)
+        expected = outputs.pooler_output if name == "dinov2" else outputs.last_hidden_state.mean(dim=1)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        assert torch.equal(found, again)  # no patch is masked or drawn
+        assert encoder.pooling == ("the model's own" if name == "dinov2" else "mean over tokens or places")
+        fresh = untrained_like(encoder, seed=1)
+        assert not torch.allclose(fresh(images.float() / 127.5 - 1).pooler_output, found, atol=1e-3)
+
+
+def test_every_score_says_how_it_was_measured(few, checkpoint):
+    scores = {
+        "few_shot": few.few_shot(checkpoint, shots=3, draws=4, seed=7),
+        "ridge": few.ridge(checkpoint),
+        "knn": few.knn(checkpoint, k=5),
+        "linear": few.linear(checkpoint),
+        "retrieval": few.retrieval(checkpoint, layer=1, timestep=40),
+    }
+    for name, score in scores.items():
+        entry = json.loads(json.dumps(score.entry()))
+        assert (entry["split"], entry["n"], entry["checkpoint"]) == ("test", 60, str(checkpoint)), name
+        assert entry["protocol"]["train_images"] == 150 and entry["protocol"]["pooling"]
+        assert entry["metric"] == ("map" if name == "retrieval" else "accuracy") and 0.1 < score.value <= 1
+    assert scores["few_shot"].seeds == (7,) and scores["few_shot"].stderr > 0
+    assert scores["linear"].seeds == (0, 1, 2) and scores["linear"].protocol["learning_rate"] > 0
+    assert (scores["knn"].protocol["layer"], scores["retrieval"].protocol["layer"]) == (2, 1)
+    assert scores["retrieval"].protocol["timestep"] == 40
+
+    model = AutoModel.from_pretrained(checkpoint)
+    train, test = (list(few._batches(16, 3, part)) for part in (0, 1))
+    x, z = (extract_features(model, batches) for batches in (train, test))
+    alone = few_shot_ridge(x.flat[:, 0], x.classes, z.flat[:, 0], z.classes, shots=3, draws=4, seed=7)
+    assert scores["few_shot"].value == pytest.approx(sum(alone) / 4)
+
+
+def test_two_live_models_of_one_class_are_not_confused(few, model):
+    first, second = few.knn(model), few.knn(untrained_like(model, seed=5))
+    assert first.checkpoint == second.checkpoint == "LDAEForPreTraining"
+    assert few.knn(model).value == first.value
+    train = (few._extract(few._choose(m), 0).values for m in (model, untrained_like(model, seed=5)))
+    assert not torch.equal(*train)
+
+
+def test_a_fixed_probe_loses_accuracy_with_noise(few, tmp_path, checkpoint):
+    curve = few.robustness(checkpoint)
+    assert [score.protocol["noise_timestep"] for score in curve] == [None, 0, 9, 29, 99, 199, 399, 599, 799, 949]
+    assert curve[0].value > curve[-1].value + 0.1  # of a linear_sigma schedule the last steps are almost all noise
+    assert curve[0].protocol["probe_timestep"] == 10 and curve[0].protocol["penalty"] > 0
+    assert few.robustness(checkpoint, [99])[1] == curve[4]
+    DDAEModel.from_diffusers(small_unet()).save_pretrained(tmp_path / "ddae")
+    clean, noise = few.robustness(tmp_path / "ddae", [998])
+    assert noise.value < clean.value - 0.1
+
+
+def test_a_table_of_several_encoders_and_its_files(few_digits, others, checkpoint, tmp_path, capsys):
+    folders = [str(checkpoint), *(str(others / name) for name in ("mae", "dinov2", "ijepa"))]
+    options = f"--dataset {few_digits} --num_workers 0 --draws 3 --k 5 --untrained --output_dir".split()
+    assert compare.main([*folders, *options, str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    rows = [line.split(" | ") for line in printed.splitlines() if line.startswith("| ")]
+    assert [cell.strip("| ") for cell in rows[0]] == [
+        "encoder",
+        "ridge, 5 labels a class",
+        "kNN, k = 5",
+        "retrieval mAP",
+    ]
+    names = [row[0].strip("| ") for row in rows[2:]]
+    assert names == [n for folder in folders for n in (folder, f"{folder}, untrained")] + ["raw pixels, 16 x 16"]
+    assert "over 3 draws of the labels, the same for all" in printed
+    results = read_results(tmp_path / "out")
+    assert len(results) == 9 * 3
+    assert (tmp_path / "out" / "comparison.md").read_text().strip() in printed
+    again = Evaluation(str(few_digits)).few_shot(others / "ijepa", draws=3)
+    (stored,) = [r for r in results if r["checkpoint"] == folders[3] and r["protocol"]["name"] == "ridge"]
+    assert stored == json.loads(json.dumps(again.entry()))
+
+
+def test_linear_probe_normalises_other_peoples_images(few_digits, others, tmp_path):
+    options = f"--dataset {few_digits} --num_workers 0 --epochs 1 --seeds 0 --protocol cached --output_dir {tmp_path}"
+    assert linear_probe.main([str(others / "dinov2"), *options.split()]) == 0
+    assert read_results(tmp_path)[0]["protocol"]["pooling"] == "the model's own, or mean of tokens"
+
+
+def test_what_makes_no_sense_is_refused(few, few_digits, others, checkpoint):
+    for call, message in (
+        (lambda: few.compare(checkpoint, metrics=["accuracy"]), r"metrics=\['accuracy'\] is not possible"),
+        (lambda: few.compare(checkpoint, metrics=["knn"], shots=3), "shots=3 is no option of knn"),
+        (lambda: few.robustness(others / "mae"), "is not told a noise level"),
+        (lambda: few.knn(others / "mae", layer=1), "layer and timestep are choices of l-DAE and DDAE models"),
+        (lambda: few.knn(others / "nowhere"), "cannot be loaded"),
+        (lambda: compare.main([str(checkpoint), str(checkpoint), "--dataset", "digits"]), "names one twice"),
+        (lambda: compare.main([str(checkpoint), "--dataset", "digits", "--k", "0"]), "k=0 is not possible"),
+        (lambda: compare.main([str(others / "mae")]), "dataset is missing"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
