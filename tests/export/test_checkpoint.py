@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from transformers import AutoModel, pipeline
 
-from ldae import DDAEModel, LDAEForImageClassification, LDAEForPreTraining
+from ldae import DDAEForImageClassification, DDAEModel, LDAEForImageClassification, LDAEForPreTraining
 from ldae.cli import run_verb
 from ldae.export.checkpoint import TARGETS, export_checkpoint
 from tests.export.test_graph import unet
@@ -106,40 +106,54 @@ def test_the_verb_writes_what_it_says(format, encoder_folder, tmp_path, capsys):
     found = TARGETS[format].run(folder, draw_images())["pooler_output"]
     torch.testing.assert_close(found, model(draw_images()).pooler_output, rtol=0, atol=2e-5)
     assert [path.name for path in folder.parent.iterdir()] == ["exported"]
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o644}
     assert folder.stat().st_mode & 0o777 == 0o755
     card = (folder / "README.md").read_text()
     assert "license: mit" in card and "at t = 300, of a clean image" in card and "{{" not in card
 
 
-def test_a_classifier_keeps_its_time_step_and_names(classifier_folder, tmp_path):
+def test_a_classifier_keeps_its_time_step_names_and_licence(classifier_folder, tmp_path):
+    (classifier_folder / "README.md").write_text("---\nlicense: cc-by-4.0\n---\nMine.\n")
     export = export_checkpoint(classifier_folder, tmp_path / "out", format="timm", image_size=24)
     assert export.outputs == {"logits": (1, 3)}
     facts = json.loads((tmp_path / "out" / "export.json").read_text())
     assert facts["timestep"] == 7 and facts["image_size"] == 24
     assert facts["id2label"] == {"0": "zero", "1": "one", "2": "two"}
+    assert "license: cc-by-4.0" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_a_ddae_leaves_as_a_graph(tmp_path):
-    unet()[0].save_pretrained(tmp_path / "ddae")
+    encoder = unet()[0]
+    model = DDAEForImageClassification(encoder.config)
+    model.ddae = encoder
+    model.save_pretrained(tmp_path / "ddae")
     with pytest.raises(ValueError, match=r"format='transformers' holds plain ViTs.* UNet2DModel.*format='onnx'"):
         export_checkpoint(tmp_path / "ddae", tmp_path / "out", format="transformers")
     export = export_checkpoint(tmp_path / "ddae", tmp_path / "out", format="torch-export", timestep=4)
-    assert export.max_abs_error < 1e-4 and export.outputs["pooler_output"] == (1, 8)
+    assert export.max_abs_error < 1e-4 and export.outputs == {"logits": (1, 2)}
     facts = json.loads((tmp_path / "out" / "export.json").read_text())
-    assert facts["layer"] == "up_blocks.0.resnets.0" and facts["model_type"] == "ddae"
-    assert "a DDAE (denoising diffusion autoencoder)" in (tmp_path / "out" / "README.md").read_text()
+    assert facts["layer"] == "up_blocks.0.resnets.0" and facts["model_type"] == "ddae" and facts["timestep"] == 4
+    assert "a linear layer on the features of a DDAE" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_what_does_not_agree_leaves_nothing(tmp_path, capsys):
-    """Logits in the millions cannot agree to 1e-4 in float32, and infinite ones with nothing."""
-    for name, scale in (("huge", 1e7), ("infinite", float("inf"))):
-        model = open_gates(LDAEForImageClassification(small_config(num_labels=2)))
-        model.classifier.weight.data.mul_(scale)
+    """An offset that LayerNorm takes away again leaves float32 no digits for the rest; infinity agrees with nothing."""
+    for name, offset in (("offset", 1e6), ("infinite", float("inf"))):
+        model = open_gates(LDAEForPreTraining(small_config()))
+        model.ldae.embeddings.projection.bias.data.fill_(offset)
         model.save_pretrained(tmp_path / name)
         arguments = [str(tmp_path / name), "--format", "transformers", "--output_dir", str(tmp_path / "made" / "out")]
         assert run_verb("export", arguments) == 2
-        assert "which is more than 1e-04; nothing was written" in capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["huge", "infinite"]
+        assert "times what rounding explains; nothing was written" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["infinite", "offset"]
+
+
+def test_logits_agree_at_their_own_scale(tmp_path):
+    """A probe's may be in the hundreds, where float32 has no 1e-4 left; the error is told as it is."""
+    model = open_gates(LDAEForImageClassification(small_config(num_labels=2)))
+    model.classifier.weight.data.mul_(1e5)
+    model.save_pretrained(tmp_path / "large")
+    assert 1e-4 < export_checkpoint(tmp_path / "large", tmp_path / "out", format="transformers").max_abs_error < 10
 
 
 def test_wrong_inputs_name_option_value_and_remedy(encoder_folder, classifier_folder, tmp_path, capsys):

@@ -21,7 +21,7 @@ from ldae.export.timm_vit import run_timm, save_timm
 
 EXPORT_FILE = "export.json"
 STAGING_PREFIX = ".export-"
-TOLERANCE = 1e-4  # of any output's absolute error, in float32
+TOLERANCE = 1e-4  # absolute, of features; of logits relative to the largest, where that is above 1: they have no scale
 
 Write = Callable[[Source, Path], None]
 Run = Callable[[Path, torch.Tensor], dict[str, torch.Tensor]]
@@ -100,7 +100,8 @@ def export_checkpoint(
 
     Raises:
         ValueError: for an option that is not possible, with the remedy; for a model that the format cannot hold, with the
-            reason; and where what was written differs by more than 1e-4 from the checkpoint: nothing is left then.
+            reason; and where what was written differs by more than 1e-4 from the checkpoint (of logits: 1e-4 of the
+            largest): nothing is left then.
     """
     if format not in TARGETS:
         raise ValueError(f"format={format!r} is unknown; choose one of {', '.join(TARGETS)}.")
@@ -122,17 +123,19 @@ def export_checkpoint(
         staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=_existing_parent(folder)))
         staging.chmod(0o755)
         target.write(source, staging)
-        error, outputs = _verify(source, staging, target.run)
-        if not error <= TOLERANCE:  # NaN, too
+        error, excess, outputs = _verify(source, staging, target.run)
+        if not excess <= 1:  # NaN, too
             raise ValueError(
-                f"format={format!r}: the outputs differ by up to {error:.1e} from the checkpoint's, which is more than "
-                f"{TOLERANCE:.0e}; nothing was written. Its weights or outputs are too large, or not finite, for two ways "
-                "of computing the same in float32 to agree."
+                f"format={format!r}: the outputs differ by up to {error:.1e} from the checkpoint's, {excess:.1f} times what "
+                "rounding explains; nothing was written. Its weights are too large, or not finite, for two ways of "
+                "computing the same in float32 to agree."
             )
         export = Export(folder=folder, source=source, format=format, max_abs_error=error, outputs=outputs)
         save_portable_processor(staging, source.config, source.image_size)
         (staging / EXPORT_FILE).write_text(json.dumps(describe(export), indent=2) + "\n", encoding="utf-8")
         write_card(staging, describe(export), checkpoint, repo_id=repo_id or folder.resolve().name, license=license)
+        for path in staging.iterdir():
+            path.chmod(0o644)  # safetensors' writer lets nobody else read
         folder.parent.mkdir(parents=True, exist_ok=True)
         os.replace(staging, folder)
     except OSError as problem:
@@ -162,18 +165,26 @@ def describe(export: Export) -> dict[str, object]:
 
 
 @torch.no_grad()
-def _verify(source: Source, folder: Path, run: Run) -> tuple[float, dict[str, tuple[int, ...]]]:
-    """The largest error of what lies in a folder, over batches of three images and of one, and its outputs' shapes."""
+def _verify(source: Source, folder: Path, run: Run) -> tuple[float, float, dict[str, tuple[int, ...]]]:
+    """
+    Runs what lies in a folder on batches of three images and of one: the largest absolute error, the largest as a multiple
+    of what is allowed, and the shape of each output.
+    """
     generator = torch.Generator().manual_seed(0)
     size, channels = source.image_size, source.config.num_channels
     noise = torch.rand(2, channels, size, size, generator=generator) * 2 - 1
     ramp = torch.linspace(-1, 1, size).expand(1, channels, size, size)  # smooth, as photographs are
-    errors, outputs = [], {}
+    errors, excesses, outputs = [], [], {}
     for images in (torch.cat([noise, ramp]), ramp):
         wanted, found = source.outputs(images), run(folder, images)
-        errors += [(found[name] - value).abs().max() for name, value in wanted.items()]
-        outputs = {name: tuple(value.shape) for name, value in wanted.items()}
-    return float(torch.stack(errors).max()), outputs  # of a NaN torch's max makes a NaN
+        for name, value in wanted.items():
+            error = (found[name] - value).abs().max()
+            scale = value.abs().max().clamp(min=1) if name == "logits" else 1.0
+            errors.append(error)
+            excesses.append(error / (TOLERANCE * scale))
+            outputs[name] = tuple(value.shape)
+    # Of a NaN torch's max makes a NaN, Python's might not.
+    return float(torch.stack(errors).max()), float(torch.stack(excesses).max()), outputs
 
 
 def _existing_parent(folder: Path) -> Path:
