@@ -21,7 +21,18 @@ import torch
 import transformers
 
 
-BENCHMARKS = ("encoder", "export", "training_step", "dit", "truncation", "grid_search", "tokenizer", "latent_cache", "pca", "data")
+BENCHMARKS = (
+    "encoder",
+    "export",
+    "training_step",
+    "dit",
+    "truncation",
+    "grid_search",
+    "tokenizer",
+    "latent_cache",
+    "pca",
+    "data",
+)
 FOLDER = Path(__file__).parent
 # A line of harness.Comparison.
 LINE = re.compile(
