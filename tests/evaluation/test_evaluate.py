@@ -21,7 +21,7 @@ from ldae.evaluation import Evaluation, few_shot_ridge, load_encoder, untrained_
 from ldae.evaluation.encoders import PooledBackbone
 from ldae.evaluation.features import extract_features
 from ldae.results import read_results
-from ldae.verbs import compare, linear_probe
+from ldae.verbs import compare, knn, linear_probe
 
 from ..models.small_diffusers import small_unet
 
@@ -148,10 +148,22 @@ def test_a_table_of_several_encoders_and_its_files(few_digits, others, checkpoin
     assert stored == json.loads(json.dumps(again.entry()))
 
 
-def test_linear_probe_normalises_other_peoples_images(few_digits, others, tmp_path):
-    options = f"--dataset {few_digits} --num_workers 0 --epochs 1 --seeds 0 --protocol cached --output_dir {tmp_path}"
-    assert linear_probe.main([str(others / "dinov2"), *options.split()]) == 0
-    assert read_results(tmp_path)[0]["protocol"]["pooling"] == "the model's own, or mean of tokens"
+def test_the_verbs_of_one_checkpoint_read_other_peoples_encoders_alike(few, few_digits, others, tmp_path):
+    options = f"--dataset {few_digits} --num_workers 0 --output_dir {tmp_path}".split()
+    assert linear_probe.main([str(others / "mae"), *options, "--shots", "5", "--draws", "3"]) == 0
+    assert knn.main([str(others / "mae"), *options, "--k", "5"]) == 0
+    assert linear_probe.main([str(others / "dinov2"), *options, "--epochs", "1", "--seeds", "0"]) == 0
+    values = [result["value"] for result in read_results(tmp_path)]
+    assert values[0] == pytest.approx(few.few_shot(others / "mae", draws=3).value)
+    assert values[3] == pytest.approx(few.knn(others / "mae", k=5).value)
+    names = [result["checkpoint"] for result in read_results(tmp_path)]
+    assert names == [
+        str(others / "mae"),
+        "untrained encoder",
+        "raw pixels",
+        str(others / "mae"),
+        str(others / "dinov2"),
+    ]
 
 
 def test_what_makes_no_sense_is_refused(few, few_digits, others, checkpoint):

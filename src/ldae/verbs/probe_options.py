@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 
 import ldae  # noqa: F401 - registers the models with transformers
 from ldae.data import DataConfig, ImageSource, dataset_name, open_images, open_probe_images, split_name
+from ldae.evaluation import encoders
 from ldae.evaluation.feature_store import FEATURE_MEMORY
 from ldae.models.denoisers_ddae import block_ends
 from ldae.training.recipe import build_recipe, load_recipe, read_sections
@@ -178,7 +179,7 @@ def open_inputs(options: argparse.Namespace, labelled: bool = True) -> ProbeInpu
     return ProbeInputs(
         checkpoint=options.checkpoint,
         model=model,
-        config=config,
+        config=config if config.model_type in ("ldae", "ddae") else model.config,
         data=data,
         train_source=train_source,
         test_source=test_source,
@@ -205,6 +206,8 @@ def load_encoder(
         model, own_layer = _open_ddae(options, config)
         return model, *_ddae_choices(options, model, own_layer)
     layers, timesteps = block_choices(options, config)
+    if config.model_type != "ldae":
+        return encoders.load_encoder(options.checkpoint, "cpu"), None, None
     cut: dict[str, Any] = {} if layers is None else {"num_hidden_layers": max(layers), "feature_layer": None}
     return _load_model(options.checkpoint, **cut), layers, timesteps
 
