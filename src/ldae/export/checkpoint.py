@@ -17,11 +17,14 @@ from ldae.export.native import build_native, run_native, save_native
 from ldae.export.processor import save_portable_processor
 from ldae.export.source import Source, open_source
 from ldae.export.timm_vit import run_timm, save_timm
+from ldae.models.configuration_ldae import LDAEConfig
 
 
 EXPORT_FILE = "export.json"
 STAGING_PREFIX = ".export-"
-TOLERANCE = 1e-4  # absolute, of features; of logits relative to the largest, where that is above 1: they have no scale
+# Of the absolute error in float32. Features of an l-DAE come from a LayerNorm; logits, and a DDAE's raw activations, have no
+# scale of their own: theirs is relative to the largest, where that is above 1.
+TOLERANCE = 1e-4
 
 Write = Callable[[Source, Path], None]
 Run = Callable[[Path, torch.Tensor], dict[str, torch.Tensor]]
@@ -100,8 +103,8 @@ def export_checkpoint(
 
     Raises:
         ValueError: for an option that is not possible, with the remedy; for a model that the format cannot hold, with the
-            reason; and where what was written differs by more than 1e-4 from the checkpoint (of logits: 1e-4 of the
-            largest): nothing is left then.
+            reason; and where what was written differs by more than 1e-4 from the checkpoint (logits, and a DDAE's raw
+            activations, by 1e-4 of the largest): nothing is left then.
     """
     if format not in TARGETS:
         raise ValueError(f"format={format!r} is unknown; choose one of {', '.join(TARGETS)}.")
@@ -174,12 +177,13 @@ def _verify(source: Source, folder: Path, run: Run) -> tuple[float, float, dict[
     size, channels = source.image_size, source.config.num_channels
     noise = torch.rand(2, channels, size, size, generator=generator) * 2 - 1
     ramp = torch.linspace(-1, 1, size).expand(1, channels, size, size)  # smooth, as photographs are
+    normalized = isinstance(source.config, LDAEConfig)
     errors, excesses, outputs = [], [], {}
     for images in (torch.cat([noise, ramp]), ramp):
         wanted, found = source.outputs(images), run(folder, images)
         for name, value in wanted.items():
             error = (found[name] - value).abs().max()
-            scale = value.abs().max().clamp(min=1) if name == "logits" else 1.0
+            scale = 1.0 if normalized and name != "logits" else value.abs().max().clamp(min=1)
             errors.append(error)
             excesses.append(error / (TOLERANCE * scale))
             outputs[name] = tuple(value.shape)
