@@ -1,8 +1,9 @@
 """
 Exported encoders against the checkpoint they were made of, on the same images without gradients.
 
-The native one (transformers' SiglipVisionModel, pooling included) has no PCA and no conditioning to compute, and attention
-pooling on top: target, the interval reaches 1.0x. ONNX in onnxruntime against PyTorch's eager mode on the CPU is reported.
+The native one (transformers' SiglipVisionModel, pooling included) has no PCA and no conditioning to compute, but
+attention pooling on top: target, the interval reaches 1.0x. ONNX in onnxruntime against PyTorch's eager mode on the
+CPU is reported.
 
     python benchmarks/export.py [--pairs N]
 """

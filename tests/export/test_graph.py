@@ -2,16 +2,10 @@ import pytest
 import torch
 
 from ldae import DDAEModel, LDAEModel
-from ldae.export.fold import fold
-from ldae.export.graph import FixedStep, PlainEncoder, run_onnx, run_program, save_onnx, save_program, trace
+from ldae.export.graph import FixedStep, run_onnx, run_program, save_onnx, save_program, trace
 from tests.export.test_fold import LATENT, SMALL_CONV_VAE
 from tests.models.small_diffusers import small_dit, small_unet, small_vae
 from tests.models.small_models import draw_images, open_gates, small_config
-
-
-def plain() -> tuple[LDAEModel, torch.nn.Module]:
-    model = open_gates(LDAEModel(small_config(num_hidden_layers=1)))
-    return model, PlainEncoder(fold(model, 11))
 
 
 def conv_vae() -> tuple[LDAEModel, torch.nn.Module]:
@@ -35,7 +29,7 @@ def latent_dit() -> tuple[DDAEModel, torch.nn.Module]:
 SLOW = [pytest.param(make, marks=pytest.mark.slow) for make in (conv_vae, latent_dit)]
 
 
-@pytest.mark.parametrize("make", [plain, unet, *SLOW])
+@pytest.mark.parametrize("make", [unet, *SLOW])
 @torch.no_grad()
 def test_a_graph_computes_what_the_model_does_for_any_batch(make, tmp_path):
     pytest.importorskip("onnxruntime")

@@ -32,8 +32,8 @@ IJEPA_4 = {
     "classifier.bias",
 }
 FIELDS_4 = set(
-    "hidden_size intermediate_size num_hidden_layers num_attention_heads num_channels image_size patch_size hidden_act "
-    "layer_norm_eps".split()
+    "hidden_size intermediate_size num_hidden_layers num_attention_heads num_channels image_size patch_size "
+    "hidden_act layer_norm_eps".split()
 )
 
 

@@ -22,8 +22,8 @@ from ldae.models.configuration_ldae import LDAEConfig
 
 EXPORT_FILE = "export.json"
 STAGING_PREFIX = ".export-"
-# Of the absolute error in float32. Features of an l-DAE come from a LayerNorm; logits, and a DDAE's raw activations, have no
-# scale of their own: theirs is relative to the largest, where that is above 1.
+# Of the absolute error in float32. Features of an l-DAE come from a LayerNorm; logits, and a DDAE's raw activations,
+# have no scale of their own: theirs is relative to the largest, where that is above 1.
 TOLERANCE = 1e-4
 
 Write = Callable[[Source, Path], None]
@@ -89,8 +89,8 @@ def export_checkpoint(
     Args:
         checkpoint (`str` or `os.PathLike`): Folder or Hub id of an l-DAE or a DDAE, encoder or classifier.
         output_dir (`str` or `os.PathLike`): A new folder, or an empty one.
-        format (`str`): `"transformers"`: `SiglipVisionModel`, of a classifier `IJepaForImageClassification`; `"timm"`: a
-            `VisionTransformer`; `"onnx"`; `"torch-export"`. The first two are of l-DAEs alone.
+        format (`str`): `"transformers"`: `SiglipVisionModel`, of a classifier `IJepaForImageClassification`; `"timm"`:
+            a `VisionTransformer`; `"onnx"`; `"torch-export"`. The first two are of l-DAEs alone.
         timestep (`int`, *optional*): t; by default the configuration's `feature_timestep`.
         layer (`int` or `str`, *optional*): The block that features are read after; by default the configuration's.
         image_size (`int`, *optional*): Side of the images in pixels; by default the configuration's.
@@ -102,9 +102,9 @@ def export_checkpoint(
         [`Export`]. The folder holds the weights, an image processor, `export.json` and a model card.
 
     Raises:
-        ValueError: for an option that is not possible, with the remedy; for a model that the format cannot hold, with the
-            reason; and where what was written differs by more than 1e-4 from the checkpoint (logits, and a DDAE's raw
-            activations, by 1e-4 of the largest): nothing is left then.
+        ValueError: for an option that is not possible, with the remedy; for a model that the format cannot hold, with
+            the reason; and where what was written differs by more than 1e-4 from the checkpoint (logits, and a DDAE's
+            raw activations, by 1e-4 of the largest): nothing is left then.
     """
     if format not in TARGETS:
         raise ValueError(f"format={format!r} is unknown; choose one of {', '.join(TARGETS)}.")
@@ -129,9 +129,9 @@ def export_checkpoint(
         error, excess, outputs = _verify(source, staging, target.run)
         if not excess <= 1:  # NaN, too
             raise ValueError(
-                f"format={format!r}: the outputs differ by up to {error:.1e} from the checkpoint's, {excess:.1f} times what "
-                "rounding explains; nothing was written. Its weights are too large, or not finite, for two ways of "
-                "computing the same in float32 to agree."
+                f"format={format!r}: the outputs differ by up to {error:.1e} from the checkpoint's, {excess:.1f} times "
+                "what rounding explains; nothing was written. Its weights are too large, or not finite, for two ways "
+                "of computing the same in float32 to agree."
             )
         export = Export(folder=folder, source=source, format=format, max_abs_error=error, outputs=outputs)
         save_portable_processor(staging, source.config, source.image_size)
@@ -170,8 +170,8 @@ def describe(export: Export) -> dict[str, object]:
 @torch.no_grad()
 def _verify(source: Source, folder: Path, run: Run) -> tuple[float, float, dict[str, tuple[int, ...]]]:
     """
-    Runs what lies in a folder on batches of three images and of one: the largest absolute error, the largest as a multiple
-    of what is allowed, and the shape of each output.
+    Runs what lies in a folder on batches of three images and of one: the largest absolute error, the largest as a
+    multiple of what is allowed, and the shape of each output.
     """
     generator = torch.Generator().manual_seed(0)
     size, channels = source.image_size, source.config.num_channels

@@ -166,16 +166,16 @@ def check_choices(model: PreTrainedModel, timestep: int | None, image_size: int 
     timestep = config.feature_timestep if timestep is None else timestep
     if not 0 <= timestep < config.num_train_timesteps:
         raise ValueError(
-            f"timestep={timestep} is not possible; this model has 0 to {config.num_train_timesteps - 1}, and features are "
-            f"read at {config.feature_timestep} by default."
+            f"timestep={timestep} is not possible; this model has 0 to {config.num_train_timesteps - 1}, and features "
+            f"are read at {config.feature_timestep} by default."
         )
     image_size = config.image_size if image_size is None else image_size
     trunk: Any = model.base_model
     stride = config.patch_size if isinstance(trunk, LDAEModel) else trunk.stride
     if image_size <= 0 or image_size % stride:
         raise ValueError(
-            f"image_size={image_size} is not possible; it must be a multiple of {stride} pixels (this model was made for "
-            f"{config.image_size})."
+            f"image_size={image_size} is not possible; it must be a multiple of {stride} pixels (this model was made "
+            f"for {config.image_size})."
         )
     return timestep, image_size
 
@@ -190,8 +190,8 @@ def _trunk(model: PreTrainedModel) -> Any:
 
 def _fold_patches(trunk: LDAEModel, t: torch.Tensor) -> Affine:
     """
-    All that happens to a patch before positions are added, as a convolution. It is affine, so what it makes of the zero
-    patch is the bias, and what it makes of each unit patch beyond that is a column of the weight.
+    All that happens to a patch before positions are added, as a convolution. It is affine, so what it makes of the
+    zero patch is the bias, and what it makes of each unit patch beyond that is a column of the weight.
     """
     config = trunk.config
     front = LDAEModel(config, num_layers=0).double()  # a difference of two float32 results would lose digits

@@ -39,7 +39,7 @@ class FixedStep(nn.Module):
         self.register_buffer("timesteps", torch.tensor([timestep], device=model.device), persistent=False)
 
     def forward(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Images `(B, C, H, W)` of any size that the model takes to `last_hidden_state` and `pooler_output`, or `logits`."""
+        """Images `(B, C, H, W)` of any possible size to `last_hidden_state` and `pooler_output`, or to `logits`."""
         outputs = self.model(pixel_values, timesteps=self.timesteps, interpolate_pos_encoding=True)
         return {name: outputs[name] for name in output_names(outputs)}
 

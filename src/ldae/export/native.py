@@ -34,9 +34,9 @@ def build_native(
         id2label (`Mapping[int, str]`, *optional*): Names of a classifier's classes.
 
     Returns:
-        `SiglipVisionModel` of an encoder: its attention pooling is set to the mean over tokens, so that `pooler_output`,
-        and with it `pool=True` of pipelines, is there. `IJepaForImageClassification` of a classifier. Both in float32
-        and in evaluation mode.
+        `SiglipVisionModel` of an encoder: its attention pooling is set to the mean over tokens, so that
+        `pooler_output`, and with it `pool=True` of pipelines, is there. `IJepaForImageClassification` of a classifier.
+        Both in float32 and in evaluation mode.
 
     Example:
 

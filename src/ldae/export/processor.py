@@ -12,8 +12,8 @@ def save_portable_processor(folder: str | os.PathLike[str], config: Any, image_s
     """
     Write a `preprocessor_config.json` with a checkpoint's settings, for images of a side of `image_size` pixels.
 
-    It names `CLIPImageProcessor`: the `ViTImageProcessor` of transformers 4 can neither resize to the shortest edge nor
-    crop to the centre.
+    It names `CLIPImageProcessor`: the `ViTImageProcessor` of transformers 4 can neither resize to the shortest edge
+    nor crop to the centre.
     """
     settings = image_processor_settings(config) | {
         "image_processor_type": "CLIPImageProcessor",

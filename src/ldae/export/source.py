@@ -83,8 +83,8 @@ def open_source(
     Args:
         checkpoint (`str` or `os.PathLike`): Folder or Hub id of an l-DAE or a DDAE; a classifier is taken as one.
         timestep (`int`, *optional*): t; by default the configuration's `feature_timestep`.
-        layer (`int` or `str`, *optional*): The block after which features are read: of an l-DAE its number from 1, of a
-            DDAE the tap's name; by default the configuration's.
+        layer (`int` or `str`, *optional*): The block after which features are read: of an l-DAE its number from 1, of
+            a DDAE the tap's name; by default the configuration's.
         image_size (`int`, *optional*): Side of the images in pixels; by default the configuration's.
 
     Returns:
@@ -99,22 +99,22 @@ def open_source(
         raise ValueError(f"checkpoint={str(checkpoint)!r} cannot be loaded: {error}") from error
     if not isinstance(config, LDAEConfig | DDAEConfig):
         raise ValueError(
-            f"checkpoint={str(checkpoint)!r} is a {config.model_type}; export takes an ldae or a ddae, and turns it into "
-            "what other libraries read."
+            f"checkpoint={str(checkpoint)!r} is a {config.model_type}; export takes an ldae or a ddae, and turns it "
+            "into what other libraries read."
         )
     is_classifier = any("ForImageClassification" in name for name in config.architectures or [])
     if is_classifier and layer is not None:
         raise ValueError(
-            f"layer={layer!r} is not possible: the checkpoint is a classifier, whose linear layer belongs to its block; "
-            "export the pre-trained folder, or probe that block first (ldae linear_probe --layers)."
+            f"layer={layer!r} is not possible: the checkpoint is a classifier, whose linear layer belongs to its "
+            "block; export the pre-trained folder, or probe that block first (ldae linear_probe --layers)."
         )
     kind: Any = AutoModelForImageClassification if is_classifier else AutoModel
     model = kind.from_pretrained(checkpoint, dtype=torch.float32, **_cut(config, layer)).eval()
     untrained = [name for name, buffer in model.named_buffers() if name.endswith("fitted") and not buffer]
     if untrained:
         raise ValueError(
-            f"checkpoint={str(checkpoint)!r} has {untrained[0]}=False: its latent tokenizer was never fitted, so the model "
-            "means nothing; fit it with fit_patch_pca or `ldae train_tokenizer`, and train it first."
+            f"checkpoint={str(checkpoint)!r} has {untrained[0]}=False: its latent tokenizer was never fitted, so the "
+            "model means nothing; fit it with fit_patch_pca or `ldae train_tokenizer`, and train it first."
         )
     timestep, image_size = check_choices(model, timestep, image_size)
     name = os.path.basename(os.path.abspath(checkpoint)) if os.path.isdir(checkpoint) else str(checkpoint)

@@ -10,10 +10,10 @@ def main(arguments: list[str]) -> int:
     """Run the verb; the exit status is 0."""
     parser = argparse.ArgumentParser(
         "ldae export",
-        description="Write a checkpoint at a fixed time step for other libraries, where nothing of ldae is needed: t, the "
-        "latent tokenizer and all that they steer become part of the weights. What was written is loaded back and compared "
-        "with the checkpoint; where they differ by more than 1e-4 (of logits and raw activations: of the largest), nothing is "
-        "left.",
+        description="Write a checkpoint at a fixed time step for other libraries, where nothing of ldae is needed: t, "
+        "the latent tokenizer and all that they steer become part of the weights. What was written is loaded back and "
+        "compared with the checkpoint; where they differ by more than 1e-4 (of logits and raw activations: of the "
+        "largest), nothing is left.",
         allow_abbrev=False,
     )
     parser.add_argument("checkpoint", help="a run's folder, its linear_probe/ for a classifier, or a Hub id")
