@@ -95,7 +95,8 @@ def test_a_run_leaves_a_classifier_that_pipelines_load_in_a_new_process(run, tmp
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     measured = [record for record in records if record["event"] == "accuracy"]
     assert [record["images"] for record in measured] == [32, 64] and measured[0]["examples"] == 50
-    assert not (folder / "scheduler").exists()
+    assert all(record["grad_norm"] > 0 for record in records if record["event"] == "train")  # though it is not clipped
+    assert not (folder / "scheduler").exists() and (folder / "pictures" / "training.png").is_file()
     assert "fine-tuned on labelled images" in (folder / "README.md").read_text()
 
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -142,6 +143,7 @@ def test_stopping_and_resuming_changes_no_bit(kind, request, tmp_path):
     assert (parts / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert losses(parts) == losses(whole) and len(losses(whole)) == 3
     assert read_results(parts) == read_results(whole)
+    finetune(load_finetuning_recipe(checkpoint, parts / "recipe.yaml"))  # the same recipe, so there is nothing to do
     model = AutoModelForImageClassification.from_pretrained(parts)
     assert model.config.label2id["9"] == 9 and type(model).__name__.startswith(("LDAE", "DDAE"))
 
@@ -161,7 +163,9 @@ def test_a_saved_probe_keeps_its_head(run, tmp_path):
     assert recipe.has_head and recipe.data.dataset == "digits"
     images = draw_images()
     torch.testing.assert_close(start_classifier(recipe).eval()(images).logits, probe.eval()(images).logits)
-    fresh = start_classifier(load(run / "linear_probe", tmp_path / "out", new_head=True))
+    with pytest.raises(ValueError, match="feature_timestep=20 is not possible with the head of"):
+        load(run / "linear_probe", tmp_path / "out", feature_timestep=20)
+    fresh = start_classifier(load(run / "linear_probe", tmp_path / "out", new_head=True, feature_timestep=20))
     assert not fresh.classifier.weight.any() and not fresh.classifier.bias.any()
 
     probe.config.id2label = dict(enumerate("abcdefghij"))
@@ -230,6 +234,7 @@ def test_epochs_and_the_rest_of_the_protocol_fill_in_the_budget(run, tmp_path):
     assert recipe.data.horizontal_flip  # as in the run's recipe
     assert load(run, tmp_path, num_hidden_layers=1).config.num_hidden_layers == 1
     assert load_finetuning_recipe(run, epochs=3).training.images == 3 * 1437
+    assert load_finetuning_recipe(run, None, {"project_clean_input": False}).config.project_clean_input is False
 
 
 @pytest.mark.parametrize(
@@ -257,6 +262,9 @@ def test_what_is_wrong_is_named(run, tmp_path, fields, message):
 def test_checkpoints_and_images_that_cannot_be_fine_tuned_are_named(run, ddae, tmp_path, capsys):
     with pytest.raises(ValueError, match="dataset is missing"):
         load(ddae, tmp_path / "out")
+    (tmp_path / "other.yaml").write_text("model: {patch_size: 4, hidden_size: 8}")
+    with pytest.raises(ValueError, match=r"model\.hidden_size=8 of .*other.yaml is not the checkpoint's, which is 32"):
+        load_finetuning_recipe(run, tmp_path / "other.yaml")
     with pytest.raises(ValueError, match="cannot be loaded"):
         load(tmp_path, tmp_path / "out", dataset="digits")
     images = open_images(DataConfig("digits")).dataset.with_format(None)

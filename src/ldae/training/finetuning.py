@@ -18,6 +18,7 @@ from ldae.hub.model_card import write_model_card
 from ldae.hub.push import HubUploader
 from ldae.models.modeling_ddae import DDAEForImageClassification
 from ldae.models.modeling_ldae import LDAEForImageClassification
+from ldae.reports.finetuning_pictures import draw_finetuning_pictures
 from ldae.results import add_result
 from ldae.training.blocks import Block, depth_of, encoder_blocks
 from ldae.training.checkpoint import Checkpoint
@@ -134,6 +135,7 @@ class FineTuningRun(TrainingRun):
         for name, (value, count) in self.scores.items():
             add_result(self.folder.path, self._result(name, value, count))
             self.say(f"Accuracy on {self.test_source.description}: {value:.2%} ({name} weights, {count:,} images)")
+        draw_finetuning_pictures(self.folder.path)
         write_model_card(self.folder.path, repo_id=self.options.push_to_hub)
         if self.uploader:
             self.uploader.finish("Fine-tuned")
@@ -186,7 +188,7 @@ class FineTuningRun(TrainingRun):
     def _accuracy(self, source: ImageSource) -> tuple[float, int]:
         """Every process measures its share of the images."""
         c, a = self.model.config, self.accelerator
-        counts = torch.zeros(2, dtype=torch.float64, device=self.device)  # right, measured
+        counts = torch.zeros(2, dtype=torch.long, device=self.device)  # right, measured
         batches = iterate_once(
             source,
             image_size=c.image_size,

@@ -27,8 +27,9 @@ TRAINING_DEFAULTS: dict[str, Any] = {
 }
 DATA_DEFAULTS: dict[str, Any] = {"random_resized_crop": True, "crop_scale": (0.08, 1.0)}
 UNUSED = ("geometric_augmentation", "latent_cache", "probe_train_examples")  # of pre-training alone
+# What of the model can be chosen anew: where it ends, and how it sees a clean image.
 CUTS = {
-    "ldae": ("num_hidden_layers", "feature_layer", "feature_timestep"),
+    "ldae": ("num_hidden_layers", "feature_layer", "feature_timestep", "project_clean_input"),
     "ddae": ("feature_layer", "feature_timestep"),
 }
 
@@ -136,8 +137,9 @@ def load_finetuning_recipe(
         checkpoint (`str` or path): What is fine-tuned: a folder or a Hub id.
         path (`str` or path, *optional*): A YAML file with the sections `data`, `finetuning` and `training`, such as the
             recipe.yaml of another fine-tuning run.
-        overrides (`dict`, *optional*): Values by bare field name; text is read as YAML. Of the model, where to cut it:
-            `feature_layer`, `feature_timestep`, and of an l-DAE `num_hidden_layers`.
+        overrides (`dict`, *optional*): Values by bare field name; text is read as YAML. Of the model, where it ends
+            and how it sees a clean image: `feature_layer`, `feature_timestep`, and of an l-DAE `num_hidden_layers` and
+            `project_clean_input`.
         epochs (`int`, *optional*): Budget in passes over the training images, in the place of `images`; 100 where neither
             is given.
 
@@ -152,12 +154,12 @@ def load_finetuning_recipe(
     checkpoint = str(checkpoint)
     overrides = {k: yaml.safe_load(v) if isinstance(v, str) else v for k, v in (overrides or {}).items()}
     base = _open_config(checkpoint)
-    sections = _sections(base.model_type, path, overrides)
+    sections = _sections(base, path, overrides)
     data = build_section(DataConfig, _data_fields(checkpoint, sections["data"]), "data")
     fine = build_section(FineTuningConfig, sections["finetuning"] | {"checkpoint": checkpoint}, "finetuning")
     source = open_probe_images(data)[0]
     names = class_names(source)
-    kept = _keeps_head(base, fine, names)
+    kept = _keeps_head(base, fine, names, sections["model"])
     chosen = dict(sections["training"])
     if epochs is not None and "images" in chosen:
         raise ValueError(f"epochs={epochs} and images={chosen['images']} are both given; give one of them.")
@@ -201,18 +203,25 @@ def class_names(source: ImageSource) -> list[str]:
     return [str(index) for index in range(max(label for label in labels if label is not None) + 1)]
 
 
-def _sections(model_type: str, path: Any, overrides: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _sections(base: Any, path: Any, overrides: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Fields by section, each of them known."""
     sections = read_sections(path, extra=("finetuning",))
     sections.setdefault("finetuning", {})
     kinds: dict[str, Any] = {"data": DataConfig, "finetuning": FineTuningConfig, "training": TrainingConfig}
     owners = {f.name: section for section, kind in kinds.items() for f in dataclasses.fields(kind)}
     owners = {name: section for name, section in owners.items() if name not in (*UNUSED, "checkpoint")}
-    owners |= dict.fromkeys(CUTS[model_type], "model")
+    owners |= dict.fromkeys(CUTS[base.model_type], "model")
     if sections["tokenizer"]:
         raise ValueError("the section 'tokenizer' is not possible in fine-tuning: the checkpoint has its tokenizer.")
     sections["finetuning"].pop("checkpoint", None)  # of the run that the file comes from
-    sections["model"] = {name: value for name, value in sections["model"].items() if name in CUTS[model_type]}
+    free = (*CUTS[base.model_type], *(["hidden_size"] if base.model_type == "ddae" else []))  # follows from the tap
+    for name, value in sections["model"].items():  # a run's recipe.yaml says all of them
+        if name not in free and value != getattr(base, name, None):
+            raise ValueError(
+                f"model.{name}={value!r} of {path} is not the checkpoint's, which is {getattr(base, name, None)!r}; leave "
+                "the section 'model' out."
+            )
+    sections["model"] = {name: value for name, value in sections["model"].items() if name in CUTS[base.model_type]}
     for name, value in overrides.items():
         if name not in owners:
             raise ValueError(f"--{name} is no field of fine-tuning{did_you_mean(name, owners)}")
@@ -263,7 +272,7 @@ def _images(source: ImageSource, epochs: int) -> int:
     return epochs * source.num_examples
 
 
-def _keeps_head(base: Any, fine: FineTuningConfig, names: list[str]) -> bool:
+def _keeps_head(base: Any, fine: FineTuningConfig, names: list[str], cut: dict[str, Any]) -> bool:
     """Whether the checkpoint is a classifier of these very classes, whose head is to be kept."""
     is_classifier = any("ImageClassification" in name for name in base.architectures or [])
     if not is_classifier or fine.new_head or fine.from_scratch:
@@ -274,6 +283,12 @@ def _keeps_head(base: Any, fine: FineTuningConfig, names: list[str]) -> bool:
             f"checkpoint={fine.checkpoint!r} is a classifier of {len(own)} classes ({', '.join(own[:3])}, ...), and the "
             f"images have {len(names)} ({', '.join(names[:3])}, ...); give --new_head true to begin with a new head."
         )
+    for name, value in cut.items():
+        if value != getattr(base, name):
+            raise ValueError(
+                f"{name}={value!r} is not possible with the head of checkpoint={fine.checkpoint!r}, which belongs to "
+                f"{name}={getattr(base, name)!r}; leave it out, or give --new_head true to begin with a new head."
+            )
     return True
 
 
@@ -290,7 +305,7 @@ def _classifier_config(checkpoint: str, base: Any, cut: dict[str, Any], names: l
         if not 1 <= layer <= depth:
             raise ValueError(f"feature_layer={layer} is not possible; it must be from 1 to num_hidden_layers={depth}.")
         cut = {**cut, "num_hidden_layers": layer, "feature_layer": None}
-    elif "feature_layer" in cut:
+    elif cut.get("feature_layer", base.feature_layer) != base.feature_layer:
         cut = {**cut, "hidden_size": None}  # of the checkpoint's own tap; the model writes that of this one
     classes = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
     config = type(base).from_pretrained(checkpoint, **cut, **classes)

@@ -1,5 +1,6 @@
 """The training loop, whatever is trained: Accelerate, exact resuming, clean stops, a log. Subclasses say what a step is."""
 
+import math
 import signal
 import time
 from collections.abc import Iterator
@@ -199,10 +200,8 @@ class TrainingRun:
                 loss = self.loss(batch, positions)
                 self.accelerator.backward(loss / self.accumulation)
             total += loss.detach() / self.accumulation
-        if t.max_grad_norm is not None:
-            grad_norm = self.accelerator.clip_grad_norm_(self._trained().values(), t.max_grad_norm)
-        else:
-            grad_norm = torch.zeros((), device=self.device)
+        limit = math.inf if t.max_grad_norm is None else t.max_grad_norm  # measured all the same
+        grad_norm = self.accelerator.clip_grad_norm_(self._trained().values(), limit)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ema is not None:
