@@ -173,8 +173,9 @@ def test_wrong_inputs_name_option_value_and_remedy(encoder_folder, classifier_fo
     with pytest.raises(ValueError, match="format='keras' is unknown; choose one of transformers, timm, onnx"):
         export_checkpoint(encoder_folder, tmp_path / "out", format="keras")
 
-    export_checkpoint(encoder_folder, tmp_path / "native", format="transformers")
-    assert "is a siglip_vision_model; export takes an ldae or a ddae" in refused(tmp_path / "native")
+    for format, model_type in (("transformers", "'siglip_vision_model'"), ("timm", "'timm_wrapper'")):
+        export_checkpoint(encoder_folder, tmp_path / format, format=format)
+        assert f"model_type={model_type} in its config.json; export takes 'ldae'" in refused(tmp_path / format)
     LDAEForPreTraining(small_config()).save_pretrained(tmp_path / "unfitted")
     assert "its latent tokenizer was never fitted" in refused(tmp_path / "unfitted")
     DDAEModel.from_diffusers(encoder_folder).save_pretrained(tmp_path / "ddae")

@@ -6,12 +6,15 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
 from ldae.export.fold import PlainViT, check_choices, fold, fold_obstacle
 from ldae.export.graph import FixedStep, PlainEncoder, trace
 from ldae.models.configuration_ddae import DDAEConfig
 from ldae.models.configuration_ldae import LDAEConfig
+
+
+MODEL_TYPES = (LDAEConfig.model_type, DDAEConfig.model_type)
 
 
 @dataclass(frozen=True)
@@ -94,14 +97,15 @@ def open_source(
         ValueError: naming the option, its value and the remedy.
     """
     try:
+        model_type = PreTrainedConfig.get_config_dict(checkpoint)[0].get("model_type")
+        if model_type not in MODEL_TYPES:
+            raise ValueError(
+                f"checkpoint={str(checkpoint)!r} has model_type={model_type!r} in its config.json; export takes 'ldae' and "
+                "'ddae', and turns them into what other libraries read."
+            )
         config: Any = AutoConfig.from_pretrained(checkpoint)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise ValueError(f"checkpoint={str(checkpoint)!r} cannot be loaded: {error}") from error
-    if not isinstance(config, LDAEConfig | DDAEConfig):
-        raise ValueError(
-            f"checkpoint={str(checkpoint)!r} is a {config.model_type}; export takes an ldae or a ddae, and turns it "
-            "into what other libraries read."
-        )
     is_classifier = any("ForImageClassification" in name for name in config.architectures or [])
     if is_classifier and layer is not None:
         raise ValueError(

@@ -72,7 +72,10 @@ def save_with_code(folder: str | os.PathLike[str]) -> list[Path]:
     model_type = config.get("model_type")
     if model_type not in AUTO_MAPS:
         known = " and ".join(map(repr, AUTO_MAPS))
-        raise ValueError(f"{config_path} has model_type={model_type!r}; only {known} can take our code")
+        raise ValueError(
+            f"{config_path} has model_type={model_type!r}; only {known} can take our code. What `ldae export` wrote is "
+            "complete as it is: upload it with `hf upload`."
+        )
     written = []
     for source in code_files(model_type):
         target = Path(folder) / source.name
