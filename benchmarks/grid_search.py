@@ -8,8 +8,8 @@ noise is drawn anew. (A forward for each classifier, too, would make it six time
 same probes (BatchNorm without parameters, Adam at 1e-3 along a cosine) on the same noisy inputs, and either flips images at
 random or does not. Target: 10x.
 
-Without flips, ours computes features of 320 images and the sequential way of 15 x 256 + 64: 12.2 times as many. With flips
-ours computes mirror images too, 7.1 times.
+Without flips, the verb's default, ours computes features of 320 images and the sequential way of 15 x 256 + 64: 12.2 times as
+many. With flips ours computes mirror images too, in a second sweep: 7.1 times.
 
     python benchmarks/grid_search.py [--pairs N]
 """

@@ -79,7 +79,10 @@ def peak_of_probes(n: int, memory: int = 8 * 2**20) -> int:
     """How far a process grows, in bytes, while probes of n x 160 x 50 features are trained, fitted and scored."""
     generator = torch.Generator().manual_seed(0)
     ctypes.CDLL(None).malloc_trim(0)  # what earlier work has freed
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is resident
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is resident
+    except OSError as error:
+        pytest.skip(f"the peak of the process cannot be set back here: {error}")
     before = resident()
     store, labels = FeatureStore(memory), torch.arange(n) % 4
     for begin in range(0, n, 250):

@@ -30,7 +30,7 @@ def ddae(tmp_path):
     return model
 
 
-FAST = "--dataset digits --epochs 2 --num_workers 0 --horizontal_flip false --learning_rates 1e-2".split()
+FAST = "--dataset digits --epochs 2 --num_workers 0 --learning_rates 1e-2".split()
 
 
 def test_held_out_images_choose_and_the_test_set_does_not():
@@ -48,6 +48,7 @@ def test_the_winner_becomes_the_default_of_automodel(checkpoint, digits, capsys)
     assert grid_search.main([str(checkpoint), *FAST, "--timesteps", "10,400", "--noisy", "both"]) == 0
     results = read_results(checkpoint)
     assert len(results) == 4 * 2 * 2 and [r["chosen"] for r in results].count(True) == 1
+    assert all(r["protocol"]["augmentation"] == [] for r in results)  # one sweep, unless mirror images are asked for
     clean = [r for r in results if r["protocol"]["input"] == "clean"]
     best = max(clean, key=lambda r: r["held_out_value"])["protocol"]
     assert f"features are read after {best['layer']} at t = {best['timestep']}" in capsys.readouterr().out
@@ -139,12 +140,13 @@ def test_both_verbs_save_a_ddaes_probe_for_pipelines(ddae, few_digits, capsys):
 
 def test_ridge_probes_search_clean_and_noisy_inputs_in_seconds(ddae, few_digits, capsys):
     folder = Path(ddae.name_or_path)
-    options = f"--dataset {few_digits} --num_workers 0 --horizontal_flip false --probe ridge --timesteps 1,21 --noisy both".split()
+    options = f"--dataset {few_digits} --num_workers 0 --probe ridge --timesteps 1,21 --noisy both --horizontal_flip true".split()
     assert grid_search.main([str(folder), *options, "--feature_memory", "0"]) == 0
     assert "Grid search (ridge probes, cached protocol)" in capsys.readouterr().out
     results = read_results(folder)
     taps = [name for name in ddae.feature_layers if ".resnets." in name]
     assert len(results) == len(taps) * 2 * 2
+    assert all(r["protocol"]["augmentation"] == ["horizontal_flip"] for r in results)
     assert all(r["protocol"]["name"] == "ridge" and r["protocol"]["penalty"] > 0 and r["seed"] == 0 for r in results)
     assert [r["chosen"] for r in results].count(True) == 1
     best = max((r for r in results if r["protocol"]["input"] == "clean"), key=lambda r: r["held_out_value"])

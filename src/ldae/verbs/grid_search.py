@@ -78,7 +78,12 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--seeds", help="probe seeds (default: 0)")
     add_memory_option(parser)
-    parser.add_argument("--horizontal_flip", type=boolean, default=True, help="false for digits and letters")
+    parser.add_argument(
+        "--horizontal_flip",
+        type=boolean,
+        help="mirror images too, not for digits and letters (default: true of paper; false of cached, which then needs one "
+        "sweep and not two)",
+    )
     parser.add_argument("--write_config", type=boolean, default=True, help="false: report only (default: true)")
     options = parse(parser, argv)
     if options.noisy not in ("false", "true", "both"):
@@ -94,7 +99,7 @@ def main(argv: list[str]) -> int:
         layers=inputs.layers,
         timesteps=timesteps,
         crop="padded" if is_ddae else "resized",
-        horizontal_flip=options.horizontal_flip,
+        horizontal_flip=options.protocol == "paper" if options.horizontal_flip is None else options.horizontal_flip,
         settings=_settings(options, rates="1e-3" if is_ddae and options.protocol == "paper" else "1e-3,1e-2,1e-1"),
     )
     inputs.show_header(
