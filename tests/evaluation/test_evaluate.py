@@ -114,14 +114,24 @@ def test_two_live_models_of_one_class_are_not_confused(few, model):
     assert not torch.equal(*train)
 
 
-def test_a_fixed_probe_loses_accuracy_with_noise(few, tmp_path, checkpoint):
-    curve = few.robustness(checkpoint)
-    assert [score.protocol["noise_timestep"] for score in curve] == [None, 0, 9, 29, 99, 199, 399, 599, 799, 949]
+def test_a_fixed_probe_loses_accuracy_with_noise(few, others, checkpoint):
+    for encoder in (checkpoint, others / "ijepa"):
+        curve = few.robustness(encoder, [0.0, 0.2, 3.0])
+        assert [score.protocol.get("noise_sigma") for score in curve] == [None, 0.0, 0.2, 3.0]
+        assert [score.protocol["input"] for score in curve] == ["clean", *["noisy"] * 3]
+        clean, nothing, some, much = (score.value for score in curve)
+        assert nothing == clean and clean >= some > much and clean > much + 0.1
+        assert few.robustness(encoder, [0.2])[1] == curve[2]  # the same noise
+    assert len({score.protocol["penalty"] for score in curve}) == 1
+    assert [score.protocol.get("noise_sigma") for score in few.robustness(checkpoint)][-1] == 0.8
+
+
+def test_a_fixed_probe_over_time_steps_of_which_the_encoder_is_told(few, checkpoint, tmp_path):
+    curve = few.robustness(checkpoint, timesteps=[10, 99, 999])
+    assert [score.protocol.get("noise_timestep") for score in curve] == [None, 10, 99, 999]
     assert curve[0].value > curve[-1].value + 0.1  # of a linear_sigma schedule the last steps are almost all noise
-    assert curve[0].protocol["probe_timestep"] == 10 and curve[0].protocol["penalty"] > 0
-    assert few.robustness(checkpoint, [99])[1] == curve[4]
     DDAEModel.from_diffusers(small_unet()).save_pretrained(tmp_path / "ddae")
-    clean, noise = few.robustness(tmp_path / "ddae", [998])
+    clean, noise = few.robustness(tmp_path / "ddae", timesteps=[998])
     assert noise.value < clean.value - 0.1
 
 
@@ -170,7 +180,9 @@ def test_what_makes_no_sense_is_refused(few, few_digits, others, checkpoint):
     for call, message in (
         (lambda: few.compare(checkpoint, metrics=["accuracy"]), r"metrics=\['accuracy'\] is not possible"),
         (lambda: few.compare(checkpoint, metrics=["knn"], shots=3), "shots=3 is no option of knn"),
-        (lambda: few.robustness(others / "mae"), "is not told a noise level"),
+        (lambda: few.robustness(others / "mae", timesteps=[1]), "give sigmas for"),
+        (lambda: few.robustness(checkpoint, [0.1], timesteps=[1]), "both given"),
+        (lambda: few.robustness(checkpoint, [-0.1]), r"sigmas=\[-0.1\] is not possible"),
         (lambda: few.knn(others / "mae", layer=1), "layer and timestep are choices of l-DAE and DDAE models"),
         (lambda: few.knn(others / "nowhere"), "cannot be loaded"),
         (lambda: compare.main([str(checkpoint), str(checkpoint), "--dataset", "digits"]), "names one twice"),

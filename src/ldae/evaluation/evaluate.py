@@ -10,10 +10,11 @@ import torch
 from transformers import PreTrainedModel
 
 from ldae.data import DataConfig, dataset_name, open_probe_images, split_name
+from ldae.models.randomness_ldae import NOISE, keyed_normal
 
 from .baselines import pixel_features, untrained_like
 from .encoders import PooledBackbone, load_encoder
-from .features import Features, Layer, extract_features, pooling_of
+from .features import Features, Layer, Prepare, centre_crop, extract_features, pooling_of
 from .images import ImageSet, fixed_subset
 from .knn import knn_accuracy
 from .linear_probe import ProbeSettings, train_linear_probes
@@ -28,7 +29,7 @@ Checkpoint = str | os.PathLike[str] | PreTrainedModel | PooledBackbone
 METRICS = ("few_shot", "ridge", "knn", "linear", "retrieval")
 RAW_PIXELS = 32  # side of the images whose pixels are compared; those of a large model would be a million numbers
 KEPT_ENCODERS = 4  # whose features are kept
-ROBUSTNESS = (0.0, 0.01, 0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.95)  # shares of all time steps
+SIGMAS = (0.05, 0.1, 0.2, 0.4, 0.8)  # of noise on pixels in [-1, 1]
 LINEAR = ProbeSettings()
 
 
@@ -181,39 +182,61 @@ class Evaluation:
         return replace(self._score(chosen, protocol, value, None, (0,)), metric="map")
 
     def robustness(
-        self, checkpoint: Checkpoint, timesteps: Sequence[int] | None = None, *, seed: int = 0, **choice: Any
+        self,
+        checkpoint: Checkpoint,
+        sigmas: Sequence[float] | None = None,
+        *,
+        timesteps: Sequence[int] | None = None,
+        seed: int = 0,
+        **choice: Any,
     ) -> list[Score]:
         """
-        Accuracy of one fixed probe over noise levels: a ridge probe of clean training images at the encoder's own time step
-        classifies test images that are noised to each t, with the encoder told that t.
+        Accuracy of one fixed probe over noise levels: a ridge probe of clean training images classifies test images with
+        Gaussian noise, the same for every encoder and at every level.
 
         Args:
-            checkpoint: An l-DAE or a DDAE; others are not told a noise level.
-            timesteps (`Sequence[int]`, *optional*): Noise levels; by default nine over all of them.
+            checkpoint: Any encoder, which is not told of the noise.
+            sigmas (`Sequence[float]`, *optional*): Standard deviations of the noise, for pixels in [-1, 1]; by default
+                0.05 to 0.8.
+            timesteps (`Sequence[int]`, *optional*): In place of `sigmas`, of an l-DAE or a DDAE: its own corruption at each
+                t, of which it is told. The probe is still that of its own time step, so that what the network does
+                differently at another t counts too, also where there is hardly any noise.
             seed (`int`, defaults to 0): Of the noise, and of the fifth of the training images that chooses the penalty.
             **choice: As of [`~Evaluation.few_shot`].
 
         Returns:
-            `list[Score]`: the clean score first, then one for each of `timesteps`.
+            `list[Score]`: the clean score first, then one for each level.
 
         Raises:
-            ValueError: for another model, or a time step that does not exist.
+            ValueError: where both are given, for time steps of another model, or ones that do not exist.
         """
         chosen = self._choose(checkpoint, **choice)
-        if chosen.timestep is None:
-            raise ValueError(f"robustness is of l-DAE and DDAE models; {chosen.name} is not told a noise level.")
-        last = getattr(chosen.model, "num_train_timesteps", None) or chosen.model.config.num_train_timesteps
-        steps = timesteps if timesteps is not None else dict.fromkeys(int(share * (last - 1)) for share in ROBUSTNESS)
+        if sigmas is not None and timesteps is not None:
+            raise ValueError("sigmas and timesteps are both given; give one of them.")
+        if timesteps is not None and chosen.timestep is None:
+            raise ValueError(
+                f"timesteps are of l-DAE and DDAE models, which are told of noise; give sigmas for {chosen.name}."
+            )
         x, y, test_x, test_y = self._arrays(chosen)
         penalty = ridge_accuracy(x, y, test_x, test_y, seed=seed).penalty
         probe = fit_ridge(x, y, num_classes=int(max(y.max(), test_y.max())) + 1, penalty=penalty)
-        noisy = self._extract(chosen, 1, timesteps=list(steps), noisy=True, seed=seed)
-        protocol = {"name": "robustness", "probe": "ridge", "penalty": penalty, "probe_timestep": chosen.timestep}
-        scores = []
-        for t, features in [(None, test_x), *zip(steps, noisy.flat.unbind(1), strict=True)]:
+        noisy: dict[tuple[str, float], torch.Tensor] = {}
+        if timesteps is not None:
+            found = self._extract(chosen, 1, timesteps=list(timesteps), noisy=True, seed=seed)
+            noisy = {("noise_timestep", t): found.flat[:, index] for index, t in enumerate(timesteps)}
+        else:
+            size = chosen.model.config.image_size
+            for sigma in SIGMAS if sigmas is None else sigmas:
+                if sigma < 0:
+                    raise ValueError(f"sigmas={list(sigmas or ())} is not possible; give numbers of 0 or more.")
+                found = self._extract(chosen, 1, prepare=_noisy_crop(size, sigma, seed))
+                noisy["noise_sigma", sigma] = found.flat[:, 0]
+        protocol = {"name": "robustness", "probe": "ridge", "penalty": penalty}
+        clean = float((probe.predict(test_x) == test_y).double().mean())
+        scores = [self._score(chosen, protocol, clean, None, (seed,))]
+        for (kind, level), features in noisy.items():
             value = float((probe.predict(features) == test_y).double().mean())
-            level = {"noise_timestep": t, "input": "clean" if t is None else "noisy"}
-            scores.append(self._score(chosen, protocol | level, value, None, (seed,)))
+            scores.append(self._score(chosen, {**protocol, "input": "noisy", kind: level}, value, None, (seed,)))
         return scores
 
     def compare(
@@ -349,3 +372,13 @@ class Evaluation:
             split=self.split,
             n=len(test_labels),
         )
+
+
+def _noisy_crop(image_size: int, sigma: float, seed: int) -> Prepare:
+    """The centre crop with noise that depends on the seed and each image's position alone."""
+
+    def prepare(images: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        pixels = centre_crop(image_size)(images, positions)  # (b, C, S, S)
+        return pixels + sigma * keyed_normal(seed, NOISE, positions, pixels[0].numel()).view(pixels.shape)
+
+    return prepare
