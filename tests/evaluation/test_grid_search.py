@@ -161,7 +161,9 @@ def test_ridge_probes_search_clean_and_noisy_inputs_in_seconds(ddae, few_digits,
 
 def test_the_ddae_papers_setting_has_a_name(ddae, few_digits):
     folder = Path(ddae.name_or_path)
-    options = f"--dataset {few_digits} --num_workers 0 --protocol paper --timesteps 11 --layers".split()
+    options = (
+        f"--dataset {few_digits} --num_workers 0 --protocol paper --batch_norm false --timesteps 11 --layers".split()
+    )
     assert grid_search.main([str(folder), *options, "mid_block.resnets.1,up_blocks.0.resnets.0"]) == 0
     expected = {
         "preset": "paper",
@@ -171,6 +173,7 @@ def test_the_ddae_papers_setting_has_a_name(ddae, few_digits):
         "learning_rate": 1e-3,
         "learning_rates_tried": [1e-3],
         "schedule": "cosine",
+        "batch_norm": "none",
         "augmentation": ["random_crop", "horizontal_flip"],
     }
     for result in read_results(folder):

@@ -65,6 +65,34 @@ def test_equals_torchs_modules_and_optimiser():
     assert torch.equal(probes.predict(x)[0, 0, 0], model(x[:, 0]).argmax(dim=1))
 
 
+def test_without_batch_norm_it_is_a_plain_linear_layer():
+    x, y = blobs(48, 2, 5, 3)
+    settings = ProbeSettings(
+        epochs=3, batch_size=16, base_lr=0.02, lr_multipliers=(2.0,), seeds=(0,), batch_norm=False
+    )
+    probes = train(x, y, settings)
+    generator = torch.Generator().manual_seed(0)
+    initial = 0.01 * torch.randn(5, 3, generator=generator)
+    orders = [torch.randperm(48, generator=generator) for _ in range(3)]
+    (peak,) = settings.learning_rates(48)
+    for index in range(2):
+        layer = nn.Linear(5, 3)
+        with torch.no_grad():
+            layer.weight.copy_(initial.T)
+            layer.bias.zero_()
+        optimizer = torch.optim.Adam(layer.parameters(), lr=peak)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 9)
+        for rows in (part for order in orders for part in order.tensor_split(3)):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(layer(x[rows, index]), y[rows]).backward()
+            optimizer.step()
+            schedule.step()
+        weight, bias = probes.folded(0, index, 0)
+        torch.testing.assert_close(weight, layer.weight.detach(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(bias, layer.bias.detach(), rtol=1e-4, atol=1e-5)
+        assert torch.equal(probes.predict(x)[0, index, 0], layer(x[:, index]).argmax(dim=1))
+
+
 def test_the_same_seed_gives_the_same_probe_and_another_one_another():
     x, y = blobs(40, 1, 4, 2)
     settings = ProbeSettings(epochs=2, batch_size=16, seeds=(0, 1))

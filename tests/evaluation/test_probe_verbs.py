@@ -117,6 +117,7 @@ def test_shots_and_baselines_of_an_ldae_and_a_ddae(checkpoint, few_digits, tmp_p
         pixels.append(results[-1]["value"])
         assert linear_probe.main([*arguments, "--baselines", "--epochs", "1", "--seeds", "0,1"]) == 0
         assert [r["checkpoint"] for r in read_results(folder)[len(names) :]] == names
+        assert all(r["protocol"]["holdout"] == 0.1 for r in read_results(folder)[len(names) :])
     assert pixels[0] == pixels[1] > 0.5  # the same draws
 
 

@@ -30,6 +30,8 @@ class ProbeSettings:
             its rule the way that weights can go, rate times steps, is in proportion to n x epochs: CIFAR-10, which has a
             25th of ImageNet's images, needs about that multiple.
         seeds (`tuple[int, ...]`, defaults to (0, 1, 2)): One probe for each: initial weights and order of the examples.
+        batch_norm (`bool`, defaults to `True`): Whether a BatchNorm without parameters is in front of the linear layer, as
+            in l-DAE's paper. DDAE's public code has none; features of unlike scale then learn at unlike speed.
 
     The optimiser is Adam with default betas: l-DAE's paper names none, DDAE's has Adam. Initial weights are
     normal with standard deviation 0.01, as MAE's.
@@ -40,6 +42,7 @@ class ProbeSettings:
     base_lr: float = 1e-4
     lr_multipliers: tuple[float, ...] = (1.0, 10.0, 100.0)
     seeds: tuple[int, ...] = (0, 1, 2)
+    batch_norm: bool = True
 
     def __post_init__(self) -> None:
         for name in ("epochs", "base_lr", "batch_size"):
@@ -158,21 +161,23 @@ def train_linear_probes(
             biases = [initial.new_zeros(len(initial), num_classes).requires_grad_() for _ in range(num_rates)]
             groups = [{"params": list(pair), "lr": lr} for *pair, lr in zip(weights, biases, peak_rates, strict=True)]
             optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
-            mean, var = (initial.new_zeros(len(initial), c) for _ in range(2))
+            mean = initial.new_zeros(len(initial), c)
+            var = torch.full_like(mean, 1 - BN_EPS)  # which changes nothing, without a BatchNorm
         orders = torch.stack([torch.randperm(n, generator=g) for g in generators]).to(device)  # (S, n)
         # Pieces of equal size (but for one example): every example counts once an epoch, no piece is tiny.
         for index in orders.tensor_split(steps_per_epoch, dim=1):  # (S, b)
             b = index.shape[1]
             y = labels[index].repeat_interleave(num_sets, dim=0)  # (S * F, b)
-            x = features[index]  # (S, b, F, C)
-            batch_mean = x.mean(dim=1).flatten(0, 1)  # (S * F, C)
-            x = x.transpose(1, 2).flatten(0, 1) - batch_mean[:, None]  # (S * F, b, C)
-            batch_var = x.square().mean(dim=1)
-            mean.lerp_(batch_mean, 1 / (step + 1))
-            var.lerp_(batch_var * b / max(b - 1, 1), 1 / (step + 1))
-
-            # Scaling the weights scales the features, at less cost.
-            weight = torch.cat(weights, dim=2) * (batch_var + BN_EPS).rsqrt()[..., None]  # (S * F, C, R * K)
+            x = features[index].transpose(1, 2).flatten(0, 1)  # (S * F, b, C)
+            weight = torch.cat(weights, dim=2)  # (S * F, C, R * K)
+            if settings.batch_norm:
+                batch_mean = x.mean(dim=1)  # (S * F, C)
+                x = x - batch_mean[:, None]
+                batch_var = x.square().mean(dim=1)
+                mean.lerp_(batch_mean, 1 / (step + 1))
+                var.lerp_(batch_var * b / max(b - 1, 1), 1 / (step + 1))
+                # Scaling the weights scales the features, at less cost.
+                weight = weight * (batch_var + BN_EPS).rsqrt()[..., None]
             bias = torch.cat(biases, dim=1)[:, None]  # (S * F, 1, R * K)
             logits = torch.baddbmm(bias, x, weight).reshape(-1, num_classes)  # (S * F * b * R, K)
             # A sum over probes of each one's mean: their gradients stay apart.

@@ -114,7 +114,7 @@ class LinearProbeResult:
             "timestep": timestep,
             "input": "noisy" if self.protocol.noisy else "clean",
             "pooling": pooling_of(layer),
-            "batch_norm": "without affine",
+            "batch_norm": "without affine" if settings.batch_norm else "none",
             "optimizer": "Adam",
             "weight_decay": 0.0,
             "learning_rate": settings.learning_rates(self.num_train)[rate],

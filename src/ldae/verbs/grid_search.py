@@ -21,6 +21,7 @@ from ldae.results import add_result
 from ldae.verbs.linear_probe import save_probe, show_progress
 from ldae.verbs.probe_options import (
     ProbeInputs,
+    add_batch_norm_option,
     add_memory_option,
     boolean,
     numbers,
@@ -77,6 +78,7 @@ def main(argv: list[str]) -> int:
         help="of Adam, at their peak; each cell takes its best (default: 1e-3,1e-2,1e-1; a DDAE's paper protocol 1e-3)",
     )
     parser.add_argument("--seeds", help="probe seeds (default: 0)")
+    add_batch_norm_option(parser)
     add_memory_option(parser)
     parser.add_argument(
         "--horizontal_flip",
@@ -130,6 +132,7 @@ def _settings(options: argparse.Namespace, rates: str) -> ProbeSettings:
         base_lr=256 / chosen["batch_size"],  # so that a multiplier is the rate itself
         lr_multipliers=numbers(chosen["learning_rates"], "learning_rates", float) or (),
         seeds=numbers(chosen["seeds"], "seeds") or (),
+        batch_norm=options.batch_norm,
     )
 
 

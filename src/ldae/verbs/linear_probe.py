@@ -13,6 +13,7 @@ from ldae.results import add_result
 from ldae.verbs.probe_baselines import compare_with_baselines
 from ldae.verbs.probe_options import (
     ProbeInputs,
+    add_batch_norm_option,
     add_memory_option,
     boolean,
     numbers,
@@ -77,6 +78,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--draws", type=int, default=20, help="of --shots: how often labels are drawn (default: 20)")
     parser.add_argument("--horizontal_flip", type=boolean, default=True, help="false for digits and letters")
+    add_batch_norm_option(parser)
     add_memory_option(parser)
     try:
         options = parse(parser, argv)
@@ -85,7 +87,8 @@ def main(argv: list[str]) -> int:
             raise ValueError(f"crop_scale={options.crop_scale!r} is not understood; give two numbers, such as 0.08,1.")
         inputs = open_inputs(options)
         is_ddae = inputs.config.model_type == "ddae"
-        defaults = DDAE_DEFAULTS if is_ddae else LDAE_DEFAULTS
+        # Baselines are unlike in scale, so that each has its rate chosen among several.
+        defaults = DDAE_DEFAULTS if is_ddae and not options.baselines else LDAE_DEFAULTS
         multipliers = defaults.lr_multipliers
         if options.lr_multipliers is not None:
             multipliers = numbers(options.lr_multipliers, "lr_multipliers", float) or ()
@@ -94,6 +97,7 @@ def main(argv: list[str]) -> int:
             batch_size=defaults.batch_size if options.batch_size is None else options.batch_size,
             lr_multipliers=multipliers,
             seeds=numbers(options.seeds, "seeds") or (),
+            batch_norm=options.batch_norm,
         )
         protocol = Protocol(
             name=options.protocol,

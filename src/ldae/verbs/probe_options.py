@@ -79,6 +79,16 @@ def add_feature_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mixed_precision", choices=("no", "bf16"), default="no", help="of the features")
 
 
+def add_batch_norm_option(parser: argparse.ArgumentParser) -> None:
+    """The option of verbs that train linear probes."""
+    parser.add_argument(
+        "--batch_norm",
+        type=boolean,
+        default=True,
+        help="a BatchNorm without parameters in front of the linear layer; DDAE's public code has none (default: true)",
+    )
+
+
 def add_memory_option(parser: argparse.ArgumentParser) -> None:
     """The option of verbs that keep features in a store."""
     parser.add_argument(
