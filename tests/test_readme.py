@@ -42,7 +42,7 @@ def test_python_blocks_run_in_order(quickstart, monkeypatch):
     assert np.abs(np.subtract(names["native"], names["features"])).max() < 1e-4
     assert len(names["embedded"]) == 360 and len(names["embedded"][0]["features"]) == 128
     assert list(names["table"].scores) == ["runs/quickstart", "runs/quickstart, untrained", "raw pixels, 16 x 16"]
-    assert names["score"] == names["table"].scores["runs/quickstart"]["few_shot"]
+    assert names["score"] == names["table"].scores["runs/quickstart"]["ridge, 5 labels a class"]
     assert [image.size for image in names["samples"]] == [(16, 16)] * 4
     assert {name: tuple(f.shape) for name, f in names["by_block"].items()} == {
         "mid_block.resnets.1": (3, 1, 64),

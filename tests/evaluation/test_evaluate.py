@@ -158,6 +158,19 @@ def test_a_table_of_several_encoders_and_its_files(few_digits, others, checkpoin
     assert stored == json.loads(json.dumps(again.entry()))
 
 
+def test_columns_of_robustness_and_its_options(few_digits, others, checkpoint, tmp_path, capsys):
+    options = f"--dataset {few_digits} --num_workers 0 --metrics ridge,robustness --sigmas 0,3 --output_dir".split()
+    assert compare.main([str(checkpoint), str(others / "mae"), *options, str(tmp_path / "out")]) == 0
+    table = (tmp_path / "out" / "comparison.md").read_text().splitlines()
+    head = [cell.strip("| ") for cell in table[0].split(" | ")]
+    assert head == ["encoder", "ridge, all labels", "ridge, no noise", "ridge, noise 0", "ridge, noise 3"]
+    rows = [[cell.strip("| ") for cell in line.split(" | ")] for line in table[2:5]]
+    assert [row[0] for row in rows] == [str(checkpoint), str(others / "mae"), "raw pixels, 16 x 16"]
+    for row in rows:
+        assert row[2] == row[3] and float(row[4].rstrip("%")) < float(row[3].rstrip("%"))
+    assert len(read_results(tmp_path / "out")) == 3 * 4
+
+
 def test_the_verbs_of_one_checkpoint_read_other_peoples_encoders_alike(few, few_digits, others, tmp_path):
     options = f"--dataset {few_digits} --num_workers 0 --output_dir {tmp_path}".split()
     assert linear_probe.main([str(others / "mae"), *options, "--shots", "5", "--draws", "3"]) == 0

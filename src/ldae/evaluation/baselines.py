@@ -18,18 +18,19 @@ from .encoders import PooledBackbone
 from .features import Features, Prepare, centre_crop, evaluating, trunk_of
 
 
-def pixel_features(batches: Iterable[Batch], *, image_size: int) -> Features:
+def pixel_features(batches: Iterable[Batch], *, image_size: int, prepare: Prepare | None = None) -> Features:
     """
     Raw pixels in [-1, 1], flattened: what a linear probe can do without an encoder.
 
     Args:
         batches (`Iterable[Batch]`): uint8 images, as [`~ldae.data.iterate_once`] yields them.
         image_size (`int`): Side of the centre crop, in pixels.
+        prepare (`Callable`, *optional*): In place of that crop, as of [`~ldae.evaluation.features.extract_features`].
 
     Returns:
         [`Features`] with one layer and one time step, and C = channels * image_size^2.
     """
-    return _collect(batches, centre_crop(image_size), lambda pixels: pixels.flatten(1))
+    return _collect(batches, prepare or centre_crop(image_size), lambda pixels: pixels.flatten(1))
 
 
 def pca_features(model: PreTrainedModel, batches: Iterable[Batch]) -> Features:

@@ -22,11 +22,11 @@ from .metrics import mean_and_stderr
 from .probe_features import HOLDOUT, SPLIT_SEED
 from .retrieval import retrieval_map
 from .ridge import few_shot_ridge, fit_ridge, ridge_accuracy, split_holdout
-from .score_table import Score, ScoreTable
+from .score_table import Score, ScoreTable, column_title
 
 
 Checkpoint = str | os.PathLike[str] | PreTrainedModel | PooledBackbone
-METRICS = ("few_shot", "ridge", "knn", "linear", "retrieval")
+METRICS = ("few_shot", "ridge", "knn", "linear", "retrieval", "robustness")
 RAW_PIXELS = 32  # side of the images whose pixels are compared; those of a large model would be a million numbers
 KEPT_ENCODERS = 4  # whose features are kept
 SIGMAS = (0.05, 0.1, 0.2, 0.4, 0.8)  # of noise on pixels in [-1, 1]
@@ -225,7 +225,7 @@ class Evaluation:
             found = self._extract(chosen, 1, timesteps=list(timesteps), noisy=True, seed=seed)
             noisy = {("noise_timestep", t): found.flat[:, index] for index, t in enumerate(timesteps)}
         else:
-            size = chosen.model.config.image_size
+            size = chosen.model if isinstance(chosen.model, int) else chosen.model.config.image_size
             for sigma in SIGMAS if sigmas is None else sigmas:
                 if sigma < 0:
                     raise ValueError(f"sigmas={list(sigmas or ())} is not possible; give numbers of 0 or more.")
@@ -252,11 +252,12 @@ class Evaluation:
 
         Args:
             checkpoints: The encoders, ours and other people's.
-            metrics (`Sequence[str]`): Of `"few_shot"`, `"ridge"`, `"knn"`, `"linear"` and `"retrieval"`; each is a column.
+            metrics (`Sequence[str]`): Of `"few_shot"`, `"ridge"`, `"knn"`, `"linear"`, `"retrieval"` and `"robustness"`; each
+                is a column, and robustness one for each level of noise.
             untrained (`bool`, defaults to `False`): Whether each encoder's network with weights drawn afresh has a row.
             raw_pixels (`bool`, defaults to `True`): Whether raw pixels have one, at 32 pixels a side or the smallest
                 encoder's size.
-            **options: Of the measures, by name: `shots`, `draws`, `k`, `temperature`, `settings`, `seed`.
+            **options: Of the measures, by name: `shots`, `draws`, `k`, `temperature`, `settings`, `sigmas`, `seed`.
 
         Returns:
             [`~ldae.evaluation.score_table.ScoreTable`]: print it, or `save` it.
@@ -273,6 +274,7 @@ class Evaluation:
             "knn": ("k", "temperature"),
             "linear": ("settings",),
             "retrieval": (),
+            "robustness": ("sigmas", "seed"),
         }
         stray = [name for name in options if not any(name in taken[metric] for metric in metrics)]
         if stray:
@@ -280,12 +282,12 @@ class Evaluation:
         scores: dict[str, dict[str, Score]] = {}
 
         def add(name: str, measured: Any) -> None:
-            scores[name] = {
-                metric: getattr(self, metric)(
-                    measured, **{key: value for key, value in options.items() if key in taken[metric]}
-                )
-                for metric in metrics
-            }
+            scores[name] = {}
+            for metric in metrics:
+                given = {key: value for key, value in options.items() if key in taken[metric]}
+                found = getattr(self, metric)(measured, **given)
+                for score in found if isinstance(found, list) else [found]:
+                    scores[name][column_title(score)] = score
 
         sizes = []
         for checkpoint in checkpoints:
@@ -336,7 +338,7 @@ class Evaluation:
     def _extract(self, chosen: _Choice, part: int, **options: Any) -> Features:
         """Features of the training (0) or the test (1) images."""
         if isinstance(chosen.model, int):
-            return pixel_features(self._batches(chosen.model, 3, part), image_size=chosen.model)
+            return pixel_features(self._batches(chosen.model, 3, part), image_size=chosen.model, **options)
         if chosen.layer is not None:
             options = {"layers": [chosen.layer], "timesteps": [chosen.timestep], **options}
         size, channels = chosen.model.config.image_size, chosen.model.config.num_channels

@@ -8,6 +8,9 @@ from typing import Any
 from ldae.results import add_result
 
 
+LEVELS = {"noise_sigma": "noise", "noise_timestep": "noise of t ="}
+
+
 @dataclass(frozen=True)
 class Score:
     """
@@ -49,6 +52,9 @@ def column_title(score: Score) -> str:
     name = protocol["name"]
     if name == "ridge" and "labels_per_class" in protocol:
         return f"ridge, {protocol['labels_per_class']} labels a class"
+    if name == "robustness":
+        levels = [f"{word} {protocol[key]:g}" for key, word in LEVELS.items() if key in protocol]
+        return f"ridge, {levels[0] if levels else 'no noise'}"
     titles = {"ridge": "ridge, all labels", "knn": f"kNN, k = {protocol.get('k')}", "linear": "linear, all labels"}
     return titles.get(name, "retrieval mAP" if name == "retrieval" else name)
 
@@ -56,14 +62,14 @@ def column_title(score: Score) -> str:
 @dataclass(frozen=True)
 class ScoreTable:
     """
-    Scores of several encoders: `scores[encoder][measure]`. `print(table)` is Markdown, and so is what a notebook shows.
+    Scores of several encoders: `scores[encoder][column]`, by the columns' titles. `print(table)` is Markdown, and so is what a notebook shows.
     """
 
     scores: dict[str, dict[str, Score]]
 
     def __str__(self) -> str:
         rows = [self._cells(name, found) for name, found in self.scores.items()]
-        head = ["encoder", *(column_title(score) for score in next(iter(self.scores.values())).values())]
+        head = ["encoder", *next(iter(self.scores.values()))]
         widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
         lines = [
             " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *rows]
@@ -84,7 +90,7 @@ class ScoreTable:
         spread = f"; ± is the standard error over {draws[0]} draws of the labels, the same for all" if draws else ""
         return (
             f"{score.dataset}: {score.n:,} test images, {score.protocol['train_images']:,} training images; frozen encoders, "
-            f"clean images{spread}."
+            f"clean images unless it says noise{spread}."
         )
 
     def save(self, folder: str | os.PathLike[str]) -> Path:

@@ -45,6 +45,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--k", type=int, default=20, help="of knn: neighbours that vote (default: 20)")
     parser.add_argument("--epochs", type=int, default=90, help="of linear: passes over the features (default: 90)")
     parser.add_argument("--seeds", default="0,1,2", help="of linear: probe seeds (default: 0,1,2)")
+    parser.add_argument(
+        "--sigmas",
+        default="0.05,0.1,0.2,0.4,0.8",
+        help="of robustness: noise on pixels in [-1, 1] (default: 0.05 to 0.8)",
+    )
     parser.add_argument("--untrained", type=boolean, nargs="?", const=True, default=False, help="untrained twins too")
     parser.add_argument("--raw_pixels", type=boolean, default=True, help="raw pixels too (default: true)")
     parser.add_argument("--forward_batch_size", type=int, default=256, help="images of a forward (default: 256)")
@@ -77,6 +82,7 @@ def main(argv: list[str]) -> int:
         "few_shot": {"shots": options.shots, "draws": options.draws},
         "knn": {"k": options.k},
         "linear": {"settings": settings},
+        "robustness": {"sigmas": numbers(options.sigmas, "sigmas", float)},
     }
     chosen = {name: value for metric in metrics for name, value in taken.get(metric, {}).items()}
     table = evaluation.compare(

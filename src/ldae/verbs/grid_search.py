@@ -123,6 +123,10 @@ def _settings(options: argparse.Namespace, rates: str) -> ProbeSettings:
     if options.probe == "ridge" and given:
         name, value = next(iter(given.items()))
         raise ValueError(f"{name}={value} is not possible with probe=ridge, which is not trained; leave it out.")
+    if options.probe == "ridge" and not options.batch_norm:
+        raise ValueError(
+            "batch_norm=false is not possible with probe=ridge, which scales features itself; leave it out."
+        )
     chosen: dict[str, Any] = defaults | given
     if chosen["batch_size"] < 1:
         raise ValueError(f"batch_size={chosen['batch_size']} is not possible; it must be positive.")

@@ -49,6 +49,7 @@ def compare_with_baselines(inputs: ProbeInputs, options: argparse.Namespace, set
             "preset": "baselines",
             "epochs": settings.epochs,
             "learning_rate": c.learning_rate,
+            "batch_norm": "without affine" if settings.batch_norm else "none",
             "augmentation": [],
             "holdout": HOLDOUT,
             **shared,
