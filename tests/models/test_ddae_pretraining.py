@@ -110,7 +110,7 @@ def test_labels_are_refused():
         ("ddae_tiny_imagenet", 35.75),
         ("ddae_cifar10_edm_large", 59.01),
         ("ddae_cifar10_edm_augmented", 59.02),
-        ("ddae_digits_dit", 0.58),
+        ("ddae_digits_dit", 1.24),
     ],
 )
 def test_the_recipes_networks_have_the_stated_sizes(name, millions):

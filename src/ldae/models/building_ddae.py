@@ -132,6 +132,5 @@ def xavier(layer: Any) -> None:
 
 
 def small_normal(layer: Any) -> None:
-    """Normal weights with a standard deviation of 0.02, biases of 0."""
-    zeros(layer)
+    """Normal weights with a standard deviation of 0.02, of an embedding."""
     init.normal_(layer.weight, std=0.02)
