@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ldae.data import Batch, iterate_once
-from ldae.evaluation.distances import image_distances, kernel_distance
+from ldae.evaluation.distances import image_distances, kernel_distance, read_reference
 from ldae.evaluation.extractor import FeatureExtractor
 
 
@@ -97,6 +97,16 @@ def test_fewer_images_than_features_still_give_a_number():
     measured = image_distances(draw_batches(10, 0), draw_batches(20, 1), extractor)
     assert np.isfinite(measured.fid) and np.isfinite(measured.kid)
     assert (measured.num_generated, measured.kid_subset_size) == (10, 10)
+
+
+def test_a_reference_that_was_read_once_serves_several_sets(extractor):
+    reference = draw_batches(100, 0)
+    kept = read_reference(iter(reference), extractor)
+    for seed in (1, 2):
+        generated = draw_batches(90, seed, 0.2)
+        assert image_distances(generated, kept, extractor) == image_distances(generated, reference, extractor)
+    with pytest.raises(ValueError, match="read it with kid=True"):
+        image_distances(reference, read_reference(reference, extractor, kid=False), extractor)
 
 
 def test_only_what_is_asked_for_is_measured(extractor):

@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 
+from ldae import DDAEPipeline
 from ldae.cli import main
 from ldae.results import read_results
+from ldae.schedulers.of_model import build_scheduler
 from ldae.training.recipe import load_recipe
+from tests.models.test_ddae_pretraining import UNET, small_model
 from tests.pipelines.conftest import make_pipeline
 
 
@@ -35,6 +39,16 @@ def run(tmp_path):
     folder = tmp_path / "run"
     make_pipeline().save_pretrained(folder)
     load_recipe(None, FIELDS).save(folder / "recipe.yaml")
+    return folder
+
+
+@pytest.fixture
+def ddae_run(tmp_path):
+    """A DDPM run's folder with its recipe."""
+    folder, model = tmp_path / "ddae", small_model()
+    DDAEPipeline(model, build_scheduler(model.config)).save_pretrained(folder)
+    fields = {"model_type": "ddae", "denoiser_config": yaml.safe_dump(UNET), "dataset": "digits", "num_workers": "0"}
+    load_recipe(None, fields).save(folder / "recipe.yaml")
     return folder
 
 
@@ -108,6 +122,41 @@ def test_half_precision_is_named(run):
     assert read_results(run)[0]["protocol"]["mixed_precision"] == "bf16"
 
 
+def test_samplers_are_compared_from_the_same_noise(ddae_run, capsys):
+    chosen = ("--samplers", "ddim:3,ancestral:4,heun:2", "--num_images", 5)
+    assert generate(ddae_run, *chosen, "--fid", 20, "--kid", 20, "--extractor", ddae_run) == 0
+    printed = capsys.readouterr().out
+    assert "15 images:" in printed and "calls of the network  FID-20" in printed
+    names = ["DDIM", "ancestral", "EDM (Heun)"]
+    results = read_results(ddae_run)
+    assert [(e["metric"], e["protocol"]["sampler"], e["protocol"]["steps"]) for e in results] == [
+        (metric, name, steps) for name, steps in zip(names, (3, 4, 2), strict=True) for metric in ("FID-20", "KID-20")
+    ]
+    assert [e["protocol"]["eta"] for e in results[::2]] == [0.0, 1.0, 0.0]
+    picture = Image.open(ddae_run / "pictures" / "samplers.png")
+    assert picture.size[1] == 4 + 3 * 68 and picture.size[0] > 4 + 5 * 68  # a row each, its name on the left
+    assert not (ddae_run / "pictures" / "samples.png").exists()
+
+    # what is compared is what each sampler gives alone
+    for name, steps, expected in zip(("ddim", "ancestral", "heun"), (3, 4, 2), results[::2], strict=True):
+        alone = ("--sampler", name, "--steps", steps, "--num_images", 0, "--fid", 20, "--extractor", ddae_run)
+        assert generate(ddae_run, *alone) == 0
+        (entry,) = [e for e in read_results(ddae_run) if e["protocol"] == expected["protocol"]]
+        assert entry["value"] == pytest.approx(expected["value"], rel=1e-4)
+    assert len(read_results(ddae_run)) == 6
+
+
+def test_a_wrong_choice_of_samplers_is_one_line(run, ddae_run, capsys):
+    assert "sampler='heun' is not possible; this model has ddim, ancestral" in error_of(
+        capsys, run, "--samplers", "ddim:2,heun:2"
+    )
+    assert not (run / "pictures").exists()  # before the first is drawn
+    assert "sampler='euler' is not possible" in error_of(capsys, ddae_run, "--sampler", "euler")
+    assert "samplers='ddim:fast' is not understood" in error_of(capsys, ddae_run, "--samplers", "ddim:fast")
+    assert "steps=5 does not go with samplers=ddim" in error_of(capsys, ddae_run, "--samplers", "ddim", "--steps", 5)
+    assert "num_inference_steps=0" in error_of(capsys, ddae_run, "--samplers", "heun:0")
+
+
 def test_what_is_wrong_is_one_line(run, tmp_path, capsys):
     assert "extractor='inception' is not at hand" in error_of(capsys, run, *FAST, "--fid", 10)
     assert "give the same number to both" in error_of(capsys, run, *FAST, "--fid", 10, "--kid", 20)
@@ -126,9 +175,14 @@ def test_what_is_wrong_is_one_line(run, tmp_path, capsys):
     assert not (run / "pictures").exists()
 
 
-def test_two_processes_give_what_one_gives(run, tmp_path):
-    scores = ("--fid", "60", "--kid", "60", "--extractor", str(run), "--eta", "1", "--batch_size", "16")
-    assert generate(run, *FAST, *scores, "--output_dir", tmp_path / "one") == 0
+@pytest.mark.parametrize(
+    ("kind", "sampling"), [("run", "--eta 1 --steps 2"), ("ddae_run", "--samplers ancestral:2,heun:2")]
+)
+def test_two_processes_give_what_one_gives(kind, sampling, tmp_path, request):
+    run = request.getfixturevalue(kind)
+    scores = ("--fid", "60", "--kid", "60", "--extractor", str(run), *sampling.split(), "--batch_size", "16")
+    options = (*scores, "--num_images", "4", "--num_workers", "0")
+    assert generate(run, *options, "--output_dir", tmp_path / "one") == 0
     port = str(random.randint(20000, 40000))
     launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
     process = subprocess.run(
@@ -137,8 +191,7 @@ def test_two_processes_give_what_one_gives(run, tmp_path):
             *launch,
             ROOT / "training" / "generate.py",
             run,
-            *FAST,
-            *scores,
+            *options,
             "--output_dir",
             tmp_path / "two",
         ],
@@ -148,12 +201,14 @@ def test_two_processes_give_what_one_gives(run, tmp_path):
         timeout=300,
     )
     assert process.returncode == 0, process.stderr[-3000:]
-    assert process.stdout.count("4 images:") == 1 and "on 2 x cpu" in process.stdout
+    samplers = 1 if kind == "run" else 2
+    assert process.stdout.count(f"{4 * samplers} images:") == 1 and "on 2 x cpu" in process.stdout
     one, two = read_results(tmp_path / "one"), read_results(tmp_path / "two")
-    assert [entry["metric"] for entry in two] == ["FID-60", "KID-60"]
+    assert [entry["metric"] for entry in two] == ["FID-60", "KID-60"] * samplers
     for a, b in zip(one, two, strict=True):
         assert b["value"] == pytest.approx(a["value"], rel=1e-4)
         assert {**a, "value": 0, "subset_std": 0} == {**b, "value": 0, "subset_std": 0}
-    pictures = [Image.open(tmp_path / name / "pictures" / "samples.png").convert("L") for name in ("one", "two")]
+    picture = "samples.png" if kind == "run" else "samplers.png"
+    pictures = [Image.open(tmp_path / name / "pictures" / picture).convert("L") for name in ("one", "two")]
     levels = [torch.tensor(list(picture.tobytes())) for picture in pictures]
     assert (levels[0] - levels[1]).abs().max() <= 1

@@ -29,9 +29,19 @@ def test_a_chain_is_that_of_diffusers(pipe, eta):
     for t in scheduler.timesteps:
         with torch.no_grad():
             prediction = pipe.model.ddae.denoiser(xt, t).sample
-        xt = scheduler.step(prediction, t, xt, eta=eta, generator=generator).prev_sample
+        options = {"use_clipped_model_output": True, "generator": generator}
+        xt = scheduler.step(prediction, t, xt, eta=eta, **options).prev_sample
     torch.testing.assert_close(ours, (xt / 2 + 0.5).clamp(0, 1))
-    assert pipe.num_timesteps == 4 and pipe.sampler(eta) == {0.0: "DDIM", 1.0: "ancestral"}[eta]
+    assert pipe.num_timesteps == 4 and pipe.describe_sampler(None, eta) == {0.0: "DDIM", 1.0: "ancestral"}[eta]
+
+
+def test_the_ancestral_chain_is_ddpms_own(pipe):
+    """Clean images kept in range, and noise by the posterior that goes with them."""
+    noise = torch.randn(2, 3, 16, 16, generator=seeded(0)[0])
+    ours = pipe(latents=noise, num_inference_steps=10, sampler="ancestral", generator=seeded(1)[0], output_type="pt")
+    pipe.scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
+    theirs = pipe(latents=noise, num_inference_steps=10, generator=seeded(1)[0], output_type="pt")
+    torch.testing.assert_close(ours.images, theirs.images, rtol=0, atol=1e-3)
 
 
 def test_an_image_depends_on_its_generator_alone(pipe):

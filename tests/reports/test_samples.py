@@ -38,3 +38,11 @@ def test_each_class_has_its_row_with_its_number():
     assert (written[:68] < 200).any() and (written[68:] < 200).any()
     with pytest.raises(ValueError, match="no images to draw"):
         sample_grid(images[:0])
+
+
+def test_rows_may_have_names():
+    images = torch.zeros(6, 3, 64, 64, dtype=torch.uint8)
+    picture = sample_grid(images, columns=3, row_names=["DDIM 50", "ancestral 1000"])
+    margin = picture.size[0] - 3 * (64 + GAP)
+    assert picture.size[1] == GAP + 2 * (64 + GAP) and margin > 60
+    assert (np.asarray(picture)[:68, : margin - 1] < 200).any()

@@ -9,6 +9,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather, pad_across_processes
 from torch import nn
+from torchmetrics import Metric
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
@@ -38,9 +39,38 @@ class ImageDistances:
     kid_subset_size: int | None = None
 
 
+@dataclass(frozen=True)
+class ReferenceFeatures:
+    """What FID and KID need of the reference images, read once for any number of comparisons; see [`read_reference`]."""
+
+    metric: Metric  # FrechetInceptionDistance with this process's sums
+    kept: tuple[torch.Tensor, torch.Tensor] | None  # its features (n, F), and positions (n,) of the images; for KID
+    count: int  # images of all processes
+
+
+def read_reference(batches: Iterable[Batch], extractor: FeatureExtractor, *, kid: bool = True) -> ReferenceFeatures:
+    """
+    Read reference images for [`image_distances`].
+
+    Args:
+        batches (`Iterable[Batch]`): uint8 images, this process's share.
+        extractor ([`FeatureExtractor`]): Whose features are compared.
+        kid (`bool`, defaults to `True`): Whether KID will be asked for, which needs the features themselves.
+
+    Raises:
+        ValueError: where there are fewer than two images.
+    """
+    PartialState()  # knows of the other processes
+    # torchmetrics' sums are in float64, which Apple's GPUs do not have, and NCCL reduces on the GPU alone.
+    device = extractor.device if extractor.device.type == "cuda" else torch.device("cpu")
+    metric = FrechetInceptionDistance(feature=AsTheyAre(extractor.num_features)).to(device)
+    kept, count = _read(batches, extractor, metric, "reference", kid)
+    return ReferenceFeatures(metric, kept if kid else None, count)
+
+
 def image_distances(
     generated: Iterable[Batch],
-    reference: Iterable[Batch],
+    reference: Iterable[Batch] | ReferenceFeatures,
     extractor: FeatureExtractor,
     *,
     fid: bool = True,
@@ -54,7 +84,8 @@ def image_distances(
     are read once and let go; FID keeps sums, KID the features.
 
     Args:
-        generated, reference (`Iterable[Batch]`): uint8 images; positions number them over all processes.
+        generated, reference (`Iterable[Batch]`): uint8 images; positions number them over all processes. The reference
+            may be what [`read_reference`] made of it, where several sets are compared with one.
         extractor ([`FeatureExtractor`]): Whose features are compared. FID is only comparable at the same extractor and
             number of images; under F images its covariance is singular, and the number far from that of many images.
         fid, kid (`bool`, default to `True`): What to measure.
@@ -65,34 +96,19 @@ def image_distances(
     Raises:
         ValueError: where there are fewer than two images of either kind.
     """
-    PartialState()  # knows of the other processes
-    # torchmetrics' sums are in float64, which Apple's GPUs do not have, and NCCL reduces on the GPU alone.
-    device = extractor.device if extractor.device.type == "cuda" else torch.device("cpu")
-    metric = FrechetInceptionDistance(feature=AsTheyAre(extractor.num_features)).to(device)
-    kept, counts = {}, {}
-    for kind, batches in (("reference", reference), ("generated", generated)):
-        features = [torch.zeros(0, extractor.num_features, device=device)]
-        positions = [torch.zeros(0, dtype=torch.int64, device=device)]
-        count = torch.zeros(1, dtype=torch.int64, device=device)
-        metric.update(features[0].double(), real=kind == "reference")  # also where this process has no share
-        for batch in batches:
-            extracted = extractor(batch.images).to(device)  # (b, F)
-            metric.update(extracted.double(), real=kind == "reference")
-            count += len(extracted)
-            if kid:
-                features.append(extracted)
-                positions.append(batch.positions.to(device))
-        kept[kind] = torch.cat(features), torch.cat(positions)
-        counts[kind] = int(gather(count).sum())
-        if counts[kind] < 2:
-            raise ValueError(f"there is {counts[kind]} {kind} image; FID and KID need 2 or more.")
+    if not isinstance(reference, ReferenceFeatures):
+        reference = read_reference(reference, extractor, kid=kid)
+    if kid and reference.kept is None:
+        raise ValueError("the reference was read with kid=False, which keeps no features; read it with kid=True.")
+    metric = reference.metric.clone()
+    kept, count = _read(generated, extractor, metric, "generated", kid)
     measured: dict[str, Any] = {}
     if fid:
         measured["fid"] = metric.compute().item()
-    if kid:
-        mean, std, size = kernel_distance(_in_order(*kept["reference"]), _in_order(*kept["generated"]))
+    if kid and reference.kept is not None:
+        mean, std, size = kernel_distance(_in_order(*reference.kept), _in_order(*kept))
         measured |= {"kid": mean, "kid_std": std, "kid_subset_size": size}
-    return ImageDistances(counts["generated"], counts["reference"], **measured)
+    return ImageDistances(count, reference.count, **measured)
 
 
 def kernel_distance(
@@ -135,6 +151,28 @@ class AsTheyAre(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return features
+
+
+def _read(
+    batches: Iterable[Batch], extractor: FeatureExtractor, metric: Metric, kind: str, keep: bool
+) -> tuple[tuple[torch.Tensor, torch.Tensor], int]:
+    """Add features to the metric's sums; these themselves, if kept, with positions, and the images of all processes."""
+    device = metric.device
+    features = [torch.zeros(0, extractor.num_features, device=device)]
+    positions = [torch.zeros(0, dtype=torch.int64, device=device)]
+    count = torch.zeros(1, dtype=torch.int64, device=device)
+    metric.update(features[0].double(), real=kind == "reference")  # also where this process has no share
+    for batch in batches:
+        extracted = extractor(batch.images).to(device)  # (b, F)
+        metric.update(extracted.double(), real=kind == "reference")
+        count += len(extracted)
+        if keep:
+            features.append(extracted)
+            positions.append(batch.positions.to(device))
+    total = int(gather(count).sum())
+    if total < 2:
+        raise ValueError(f"there is {total} {kind} image; FID and KID need 2 or more.")
+    return (torch.cat(features), torch.cat(positions)), total
 
 
 def _in_order(features: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

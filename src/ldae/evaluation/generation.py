@@ -22,6 +22,7 @@ class Sampling:
     Args:
         steps (`int`, *optional*): Steps of the chain; by default the pipeline's.
         eta (`float`, defaults to 0): 0 deterministic (DDIM), 1 ancestral (DDPM).
+        sampler (`str`, *optional*): `"ddim"`, `"ancestral"`, or of a DDAE `"heun"`; by default the pipeline's, at `eta`.
         guidance_scale (`float`, defaults to 1): Of classifier-free guidance.
         classes (`tuple[int, ...]`, *optional*): The classes, taken in turn; by default all, where the model has any.
         seed (`int`, defaults to 0): The noise of an image depends on this and its number alone.
@@ -30,6 +31,7 @@ class Sampling:
 
     steps: int | None = None
     eta: float = 0.0
+    sampler: str | None = None
     guidance_scale: float = 1.0
     classes: tuple[int, ...] | None = None
     seed: int = 0
@@ -80,6 +82,7 @@ def generate_images(
             guidance_scale=sampling.guidance_scale,
             num_inference_steps=sampling.steps,
             eta=sampling.eta,
+            sampler=sampling.sampler,
             generator=[image_generator(sampling.seed, int(position)) for position in positions],
             output_type="pt",
         )
@@ -114,8 +117,8 @@ def generation_results(
         "extractor": extractor.name,
         "features": extractor.num_features,
         "reference_images": distances.num_reference,
-        "sampler": pipeline.sampler(sampling.eta),
-        "eta": sampling.eta,
+        "sampler": pipeline.describe_sampler(sampling.sampler, sampling.eta),
+        "eta": pipeline.resolve_sampler(sampling.sampler, sampling.eta)[1],
         "steps": pipeline.num_timesteps,
         "guidance_scale": sampling.guidance_scale,
         "weights": weights,

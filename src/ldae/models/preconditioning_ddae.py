@@ -21,6 +21,40 @@ def preconditioning(
     return sigma_data**2 / total, sigma * sigma_data / total.sqrt(), total.rsqrt(), sigma.log() / 4
 
 
+def ddpm_preconditioning(
+    sigma: torch.Tensor, levels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    The same four of a network F that predicts the noise of x_t = gamma_t x_0 + sigma_t eps, with gamma_t^2 + sigma_t^2 = 1:
+    D(x; sigma) = x - sigma F(x / (1 + sigma^2)^(1/2); t), where sigma_t / gamma_t = sigma ("VP" in Table 1).
+
+    c_noise is that t as a number with a fraction: between two of the T levels that the network was trained at, it is
+    interpolated in log sigma, and beyond the first and the last it is theirs. (Rounding it would make D jump between
+    levels, which costs a second-order sampler its order.)
+
+    Args:
+        sigma (`torch.Tensor`): Noise levels, of any shape.
+        levels (`torch.Tensor` of shape `(T,)`): sigma_t / gamma_t, rising.
+
+    Returns:
+        Four tensors of the shape of `sigma`.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from ldae.models.preconditioning_ddae import ddpm_preconditioning
+    >>> ddpm_preconditioning(torch.tensor([0.1, 2.0, 4.0, 1e3]), torch.tensor([1.0, 4.0, 5.0]))[3]
+    tensor([0.0000, 0.5000, 1.0000, 2.0000])
+
+    ```
+    """
+    after = torch.searchsorted(levels.to(sigma), sigma).clamp(1, len(levels) - 1)
+    low, high = levels[after - 1].log(), levels[after].log()
+    c_noise = after - 1 + ((sigma.log() - low) / (high - low)).clamp(0, 1)
+    return torch.ones_like(sigma), -sigma, (1 + sigma**2).rsqrt(), c_noise
+
+
 def loss_weight(sigma: torch.Tensor, sigma_data: float) -> torch.Tensor:
     """lambda(sigma) = (sigma^2 + sigma_d^2) / (sigma sigma_d)^2 = 1 / c_out^2 (Table 1)."""
     return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2

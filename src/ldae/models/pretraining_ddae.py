@@ -8,11 +8,11 @@ from torch.nn import functional as F
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring, can_return_tuple
 
-from .configuration_ddae import DDAEConfig
+from .configuration_ddae import EDM_SCHEDULE, DDAEConfig
 from .modeling_ddae import DDAEModel, DDAEPreTrainedModel
 from .modeling_ldae import LDAEForPreTrainingOutput
 from .objective_ldae import clean_latent
-from .preconditioning_ddae import loss_weight, preconditioning
+from .preconditioning_ddae import ddpm_preconditioning, loss_weight, noise_levels, preconditioning
 from .randomness_ldae import NOISE, TIMESTEPS, keyed_normal, keyed_uniform
 
 
@@ -105,7 +105,7 @@ class DDAEForPreTraining(DDAEPreTrainedModel):
 
         Args:
             xt (`torch.FloatTensor` of shape `(B, C, H, W)`): Noisy images.
-            timesteps (`torch.LongTensor` of shape `(B,)` or `(1,)`): Time step of each, or the shared one.
+            timesteps (`torch.Tensor` of shape `(B,)` or `(1,)`): Time step of each, or the shared one; of EDM c_noise.
             augmentation_labels (`torch.FloatTensor` of shape `(B, 9)`, *optional*): As of [`~DDAEForPreTraining.forward`].
 
         Returns:
@@ -117,17 +117,40 @@ class DDAEForPreTraining(DDAEPreTrainedModel):
         self, noisy: torch.Tensor, sigma: torch.Tensor, augmentation_labels: torch.Tensor | None = None
     ) -> torch.Tensor:
         """
-        D(x; sigma) of EDM: the clean images that noisy ones x = x_0 + sigma eps are taken for, in float32.
+        D(x; sigma): the clean images that noisy ones x = x_0 + sigma eps are taken for, in float32.
+
+        A DDPM's network is told the t at which sigma_t / gamma_t is sigma, with a fraction where that is between two; see
+        [`~ldae.models.preconditioning_ddae.ddpm_preconditioning`].
 
         Args:
             noisy (`torch.FloatTensor` of shape `(B, C, H, W)`): x.
             sigma (`torch.FloatTensor` of shape `(B,)` or `(1,)`): Noise level of each, or the shared one.
             augmentation_labels (`torch.FloatTensor` of shape `(B, 9)`, *optional*): As of [`~DDAEForPreTraining.forward`].
         """
-        c_skip, c_out, c_in, c_noise = preconditioning(sigma, self.sigma_data)
+        if self.config.parametrization == "edm":
+            c_skip, c_out, c_in, c_noise = preconditioning(sigma, self.sigma_data)
+        else:
+            c_skip, c_out, c_in, c_noise = ddpm_preconditioning(sigma, self.ddpm_levels)
         output = self.denoise(_as_map(c_in) * noisy, c_noise, augmentation_labels)
         with torch.autocast(output.device.type, enabled=False):
             return _as_map(c_skip) * noisy + _as_map(c_out) * output.float()
+
+    @property
+    def ddpm_levels(self) -> torch.Tensor:
+        """sigma_t / gamma_t of DDPM, rising, of shape `(T,)`."""
+        return self.ddae.corruption.sigmas / self.ddae.corruption.gammas
+
+    def sampling_levels(self, steps: int) -> torch.Tensor:
+        """
+        Falling noise levels of EDM's sampling schedule, of shape `(steps,)`; of a DDPM those of its fields for CIFAR-10
+        (80 to 0.002, rho 7) as far as it was trained: DDPM's own schedule goes down to 0.01.
+        """
+        c: Any = self.config.scheduler_config
+        if self.config.parametrization == "edm":
+            return noise_levels(steps, c["sigma_min"], c["sigma_max"], c["rho"])
+        lowest, highest = self.ddpm_levels[0].item(), self.ddpm_levels[-1].item()
+        sigma_min, sigma_max = max(lowest, EDM_SCHEDULE["sigma_min"]), min(highest, EDM_SCHEDULE["sigma_max"])
+        return noise_levels(steps, sigma_min, sigma_max, EDM_SCHEDULE["rho"])
 
     @property
     def sigma_data(self) -> float:

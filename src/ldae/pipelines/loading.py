@@ -17,6 +17,12 @@ from ldae.schedulers.scheduling_ldae import LDAEScheduler
 
 
 SCHEDULER_FOLDER = "scheduler"
+HEUN = "EDM (Heun)"  # as results name it
+DEFAULT_STEPS = {
+    "ddim": 50,
+    "ancestral": 1000,
+    "heun": 18,
+}  # of each sampler, as the DDAE paper has it but for DDIM's 100
 # Of the arguments of from_pretrained, those that say where a file comes from.
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies")
 
@@ -29,6 +35,7 @@ class RunFolderPipeline(DiffusionPipeline):
     """
 
     model_class: Any = LDAEForPreTraining
+    samplers: tuple[str, ...] = ("ddim", "ancestral")  # the first by default
     model: Any
     scheduler: Any  # of the class that build_scheduler gives, or one of diffusers' that says the same
 
@@ -136,9 +143,44 @@ class RunFolderPipeline(DiffusionPipeline):
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, push_to_hub=True, repo_id=repo_id, **kwargs)
 
-    def sampler(self, eta: float) -> str:
-        """The name of what a chain of that `eta` is."""
-        return {0.0: "DDIM", 1.0: "ancestral"}.get(float(eta), "DDIM with noise")
+    def resolve_sampler(self, sampler: str | None, eta: float) -> tuple[str, float]:
+        """
+        What is meant by the two arguments of a call that say how noise becomes images.
+
+        Args:
+            sampler (`str`, *optional*): One of `samplers`; by default the first of them.
+            eta (`float`): From 0 to 1, of a chain for which no sampler is named.
+
+        Returns:
+            The sampler and its eta: 1 of "ancestral".
+
+        Raises:
+            ValueError: for a sampler that this pipeline does not have, or an eta that is not the named one's.
+        """
+        if sampler is not None and sampler not in self.samplers:
+            raise ValueError(f"sampler={sampler!r} is not possible; this model has {', '.join(self.samplers)}.")
+        chosen = sampler or self.samplers[0]
+        implied = 1.0 if chosen == "ancestral" else 0.0
+        if eta not in (0, implied) and (sampler is not None or chosen != "ddim"):
+            raise ValueError(
+                f"eta={eta} is not possible with sampler={chosen!r}, which has {implied:g}; give one of them."
+            )
+        return chosen, implied if sampler is not None else float(eta)
+
+    def describe_sampler(self, sampler: str | None, eta: float) -> str:
+        """As results name it: "DDIM", "DDIM with noise", "ancestral" or "EDM (Heun)"."""
+        chosen, eta = self.resolve_sampler(sampler, eta)
+        return HEUN if chosen == "heun" else {0.0: "DDIM", 1.0: "ancestral"}.get(eta, "DDIM with noise")
+
+    def steps_by_default(self, sampler: str | None) -> int:
+        """Where nothing else is said: 50 of a chain, T (at most 1000) of one that is called ancestral, 18 of Heun's method."""
+        chosen, _ = self.resolve_sampler(sampler, 0.0)
+        return min(DEFAULT_STEPS[chosen], self.most_steps)
+
+    @property
+    def most_steps(self) -> int:
+        """Of a chain: the T time steps that there are."""
+        return self.model.config.num_train_timesteps
 
     def check_scheduler(self) -> None:
         """

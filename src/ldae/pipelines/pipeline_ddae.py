@@ -10,11 +10,11 @@ from diffusers import DDIMScheduler
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-from ldae.models.preconditioning_ddae import noise_levels
 from ldae.models.pretraining_ddae import DDAEForPreTraining
 from ldae.pipelines.images import OUTPUT_TYPES, Images, from_pixels, to_pixels
 from ldae.pipelines.loading import RunFolderPipeline
 from ldae.pipelines.pipeline_ldae import LDAEDenoisingOutput
+from ldae.schedulers.euler_edm import euler_sample
 from ldae.schedulers.heun_edm import heun_sample
 from ldae.schedulers.of_model import build_scheduler
 
@@ -55,6 +55,11 @@ class DDAEPipeline(RunFolderPipeline):
     model_class = DDAEForPreTraining
     model_cpu_offload_seq = "model"  # type: ignore[assignment] # diffusers leaves it None for want of a type
 
+    @property
+    def samplers(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Of either parametrization; the first by default."""
+        return ("heun", "ddim", "ancestral") if self._edm else ("ddim", "ancestral", "heun")
+
     def __init__(self, model: DDAEForPreTraining, scheduler: DDIMScheduler):
         super().__init__(model, scheduler)
         self.num_timesteps = 0
@@ -67,6 +72,7 @@ class DDAEPipeline(RunFolderPipeline):
         guidance_scale: float = 1.0,
         num_inference_steps: int | None = None,
         eta: float = 0.0,
+        sampler: str | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
@@ -78,10 +84,15 @@ class DDAEPipeline(RunFolderPipeline):
         Args:
             batch_size (`int`, *optional*): How many; by default as many as there are generators or latents, else 1.
             class_labels, guidance_scale: Not possible: the model is trained without labels.
-            num_inference_steps (`int`, *optional*): Steps of the chain; by default 50, of EDM 18 (of Heun's method, each but
-                the last with two calls of the network).
-            eta (`float`, defaults to 0): From 0, deterministic (DDIM), to 1, ancestral (DDPM, with as many steps as T);
-                of EDM 0 alone.
+            num_inference_steps (`int`, *optional*): Steps; by default 50 of `"ddim"`, 1000 (at most T) of `"ancestral"`, 18
+                of `"heun"`, each but the last of which calls the network twice.
+            eta (`float`, defaults to 0): Of a DDPM whose sampler is not named: from 0, deterministic (DDIM), to 1,
+                ancestral.
+            sampler (`str`, *optional*): `"ddim"`, deterministic and of first order; `"ancestral"`, with fresh noise in each
+                step; `"heun"`, deterministic and of second order. By default `"heun"` of EDM, else `"ddim"`. A DDPM is
+                sampled by Heun's method at EDM's levels sigma, being told the time step at which sigma_t / gamma_t is
+                sigma, with a fraction (see [`DDAEForPreTraining.denoise_at`]), and its estimates of the clean image stay in
+                [-1, 1] as in its chain; an EDM is sampled by all three at its levels.
             generator (`torch.Generator` or a list of one for each image, *optional*): Of all randomness. With a list,
                 an image does not depend on the others of its batch.
             latents (`torch.Tensor` of shape `(B, C, H, W)`, *optional*): Standard normal noise to start from; drawn by
@@ -104,12 +115,16 @@ class DDAEPipeline(RunFolderPipeline):
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type={output_type!r} is unknown; choose {', '.join(OUTPUT_TYPES)}.")
         self.check_scheduler()
-        if self._edm and eta:
-            raise ValueError(f"eta={eta} is not possible with EDM, whose sampler is deterministic; leave it out.")
-        self.num_timesteps = num_inference_steps or self.default_steps
+        chosen, eta = self.resolve_sampler(sampler, eta)
+        if num_inference_steps is not None and num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps={num_inference_steps} is not possible; give 1 or more.")
+        self.num_timesteps = num_inference_steps or self.steps_by_default(sampler)
         xt = self._normal("latents", batch_size, latents, generator)  # (B, C, H, W)
         self._load_onto_device()
-        xt = self._heun(xt) if self._edm else self._chain(xt, eta, generator)
+        if self._edm or chosen == "heun":
+            xt = self._along_levels(xt, chosen, eta, generator)
+        else:
+            xt = self._chain(xt, eta, generator)
         images = from_pixels(xt, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images) if return_dict else (images,)  # type: ignore[arg-type] # it names no tensor
@@ -166,14 +181,25 @@ class DDAEPipeline(RunFolderPipeline):
     def _edm(self) -> bool:
         return self.model.config.parametrization == "edm"
 
-    def _heun(self, noise: torch.Tensor) -> torch.Tensor:
-        """EDM: from standard normal noise to images, both `(B, C, H, W)`."""
-        c = self.model.config.scheduler_config
-        levels = noise_levels(self.num_timesteps, c["sigma_min"], c["sigma_max"], c["rho"]).tolist()
-        return heun_sample(self.model.denoise_at, noise * levels[0], levels, self.progress_bar)
+    def _along_levels(self, noise: torch.Tensor, sampler: str, eta: float, generator: Any) -> torch.Tensor:
+        """By D(x; sigma), from standard normal noise to images, both `(B, C, H, W)`."""
+        levels = self.model.sampling_levels(self.num_timesteps).tolist()
+        x = noise * levels[0]
+        if sampler == "heun":
+            return heun_sample(self._denoise, x, levels, self.progress_bar)
+
+        def draw_noise() -> torch.Tensor:
+            return randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+
+        return euler_sample(self._denoise, x, levels, eta, draw_noise, self.progress_bar)
+
+    def _denoise(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        """D(x; sigma), kept in the range that the scheduler keeps its own estimates of the clean image in."""
+        denoised, c = self.model.denoise_at(x, sigma), self.scheduler.config
+        return denoised.clamp(-c.clip_sample_range, c.clip_sample_range) if c.get("clip_sample") else denoised
 
     def _chain(self, xt: torch.Tensor, eta: float, generator: Any) -> torch.Tensor:
-        """DDPM: from standard normal noise to images, both `(B, C, H, W)`."""
+        """By the scheduler, from standard normal noise to images, both `(B, C, H, W)`."""
         self.scheduler.set_timesteps(self.num_timesteps, device=self._execution_device)
         options = self._step_options(eta, generator)
         xt = xt * self.scheduler.init_noise_sigma
@@ -183,13 +209,10 @@ class DDAEPipeline(RunFolderPipeline):
             xt = self.scheduler.step(prediction, t, xt, **options).prev_sample
         return xt
 
-    def sampler(self, eta: float) -> str:
-        return "EDM (Heun)" if self._edm else super().sampler(eta)
-
     @property
-    def default_steps(self) -> int:
-        """Of a chain, where nothing is said."""
-        return min(50, self.model.config.num_train_timesteps)
+    def most_steps(self) -> int:
+        """Of a DDPM's chain its T; EDM's levels may be as many as are asked for."""
+        return 2**31 if self._edm else super().most_steps
 
     def check_scheduler(self) -> None:
         """
@@ -224,7 +247,10 @@ class DDAEPipeline(RunFolderPipeline):
         known = inspect.signature(self.scheduler.step).parameters
         if eta and "eta" not in known:
             raise ValueError(f"eta={eta} is not possible with a {type(self.scheduler).__name__}; leave it out.")
-        return {name: value for name, value in {"eta": eta, "generator": generator}.items() if name in known}
+        # Noise that fits the clean image which was kept in range, as in DDPM's posterior; diffusers' default has the two
+        # disagree, and samples that get worse with more steps.
+        options = {"eta": eta, "generator": generator, "use_clipped_model_output": True}
+        return {name: value for name, value in options.items() if name in known}
 
     def _load_onto_device(self) -> None:
         """Where `enable_model_cpu_offload` keeps the model away: its hook waits for a forward, which is not called."""

@@ -87,6 +87,7 @@ class LDAEPipeline(RunFolderPipeline):
         guidance_scale: float = 1.0,
         num_inference_steps: int | None = None,
         eta: float = 0.0,
+        sampler: str | None = None,
         generator: Generators = None,
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
@@ -106,6 +107,7 @@ class LDAEPipeline(RunFolderPipeline):
                 of the prediction; 1 is no guidance. Only with `class_labels`.
             num_inference_steps (`int`, *optional*): Steps of the chain; by default 50, or the 1 of a constant schedule.
             eta (`float`, defaults to 0): From 0, deterministic (DDIM), to 1, ancestral (DDPM).
+            sampler (`str`, *optional*): In place of eta: `"ddim"` (0), or `"ancestral"` (1), by default in all T steps.
             generator (`torch.Generator` or a list of one for each image, *optional*): Of all randomness. With a list,
                 an image does not depend on the others of its batch.
             latents (`torch.Tensor` of shape `(B, N, d)`, *optional*): Standard normal noise to start from; drawn by
@@ -135,7 +137,8 @@ class LDAEPipeline(RunFolderPipeline):
         batch_size = _count_images(batch_size, class_labels, latents, generator)
         labels = self._prepare_labels(class_labels, batch_size, guidance_scale)  # (B,) or None
         self._guidance_scale, self._interrupt = guidance_scale, False
-        self._set_timesteps(num_inference_steps)
+        _, eta = self.resolve_sampler(sampler, eta)
+        self._set_timesteps(num_inference_steps, sampler)
         options = self._step_options(eta, generator)
         zt = self._normal("latents", latents, batch_size, generator) * self.scheduler.init_noise_sigma  # (B, N, d)
         self._load_onto_device()
@@ -288,10 +291,10 @@ class LDAEPipeline(RunFolderPipeline):
             )
         return labels.expand(count)
 
-    def _set_timesteps(self, num_inference_steps: int | None) -> None:
+    def _set_timesteps(self, num_inference_steps: int | None, sampler: str | None) -> None:
         if num_inference_steps is None:
             constant = self.model.config.noise_schedule == "constant"
-            num_inference_steps = 1 if constant else min(50, self.model.config.num_train_timesteps)
+            num_inference_steps = 1 if constant else self.steps_by_default(sampler)
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
 
     def _step_options(self, eta: float, generator: Generators) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A picture of generated images: a grid, and where they have classes a row for each."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import PIL.Image
@@ -15,7 +16,10 @@ BACKGROUND, INK = (255, 255, 255), (60, 60, 60)
 
 
 def sample_grid(
-    images: torch.Tensor, labels: torch.Tensor | None = None, columns: int | None = None
+    images: torch.Tensor,
+    labels: torch.Tensor | None = None,
+    columns: int | None = None,
+    row_names: Sequence[str] | None = None,
 ) -> PIL.Image.Image:
     """
     Draw images side by side.
@@ -24,6 +28,7 @@ def sample_grid(
         images (`torch.ByteTensor` of shape `(n, C, S, S)`): With one or three channels.
         labels (`torch.LongTensor` of shape `(n,)`, *optional*): Classes; each gets a row, with its number on the left.
         columns (`int`, *optional*): Images in a row where there are no classes; by default as square as possible.
+        row_names (`Sequence[str]`, *optional*): In place of classes, the names of the rows, of `columns` images each.
 
     Returns:
         `PIL.Image.Image`.
@@ -45,7 +50,8 @@ def sample_grid(
         raise ValueError("there are no images to draw.")
     if labels is None:
         columns = columns or math.ceil(math.sqrt(len(images)))
-        rows = [("", part) for part in images.split(columns)]
+        parts = images.split(columns)
+        rows = list(zip(row_names or [""] * len(parts), parts, strict=True))
     else:
         rows = [(str(label), images[labels == label]) for label in labels.unique().tolist()]
     scale = max(1, math.ceil(LEAST_SIDE / images.shape[-1]))

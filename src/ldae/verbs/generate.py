@@ -11,10 +11,10 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from ldae.data import Batch, DataConfig, ImageSource, iterate_once, open_images
-from ldae.evaluation.distances import ImageDistances, image_distances
+from ldae.evaluation.distances import ImageDistances, image_distances, read_reference
 from ldae.evaluation.extractor import INCEPTION, FeatureExtractor, load_extractor
 from ldae.evaluation.generation import Sampling, generate_images, generation_results
-from ldae.pipelines.loading import RunFolderPipeline, open_pipeline
+from ldae.pipelines.loading import HEUN, RunFolderPipeline, open_pipeline
 from ldae.reports.samples import sample_grid
 from ldae.results import add_result
 from ldae.training.progress import progress_bar
@@ -31,6 +31,9 @@ from ldae.verbs.probe_options import (
 )
 
 
+Scored = tuple[
+    list[dict[str, Any]], ImageDistances
+]  # entries of results.json of one sampler, and what they are made of
 REFERENCE_OPTIONS = "dataset dataset_config image_column streaming num_workers cache_dir".split()
 
 
@@ -38,18 +41,29 @@ def make_parser() -> argparse.ArgumentParser:
     """The options of the verb."""
     parser = argparse.ArgumentParser(
         "ldae generate",
-        description="Generate images. A grid of them goes to pictures/samples.png; with --fid or --kid as many as you say "
-        "are compared with the images of the run's data, and the scores go to results.json with all that they depend "
-        "on. Each image depends on --seed and its number alone: several processes (accelerate launch) share the work "
-        "and find the same scores.",
+        description="Generate images. A grid of them goes to pictures/samples.png (with --samplers a row of each to "
+        "pictures/samplers.png); with --fid or --kid as many as you say are compared with the images of the run's data, "
+        "and the scores go to results.json with all that they depend on. Each image depends on --seed and its number "
+        "alone: several processes (accelerate launch) share the work and find the same scores.",
         allow_abbrev=False,
     )
     add_shared_options(parser, REFERENCE_OPTIONS)
-    parser.add_argument("--num_images", type=int, default=64, help="in the picture (default: 64)")
     parser.add_argument(
-        "--steps", type=int, help="of the chain (default: 50; 18 of an EDM; 1 for the constant schedule)"
+        "--num_images", type=int, help="in the picture (default: 64; with --samplers 10 of each, from the same noise)"
     )
-    parser.add_argument("--eta", type=float, default=0.0, help="0 is deterministic (DDIM), 1 ancestral (default: 0)")
+    parser.add_argument(
+        "--sampler",
+        help="ddim, ancestral, or of a DDAE heun, with the 18 levels of EDM (default: heun of an EDM, else ddim)",
+    )
+    parser.add_argument("--samplers", help="several to compare, each with its steps: ddim:50,ancestral:1000,heun:18")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        help="of the sampler (default: ddim 50, ancestral 1000, heun 18; 1 for the constant schedule)",
+    )
+    parser.add_argument(
+        "--eta", type=float, default=0.0, help="without --sampler: 0 is deterministic (DDIM), 1 ancestral (default: 0)"
+    )
     parser.add_argument(
         "--guidance_scale", type=float, default=1.0, help="classifier-free guidance (default: 1, none)"
     )
@@ -88,15 +102,8 @@ def main(argv: list[str]) -> int:
     """
     options = parse(make_parser(), argv)
     output_dir, checkpoint_name = results_place(options)
+    samplings = _samplings(options)
     num_scored = _count_scored(options)
-    sampling = Sampling(
-        steps=options.steps,
-        eta=options.eta,
-        guidance_scale=options.guidance_scale,
-        classes=numbers(options.classes, "classes"),
-        seed=options.seed,
-        batch_size=options.batch_size,
-    )
     accelerator = Accelerator(cpu=options.device == "cpu", mixed_precision=options.mixed_precision)
     with accelerator.main_process_first():  # what is downloaded or prepared is so once
         # What the scores need is opened first: a misspelt name shall not cost the time of the pictures.
@@ -104,6 +111,8 @@ def main(argv: list[str]) -> int:
         reference = open_images(data) if data else None
         extractor = load_extractor(options.extractor, options.inception_weights) if num_scored else None
         pipeline = _load_pipeline(options, accelerator)
+    for sampling in samplings:  # all of them make sense, before the first is waited for
+        pipeline.resolve_sampler(sampling.sampler, sampling.eta)
     output_dir.mkdir(parents=True, exist_ok=True)
     if accelerator.is_main_process:
         name = options.checkpoint if checkpoint_name != "." else output_dir
@@ -117,21 +126,21 @@ def main(argv: list[str]) -> int:
 
     with accelerator.autocast():
         if options.num_images:
-            _draw_samples(pipeline, options.num_images, sampling, output_dir / "pictures" / "samples.png", accelerator)
+            _draw_pictures(pipeline, samplings, options.num_images, output_dir / "pictures", accelerator)
         if data and reference and extractor:
             extractor.to(pipeline.device)
-            distances = _measure(pipeline, sampling, reference, extractor, data.num_workers, options, accelerator)
-            entries = generation_results(distances, sampling, pipeline, extractor, weights_kind(options.checkpoint))
+            scored = _measure(pipeline, samplings, reference, extractor, data.num_workers, options, accelerator)
             place = {
                 "dataset": dataset_name(data),
                 "split": split_name(data, reference),
                 "checkpoint": checkpoint_name,
             }
             if accelerator.is_main_process:
-                for entry in entries:
-                    entry["protocol"]["mixed_precision"] = options.mixed_precision
-                    add_result(output_dir, {**entry, **place})
-                _report(entries, reference, distances, extractor, output_dir)
+                for entries, _ in scored:
+                    for entry in entries:
+                        entry["protocol"]["mixed_precision"] = options.mixed_precision
+                        add_result(output_dir, {**entry, **place})
+                _report(scored, reference, extractor, output_dir)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return 0
@@ -143,6 +152,30 @@ def weights_kind(checkpoint: str) -> str:
     if not recipe.is_file():
         return "unknown"
     return "raw" if load_recipe(recipe).training.ema_decay is None else "ema"
+
+
+def _samplings(options: argparse.Namespace) -> list[Sampling]:
+    """What is generated by: the one sampler of the options, or all that are compared."""
+    shared: dict[str, Any] = {
+        "guidance_scale": options.guidance_scale,
+        "classes": numbers(options.classes, "classes"),
+        "seed": options.seed,
+        "batch_size": options.batch_size,
+    }
+    if options.num_images is None:
+        options.num_images = 64 if options.samplers is None else 10
+    if options.samplers is None:
+        return [Sampling(steps=options.steps, eta=options.eta, sampler=options.sampler, **shared)]
+    alone = {"sampler": None, "steps": None, "eta": 0.0}
+    for name, default in alone.items():
+        if (value := getattr(options, name)) != default:
+            raise ValueError(f"{name}={value} does not go with samplers={options.samplers}; leave one of them out.")
+    chosen = [part.partition(":") for part in options.samplers.split(",")]
+    if not all(name and (not colon or steps.isdecimal()) for name, colon, steps in chosen):
+        raise ValueError(
+            f"samplers={options.samplers!r} is not understood; give names and steps, such as ddim:50,heun:18."
+        )
+    return [Sampling(sampler=name, steps=int(steps) if steps else None, **shared) for name, _, steps in chosen]
 
 
 def _count_scored(options: argparse.Namespace) -> int:
@@ -177,10 +210,34 @@ def _load_pipeline(options: argparse.Namespace, accelerator: Accelerator) -> Run
     return pipeline.to(accelerator.device if accelerator.num_processes > 1 else device)
 
 
-def _draw_samples(
-    pipeline: RunFolderPipeline, num_images: int, sampling: Sampling, path: Path, accelerator: Accelerator
+def _draw_pictures(
+    pipeline: RunFolderPipeline,
+    samplings: list[Sampling],
+    num_images: int,
+    folder: Path,
+    accelerator: Accelerator,
 ) -> None:
-    """Write a grid of images, each process having generated its share."""
+    """Write a grid of images of the one sampler, or a row of each of several."""
+    drawn, names = [], []
+    for sampling in samplings:
+        images, labels = _draw(pipeline, num_images, sampling, accelerator)
+        drawn.append(images)
+        names.append(f"{pipeline.describe_sampler(sampling.sampler, sampling.eta)} {pipeline.num_timesteps}")
+    if not accelerator.is_main_process:
+        return
+    folder.mkdir(exist_ok=True)
+    if len(samplings) == 1:
+        path, grid = folder / "samples.png", sample_grid(images, labels)
+    else:
+        path, grid = folder / "samplers.png", sample_grid(torch.cat(drawn), columns=num_images, row_names=names)
+    grid.save(path)
+    print(f"{len(drawn) * num_images} images: {path}")
+
+
+def _draw(
+    pipeline: RunFolderPipeline, num_images: int, sampling: Sampling, accelerator: Accelerator
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The images of all processes and their classes, in order."""
     classes = pipeline.model.config.num_class_embeds
     if sampling.classes is None and classes is not None and classes > num_images:
         rows = max(1, num_images // 8)  # of so many classes some, so that each has a row
@@ -193,22 +250,20 @@ def _draw_samples(
         for i, (position, image) in enumerate(zip(batch.positions, batch.images, strict=True))
     ]
     everyone = sorted(gather_object(mine), key=lambda drawn: drawn[0])
-    if accelerator.is_main_process:
-        _, images, labels = zip(*everyone, strict=True)
-        path.parent.mkdir(exist_ok=True)
-        sample_grid(torch.stack(images), None if labels[0] is None else torch.stack(labels)).save(path)
-        print(f"{num_images} images: {path}")
+    _, images, labels = zip(*everyone, strict=True)
+    return torch.stack(images), None if labels[0] is None else torch.stack(labels)
 
 
 def _measure(
     pipeline: RunFolderPipeline,
-    sampling: Sampling,
+    samplings: list[Sampling],
     reference: ImageSource,
     extractor: FeatureExtractor,
     num_workers: int,
     options: argparse.Namespace,
     accelerator: Accelerator,
-) -> ImageDistances:
+) -> list[Scored]:
+    """The scores of each sampler; the reference images are read once."""
     config, num_scored = pipeline.model.config, _count_scored(options)
     share = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
     real = iterate_once(
@@ -220,15 +275,21 @@ def _measure(
         num_workers=num_workers,
         **share,
     )
-    generated = generate_images(pipeline, num_scored, sampling, **share)
     known = [n for n in (reference.num_examples, options.reference_images) if n is not None]
-    return image_distances(
-        _watched(generated, num_scored, "generated", accelerator),
-        _watched(real, min(known, default=None), "reference", accelerator),
-        extractor,
-        fid=options.fid is not None,
-        kid=options.kid is not None,
-    )
+    watched = _watched(real, min(known, default=None), "reference", accelerator)
+    features = read_reference(watched, extractor, kid=options.kid is not None)
+    weights, scored = weights_kind(options.checkpoint), []
+    for sampling in samplings:
+        generated = generate_images(pipeline, num_scored, sampling, **share)
+        distances = image_distances(
+            _watched(generated, num_scored, "generated", accelerator),
+            features,
+            extractor,
+            fid=options.fid is not None,
+            kid=options.kid is not None,
+        )
+        scored.append((generation_results(distances, sampling, pipeline, extractor, weights), distances))
+    return scored
 
 
 def _watched(batches: Iterable[Batch], total: int | None, activity: str, accelerator: Accelerator) -> Iterator[Batch]:
@@ -239,23 +300,27 @@ def _watched(batches: Iterable[Batch], total: int | None, activity: str, acceler
             bar.update(min(len(batch.images) * accelerator.num_processes, (total or 2**62) - bar.n))
 
 
-def _report(
-    entries: list[dict[str, Any]],
-    reference: ImageSource,
-    distances: ImageDistances,
-    extractor: FeatureExtractor,
-    output_dir: Path,
-) -> None:
-    protocol = entries[0]["protocol"]
-    rows = [["score", "value", "against", "features of"]]
-    for entry in entries:
-        spread = f" +- {entry['subset_std']:.4f}" if "subset_std" in entry else ""
-        against = f"{distances.num_reference:,} images of {reference.description}"
-        rows.append([entry["metric"], f"{entry['value']:.4f}{spread}", against, extractor.name])
+def _report(scored: list[Scored], reference: ImageSource, extractor: FeatureExtractor, output_dir: Path) -> None:
+    """Print a row for each sampler."""
+    rows = [["sampler", "steps", "calls of the network", *(entry["metric"] for entry in scored[0][0])]]
+    for entries, _ in scored:
+        protocol = entries[0]["protocol"]
+        steps = protocol["steps"]
+        calls = 2 * steps - 1 if protocol["sampler"] == HEUN else steps
+        values = [
+            f"{entry['value']:.4f}" + (f" +- {entry['subset_std']:.4f}" if "subset_std" in entry else "")
+            for entry in entries
+        ]
+        rows.append([protocol["sampler"], str(steps), str(calls), *values])
     print(table(rows))
-    steps, guidance = protocol["steps"], protocol["guidance_scale"]
-    guided = "" if guidance == 1 else f", guidance {guidance:g}"
-    print(f"{protocol['sampler']}, {steps} steps{guided}, seed {entries[0]['seed']}, weights: {protocol['weights']}.")
+    (first, *_), distances = scored[0]
+    protocol = first["protocol"]
+    guidance = protocol["guidance_scale"]
+    guided = "" if guidance == 1 else f"guidance {guidance:g}, "
+    print(
+        f"Against {distances.num_reference:,} images of {reference.description}, by features of {extractor.name}; {guided}"
+        f"seed {first['seed']}, weights: {protocol['weights']}."
+    )
     if distances.fid is not None and distances.num_generated <= extractor.num_features:
         print(
             f"{distances.num_generated} images are not more than the {extractor.num_features} features: FID is far above "
