@@ -22,6 +22,7 @@ VERBS = {
     "extract_features": "the features of a whole data set as a table, with an index where asked",
     "search": "the images of a table that are nearest to an image",
     "compare": "one table of several encoders, ours and other people's, under the same probes",
+    "checkpoint_sweep": "accuracy and FID of every checkpoint of a run, against images seen",
     "generate": "sample pictures of a checkpoint, and their FID and KID",
     "export": "a checkpoint at one time step for transformers, timm, ONNX or torch.export",
     "card": "render a checkpoint's model card from its results",

@@ -90,6 +90,11 @@ def generate_images(
         yield Batch((images * 255).round().to(torch.uint8).cpu(), positions, labels)
 
 
+def shown_count(n: int) -> str:
+    """The N of FID-N: `"50K"`, or `"500"`."""
+    return f"{n // 1000}K" if n % 1000 == 0 else str(n)
+
+
 def generation_results(
     distances: ImageDistances,
     sampling: Sampling,
@@ -125,7 +130,7 @@ def generation_results(
     }
     if pipeline.model.config.num_class_embeds is not None:
         protocol["classes"] = "all, in turn" if sampling.classes is None else list(sampling.classes)
-    shown = f"{n // 1000}K" if n % 1000 == 0 else str(n)
+    shown = shown_count(n)
     shared = {"seed": sampling.seed, "n": n}
     entries = []
     if distances.fid is not None:

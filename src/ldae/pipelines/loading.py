@@ -215,10 +215,18 @@ def open_pipeline(source: str | os.PathLike[str], **kwargs: Any) -> RunFolderPip
     Returns:
         A [`DDAEPipeline`] or an [`LDAEPipeline`].
     """
+    hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+    model_type = PreTrainedConfig.get_config_dict(source, **hub)[0].get("model_type")
+    return _pipeline_class(model_type).from_pretrained(source, **kwargs)
+
+
+def pipeline_of(model: Any) -> RunFolderPipeline:
+    """The pipeline of a live [`DDAEForPreTraining`] or [`LDAEForPreTraining`], with the scheduler of its configuration."""
+    return _pipeline_class(model.config.model_type)(model, build_scheduler(model.config))
+
+
+def _pipeline_class(model_type: str | None) -> type[RunFolderPipeline]:
     from ldae.pipelines.pipeline_ddae import DDAEPipeline
     from ldae.pipelines.pipeline_ldae import LDAEPipeline
 
-    hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-    model_type = PreTrainedConfig.get_config_dict(source, **hub)[0].get("model_type")
-    kind: type[RunFolderPipeline] = DDAEPipeline if model_type == "ddae" else LDAEPipeline
-    return kind.from_pretrained(source, **kwargs)
+    return DDAEPipeline if model_type == "ddae" else LDAEPipeline

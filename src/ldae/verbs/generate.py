@@ -71,6 +71,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
     parser.add_argument("--batch_size", type=int, default=64, help="images at once, in each process (default: 64)")
     parser.add_argument("--mixed_precision", choices=("no", "bf16"), default="no", help="of the network")
+    add_score_options(parser)
+    return parser
+
+
+def add_score_options(parser: argparse.ArgumentParser) -> None:
+    """What FID and KID are of."""
     scores = parser.add_argument_group("scores")
     scores.add_argument("--fid", type=int, metavar="N", help="Frechet distance of N images; usually 50000")
     scores.add_argument("--kid", type=int, metavar="N", help="kernel distance of N images; the N of --fid if both")
@@ -85,7 +91,6 @@ def make_parser() -> argparse.ArgumentParser:
     )
     scores.add_argument("--reference_split", help="what they are compared with (default: the split of pre-training)")
     scores.add_argument("--reference_images", type=int, metavar="N", help="its first N images (default: all)")
-    return parser
 
 
 def main(argv: list[str]) -> int:
@@ -103,7 +108,7 @@ def main(argv: list[str]) -> int:
     options = parse(make_parser(), argv)
     output_dir, checkpoint_name = results_place(options)
     samplings = _samplings(options)
-    num_scored = _count_scored(options)
+    num_scored = count_scored(options)
     accelerator = Accelerator(cpu=options.device == "cpu", mixed_precision=options.mixed_precision)
     with accelerator.main_process_first():  # what is downloaded or prepared is so once
         # What the scores need is opened first: a misspelt name shall not cost the time of the pictures.
@@ -178,8 +183,13 @@ def _samplings(options: argparse.Namespace) -> list[Sampling]:
     return [Sampling(sampler=name, steps=int(steps) if steps else None, **shared) for name, _, steps in chosen]
 
 
-def _count_scored(options: argparse.Namespace) -> int:
-    """How many images FID and KID are of; 0 for none."""
+def count_scored(options: argparse.Namespace) -> int:
+    """
+    How many images FID and KID are of; 0 for none.
+
+    Raises:
+        ValueError: where one of the options that count images is not possible.
+    """
     given = {name: getattr(options, name) for name in ("fid", "kid") if getattr(options, name) is not None}
     if len(set(given.values())) > 1:
         raise ValueError(
@@ -264,7 +274,7 @@ def _measure(
     accelerator: Accelerator,
 ) -> list[Scored]:
     """The scores of each sampler; the reference images are read once."""
-    config, num_scored = pipeline.model.config, _count_scored(options)
+    config, num_scored = pipeline.model.config, count_scored(options)
     share = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
     real = iterate_once(
         reference,

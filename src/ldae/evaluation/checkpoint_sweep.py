@@ -1,0 +1,86 @@
+"""What a run's checkpoints are worth: probes of their features, each with the held-out score by which checkpoints compare."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .features import Features
+from .knn import knn_accuracy
+from .linear_probe import ProbeSettings
+from .probe_features import HOLDOUT, SPLIT_SEED
+from .protocols import Protocol
+from .ridge import ridge_accuracy, split_holdout
+
+
+PROBES = ("ridge", "knn", "linear")
+KNN = {"k": 20, "temperature": 0.07}
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """
+    One measure of one checkpoint.
+
+    Args:
+        images_seen (`int`): By the checkpoint.
+        measure (`str`): "ridge", "knn", "linear" (accuracies, higher is better), or "FID-N", "KID-N" (lower is better).
+        value (`float`): On the test set, or against the reference images.
+        held_out (`float`, *optional*): Of an accuracy: on held-out training images, which choose the best checkpoint.
+    """
+
+    images_seen: int
+    measure: str
+    value: float
+    held_out: float | None = None
+
+    @property
+    def goodness(self) -> float:
+        """What the best has most of; the test set takes no part in it."""
+        return -self.value if self.held_out is None else self.held_out
+
+
+def best_points(points: list[SweepPoint]) -> dict[str, SweepPoint]:
+    """
+    The best checkpoint by each measure: accuracies by their held-out value, distances by themselves.
+
+    Example:
+        >>> early, late = SweepPoint(100, "knn", 0.7, held_out=0.8), SweepPoint(200, "knn", 0.75, held_out=0.7)
+        >>> best_points([early, late, SweepPoint(100, "FID-50", 9.0), SweepPoint(200, "FID-50", 5.0)])["FID-50"].images_seen
+        200
+        >>> best_points([early, late])["knn"].images_seen
+        100
+    """
+    measures = dict.fromkeys(point.measure for point in points)
+    return {name: max((p for p in points if p.measure == name), key=lambda p: p.goodness) for name in measures}
+
+
+def knn_scores(train: Features, test: Features, device: torch.device) -> tuple[float, float]:
+    """Accuracies of weighted kNN on held-out training images, from the rest of these, and on the test set, from all."""
+    x, y = train.flat[:, 0].to(device), train.classes
+    fitted, held = split_holdout(len(y), HOLDOUT, SPLIT_SEED)
+    settings: dict[str, Any] = {**KNN, "k": min(KNN["k"], len(fitted))}
+    held_out = knn_accuracy(x[fitted], y[fitted], x[held], y[held], **settings)
+    return held_out, knn_accuracy(x, y, test.flat[:, 0], test.classes, **settings)
+
+
+def ridge_scores(train: Features, test: Features) -> tuple[float, float]:
+    """Accuracies of a ridge probe: on the held-out training images that chose its penalty, and on the test set."""
+    data = (train.flat[:, 0], train.classes, test.flat[:, 0], test.classes)
+    found = ridge_accuracy(*data, holdout=HOLDOUT, seed=SPLIT_SEED)
+    return found.holdout_accuracy, found.accuracy
+
+
+def linear_protocol(
+    layer: Any, timestep: int | None, epochs: int, horizontal_flip: bool, seeds: tuple[int, ...]
+) -> Protocol:
+    """How the linear probes of a sweep train: on features computed once, by the best of three learning rates."""
+    return Protocol(
+        name="cached",
+        layers=None if layer is None else (layer,),
+        timesteps=None if timestep is None else (timestep,),
+        horizontal_flip=horizontal_flip,
+        settings=ProbeSettings(
+            epochs=epochs, batch_size=128, base_lr=2.0, lr_multipliers=(1e-3, 1e-2, 1e-1), seeds=seeds
+        ),
+    )

@@ -1,0 +1,327 @@
+"""`ldae checkpoint_sweep RUN`: accuracy and FID of every checkpoint that a run kept, against images seen."""
+
+import argparse
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from ldae.data import iterate_once, open_images
+from ldae.evaluation.checkpoint_sweep import (
+    KNN,
+    PROBES,
+    SweepPoint,
+    best_points,
+    knn_scores,
+    linear_protocol,
+    ridge_scores,
+)
+from ldae.evaluation.distances import ReferenceFeatures, image_distances, read_reference
+from ldae.evaluation.extractor import FeatureExtractor, load_extractor
+from ldae.evaluation.features import Features, extract_features, pooling_of
+from ldae.evaluation.generation import Sampling, generate_images, generation_results, shown_count
+from ldae.evaluation.images import ImageSet
+from ldae.evaluation.probe_features import HOLDOUT
+from ldae.evaluation.protocols import run_linear_probe
+from ldae.models.pretraining_ddae import DDAEForPreTraining
+from ldae.pipelines.loading import pipeline_of
+from ldae.reports.checkpoint_course import checkpoint_course
+from ldae.results import add_result, read_results
+from ldae.training.checkpoint_models import checkpoint_models
+from ldae.training.run_folder import RunFolder
+from ldae.verbs.generate import add_score_options, count_scored, weights_kind
+from ldae.verbs.probe_options import (
+    ProbeInputs,
+    add_memory_option,
+    add_shared_options,
+    boolean,
+    numbers,
+    open_inputs,
+    parse,
+    reading_options,
+    split_name,
+    table,
+)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The options of the verb."""
+    parser = argparse.ArgumentParser(
+        "ldae checkpoint_sweep",
+        description="Probe every checkpoint that a run kept (--keep_checkpoints), and with --fid or --kid compare what it "
+        "generates with real images: a table, pictures/checkpoint_sweep.png and results.json. Averaged weights are taken "
+        "where the run averages. The best checkpoint by accuracy is the held-out training images' choice, never the test "
+        "set's. The same command again measures only what is not in results.json yet.",
+        allow_abbrev=False,
+    )
+    add_shared_options(parser)
+    parser.add_argument("--layers", help="one block, counted from 1, or tap of a DDAE (default: the model's)")
+    parser.add_argument("--timesteps", help="one time step (default: the model's)")
+    parser.add_argument("--probes", default="ridge,knn", help="of ridge, knn and linear, or none (default: ridge,knn)")
+    parser.add_argument("--epochs", type=int, default=15, help="of the linear probe (default: 15)")
+    parser.add_argument("--seeds", default="0", help="of the linear probe (default: 0)")
+    parser.add_argument("--horizontal_flip", type=boolean, default=True, help="of the linear probe; false for digits")
+    parser.add_argument("--forward_batch_size", type=int, default=256, help="images of a forward (default: 256)")
+    parser.add_argument("--mixed_precision", choices=("no", "bf16"), default="no", help="of the features")
+    add_memory_option(parser)
+    parser.add_argument("--sampler", help="as of ldae generate (default: heun of an EDM, else ddim)")
+    parser.add_argument("--steps", type=int, help="of the sampler (default: as of ldae generate)")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise that images are generated from (default: 0)")
+    parser.add_argument("--batch_size", type=int, default=64, help="images generated at once (default: 64)")
+    add_score_options(parser)
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Runs the verb.
+
+    Args:
+        argv: the command line without the program's name.
+
+    Returns:
+        The exit status, 0.
+
+    Raises:
+        ValueError: naming the option, its value and the remedy.
+    """
+    options = parse(make_parser(), argv)
+    options.block_sweep, options.noisy, options.num_images = False, False, 0
+    count = count_scored(options)
+    probes = () if options.probes == "none" else tuple(dict.fromkeys(options.probes.split(",")))
+    if unknown := [name for name in probes if name not in PROBES]:
+        raise ValueError(
+            f"probes={options.probes!r}: {unknown[0]!r} is unknown; choose of {', '.join(PROBES)}, or none."
+        )
+    if not probes and not count:
+        raise ValueError("probes=none without fid or kid leaves nothing to measure; give --fid N or --probes ridge.")
+    models = checkpoint_models(options.checkpoint)
+    inputs = open_inputs(options, labelled=bool(probes))
+    for name, chosen in (("layers", inputs.layers), ("timesteps", inputs.timesteps)):
+        if chosen is not None and len(chosen) > 1:
+            raise ValueError(f"{name}={getattr(options, name)} is not possible here; give one, or see ldae alignment.")
+    sweep = _Sweep(inputs, options, probes, _Generated(inputs, options, count) if count else None)
+    inputs.show_header(f"Every checkpoint ({', '.join(sweep.measures)})")
+    points: list[SweepPoint] = []
+    for seen, model in models:
+        points += sweep.measure(seen, model)
+    _report(points, inputs)
+    return 0
+
+
+class _Generated:
+    """FID and KID of what checkpoints generate; the reference images are read when the first is measured."""
+
+    def __init__(self, inputs: ProbeInputs, options: argparse.Namespace, count: int):
+        schedule = getattr(inputs.config, "noise_schedule", None)
+        if schedule in ("linear_sigma", "constant"):
+            raise ValueError(
+                f"fid and kid say nothing with noise_schedule={schedule!r}: it never hides the image, so the model did not "
+                "learn to generate. Leave them out."
+            )
+        self.inputs, self.options, self.count = inputs, options, count
+        self.metrics = [f"{n.upper()}-{shown_count(count)}" for n in ("fid", "kid") if getattr(options, n) is not None]
+        self.sampling = Sampling(
+            steps=options.steps, sampler=options.sampler, seed=options.seed, batch_size=options.batch_size
+        )
+        data = inputs.data if options.reference_split is None else replace(inputs.data, split=options.reference_split)
+        self.source = open_images(data)
+        self.split = split_name(data, self.source)
+        self.extractor: FeatureExtractor = load_extractor(options.extractor, options.inception_weights)
+        self.extractor.to(inputs.device)
+        self.weights = weights_kind(options.checkpoint)
+        self._reference: ReferenceFeatures | None = None
+
+    def asked(self, model: Any) -> dict[str, Any]:
+        """What of the protocol is known before anything is measured."""
+        pipeline, chosen = pipeline_of(model), self.sampling.sampler
+        asked = {
+            "name": "generation",
+            "extractor": self.extractor.name,
+            "sampler": pipeline.describe_sampler(chosen, 0.0),
+            "steps": self.sampling.steps or pipeline.steps_by_default(chosen),
+            "guidance_scale": 1.0,
+            "weights": self.weights,
+        }
+        known = [n for n in (self.source.num_examples, self.options.reference_images) if n is not None]
+        return asked | ({"reference_images": min(known)} if known else {})
+
+    def measure(self, model: Any) -> list[dict[str, Any]]:
+        """Entries of results.json."""
+        config = self.inputs.config
+        if self._reference is None:
+            batches = iterate_once(
+                self.source,
+                image_size=config.image_size,
+                num_channels=config.num_channels,
+                batch_size=self.options.batch_size,
+                limit=self.options.reference_images,
+                num_workers=self.inputs.data.num_workers,
+            )
+            self._reference = read_reference(batches, self.extractor, kid=self.options.kid is not None)
+        pipeline = pipeline_of(model.to(self.inputs.device))
+        pipeline.set_progress_bar_config(disable=True)
+        distances = image_distances(
+            generate_images(pipeline, self.count, self.sampling),
+            self._reference,
+            self.extractor,
+            fid=self.options.fid is not None,
+            kid=self.options.kid is not None,
+        )
+        return generation_results(distances, self.sampling, pipeline, self.extractor, self.weights)
+
+
+@dataclass
+class _Sweep:
+    """What is measured of each checkpoint, and what results.json already has of it."""
+
+    inputs: ProbeInputs
+    options: argparse.Namespace
+    probes: tuple[str, ...]
+    generated: _Generated | None
+
+    def __post_init__(self) -> None:
+        i, o = self.inputs, self.options
+        self.layer = None if i.layers is None else i.layers[0]
+        self.timestep = None if i.timesteps is None else i.timesteps[0]
+        self.seeds = numbers(o.seeds, "seeds") or ()
+        self.linear = linear_protocol(self.layer, self.timestep, o.epochs, o.horizontal_flip, self.seeds)
+        self.reading = reading_options(o, i)
+        self.measures = [*self.probes, *(self.generated.metrics if self.generated else [])]
+        self.images: tuple[ImageSet, ...] = tuple(
+            ImageSet(
+                source,
+                image_size=i.config.image_size,
+                num_channels=i.config.num_channels,
+                batch_size=o.forward_batch_size,
+                num_workers=i.data.num_workers,
+            )
+            for source in (i.train_source, i.test_source)
+        )
+
+    def measure(self, seen: int, model: Any) -> list[SweepPoint]:
+        """All measures of one checkpoint; those that are new are added to results.json."""
+        folder = RunFolder(self.inputs.checkpoint).checkpoints / f"images-{seen:012d}"
+        place = "" if self.inputs.checkpoint_name == "." else f"{self.inputs.checkpoint_name}/"
+        shared = {
+            "dataset": self.inputs.dataset_name,
+            "checkpoint": f"{place}checkpoints/{folder.name}",
+            "images_seen": seen,
+            "weights_hash": _hash_of(folder),
+        }
+        held = [e for e in read_results(self.inputs.output_dir) if all(e.get(k) == v for k, v in shared.items())]
+        points, new = {}, []
+        wanted: dict[str, tuple[str, str, dict[str, Any]]] = {name: self._asked(name) for name in self.probes}
+        if self.generated:
+            asked = self.generated.asked(model)
+            wanted |= {metric: (metric, self.generated.split, asked) for metric in self.generated.metrics}
+        for name, (metric, split, protocol) in wanted.items():
+            seed = (
+                {"seeds": list(self.seeds)}
+                if name == "linear"
+                else {"seed": 0 if name in PROBES else self.options.seed}
+            )
+            found = [e for e in held if _is_of(e, {"metric": metric, "split": split, **seed}, protocol)]
+            if found:
+                points[name] = SweepPoint(seen, name, found[-1]["value"], found[-1].get("held_out_value"))
+        encoder = model.ddae if isinstance(model, DDAEForPreTraining) else model
+        for entry in self._probe(encoder, [name for name in self.probes if name not in points]):
+            new.append({**entry, "split": self.inputs.test_split, "n": entry.pop("n")})
+        if self.generated and any(name not in points for name in self.generated.metrics):
+            new += [{**entry, "split": self.generated.split} for entry in self.generated.measure(model)]
+        for entry in new:
+            name = entry.pop("measure", entry["metric"])
+            points[name] = SweepPoint(seen, name, entry["value"], entry.get("held_out_value"))
+            add_result(self.inputs.output_dir, {**entry, **shared})
+        print(f"{seen:,} images seen: {'measured' if new else 'in results.json already'}", flush=True)
+        return [points[name] for name in self.measures]
+
+    def _asked(self, probe: str) -> tuple[str, str, dict[str, Any]]:
+        """Metric, split and protocol of a probe, as far as the latter is known before it is made."""
+        place = {"layer": self.layer, "timestep": self.timestep, "input": "clean"}
+        own: dict[str, dict[str, Any]] = {
+            "ridge": {"name": "ridge", "holdout": HOLDOUT, "autocast": self.options.mixed_precision},
+            "knn": {"name": "knn", **KNN, "similarity": "cosine", "autocast": self.options.mixed_precision},
+            "linear": {"name": "linear", "preset": "cached", "epochs": self.options.epochs},
+        }
+        return "accuracy", self.inputs.test_split, own[probe] | place
+
+    def _probe(self, encoder: Any, names: list[str]) -> list[dict[str, Any]]:
+        """Entries of results.json of some probes of one checkpoint."""
+        entries: list[dict[str, Any]] = []
+        if not names:
+            return entries
+        n = None
+        if set(names) & {"ridge", "knn"}:
+            train, test = (self._features(encoder, images) for images in self.images)
+            n = len(test.classes)
+        for name in names:
+            if name == "linear":
+                found = run_linear_probe(encoder, *self._sources, self.linear, **self.reading)
+                protocol, n = found.describe(0), found.num_test
+                (value, stderr), held_out = found.score(0), found.held_out(0)
+                extra = {"seeds": list(self.seeds)} | ({} if stderr is None else {"stderr": stderr})
+            else:
+                scores = ridge_scores(train, test) if name == "ridge" else knn_scores(train, test, self.inputs.device)
+                held_out, value = scores
+                protocol = self._asked(name)[2] | {
+                    "pooling": pooling_of(self.layer),
+                    "train_images": len(train.classes),
+                }
+                extra = {"seed": 0}
+            entry = {"measure": name, "metric": "accuracy", "value": value, "protocol": protocol, "n": n}
+            entries.append({**entry, "held_out_value": held_out, **extra})
+        return entries
+
+    @property
+    def _sources(self) -> tuple[Any, Any]:
+        return self.inputs.train_source, self.inputs.test_source
+
+    def _features(self, encoder: Any, images: ImageSet) -> Features:
+        return extract_features(
+            encoder,
+            images.batches(),
+            layers=self.inputs.layers,
+            timesteps=self.inputs.timesteps,
+            device=self.inputs.device,
+            dtype=self.inputs.dtype,
+        )
+
+
+def _hash_of(checkpoint: Path) -> str:
+    """Of the weights that are measured: a run that was started anew has checkpoints of the same names."""
+    average = checkpoint / "ema.safetensors"
+    with open(average if average.exists() else checkpoint / "model.safetensors", "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _is_of(entry: dict[str, Any], keys: dict[str, Any], protocol: dict[str, Any]) -> bool:
+    """Whether a result is what would be measured."""
+    return all(entry.get(k) == v for k, v in keys.items()) and all(
+        entry["protocol"].get(k) == v for k, v in protocol.items()
+    )
+
+
+def _report(points: list[SweepPoint], inputs: ProbeInputs) -> None:
+    """Print a row for each checkpoint and draw the picture."""
+    best = best_points(points)
+    accuracies = [name for name in best if name in PROBES]
+    head = [part for name in best for part in ([name, "held-out"] if name in PROBES else [name])]
+    rows = [["images seen", *head]]
+    for seen in dict.fromkeys(point.images_seen for point in points):
+        row = [f"{seen:,}"]
+        for point in (p for p in points if p.images_seen == seen):
+            star = " *" if point == best[point.measure] else ""
+            if point.held_out is None:
+                row.append(f"{point.value:.4f}{star}")
+            else:
+                row += [f"{point.value:.2%}{star}", f"{point.held_out:.2%}"]
+        rows.append(row)
+    print(table(rows))
+    choice = "by the held-out tenth of the training images, not by the test set" if accuracies else ""
+    print(f"* is the best of its column{', an accuracy ' + choice if choice else ''}.")
+    path = inputs.output_dir / "pictures" / "checkpoint_sweep.png"
+    path.parent.mkdir(exist_ok=True)
+    FigureCanvasAgg(checkpoint_course(points)).print_png(path)
+    print(f"Picture: {path}; added to {inputs.output_dir / 'results.json'}")

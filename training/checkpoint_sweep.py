@@ -1,0 +1,9 @@
+"""Accuracy and FID of every checkpoint that a run kept: python training/checkpoint_sweep.py RUN --fid 10000 [options]."""
+
+import sys
+
+from ldae.cli import run_verb
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_verb("checkpoint_sweep", sys.argv[1:]))
