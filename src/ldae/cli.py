@@ -25,6 +25,7 @@ VERBS = {
     "checkpoint_sweep": "accuracy and FID of every checkpoint of a run, against images seen",
     "generate": "sample pictures of a checkpoint, and their FID and KID",
     "export": "a checkpoint at one time step for transformers, timm, ONNX or torch.export",
+    "demo": "a page to look at a checkpoint with, here or as a Space of the Hub",
     "card": "render a checkpoint's model card from its results",
     "push_to_hub": "send a checkpoint's folder to the Hub",
 }

@@ -119,7 +119,7 @@ def render_model_card(
         pipeline_tag="image-classification" if is_classifier else "image-feature-extraction",
         tags=[model_type, "self-supervised-learning", "denoising-autoencoder"],
         base_model=base_model,  # which the Hub shows as the tree of a family
-        datasets=[data["dataset"]] if _is_hub_dataset(data.get("dataset")) else None,
+        datasets=[data["dataset"]] if is_hub_name(data.get("dataset")) else None,
         # The model-index is this model's alone: the text's tables also hold the baselines that it was compared to.
         eval_results=[eval_result(entry) for entry in results if entry["checkpoint"] == "."] or None,
     )
@@ -233,21 +233,21 @@ def _size_name(config: LDAEConfig) -> str | None:
     return next((name for name, size in MODEL_SIZES.items() if size == shape), None)
 
 
-def _is_hub_dataset(name: str | None) -> bool:
-    """Whether a recipe's dataset is "namespace/name" on the Hub: not the embedded digits, a folder, a file or a glob."""
+def is_hub_name(name: str | None) -> bool:
+    """Whether a recipe's dataset, or a checkpoint, is "namespace/name" on the Hub: no folder, file, glob or the digits."""
     return name is not None and re.fullmatch(r"[\w-]+/[\w.-]+", name) is not None and not os.path.exists(name)
 
 
 def _public_name(dataset: str) -> str:
     """A data set's name without the folders of the machine it lay on."""
-    return dataset if dataset == "digits" or _is_hub_dataset(dataset) else Path(dataset.rstrip("/*")).name or dataset
+    return dataset if dataset == "digits" or is_hub_name(dataset) else Path(dataset.rstrip("/*")).name or dataset
 
 
 def _dataset_line(data: dict[str, Any]) -> str:
     name = data.get("dataset")
     if name == "digits":
         text = "digits: the 1,797 images of handwritten digits that scikit-learn ships, given as 16x16 RGB."
-    elif _is_hub_dataset(name):
+    elif is_hub_name(name):
         text = f"[{name}](https://huggingface.co/datasets/{name})."
     else:
         text = f"A data set of one's own, `{_public_name(str(name))}`."

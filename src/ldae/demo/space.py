@@ -1,0 +1,179 @@
+"""The page as a Space of the Hub: a folder that is pushed as it is."""
+
+import os
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import AutoConfig
+
+import ldae
+from ldae.data import DataConfig, list_splits
+from ldae.hub.model_card import is_hub_name
+from ldae.hub.push import check_publishable
+from ldae.whole_file import write_whole
+
+
+MADE_BY = "Made by `ldae demo --export-space`"
+COPY = "checkpoint"  # the folder inside the Space
+# What the page reads of a run's folder; code and card come with the package and the Space.
+COPIED = (
+    "config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "preprocessor_config.json",
+    "scheduler/*.json",
+)
+TESTED_GRADIO = "6.31.0"  # of a Space that is exported where gradio is not installed
+TITLE_LENGTH, DESCRIPTION = 30, "Denoise a picture and see what its patches mean"
+
+APP = '''"""The page of {name}: python app.py. {made_by}."""
+
+{path_import}from ldae.data import DataConfig
+from ldae.demo.exhibit import open_exhibit
+from ldae.demo.page import build_page, launch_page
+
+
+CHECKPOINT = {checkpoint}
+IMAGES = {images}  # for examples and neighbours
+
+page = build_page(open_exhibit(CHECKPOINT, IMAGES, name={name!r}))
+
+if __name__ == "__main__":
+    launch_page(page)
+'''
+
+README = """---
+{metadata}---
+
+# {name}
+
+Drop a picture, move t, and see it clean, noisy and denoised by {what}; its patches' features as colours, layer by layer
+and time step by time step{more}. On your own machine: `pip install -r requirements.txt`, then `python app.py`.
+
+{made_by}, ldae {ldae_version}.
+"""
+
+
+def export_space(checkpoint: str, folder: str | os.PathLike[str], data: DataConfig | None = None) -> list[Path]:
+    """
+    Write a Space: `app.py`, `requirements.txt`, `README.md` with the metadata that the Hub reads, and of a checkpoint that
+    is a folder a copy of what the page needs of it.
+
+    Args:
+        checkpoint (`str`): A run's folder, which is copied, or a Hub id, which the Space downloads.
+        folder (`str` or path): Where to; made where it is missing. A Space that was exported there before is replaced.
+        data ([`~ldae.data.DataConfig`], *optional*): The images for examples and neighbours: the digits or a Hub data set.
+
+    Returns:
+        The files.
+
+    Raises:
+        ValueError: where the checkpoint cannot be shown, the images are on this machine alone, or the folder holds
+            something else.
+    """
+    folder, local = Path(folder), Path(checkpoint)
+    if folder.is_dir() and any(folder.iterdir()) and not _is_ours(folder / "app.py"):
+        raise ValueError(f"export_space={str(folder)!r} holds other files; give a new folder.")
+    if data is not None and data.dataset != "digits" and not is_hub_name(data.dataset):
+        raise ValueError(
+            f"dataset={data.dataset!r} is on this machine, where a Space cannot read it; give digits or a Hub id, or leave "
+            "the images out with --dataset none."
+        )
+    if local.is_dir():
+        check_publishable(local)
+    elif not is_hub_name(checkpoint):
+        raise ValueError(f"checkpoint={checkpoint!r} is neither a folder nor a Hub id.")
+    model_type = AutoConfig.from_pretrained(checkpoint).model_type
+    if model_type not in ("ldae", "ddae"):
+        raise ValueError(
+            f"checkpoint={checkpoint!r} is a model of type {model_type!r}; the page shows l-DAE and DDAE models."
+        )
+    if data is not None:
+        list_splits(data)  # that it exists is found out here, not in the Space
+
+    name = local.resolve().name if local.is_dir() else checkpoint
+    shutil.rmtree(folder / COPY, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    if local.is_dir():
+        for path in sorted(path for pattern in COPIED for path in local.glob(pattern)):
+            target = folder / COPY / path.relative_to(local)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+    texts = space_texts(name, None if local.is_dir() else checkpoint, model_type, data)
+    for file, text in texts.items():
+        write_whole(folder / file, text)
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def space_texts(name: str, repo_id: str | None, model_type: str, data: DataConfig | None) -> dict[str, str]:
+    """
+    The files of a Space without its checkpoint.
+
+    Args:
+        name (`str`): What the page calls the checkpoint.
+        repo_id (`str`, *optional*): Its Hub id; by default it is the folder `checkpoint/` of the Space.
+        model_type (`str`): `"ldae"` or `"ddae"`.
+        data ([`~ldae.data.DataConfig`], *optional*): The images for examples and neighbours.
+
+    Returns:
+        `dict[str, str]`: text by file name.
+    """
+    place, path_import = repr(repo_id), ""
+    if repo_id is None:
+        place, path_import = f'str(Path(__file__).parent / "{COPY}")', "from pathlib import Path\n\n"
+    return {
+        "app.py": APP.format(
+            name=name, made_by=MADE_BY, path_import=path_import, checkpoint=place, images=_as_code(data)
+        ),
+        "requirements.txt": f"ldae[demo]=={ldae.__version__}\n",
+        "README.md": README.format(
+            metadata=yaml.safe_dump(_metadata(name, repo_id, data), sort_keys=False, allow_unicode=True),
+            name=name,
+            what="an l-DAE" if model_type == "ldae" else "a DDAE",
+            more="" if data is None else f"; its nearest neighbours in {data.dataset}",
+            made_by=MADE_BY,
+            ldae_version=ldae.__version__,
+        ),
+        ".gitattributes": "*.safetensors filter=lfs diff=lfs merge=lfs -text\n",
+    }
+
+
+def _metadata(name: str, repo_id: str | None, data: DataConfig | None) -> dict[str, Any]:
+    """The head of the Space's README.md, in the Hub's words."""
+    try:
+        gradio = version("gradio")
+    except PackageNotFoundError:
+        gradio = TESTED_GRADIO
+    found: dict[str, Any] = {
+        "title": name.rsplit("/", 1)[-1][:TITLE_LENGTH],
+        "emoji": "🔎",
+        "colorFrom": "blue",
+        "colorTo": "gray",
+        "sdk": "gradio",
+        "sdk_version": gradio,
+        "python_version": "3.11",
+        "app_file": "app.py",
+        "license": "apache-2.0",
+        "short_description": DESCRIPTION,
+    }
+    if repo_id is not None:
+        found["models"] = [repo_id]
+    if data is not None and data.dataset != "digits":
+        found["datasets"] = [data.dataset]
+    return found
+
+
+def _as_code(data: DataConfig | None) -> str:
+    if data is None:
+        return "None"
+    names = ("dataset_config", "split", "image_column", "label_column", "streaming")
+    default = DataConfig(data.dataset)
+    given = [(name, getattr(data, name)) for name in names if getattr(data, name) != getattr(default, name)]
+    return f"DataConfig({', '.join([repr(data.dataset), *(f'{name}={value!r}' for name, value in given)])})"
+
+
+def _is_ours(app: Path) -> bool:
+    return app.is_file() and MADE_BY in app.read_text(encoding="utf-8")

@@ -1,0 +1,27 @@
+"""The stored tiny checkpoints, to be shown."""
+
+from pathlib import Path
+
+import pytest
+
+from ldae.data import DataConfig
+from ldae.demo.exhibit import Exhibit, open_exhibit
+
+
+STORED = Path(__file__).parents[1] / "fixtures"
+
+
+def open_stored(name: str) -> Exhibit:
+    return open_exhibit(str(STORED / name), DataConfig("digits", split="test"), device="cpu")
+
+
+@pytest.fixture(scope="session", params=["ldae", "ddae"])
+def exhibit(request: pytest.FixtureRequest) -> Exhibit:
+    return open_stored(request.param)
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("files") / "notes.png"  # by its name a picture
+    path.write_text("no picture")
+    return path

@@ -1,0 +1,97 @@
+"""The page as a client of its API sees it: what arrives, what changes, and what is said of a file that is no picture."""
+
+import sys
+from pathlib import Path
+
+import PIL.Image
+import pytest
+
+from ldae.cli import run_verb
+from tests.demo.conftest import STORED, open_stored
+
+
+def test_without_gradio_the_verb_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "ldae.demo.page", raising=False)
+    assert run_verb("demo", [str(STORED / "ldae")]) == 2
+    assert "pip install 'ldae[demo]'" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def client():
+    pytest.importorskip("gradio")
+    from gradio_client import Client
+
+    from ldae.demo.page import build_page, launch_page
+
+    page = build_page(open_stored("ddae"))
+    yield Client(launch_page(page, wait=False), verbose=False)
+    page.close()
+
+
+@pytest.fixture
+def picture(client, tmp_path: Path):
+    from gradio_client import handle_file
+
+    PIL.Image.radial_gradient("L").convert("RGB").save(tmp_path / "mine.png")
+    return handle_file(tmp_path / "mine.png")
+
+
+def test_a_picture_is_shown_at_every_t(client, picture) -> None:
+    assert (
+        client.predict(picture, api_name="/read")[-1] == "The picture was resized to 16x16 and cropped to its centre."
+    )
+    first, second = (client.predict(t, None, api_name="/denoise") for t in (100, 800))
+    assert first[-1].startswith("t = 100:") and second[-1].startswith("t = 800:")
+    pictures = [[Path(path).read_bytes() for path in shown[:3]] for shown in (first, second)]
+    assert [a == b for a, b in zip(*pictures, strict=True)] == [True, False, False]
+
+
+def test_every_tab_answers(client, picture) -> None:
+    client.predict(picture, api_name="/read")
+    _, colours, caption = client.predict("mid_block.resnets.1", 20, api_name="/features")
+    assert PIL.Image.open(colours).size == (256, 256)
+    assert caption == "Features of mid_block.resnets.1 at t = 20, read from the clean picture."
+    grid, caption = client.predict(api_name="/grid")
+    assert PIL.Image.open(grid).width == 516 and "Drawn in" in caption
+    gallery, caption = client.predict(api_name="/neighbours")
+    assert len(gallery) == 8 and "360 images were searched" in caption
+    samples, caption = client.predict(3, 2, 0, None, api_name="/samples")
+    assert PIL.Image.open(samples).size == (140, 140) and "3 images took" in caption
+
+
+def test_what_is_no_picture_is_refused_and_the_page_lives_on(client, picture, text_file: Path) -> None:
+    from gradio_client import handle_file
+    from gradio_client.exceptions import AppError
+
+    assert client.predict(handle_file(text_file), api_name="/read")[-1].startswith(
+        "⚠️ This file cannot be shown: not an"
+    )
+    assert client.predict(100, None, api_name="/denoise") == (
+        None,
+        None,
+        None,
+        "Drop a picture, or choose an example.",
+    )
+    with pytest.raises(AppError, match="Drop a picture, or choose an example"):
+        client.predict(api_name="/grid")
+    assert client.predict(picture, api_name="/read")[-1].startswith("The picture was resized")
+
+
+def test_a_port_that_is_taken_is_refused(client) -> None:
+    from ldae.demo.page import build_page, launch_page
+
+    port = int(client.src.rstrip("/").rsplit(":", 1)[1])
+    with pytest.raises(ValueError, match=f"port={port} of 127.0.0.1 is not free"):
+        launch_page(build_page(open_stored("ldae")), "127.0.0.1", port, wait=False)
+
+
+def test_other_files_of_the_machine_are_not_read(tmp_path: Path) -> None:
+    pytest.importorskip("gradio")
+    from ldae.demo.page import build_page
+
+    PIL.Image.new("RGB", (16, 16)).save(tmp_path / "private.png")
+    read = next(event.fn for event in build_page(open_stored("ldae")).fns.values() if event.api_name == "read")
+    assert read({"path": str(tmp_path / "private.png")})[-1] == "⚠️ This file was not uploaded here."
