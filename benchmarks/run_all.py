@@ -32,6 +32,7 @@ BENCHMARKS = (
     "latent_cache",
     "pca",
     "data",
+    "extraction",
 )
 FOLDER = Path(__file__).parent
 # A line of harness.Comparison.
