@@ -36,6 +36,8 @@ def test_python_blocks_run_in_order(quickstart, monkeypatch):
         exec(compile(block, "README.md", "exec"), names)
     assert names["outputs"].loss.isfinite()
     assert [tuple(m.shape) for m in names["maps"]] == [(1, 128, 8, 12)] * 2
+    assert names["segments"].loss.isfinite() and names["segments"].logits.shape == (2, 3, 16, 16)
+    assert names["colours"].shape == (4, 3, 4, 4)
     assert len(names["features"][0]) == 128
     assert len(names["tokens"]) == 2
     assert names["exported"].max_abs_error < 1e-4

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
 
+from ldae.models.backbone_ddae import DDAEBackbone
 from ldae.models.configuration_ddae import DDAEConfig
 from ldae.models.configuration_ldae import LDAEConfig
 from ldae.models.modeling_ddae import DDAEForImageClassification, DDAEModel
@@ -55,8 +56,10 @@ AutoConfig.register("ddae", DDAEConfig, exist_ok=True)
 AutoModel.register(DDAEConfig, DDAEModel, exist_ok=True)
 AutoModelForPreTraining.register(DDAEConfig, DDAEForPreTraining, exist_ok=True)
 AutoModelForImageClassification.register(DDAEConfig, DDAEForImageClassification, exist_ok=True)
+AutoBackbone.register(DDAEConfig, DDAEBackbone, exist_ok=True)
 
 __all__ = [
+    "DDAEBackbone",
     "DDAEConfig",
     "DDAEForImageClassification",
     "DDAEForPreTraining",

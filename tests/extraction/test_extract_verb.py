@@ -3,12 +3,13 @@
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from datasets import load_dataset
 from PIL import Image
@@ -50,8 +51,17 @@ def start(checkpoint, folder, *options, processes=1) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,  # so that all of its processes can be killed at once
     )
+
+
+def kill_all(process) -> None:
+    """SIGKILL to a launch and all of its processes, which torch.distributed.run starts in sessions of their own."""
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for one in family:
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
+    psutil.wait_procs(family)
+    process.communicate()
 
 
 @pytest.fixture
@@ -192,8 +202,7 @@ def test_killed_three_times_the_table_equals_an_uninterrupted_one(checkpoint, tm
         while process.poll() is None and len(list(killed.glob("data/train-*.parquet"))) < shards:
             time.sleep(0.01)
         assert process.poll() is None, "it ended before it could be killed: " + process.stdout.read()[-3000:]
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        kill_all(process)
         assert "rows" not in json.loads((killed / "extraction.json").read_text())
     resumed = start(checkpoint, killed, *options, "--num_workers", "1", processes=processes)
     said = resumed.communicate(timeout=300)[0]

@@ -20,7 +20,7 @@ LOAD_ALL = """
 import json, sys
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, pipeline
+from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageClassification, pipeline
 
 remote = {"trust_remote_code": True}
 pixels = torch.linspace(-1, 1, 3 * 16 * 16).view(1, 3, 16, 16)
@@ -35,7 +35,9 @@ for folder in sys.argv[1:]:
         pooled = model(pixels).pooler_output
         assert classifier(pixels).logits.shape == (1, 4)
     assert len(features(Image.new("RGB", (20, 30)))[0]) == pooled.shape[1] == config.hidden_size
-    classes = [type(x) for x in (config, model, classifier)]
+    backbone = AutoBackbone.from_config(config, **remote)
+    assert backbone(pixels).feature_maps[-1].shape[1] == backbone.channels[-1]
+    classes = [type(x) for x in (config, model, classifier, backbone)]
     assert all(cls.__module__.startswith("transformers_modules.") for cls in classes)
     seen.append([[cls.__name__ for cls in classes], pooled[0].tolist()])
 print(json.dumps(seen))
@@ -56,7 +58,7 @@ def test_all_auto_classes_load_a_folder_without_ldae(tmp_path: Path, run_python:
     done = run_python(LOAD_ALL, *(tmp_path / name for name in models), without_ldae=True)
     pixels = torch.linspace(-1, 1, 3 * 16 * 16).view(1, 3, 16, 16)
     for (classes, pooled), model in zip(json.loads(done.stdout.splitlines()[-1]), models.values(), strict=True):
-        assert classes == ["DDAEConfig", "DDAEModel", "DDAEForImageClassification"]
+        assert classes == ["DDAEConfig", "DDAEModel", "DDAEForImageClassification", "DDAEBackbone"]
         torch.testing.assert_close(torch.tensor(pooled), model(pixels).pooler_output[0])
 
 

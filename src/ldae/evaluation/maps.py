@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from ldae.models.modeling_ddae import DDAEModel
 from ldae.models.pretraining_ddae import DDAEForPreTraining
+from ldae.models.taps_ddae import map_of
 
 from .features import Layer, evaluating, feature_choices, trunk_of
 
@@ -93,11 +94,3 @@ def feature_maps(
             tokens = F.layer_norm(tokens, tokens.shape[-1:], eps=model.config.layer_norm_eps)
             found[layer, t] = map_of(tokens, height, width)
     return {(layer, t): found[layer, t] for layer in layers for t in timesteps}
-
-
-def map_of(activation: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Tokens `(B, N, F)` of images of `height` x `width`, row by row, as a map `(B, F, h, w)`; a map as it is."""
-    if activation.ndim == 4:
-        return activation
-    rows = round((activation.shape[1] * height / width) ** 0.5)
-    return activation.transpose(1, 2).unflatten(2, (rows, -1))

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from ldae.models import modeling_ldae, pretraining_ddae
+from ldae.models import backbone_ddae, modeling_ldae, pretraining_ddae
 from ldae.whole_file import write_whole
 
 
-# model_type -> the file whose relative imports reach all others of its models, and the map of its auto classes
-MODEL_FILES = {"ldae": modeling_ldae.__file__, "ddae": pretraining_ddae.__file__}
+# model_type -> files whose relative imports reach all others of its models, and the map of its auto classes
+MODEL_FILES = {"ldae": (modeling_ldae.__file__,), "ddae": (pretraining_ddae.__file__, backbone_ddae.__file__)}
 AUTO_MAPS = {
     "ldae": {
         "AutoConfig": "configuration_ldae.LDAEConfig",
@@ -29,12 +29,13 @@ AUTO_MAPS = {
         "AutoModel": "modeling_ddae.DDAEModel",
         "AutoModelForPreTraining": "pretraining_ddae.DDAEForPreTraining",
         "AutoModelForImageClassification": "modeling_ddae.DDAEForImageClassification",
+        "AutoBackbone": "backbone_ddae.DDAEBackbone",
     },
 }
 
 
 def code_files(model_type: str = "ldae") -> list[Path]:
-    """A model's file and every file that its relative imports reach, by name.
+    """A model's files and every file that their relative imports reach, by name.
 
     Args:
         model_type: `"ldae"` or `"ddae"`, whose network may be an l-DAE: it reaches the l-DAE's files too.
@@ -45,8 +46,8 @@ def code_files(model_type: str = "ldae") -> list[Path]:
         >>> {"modeling_ddae.py", "modeling_ldae.py"} <= {path.name for path in code_files("ddae")}
         True
     """
-    entry = Path(MODEL_FILES[model_type])
-    return sorted({entry, *(Path(path) for path in get_relative_import_files(entry))})
+    entries = MODEL_FILES[model_type]
+    return sorted({Path(path) for entry in entries for path in (entry, *get_relative_import_files(entry))})
 
 
 def save_with_code(folder: str | os.PathLike[str]) -> list[Path]:

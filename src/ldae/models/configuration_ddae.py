@@ -104,6 +104,9 @@ class DDAEConfig(PreTrainedConfig):
             a DiT any block but the last, by default the middle one; the model writes the name here.
         augmentation_labels (`bool`, defaults to `False`): Of a `UNet2DModel` or DiT that is trained here: whether it is told
             how an image was augmented, so that what it generates is not (Karras et al. 2022, App. F.2).
+        out_features (`list[str]`, *optional*): The taps whose maps a [`DDAEBackbone`] gives, in any order; by default of a
+            UNet the last one of each resolution of the way up, as far as `feature_layer`, the finest first; of other
+            networks `feature_layer` alone.
 
     Raises:
         ValueError: naming the field, its value and what is allowed.
@@ -136,6 +139,7 @@ class DDAEConfig(PreTrainedConfig):
     self_conditioning: bool = False
     self_conditioning_layer: str | None = None
     augmentation_labels: bool = False
+    out_features: list[str] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         refuse_unknown_fields(type(self), kwargs)

@@ -63,6 +63,14 @@ def tokens_of(activation: torch.Tensor) -> torch.Tensor:
     return activation.flatten(2).transpose(1, 2) if activation.ndim == 4 else activation
 
 
+def map_of(activation: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Tokens `(B, N, C)` of images of `height` x `width`, row by row, as a map `(B, C, h, w)`; a map as it is."""
+    if activation.ndim == 4:
+        return activation
+    rows = round((activation.shape[1] * height / width) ** 0.5)
+    return activation.transpose(1, 2).unflatten(2, (rows, -1))
+
+
 def unet_taps(unet: Any) -> list[str]:
     """Names of all residual and attention blocks of a UNet of diffusers, in the order in which they run."""
     places = [(f"down_blocks.{i}", block) for i, block in enumerate(unet.down_blocks)]
