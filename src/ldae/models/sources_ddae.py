@@ -89,6 +89,15 @@ def read_source(
     return parts
 
 
+def is_diffusers_source(source: str) -> bool:
+    """Whether a folder or Hub id holds a pipeline or a network of diffusers, and no model of transformers."""
+    try:
+        index, config = _json(source, "model_index.json"), _json(source, "config.json") or {}
+    except (OSError, ValueError):  # no such repository, or none that can be reached
+        return False
+    return "model_type" not in config and (index is not None or "_class_name" in config)
+
+
 def _checked(network: Any) -> Any:
     """A live network of a kind that is known; an l-DAE's trunk for the l-DAE."""
     if isinstance(network, LDAEForPreTraining):

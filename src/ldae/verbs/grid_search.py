@@ -33,7 +33,8 @@ from ldae.verbs.probe_options import (
 )
 
 
-TIMESTEPS = {"ldae": "0,10,20,40,80", "ddae": "1,11,21"}  # the two papers' grids, of 1000
+# The two papers' grids: of 1000 time steps, and of the 18 noise levels of an EDM.
+TIMESTEPS = {"ldae": (0, 10, 20, 40, 80), "ddae": (1, 11, 21), "edm": (3, 4, 5)}
 
 
 def main(argv: list[str]) -> int:
@@ -95,7 +96,7 @@ def main(argv: list[str]) -> int:
     options.noisy = True in noisy  # for open_inputs, which refuses it for models that have no noise
     inputs = open_inputs(options)
     is_ddae = inputs.config.model_type == "ddae"
-    timesteps = numbers(options.timesteps or TIMESTEPS[inputs.config.model_type], "timesteps")
+    timesteps = numbers(options.timesteps, "timesteps") or default_timesteps(inputs.config)
     protocol = Protocol(
         name=options.protocol,
         layers=inputs.layers,
@@ -114,6 +115,19 @@ def main(argv: list[str]) -> int:
     _write(scores, inputs, options)
     _save(results, scores, inputs)
     return 0
+
+
+def default_timesteps(config: Any) -> tuple[int, ...]:
+    """
+    The time steps that are searched if nothing is said: those of the model's paper.
+
+    Example:
+        >>> from ldae import DDAEConfig
+        >>> default_timesteps(DDAEConfig()), default_timesteps(DDAEConfig(parametrization="edm"))
+        ((1, 11, 21), (3, 4, 5))
+    """
+    edm = getattr(config, "parametrization", None) == "edm"
+    return TIMESTEPS["edm" if edm else config.model_type]
 
 
 def _settings(options: argparse.Namespace, rates: str) -> ProbeSettings:

@@ -3,6 +3,7 @@
 import argparse
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ldae.evaluation import encoders
 from ldae.evaluation.feature_store import FEATURE_MEMORY
 from ldae.models.denoisers_ddae import block_ends
 from ldae.training.recipe import build_recipe, load_recipe, read_sections
+from ldae.verbs.diffusers_source import make_encoder
 
 
 # Fields of DataConfig that say which images are read; how they are augmented is the protocol's.
@@ -161,7 +163,8 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
 
 def open_inputs(options: argparse.Namespace, labelled: bool = True) -> ProbeInputs:
     """
-    Load the model, cut after the deepest block that is asked for, and open its images.
+    Load the model, cut after the deepest block that is asked for, and open its images. A diffusion model of diffusers is
+    made an encoder first, in `output_dir`.
 
     Args:
         options (`Namespace`): Of the command line.
@@ -172,6 +175,7 @@ def open_inputs(options: argparse.Namespace, labelled: bool = True) -> ProbeInpu
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("probes run in one process; start this without `accelerate launch`, or with one process.")
+    make_encoder(options)
     output_dir, checkpoint_name = results_place(options)
     data = data_config(options)
     config = load_config(options.checkpoint)
@@ -346,8 +350,10 @@ def _open_ddae(options: argparse.Namespace, config: Any) -> tuple[Any, str]:
     """The encoder, up to the last block of all that are saved where blocks are to be chosen, and its own tap."""
     model = _load_model(options.checkpoint)
     own_layer = model.config.feature_layer
-    if "DDAEForPreTraining" in (config.architectures or []) and (options.layers or options.block_sweep):
-        model = _load_model(options.checkpoint, feature_layer="last")
+    if options.layers or options.block_sweep:
+        # A checkpoint that was cut reaches as far as its own tap.
+        with suppress(ValueError):
+            model = _load_model(options.checkpoint, feature_layer="last")
     return model, own_layer
 
 

@@ -1,0 +1,59 @@
+"""A diffusion model published for diffusers, in the place of a checkpoint: made an encoder's folder first."""
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+
+from ldae.data.image_processor import save_image_processor
+from ldae.evaluation.grid_search import write_choice
+from ldae.models.modeling_ddae import DDAEModel
+from ldae.models.sources_ddae import is_diffusers_source
+
+
+CONFIG = "config.json"
+
+
+def make_encoder(options: argparse.Namespace) -> None:
+    """
+    Where `options.checkpoint` is a pipeline or network of diffusers, by folder or Hub id, make an encoder of it that keeps
+    all blocks, in `options.output_dir`, and put that in its place. What a verb chooses is then written into its config.json,
+    as into that of a run. An encoder that is there already is taken as it is: the source is read once.
+
+    Raises:
+        ValueError: where no `output_dir` is given, or the source is none that [`DDAEModel.from_diffusers`] knows.
+    """
+    source = options.checkpoint
+    if not is_diffusers_source(source):
+        return
+    if options.output_dir is None:
+        raise ValueError(
+            f"checkpoint={source!r} is a diffusion model of diffusers; say with --output_dir where its encoder and the "
+            "results go."
+        )
+    folder = Path(options.output_dir)
+    if (folder / CONFIG).is_file():
+        print(f"{folder} holds an encoder already, which is used; {source} is not read again.")
+    else:
+        save_whole_encoder(source, folder)
+        print(f"{folder} holds {source} as an encoder with all of its blocks.")
+    options.checkpoint, options.output_dir = str(folder), None
+
+
+def save_whole_encoder(source: str, folder: Path) -> None:
+    """
+    Write a diffusion model of diffusers as an encoder with all of its blocks, whose features are read at the default tap.
+
+    Args:
+        source (`str`): As of [`DDAEModel.from_diffusers`].
+        folder (`Path`): Is made; its config.json comes last, so that a folder with one is whole.
+    """
+    model = DDAEModel.from_diffusers(source, "last")
+    default = model.kind.default_tap(model.config, list(model.feature_layers))
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".encoder-") as staging:
+        model.save_pretrained(staging)
+        save_image_processor(staging, model.config)
+        write_choice(staging, default, int(model.config.feature_timestep or 0))
+        for file in sorted(Path(staging).iterdir(), key=lambda file: file.name == CONFIG):
+            os.replace(file, folder / file.name)
