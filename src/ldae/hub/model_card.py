@@ -108,6 +108,7 @@ def render_model_card(
     recipe = (yaml.safe_load(recipe_text) or {}) if recipe_text else {}
     data = recipe.get("data", {})
     results = read_results(folder) if run is None else _probe_results(run, config)
+    results = [entry for entry in results if not passed_over(entry)]
     name = folder.resolve().name if run is None else f"{run.name}-{folder.resolve().name}"
     model_id = repo_id or name
     base_model = recipe.get("training", {}).get("push_to_hub") if run is not None else None
@@ -213,6 +214,11 @@ def _encoder_run(folder: Path) -> Path | None:
     run = folder.resolve().parent
     inside = (run / "recipe.yaml").is_file() and (run / "config.json").is_file()
     return run if inside and not (folder / "recipe.yaml").is_file() else None
+
+
+def passed_over(entry: dict[str, Any]) -> bool:
+    """Whether an entry of results.json is a cell that a grid search did not choose: a card has no room for all of them."""
+    return entry["protocol"].get("search") == "grid" and not entry.get("chosen", True)
 
 
 def _probe_results(run: Path, config: LDAEConfig | DDAEConfig) -> list[dict[str, Any]]:
