@@ -28,7 +28,7 @@ def tile_grid(rows: list[tuple[str, list[PIL.Image.Image]]], heads: list[str]) -
     >>> from ldae.reports.tile_grid import tile_grid
     >>> tile = PIL.Image.new("RGB", (96, 96))
     >>> tile_grid([("block 1", [tile, tile]), ("block 2", [tile, tile])], ["t = 0", "t = 10"]).size
-    (210, 285)
+    (210, 279)
 
     ```
     """
