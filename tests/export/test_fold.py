@@ -96,7 +96,7 @@ def test_time_step_and_image_size_are_choices():
     native = build_native(fold(model, 500, image_size=24))
     expected = model(images, torch.tensor([500]), interpolate_pos_encoding=True)
     torch.testing.assert_close(native(images).last_hidden_state, expected.last_hidden_state, rtol=0, atol=2e-5)
-    assert not torch.allclose(native(images).pooler_output, model(images, interpolate_pos_encoding=True)[1], atol=1e-2)
+    assert not torch.allclose(native(images).pooler_output, model(images, interpolate_pos_encoding=True)[1], atol=1e-3)
     assert native.config.image_size == 24
 
 
