@@ -10,9 +10,10 @@ from transformers import ViTConfig, ViTModel
 from ldae import DDAEConfig, DDAEForPreTraining, DDAEModel
 from ldae.cli import main
 from ldae.data.image_processor import save_image_processor
-from ldae.evaluation.alignment import alignment, default_timesteps, measure_alignment, uniformity
+from ldae.evaluation.alignment import SphereScore, alignment, default_timesteps, measure_alignment, uniformity
 from ldae.evaluation.features import extract_features
 from ldae.evaluation.images import ImageSet, fixed_subset
+from ldae.reports.alignment_pictures import sphere_course
 from ldae.results import read_results
 from tests.models.test_ddae_pretraining import UNET
 
@@ -106,6 +107,23 @@ def test_noise_takes_the_views_of_an_ldae_apart_too(model, some_digits):
     low, high = scores[2:]
     assert low.layer == 4 and low.timestep == 0
     assert low.alignment < high.alignment
+
+
+def test_one_image_has_no_pairs_and_the_split_is_named(model, digits):
+    one = ImageSet(fixed_subset(digits[1], 1, 0), image_size=16)
+    with pytest.raises(
+        ValueError, match=r"has 1 image, and uniformity is of pairs; name another split \(eval_split\)"
+    ):
+        measure_alignment(model, one, layers=[1], timesteps=[5])
+
+
+def test_the_course_names_time_steps_above_and_images_below():
+    scores = [SphereScore(layer, t, 0.5, -1.0, 8) for layer in ("a", "b") for t in (5, 70)]
+    axes = sphere_course({64: scores, 128: scores}).axes
+    assert [a.get_title() for a in axes] == ["t = 5", "t = 70", "", ""]
+    assert [a.get_xlabel() for a in axes] == ["", "", "images seen", "images seen"]
+    assert axes[0].get_ylabel() == "alignment" and axes[2].get_ylabel() == "uniformity"
+    assert [list(line.get_xdata()) for line in axes[0].lines] == [[64, 128]] * 2
 
 
 def test_time_steps_by_default_are_the_models_and_shares_of_all():

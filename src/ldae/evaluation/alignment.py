@@ -155,6 +155,11 @@ def measure_alignment(
             ).flat
             for seed in seeds
         )  # (n, L, C) each
+        if len(first) < 2:
+            raise ValueError(
+                f"{images.source.description} has {len(first)} image, and uniformity is of pairs; name another split "
+                "(eval_split)."
+            )
         for index, layer in enumerate(layers):
             x, y = first[:, index].to(device), second[:, index].to(device)
             if centred:

@@ -54,7 +54,7 @@ def sphere_course(scores_at: dict[int, list[SphereScore]], of: str = "") -> Figu
     images = sorted(scores_at)
     figure = Figure(figsize=(1.5 + 2.2 * len(timesteps), 4.6), layout="constrained")
     grid = figure.subplots(2, len(timesteps), squeeze=False, sharex=True, sharey="row")
-    for row, name in zip(grid, MEASURES, strict=True):
+    for place, (row, name) in enumerate(zip(grid, MEASURES, strict=True)):
         for axes, t in zip(row, timesteps, strict=True):
             for index, layer in enumerate(layers):
                 values = [
@@ -65,7 +65,7 @@ def sphere_course(scores_at: dict[int, list[SphereScore]], of: str = "") -> Figu
                 ]
                 color = colormaps["viridis"](0.9 * index / max(1, len(layers) - 1))
                 axes.plot(images, values, marker="o", markersize=3, linewidth=1, color=color, label=str(layer))
-            if row is grid[0]:
+            if place == 0:
                 axes.set_title(f"t = {t}", fontsize=9)
             else:
                 axes.set_xlabel("images seen", fontsize=8)
