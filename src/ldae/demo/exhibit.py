@@ -14,10 +14,9 @@ from transformers import AutoConfig, AutoModel
 import ldae  # noqa: F401 - registers the models with transformers
 from ldae.data import DataConfig, ImageSource, UnreadableImageError, decode_image, iterate_once, open_images
 from ldae.demo.neighbours import Neighbours
-from ldae.evaluation.features import Layer
+from ldae.evaluation.features import Layer, encoder_of, trunk_of
 from ldae.evaluation.generation import Sampling, generate_images
 from ldae.models.denoisers_ddae import block_ends
-from ldae.models.pretraining_ddae import DDAEForPreTraining
 from ldae.pipelines.loading import RunFolderPipeline, open_pipeline
 from ldae.reports.patch_pca import patch_pca_images
 from ldae.reports.samples import sample_grid
@@ -95,14 +94,13 @@ class Exhibit:
     @property
     def encoder(self) -> Any:
         """What features are read from: of a DDAE that can be trained on, the DDAE in it."""
-        return self.model.ddae if isinstance(self.model, DDAEForPreTraining) else self.model
+        return encoder_of(self.model)
 
     @property
     def layers(self) -> list[Layer]:
         """Blocks of an l-DAE that are there, counted from 1; of a DDAE one tap for each block of the paper's."""
         if not self.is_ddae:
-            trunk = getattr(self.model, "ldae", self.model)
-            return list(range(1, len(trunk.layers) + 1))
+            return list(range(1, len(trunk_of(self.model).layers) + 1))
         taps = list(self.encoder.feature_layers)
         return [tap for tap in taps if tap in block_ends(taps) or tap == self.config.feature_layer]
 

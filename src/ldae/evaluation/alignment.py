@@ -9,9 +9,7 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from ldae.models.pretraining_ddae import DDAEForPreTraining
-
-from .features import Layer, extract_features
+from .features import Layer, encoder_of, extract_features
 from .images import ImageSet
 
 
@@ -138,7 +136,7 @@ def measure_alignment(
     """
     if seeds[0] == seeds[1]:
         raise ValueError(f"seeds={seeds} is not possible; two noisings of an image need two seeds.")
-    encoder = model.ddae if isinstance(model, DDAEForPreTraining) else model
+    encoder = encoder_of(model)
     device = torch.device(device) if device is not None else next(encoder.parameters()).device
     scores = {}
     for t in timesteps:

@@ -12,6 +12,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 import ldae  # noqa: F401 - registers the models with transformers
 from ldae.backbone import load_backbone
 
+from .features import pool_outputs
+
 
 class PooledBackbone(torch.nn.Module):
     """
@@ -57,15 +59,9 @@ class PooledBackbone(torch.nn.Module):
             patches = (pixels.shape[-1] // self.model.config.patch_size) ** 2
             options["noise"] = torch.arange(patches, device=pixels.device, dtype=pixels.dtype).expand(len(pixels), -1)
         outputs: Any = self.model(pixel_values=pixels, **options)
-        pooled = getattr(outputs, "pooler_output", None) if self.use_pooler else None
-        self.pooling = "the model's own" if pooled is not None else "mean over tokens or places"
-        if pooled is None:
-            pooled = outputs.last_hidden_state
-        # Convolutional networks pool to (b, C, 1, 1) or give a map (b, C, H, W); transformers give tokens (b, N, C).
-        pooled = (
-            pooled.flatten(2).mean(dim=2) if pooled.ndim == 4 else pooled.mean(dim=1) if pooled.ndim == 3 else pooled
-        )
-        return BaseModelOutputWithPooling(pooler_output=pooled)
+        own = self.use_pooler and getattr(outputs, "pooler_output", None) is not None
+        self.pooling = "the model's own" if own else "mean over tokens or places"
+        return BaseModelOutputWithPooling(pooler_output=pool_outputs(outputs, self.use_pooler))
 
     def untrained(self, seed: int) -> "PooledBackbone":
         """The same network with weights drawn afresh; the global random state is left as it was."""

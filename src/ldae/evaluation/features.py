@@ -13,6 +13,7 @@ from ldae.data import Batch, prepare_images
 from ldae.models.corruption_ldae import draw_noise
 from ldae.models.modeling_ddae import DDAEModel
 from ldae.models.modeling_ldae import LDAEForPreTraining, LDAEModel
+from ldae.models.pretraining_ddae import DDAEForPreTraining
 from ldae.models.randomness_ldae import NOISE, keyed_normal
 
 
@@ -169,6 +170,11 @@ def centre_crop(image_size: int) -> Prepare:
     return lambda images, positions: prepare_images(images, positions, 0, image_size=image_size)
 
 
+def encoder_of(model: Any) -> Any:
+    """What features are read of: the [`DDAEModel`] inside a [`DDAEForPreTraining`], any other model as it is."""
+    return model.ddae if isinstance(model, DDAEForPreTraining) else model
+
+
 def trunk_of(model: PreTrainedModel) -> LDAEModel:
     """
     The encoder inside a model: all blocks of a [`LDAEForPreTraining`], or an [`LDAEModel`] itself.
@@ -196,7 +202,11 @@ def pool_tokens(model: PreTrainedModel, pixels: torch.Tensor, *, use_pooler: boo
     Returns:
         `torch.Tensor` of shape `(b, F)`.
     """
-    outputs = model(pixel_values=pixels)
+    return pool_outputs(model(pixel_values=pixels), use_pooler)
+
+
+def pool_outputs(outputs: Any, use_pooler: bool = True) -> torch.Tensor:
+    """One vector an image `(b, F)` from what a model gave, as of [`pool_tokens`]."""
     pooled = getattr(outputs, "pooler_output", None) if use_pooler else None
     if pooled is None:
         pooled = outputs.last_hidden_state
@@ -314,9 +324,6 @@ def _pool_blocks(
             pooled.append(trunk(pixels, shared_t, noise).pooler_output[:, None])  # (b, 1, C)
             continue
         hidden = trunk(pixels, shared_t, noise, output_hidden_states=list(layers)).hidden_states
-        features = [
-            F.layer_norm(hidden[layer].float(), hidden[layer].shape[-1:], eps=config.layer_norm_eps).mean(dim=1)
-            for layer in layers
-        ]
+        features = [trunk.normalize(hidden[layer].float()).mean(dim=1) for layer in layers]
         pooled.append(torch.stack(features, dim=1))  # (b, L, C)
     return torch.stack(pooled, dim=2)

@@ -4,14 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from ldae.models.modeling_ddae import DDAEModel
-from ldae.models.pretraining_ddae import DDAEForPreTraining
 from ldae.models.taps_ddae import map_of
 
-from .features import Layer, evaluating, feature_choices, trunk_of
+from .features import Layer, encoder_of, evaluating, feature_choices, trunk_of
 
 
 def feature_map(
@@ -46,7 +44,7 @@ def feature_map(
 
     ```
     """
-    encoder: Any = model.ddae if isinstance(model, DDAEForPreTraining) else model
+    encoder = encoder_of(model)
     if not isinstance(encoder, DDAEModel):
         encoder = trunk_of(encoder)
     layers, timesteps = ([layer] if layer is not None else None), ([timestep] if timestep is not None else None)
@@ -90,7 +88,5 @@ def feature_maps(
             pixels, shared_t, noise, output_hidden_states=list(layers), interpolate_pos_encoding=True
         ).hidden_states
         for layer in layers:
-            tokens = hidden[layer].float()  # (B, N, F)
-            tokens = F.layer_norm(tokens, tokens.shape[-1:], eps=model.config.layer_norm_eps)
-            found[layer, t] = map_of(tokens, height, width)
+            found[layer, t] = map_of(model.normalize(hidden[layer].float()), height, width)
     return {(layer, t): found[layer, t] for layer in layers for t in timesteps}

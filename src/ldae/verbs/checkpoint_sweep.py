@@ -20,12 +20,11 @@ from ldae.evaluation.checkpoint_sweep import (
 )
 from ldae.evaluation.distances import ReferenceFeatures, image_distances, read_reference
 from ldae.evaluation.extractor import FeatureExtractor, load_extractor
-from ldae.evaluation.features import Features, extract_features, pooling_of
+from ldae.evaluation.features import Features, encoder_of, extract_features, pooling_of
 from ldae.evaluation.generation import Sampling, generate_images, generation_results, shown_count
 from ldae.evaluation.images import ImageSet
 from ldae.evaluation.probe_features import HOLDOUT
 from ldae.evaluation.protocols import run_linear_probe
-from ldae.models.pretraining_ddae import DDAEForPreTraining
 from ldae.pipelines.loading import pipeline_of
 from ldae.reports.checkpoint_course import checkpoint_course
 from ldae.results import add_result, read_results
@@ -225,7 +224,7 @@ class _Sweep:
             found = [e for e in held if _is_of(e, {"metric": metric, "split": split, **seed}, protocol)]
             if found:
                 points[name] = SweepPoint(seen, name, found[-1]["value"], found[-1].get("held_out_value"))
-        encoder = model.ddae if isinstance(model, DDAEForPreTraining) else model
+        encoder = encoder_of(model)
         for entry in self._probe(encoder, [name for name in self.probes if name not in points]):
             new.append({**entry, "split": self.inputs.test_split, "n": entry.pop("n")})
         if self.generated and any(name not in points for name in self.generated.metrics):
