@@ -55,8 +55,9 @@ def test_a_launch_leaves_runs_probes_tokenizers_and_a_report(finished):
     assert found.row("07").blocks == {} and found.row("07").timesteps == {}
     assert list(found.baselines) == ["untrained encoder", "mean PCA coefficients", "raw pixels"]
     assert [(result.variant.key, result.accuracy.seeds) for result in found.sweep] == [("pca-2", 2)]
-    # One tokenizer for rows 7 and 12 and both seeds; one for row 0, which had the classifier's help.
-    assert [name.rpartition("-")[0] for name in tokenizers(folder)] == ["conv_vae-d4", "pca-d2", "pca-d4"]
+    # Each seed has one for rows 7 and 12 together, and one for row 0, which had the classifier's help.
+    kinds = [name.rpartition("-")[0] for name in tokenizers(folder)]
+    assert kinds == [kind for kind in ("conv_vae-d4", "pca-d2", "pca-d4") for _ in range(2)]
     (network,) = (folder / "classifiers").iterdir()
     assert type(AutoModel.from_pretrained(network)).__name__ == "ResNetModel"
     assert (folder / "report.html").is_file() and (folder / "report.md").is_file()

@@ -62,8 +62,8 @@ def test_rows_with_the_same_tokenizer_share_it_and_others_do_not(write_preset):
     groups = [["00", "01"], ["02"], ["03", "04"], ["05"], ["06"], ["07", "08", "09", "10", "11", "12", "12a", "12b"]]
     shared = [[key for key in names if names[key] == name] for name in dict.fromkeys(names.values())]
     assert shared == groups
-    # Seeds, budgets and the folder make no difference; what the tokenizer sees does.
-    assert {k: tokenizer_name(r) for k, r in recipes(preset, seed=5).items()} == names
+    # Budgets and the folder make no difference; what the tokenizer sees does, and so does the seed.
+    assert not set(names.values()) & {tokenizer_name(r) for r in recipes(preset, seed=5).values()}
     other = load_preset(write_preset(), {"images": "640"})
     assert {k: tokenizer_name(r) for k, r in recipes(other).items()} == names
     for name, value in {"tokenizer_images": "193", "image_size": "8", "split": "train[:100]"}.items():

@@ -294,7 +294,7 @@ def how_measured(found: Collection, command: str) -> list[str]:
         lines.append(
             f"Scored on {entry['n']:,} images of {Path(entry['dataset']).name} ({entry['split']}); probe seeds "
             f"{_shown(entry['seeds'])}. The learning rate is chosen on images held out from the training set. Spread (±) is "
-            "the standard error of the mean over pre-training seeds; the seeds of a row share its tokenizer."
+            "the standard error of the mean over pre-training seeds; each seed has a tokenizer of its own."
         )
         seconds = sum(result.seconds for result in done)
         hardware = sorted({result.hardware for result in done if result.hardware})

@@ -32,8 +32,7 @@ def shared_tokenizer(recipe: Recipe, output_dir: Path, say: Callable[[str], None
         Its folder.
     """
     folder = output_dir / "tokenizers" / tokenizer_name(recipe)
-    first_seed = dataclasses.replace(recipe.training, seed=0)  # seeds share it
-    own = tokenizer_recipe(dataclasses.replace(recipe, training=first_seed), folder)
+    own = tokenizer_recipe(recipe, folder)
     with exclusively(folder, say):
         follow_move(folder, own)
         PartialState().wait_for_everyone()

@@ -99,12 +99,12 @@ def variant_recipe(variant: Variant, preset: Preset, seed: int, output_dir: Path
 
 def tokenizer_name(recipe: Recipe) -> str:
     """
-    Name of the folder of a recipe's tokenizer: its kind, its dimension, and a hash of all that it depends on, so that
-    rows with the same one share it. Seeds share it too.
+    Name the folder of a recipe's tokenizer by its kind, its dimension and a hash of all that it depends on.
+
+    Rows with the same tokenizer share it. Each seed has its own, so that the spread over seeds includes the tokenizer's.
     """
     described = tokenizer_recipe(recipe, "shared").resolved()
     described["tokenizer"]["perceptual_model"] = Path(described["tokenizer"]["perceptual_model"]).name
-    described["training"]["seed"] = 0
     config = recipe.model_config()
     return f"{config.latent_tokenizer}-d{config.latent_dim}-{content_hash(described)}"
 

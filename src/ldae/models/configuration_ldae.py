@@ -85,7 +85,8 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
         hidden_act (`str`, defaults to `"gelu_pytorch_tanh"`): Activation of the blocks' MLP.
         layer_norm_eps (`float`, defaults to 1e-6): Epsilon of every LayerNorm; none of them has an affine part.
         qkv_bias (`bool`, defaults to `True`): Whether query, key and value projections have a bias.
-        initializer_range (`float`, defaults to 0.02): Standard deviation of the embedders' initial weights.
+        initializer_range (`float`, defaults to 0.02): Standard deviation of the class embedding's initial weights, where
+            there is one. Linear maps start by Xavier, whatever the width.
         conditioning_size (`int`, *optional*): Width of the conditioning MLP; `None` is a quarter of `hidden_size`
             (App. A; DiT has the whole).
         latent_tokenizer (`str`, defaults to `"pca"`): How patches become latents (Sec. 4.2): patch-wise `"pca"`, `"ae"` or

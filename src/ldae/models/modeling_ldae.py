@@ -25,7 +25,6 @@ from .tokenizer_ldae import PatchTokenizer, patchify, unpatchify
 from .transformer_ldae import (
     LDAEAttention,
     LDAEConditioning,
-    LDAEEmbedder,
     LDAEEmbeddings,
     LDAEHead,
     LDAEHeadProjection,
@@ -78,12 +77,15 @@ class LDAEPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """DiT's initial weights: Xavier, small embedders, zero gates and head. Computed buffers are computed again."""
+        """
+        Initialize like DiT, but the time MLP by Xavier too: Xavier linear maps, zero gates and head.
+
+        DiT draws the time MLP with a standard deviation of 0.02, whatever its width. That suits a width of 1024; in a
+        narrow network the conditioning then starts almost at zero and the gates hardly open. Computed buffers are
+        computed again.
+        """
         if isinstance(module, (LDAEModulation, LDAEHeadProjection)):
             init.zeros_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, LDAEEmbedder):
-            init.normal_(module.weight, std=self.config.initializer_range)
             init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)

@@ -66,10 +66,6 @@ class LDAEEmbeddings(Float32Buffers):
         return hidden + positions.to(hidden)
 
 
-class LDAEEmbedder(nn.Linear):
-    """A linear map of the conditioning: a class of its own, so that its initial weights can be."""
-
-
 class LDAEConditioning(nn.Module):
     """What steers the blocks: an MLP of the time step, at a quarter of DiT's width, and perhaps a class (App. A)."""
 
@@ -78,8 +74,8 @@ class LDAEConditioning(nn.Module):
     def __init__(self, config: LDAEConfig):
         super().__init__()
         size: Any = config.conditioning_size  # the configuration has made a number of it
-        self.fc1 = LDAEEmbedder(self.frequency_dim, size)
-        self.fc2 = LDAEEmbedder(size, size)
+        self.fc1 = nn.Linear(self.frequency_dim, size)
+        self.fc2 = nn.Linear(size, size)
         self.class_embedding = None
         if config.num_class_embeds is not None:  # the last row is the null class
             self.class_embedding = nn.Embedding(config.num_class_embeds + 1, size)
