@@ -1,25 +1,40 @@
-"""The whole way on the embedded digits: fit PCA, pre-train, compare, load back. Run it by `make quickstart`."""
+"""Pre-train on the embedded digits, find where to read features, compare, draw and load back. Run it by `make quickstart`."""
 
+import argparse
 import shutil
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from torch.nn import functional as F
 from transformers.utils.logging import disable_progress_bar
 
 from ldae import LDAEForPreTraining
-from ldae.data import iterate_once, open_probe_images
-from ldae.evaluation.comparison import ComparedFeatures, compare_few_shot
+from ldae.data import Batch, iterate_once, open_probe_images, prepare_images
+from ldae.evaluation.baselines import pca_features, pixel_features, untrained_like
+from ldae.evaluation.features import Features, extract_features
+from ldae.evaluation.few_shot_search import FewShotSearch, search_few_shot
+from ldae.evaluation.grid_search import GridScore, heat_map, searched_timesteps, write_choice
+from ldae.evaluation.knn import knn_accuracy
+from ldae.evaluation.metrics import mean_and_stderr
+from ldae.evaluation.ridge import few_shot_ridge
 from ldae.hub.model_card import write_model_card
+from ldae.reports.neighbours import neighbour_picture
+from ldae.reports.patch_pca import patch_pca_images
+from ldae.reports.run_pictures import image_rows
 from ldae.results import add_result
 from ldae.training.pretraining import pretrain
 from ldae.training.recipe import Recipe, load_recipe
 
 
 RECIPE = Path(__file__).parent / "recipes" / "digits.yaml"
-FOLDER = Path("runs/quickstart")
 SHOTS, DRAWS = 5, 20
+SHOWN = 5  # test digits whose neighbours are drawn
 
 # What a user of the finished folder writes; run in a process of its own.
 LOAD_BACK = """
@@ -41,61 +56,198 @@ assert error < 1e-5
 """
 
 
-def main() -> None:
-    started = time.perf_counter()
-    disable_progress_bar()  # of transformers' loading and saving: the pre-training shows its own
-    if FOLDER.exists():
-        shutil.rmtree(FOLDER)  # a quick start starts
-    recipe = load_recipe(RECIPE, {"output_dir": str(FOLDER)})
-    pretrain(recipe)
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: features, where they are read, and their test accuracies."""
 
-    compared = compare(recipe)
-    print(table(compared))
-    print(verdict(compared))
-    record(compared)
-    write_model_card(FOLDER)
+    name: str
+    layer: Any
+    timestep: Any
+    few_shot: float
+    few_shot_stderr: float
+    knn: float
+
+    @property
+    def place(self) -> str:
+        """Block and time step in words; a dash for features that have neither."""
+        return "-" if self.layer is None else f"block {self.layer}, t = {self.timestep}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train, search, compare and draw, on the embedded digits.")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/quickstart"), help="the run's folder")
+    parser.add_argument("--seeds", default="0", help="several, such as 0,1,2, have a folder each and a summary")
+    options = parser.parse_args()
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    disable_progress_bar()  # of transformers' loading and saving: the pre-training shows its own
+    if len(seeds) == 1:
+        run(options.output_dir, seeds[0])
+        return
+    tables = [run(options.output_dir / f"seed-{seed}", seed) for seed in seeds]
+    print(summary(tables))
+
+
+def run(folder: Path, seed: int) -> list[Row]:
+    """Do the whole quick start once and return its table."""
+    started = time.perf_counter()
+    if folder.exists():
+        shutil.rmtree(folder)  # a quick start starts
+    # The pre-training's own search has all labels; here is one for a few.
+    recipe = load_recipe(RECIPE, {"output_dir": str(folder), "seed": str(seed), "select_features": "false"})
+    pretrain(recipe)
+    rows, search, sets = compare(folder, recipe)
+    write_choice(folder, search.layer, search.timestep)
+    print(table(rows))
+    print(verdict(rows))
+    record(folder, rows, search, seed)
+    draw(folder, search, sets)
+    write_model_card(folder)
 
     print("\nLoaded back in a new process:")
-    subprocess.run([sys.executable, "-c", LOAD_BACK, str(FOLDER)], check=True)
-    print(
-        f"\nPictures: {', '.join(sorted(path.name for path in (FOLDER / 'pictures').iterdir()))} in {FOLDER}/pictures"
-    )
+    subprocess.run([sys.executable, "-c", LOAD_BACK, str(folder)], check=True)
+    print(f"\nPictures in {folder}/pictures: {', '.join(sorted(p.name for p in (folder / 'pictures').iterdir()))}")
     print(f"Done in {time.perf_counter() - started:.0f} s. Next: the recipes in training/recipes, on your own images.")
+    return rows
 
 
-def compare(recipe: Recipe) -> list[ComparedFeatures]:
-    model = LDAEForPreTraining.from_pretrained(FOLDER).eval()
+@dataclass(frozen=True)
+class Sets:
+    """The trained model's features at every block and time step, and the images that they are of."""
+
+    train: Features
+    test: Features
+    train_images: list[Batch]
+    test_images: list[Batch]
+
+
+def compare(folder: Path, recipe: Recipe) -> tuple[list[Row], FewShotSearch, Sets]:
+    """Search the trained and the untrained network alike, then score both, the paper's point and what has no block."""
+    model = LDAEForPreTraining.from_pretrained(folder).eval()
     size = {"image_size": model.config.image_size, "num_channels": model.config.num_channels, "batch_size": 256}
     train, test = (list(iterate_once(source, **size)) for source in open_probe_images(recipe.data))
-    return compare_few_shot(model, train, test, shots=SHOTS, draws=DRAWS)
+    layers, timesteps = range(1, len(model.ldae.layers) + 1), searched_timesteps(model.config)
+
+    def features(encoder: Any) -> tuple[Features, Features]:
+        fitted, scored = (
+            extract_features(encoder, part, layers=layers, timesteps=timesteps) for part in (train, test)
+        )
+        return fitted, scored
+
+    started = time.perf_counter()
+    fitted, scored = features(model)
+    search = search_few_shot(fitted, shots=SHOTS, draws=DRAWS)
+    print(
+        f"\nSearched {len(layers)} blocks x {len(timesteps)} time steps in {time.perf_counter() - started:.1f} s: "
+        f"block {search.layer} at t = {search.timestep} has {search.accuracy:.1%} on held-out training images "
+        f"({SHOTS} labels a class)."
+    )
+    own = model.config.num_hidden_layers, model.config.feature_timestep
+    chosen = search.layer, search.timestep
+    rows = [score("trained, at the chosen point", fitted, scored, *chosen)]
+    rows.append(score("trained, at the paper's t", fitted, scored, *own))
+    fresh_fitted, fresh_scored = features(untrained_like(model, seed=recipe.training.seed))
+    fresh = search_few_shot(fresh_fitted, shots=SHOTS, draws=DRAWS)
+    rows.append(score("untrained, searched alike", fresh_fitted, fresh_scored, fresh.layer, fresh.timestep))
+    rows.append(score("mean PCA coefficients", pca_features(model, train), pca_features(model, test), None, None))
+    side = model.config.image_size
+    pixels = [pixel_features(part, image_size=side) for part in (train, test)]
+    rows.append(score("raw pixels", *pixels, None, None))
+    return rows, search, Sets(fitted, scored, train, test)
 
 
-def table(compared: list[ComparedFeatures]) -> str:
+def score(name: str, fitted: Features, scored: Features, layer: Any, timestep: Any) -> Row:
+    """Probe one cell of features; every name sees the same draws of labels."""
+    index = fitted.columns.index((layer, timestep))
+    data = (fitted.flat[:, index], fitted.classes, scored.flat[:, index], scored.classes)
+    mean, stderr = mean_and_stderr(few_shot_ridge(*data, shots=SHOTS, draws=DRAWS))
+    return Row(name, layer, timestep, mean, stderr or 0.0, knn_accuracy(*data))
+
+
+def table(rows: list[Row]) -> str:
+    """The comparison as text."""
     lines = [
-        f"\n{'features':24s} {f'ridge, {SHOTS} labels a class':>26s} {'kNN, all labels':>18s}",
-        *(f"{c.name:24s} {c.few_shot:17.1%} ± {c.few_shot_stderr or 0:6.1%} {c.knn:18.1%}" for c in compared),
+        f"\n{'features':29s} {'read at':17s} {f'ridge, {SHOTS} labels a class':>25s} {'kNN, all labels':>16s}",
+        *(f"{r.name:29s} {r.place:17s} {r.few_shot:16.1%} ± {r.few_shot_stderr:6.1%} {r.knn:16.1%}" for r in rows),
         f"Test accuracy on 360 digits; ridge: mean and standard error over {DRAWS} draws of the labels.",
     ]
     return "\n".join(lines)
 
 
-def verdict(compared: list[ComparedFeatures]) -> str:
-    trained, *others = compared
-    beaten = [c.name for c in others if trained.few_shot > c.few_shot]
-    unbeaten = [c.name for c in others if trained.few_shot <= c.few_shot]
-    sentence = f"The trained encoder is ahead of: {', '.join(beaten) or 'none'}."
+def verdict(rows: list[Row]) -> str:
+    """Say what the trained encoder beats, and what it does not."""
+    trained, others = rows[0], rows[1:]
+    beaten = [r.name for r in others if trained.few_shot > r.few_shot]
+    unbeaten = [r.name for r in others if trained.few_shot <= r.few_shot]
+    sentence = f"With {SHOTS} labels a class the trained encoder is ahead of: {', '.join(beaten) or 'none'}."
     return sentence + (f" It is NOT ahead of: {', '.join(unbeaten)}." if unbeaten else "")
 
 
-def record(compared: list[ComparedFeatures]) -> None:
+def record(folder: Path, rows: list[Row], search: FewShotSearch, seed: int) -> None:
     """Write every row into results.json; the trained encoder is the folder's own checkpoint."""
-    ridge = {"name": "ridge", "labels_per_class": SHOTS, "draws": DRAWS, "pooling": "mean"}
-    knn = {"name": "knn", "k": 20, "pooling": "mean"}
-    for row, c in enumerate(compared):
-        entry = {"metric": "accuracy", "dataset": "digits", "split": "test", "n": 360, "seed": 0}
-        entry["checkpoint"] = c.name if row else "."
-        add_result(FOLDER, {**entry, "value": c.few_shot, "stderr": c.few_shot_stderr, "protocol": ridge})
-        add_result(FOLDER, {**entry, "value": c.knn, "protocol": knn})
+    for r in rows:
+        place = {} if r.layer is None else {"layer": r.layer, "timestep": r.timestep, "input": "clean"}
+        ridge = {"name": "ridge", "labels_per_class": SHOTS, "draws": DRAWS, "pooling": "mean", **place}
+        knn = {"name": "knn", "k": 20, "pooling": "mean", **place}
+        entry = {"metric": "accuracy", "dataset": "digits", "split": "test", "n": 360, "seed": seed}
+        entry["checkpoint"] = "." if r.name.startswith("trained") else r.name
+        chosen = {"held_out_value": search.accuracy, "chosen": True} if r is rows[0] else {}
+        few_shot = {"value": r.few_shot, "stderr": r.few_shot_stderr, "protocol": ridge}
+        add_result(folder, {**entry, **few_shot, **chosen})
+        add_result(folder, {**entry, "value": r.knn, "protocol": knn})
+
+
+def draw(folder: Path, search: FewShotSearch, sets: Sets) -> None:
+    """Draw the search as a heat map, patch features as colours, and the neighbours of test digits."""
+    pictures = folder / "pictures"
+    cells = [
+        GridScore(layer, t, False, float(search.held_out[i, j]), float(search.held_out[i, j]), None)
+        for i, layer in enumerate(search.layers)
+        for j, t in enumerate(search.timesteps)
+    ]
+    winner = next(cell for cell in cells if (cell.layer, cell.timestep) == (search.layer, search.timestep))
+    FigureCanvasAgg(heat_map(cells, winner)).print_png(pictures / "search.png")
+
+    model = LDAEForPreTraining.from_pretrained(folder).eval()
+    batch = sets.test_images[0]
+    pixels = prepare_images(batch.images[:8], batch.positions[:8], 0, image_size=model.config.image_size)
+    colours = patch_pca_images(model, pixels, search.layer, search.timestep)  # (b, 3, h, w) in [0, 1]
+    colours = F.interpolate(colours, size=pixels.shape[2:], mode="nearest") * 2 - 1
+    FigureCanvasAgg(image_rows([("digits", pixels), ("features", colours)])).print_png(pictures / "patch_features.png")
+
+    index = sets.train.columns.index((search.layer, search.timestep))
+    gallery = F.normalize(sets.train.flat[:, index], dim=1)
+    queries = F.normalize(sets.test.flat[:SHOWN, index], dim=1)
+    similarity, nearest = (queries @ gallery.T).topk(4, dim=1)  # (SHOWN, 4)
+    gallery_images = torch.cat([b.images for b in sets.train_images])
+    images: list[torch.Tensor | None] = []
+    captions: list[list[str]] = []
+    for query in range(SHOWN):
+        images.append(batch.images[query])
+        captions.append([f"test digit {int(sets.test.classes[query])}"])
+        for value, neighbour in zip(similarity[query], nearest[query], strict=True):
+            images.append(gallery_images[neighbour])
+            captions.append([f"a {int(sets.train.classes[neighbour])}, cosine {value:.2f}"])
+    rows = [neighbour_picture(images[i : i + 5], captions[i : i + 5]) for i in range(0, len(images), 5)]
+    stack = rows[0].resize((rows[0].width, sum(row.height for row in rows)))
+    top = 0
+    for row in rows:
+        stack.paste(row, (0, top))
+        top += row.height
+    stack.save(pictures / "neighbours.png")
+
+
+def summary(tables: list[list[Row]]) -> str:
+    """Mean over seeds of each row, and by how many standard errors the trained encoder is ahead of it."""
+    lines = [f"\nOver {len(tables)} seeds, {SHOTS} labels a class:"]
+    for rows in zip(*tables, strict=True):
+        values = [r.few_shot for r in rows]
+        mean, stderr = mean_and_stderr(values)
+        line = f"{rows[0].name:29s} {mean:7.1%} ± {stderr or 0:5.1%}   kNN {sum(r.knn for r in rows) / len(rows):6.1%}"
+        if rows[0] is not tables[0][0]:
+            gain, error = mean_and_stderr([t[0].few_shot - r.few_shot for t, r in zip(tables, rows, strict=True)])
+            line += f"   trained is ahead by {gain:6.1%} ± {error or 0:5.1%}"
+        lines.append(line)
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,18 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoModelForImageClassification, ViTConfig, ViTModel, pipeline
 
-from ldae import DDAEForImageClassification, DDAEModel, LDAEForPreTraining, save_image_processor
+from ldae import (
+    DDAEConfig,
+    DDAEForImageClassification,
+    DDAEModel,
+    LDAEConfig,
+    LDAEForPreTraining,
+    save_image_processor,
+)
 from ldae.data import DataConfig, iterate_once, open_images
 from ldae.evaluation.classifier import build_classifier, save_classifier
 from ldae.evaluation.features import extract_features
-from ldae.evaluation.grid_search import GridScore, best_score, heat_map, write_choice
+from ldae.evaluation.grid_search import GridScore, best_score, heat_map, paper_point, searched_timesteps, write_choice
 from ldae.evaluation.linear_probe import ProbeSettings
 from ldae.evaluation.protocols import Protocol, run_linear_probe
 from ldae.results import read_results
@@ -30,7 +37,7 @@ def ddae(tmp_path):
     return model
 
 
-FAST = "--dataset digits --epochs 2 --num_workers 0 --learning_rates 1e-2".split()
+FAST = "--dataset digits --num_workers 0 --probe adam --epochs 2 --learning_rates 1e-2".split()
 
 
 def test_held_out_images_choose_and_the_test_set_does_not():
@@ -127,7 +134,7 @@ def test_the_best_tap_is_saved_as_a_classifier_with_the_probes_logits(ddae, digi
 
 def test_both_verbs_save_a_ddaes_probe_for_pipelines(ddae, few_digits, capsys):
     folder = Path(ddae.name_or_path)
-    options = f"--dataset {few_digits} --epochs 2 --num_workers 0 --seeds 0 --protocol cached".split()
+    options = f"--dataset {few_digits} --num_workers 0 --protocol cached".split()
     assert grid_search.main([str(folder), *options, "--timesteps", "1,11"]) == 0
     assert linear_probe.main([str(folder), *options]) == 0
     assert capsys.readouterr().out.count("Classifier (") == 2
@@ -180,6 +187,49 @@ def test_the_ddae_papers_setting_has_a_name(ddae, few_digits):
         assert {name: result["protocol"][name] for name in expected} == expected
 
 
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (LDAEConfig(), (0, 10, 20, 40, 80, 160, 320, 640, 999)),
+        (LDAEConfig(num_train_timesteps=100, feature_timestep=1), (0, 1, 2, 4, 8, 16, 32, 64, 99)),
+        (LDAEConfig(feature_timestep=500), (0, 10, 20, 40, 80, 160, 320, 500, 640, 999)),
+        (DDAEConfig(feature_timestep=10), (0, 10, 20, 40, 80, 160, 250)),
+        (DDAEConfig(parametrization="edm", feature_timestep=3), (1, 2, 3, 4, 5, 6, 7, 8)),
+    ],
+)
+def test_a_search_spans_the_schedule(config, expected):
+    """It stopped at 8 % of it, where the gates are nearly closed."""
+    assert searched_timesteps(config) == expected
+
+
+def test_the_papers_point_outlives_a_choice():
+    config = LDAEConfig.from_size("nano", num_hidden_layers=1, decoder_num_hidden_layers=3, feature_timestep=640)
+    assert paper_point(config) == (2, 10)
+    assert paper_point(LDAEConfig.from_size("nano", num_train_timesteps=50, feature_timestep=0)) == (2, 0)
+
+
+def test_without_labels_a_criterion_chooses(checkpoint, few_digits, tmp_path, capsys):
+    unlabelled = tmp_path / "unlabelled"
+    unlabelled.mkdir()
+    for name in ("train", "test"):
+        rows = open_images(DataConfig(str(few_digits)), name).dataset.with_format(None)
+        rows.remove_columns("label").to_parquet(unlabelled / f"{name}.parquet")
+    options = ["--dataset", str(unlabelled), "--num_workers", "0", "--timesteps", "10,400"]
+    with pytest.raises(ValueError, match="no label column.*--criterion rankme"):
+        grid_search.main([str(checkpoint), *options])
+    assert grid_search.main([str(checkpoint), *options, "--criterion", "rankme"]) == 0
+    assert "No label was looked at." in capsys.readouterr().out
+    results = read_results(checkpoint)
+    assert len(results) == 4 * 2 and {r["metric"] for r in results} == {"rankme"}
+    (best,) = [r for r in results if r["chosen"]]
+    assert best["value"] == max(r["value"] for r in results)
+    config = AutoModel.from_pretrained(checkpoint).config
+    assert (config.num_hidden_layers, config.feature_timestep) == (
+        best["protocol"]["layer"],
+        best["protocol"]["timestep"],
+    )
+
+
 def test_a_checkpoint_elsewhere_and_a_wish_leave_the_config_alone(checkpoint, tmp_path, capsys):
     before = (checkpoint / "config.json").read_bytes()
     assert grid_search.main([str(checkpoint), *FAST, "--timesteps", "10", "--output_dir", str(tmp_path / "out")]) == 0
@@ -193,7 +243,8 @@ def test_a_checkpoint_elsewhere_and_a_wish_leave_the_config_alone(checkpoint, tm
 def test_what_makes_no_sense_is_refused(checkpoint, tmp_path):
     for extra, message in (
         (["--noisy", "perhaps"], "noisy='perhaps' is unknown"),
-        (["--probe", "ridge"], "epochs=2 is not possible with probe=ridge"),
+        (["--probe", "ridge"], "epochs=2 only applies with --probe adam"),
+        (["--criterion", "rankme", "--noisy", "true"], "noisy=true only applies to probes"),
         (["--feature_memory", "-1"], "feature_memory=-1.0 is not possible"),
         (["--layers", "9"], "this model has blocks 1 to 4"),
         (["--timesteps", "5000"], "numbers from 0 to 999"),
@@ -212,5 +263,7 @@ def test_the_heat_map_frames_the_winner():
     axes = heat_map(scores, best_score(scores)).axes[0]
     (frame,) = axes.patches
     assert (frame.get_x(), frame.get_y()) == (-0.5, 1.5)
+    winner, paper = heat_map(scores, best_score(scores), paper=(2, 10)).axes[0].patches
+    assert winner.get_linestyle() != paper.get_linestyle() and (paper.get_x(), paper.get_y()) == (0.5, 0.5)
     assert [text.get_text() for text in axes.texts] == ["10.0", "10.0", "20.0", "20.0", "30.0", "30.0"]
     assert json.dumps([label.get_text() for label in axes.get_yticklabels()]) == '["1", "2", "3"]'

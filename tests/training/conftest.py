@@ -31,6 +31,7 @@ TINY = {
         "log_every_images": 64,
         "checkpoint_every_images": 128,
         "probe_every_images": 0,
+        "select_features": False,
     },
 }
 

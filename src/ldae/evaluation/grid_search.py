@@ -17,6 +17,64 @@ from .features import Layer
 from .protocols import LinearProbeResult, RidgeGridResult
 
 
+# Thousandths of a schedule that a search looks at. At a small t the input is nearly clean, the best denoiser is the identity
+# and the gates close, so an l-DAE's features may be best where a denoiser is told of much noise.
+LDAE_SPAN = (0, 10, 20, 40, 80, 160, 320, 640, 1000)
+DDAE_SPAN = (0, 10, 20, 40, 80, 160, 250)
+EDM_LEVELS = range(1, 9)
+PAPER_TIMESTEP = 10  # of 1000 (l-DAE, App. A)
+
+
+def searched_timesteps(config: Any) -> tuple[int, ...]:
+    """
+    Return the time steps that a search looks at, in rising order: a span of the schedule, and the model's own time step.
+
+    Args:
+        config ([`LDAEConfig`] or [`DDAEConfig`]): Gives the kind of the schedule and its number T of time steps.
+
+    Returns:
+        `tuple[int, ...]`: of an l-DAE from 0 to T - 1; of a DDAE from 0 to T / 4, or EDM's levels 1 to 8.
+
+    Example:
+        >>> from ldae import DDAEConfig, LDAEConfig
+        >>> searched_timesteps(LDAEConfig())
+        (0, 10, 20, 40, 80, 160, 320, 640, 999)
+        >>> searched_timesteps(LDAEConfig(num_train_timesteps=50, feature_timestep=0))
+        (0, 1, 2, 4, 8, 16, 32, 49)
+        >>> searched_timesteps(DDAEConfig(parametrization="edm"))[-1]
+        8
+    """
+    steps = config.num_train_timesteps
+    if getattr(config, "parametrization", None) == "edm":
+        chosen = {min(level, steps - 1) for level in EDM_LEVELS}
+    else:
+        span = LDAE_SPAN if isinstance(config, LDAEConfig) else DDAE_SPAN
+        chosen = {min(share * steps // 1000, steps - 1) for share in span}
+    return tuple(sorted(chosen | {config.feature_timestep}))
+
+
+def paper_point(config: Any) -> tuple[Layer, int]:
+    """
+    Return the block and the time step of the papers, whatever a search has written into the configuration since.
+
+    Args:
+        config ([`LDAEConfig`] or [`DDAEConfig`]).
+
+    Returns:
+        `tuple`: the middle block of the stack of encoder and decoder and t = 10 of 1000 for an l-DAE (App. A); the
+        configuration's own for a DDAE, whose paper searches, too.
+
+    Example:
+        >>> from ldae import LDAEConfig
+        >>> paper_point(LDAEConfig.from_size("nano", num_hidden_layers=3, decoder_num_hidden_layers=1, feature_timestep=320))
+        (2, 10)
+    """
+    if not isinstance(config, LDAEConfig):
+        return config.feature_layer, config.feature_timestep
+    timestep = min(PAPER_TIMESTEP * config.num_train_timesteps // 1000, config.num_train_timesteps - 1)
+    return max(1, config.total_num_hidden_layers // 2), timestep
+
+
 @dataclass(frozen=True)
 class GridScore:
     """One block at one time step: held-out accuracy, which chooses, and test accuracy, which does not."""
@@ -57,6 +115,11 @@ def best_score(scores: list[GridScore], *, clean_only: bool = False) -> GridScor
     return max((s for s in scores if not (clean_only and s.noisy)), key=lambda s: s.held_out)
 
 
+def name_layer(layer: Layer) -> str:
+    """Return a layer as text: `block 3` of an l-DAE, a DDAE's tap by its name."""
+    return f"block {layer}" if isinstance(layer, int) else layer
+
+
 def write_choice(folder: str | os.PathLike[str], layer: Layer, timestep: int) -> None:
     """
     Make a block and a time step the default of a checkpoint, for `AutoModel` and pipelines: `config.json` is replaced whole
@@ -93,8 +156,27 @@ def write_choice(folder: str | os.PathLike[str], layer: Layer, timestep: int) ->
     write_whole(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def heat_map(scores: list[GridScore], winner: GridScore) -> Figure:
-    """Test accuracy in per cent by block and time step, clean and noisy side by side; the winner has a frame."""
+def heat_map(
+    scores: list[GridScore],
+    winner: GridScore,
+    paper: tuple[Layer, int] | None = None,
+    *,
+    label: str = "test accuracy in %",
+    scale: float = 100,
+) -> Figure:
+    """
+    Draw scores by block and time step, clean and noisy inputs side by side.
+
+    Args:
+        scores (`list[GridScore]`): Their `test` is drawn.
+        winner (`GridScore`): Has a solid frame.
+        paper (`tuple`, *optional*): Block and time step of the paper's point, which has a dashed frame.
+        label (`str`): What the numbers are, for the colour bar.
+        scale (`float`, defaults to 100): What they are multiplied by.
+
+    Returns:
+        `matplotlib.figure.Figure`.
+    """
     panels = sorted({score.noisy for score in scores})
     layers = list(dict.fromkeys(score.layer for score in scores))
     timesteps = sorted({score.timestep for score in scores})
@@ -104,7 +186,7 @@ def heat_map(scores: list[GridScore], winner: GridScore) -> Figure:
     values = torch.full((len(panels), len(layers), len(timesteps)), float("nan"))
     for score in scores:
         place = panels.index(score.noisy), layers.index(score.layer), timesteps.index(score.timestep)
-        values[place] = 100 * score.test
+        values[place] = scale * score.test
     finite = values[values.isfinite()]
     for axes, panel, shown in zip(
         figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels, values, strict=True
@@ -119,6 +201,8 @@ def heat_map(scores: list[GridScore], winner: GridScore) -> Figure:
         if winner.noisy == panel:
             corner = timesteps.index(winner.timestep) - 0.5, layers.index(winner.layer) - 0.5
             axes.add_patch(_frame(corner))
+        if paper is not None and paper[0] in layers and paper[1] in timesteps:
+            axes.add_patch(_frame((timesteps.index(paper[1]) - 0.5, layers.index(paper[0]) - 0.5), "--"))
         axes.set(
             xticks=range(len(timesteps)),
             xticklabels=timesteps,
@@ -128,11 +212,11 @@ def heat_map(scores: list[GridScore], winner: GridScore) -> Figure:
             title="noisy input" if panel else "clean input",
         )
         axes.tick_params(labelsize=7)
-    figure.colorbar(image, ax=figure.axes, label="test accuracy in %")
+    figure.colorbar(image, ax=figure.axes, label=label)
     return figure
 
 
-def _frame(corner: tuple[float, float]) -> Any:
+def _frame(corner: tuple[float, float], style: str = "-") -> Any:
     from matplotlib.patches import Rectangle
 
-    return Rectangle(corner, 1, 1, fill=False, edgecolor="red", linewidth=2)
+    return Rectangle(corner, 1, 1, fill=False, edgecolor="red", linewidth=2, linestyle=style)

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.distributed.fsdp import FSDPModule
@@ -12,7 +12,9 @@ from transformers import PreTrainedModel
 from ldae.data import Batch, DataConfig, ImageSource, iterate_once, open_probe_images
 from ldae.models.configuration_ldae import LDAEConfig
 
+from .feature_search import FeatureSearch, search_features
 from .features import Features, extract_features
+from .grid_search import searched_timesteps
 from .images import fixed_subset
 from .knn import knn_accuracy
 from .ridge import ridge_accuracy
@@ -103,7 +105,7 @@ class OnlineProbe:
             logger.warning("No online probe: %s", error)
             return None
 
-    def __call__(self, model: PreTrainedModel) -> dict[str, float]:
+    def __call__(self, model: PreTrainedModel) -> dict[str, Any]:
         """
         Score a model, which is left in the mode that it was in; no random state is touched.
 
@@ -111,16 +113,36 @@ class OnlineProbe:
             model ([`LDAEForPreTraining`] or [`LDAEModel`]): On every process of a sharded job.
 
         Returns:
-            `{"ridge_accuracy": ..., "knn_accuracy": ...}`, fractions between 0 and 1. The ridge penalty is chosen on a
-            fifth of the training subset; kNN has 20 neighbours, or as many as there are.
+            `ridge_accuracy` and `knn_accuracy` at the model's own block and time step, `best_ridge_accuracy` at the best of
+            all blocks and some of the searched time steps, and which those are, `best_layer` and `best_timestep`.
+            Accuracies are fractions between 0 and 1, of the test subset. Penalties and the best cell are chosen on
+            held-out images of the training subset; kNN has 20 neighbours, or as many as there are.
         """
         with _whole(model):
             train, test = (self._features(model, batches) for batches in self._batches)
+            some = searched_timesteps(model.config)[1::3]  # a search over all of them ends the run
+            search = search_features(model, *self._batches, timesteps=some, dtype=self.dtype)
         data = (train.flat[:, 0], train.classes, test.flat[:, 0], test.classes)
+        layer, timestep = search.columns[search.chosen]
         return {
             "ridge_accuracy": ridge_accuracy(*data, seed=SUBSET_SEED).accuracy,
             "knn_accuracy": knn_accuracy(*data, k=min(20, len(train.classes))),
+            "best_ridge_accuracy": float(search.probes.test[search.chosen]),
+            "best_layer": layer,
+            "best_timestep": timestep,
         }
+
+    def search(self, model: PreTrainedModel) -> FeatureSearch:
+        """
+        Search all blocks and time steps on the training subset alone.
+
+        Args:
+            model (`PreTrainedModel`): A whole model, in one process.
+
+        Returns:
+            [`~ldae.evaluation.feature_search.FeatureSearch`].
+        """
+        return search_features(model, self._batches[0], dtype=self.dtype)
 
     def _features(self, model: PreTrainedModel, batches: list[Batch]) -> Features:
         return extract_features(model, batches, dtype=self.dtype)

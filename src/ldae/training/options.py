@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 FREE_FIELDS = frozenset(
     "output_dir images micro_batch_size num_workers log_every_images checkpoint_every_images keep_checkpoints "
     "probe_every_images probe_train_examples probe_eval_examples report_to push_to_hub hub_private cache_dir compile "
-    "activation_checkpointing latent_cache".split()
+    "activation_checkpointing latent_cache select_features".split()
 )
 
 
@@ -42,6 +42,9 @@ class TrainingConfig:
         probe_every_images: Interval of the online probe (kNN and ridge) where labels exist; `None` is a tenth of the
             budget, 0 is never.
         probe_train_examples, probe_eval_examples: Size of the fixed subset that the online probe sees.
+        select_features: Whether the end of pre-training searches all blocks and time steps for the best features, on
+            held-out images of that training subset, and writes the choice into config.json; `None` is where there are
+            labels.
         report_to: Accelerate's trackers, by name: `tensorboard`, `trackio`, `wandb`, ...
         push_to_hub: Hub repository that receives the folder at checkpoints and at the end; `None` for none.
         hub_private: Whether a repository that has to be created is private.
@@ -68,6 +71,7 @@ class TrainingConfig:
     probe_every_images: int | None = None
     probe_train_examples: int = 5_000
     probe_eval_examples: int = 1_000
+    select_features: bool | None = None
     report_to: list[str] = field(default_factory=list)
     push_to_hub: str | None = None
     hub_private: bool = False

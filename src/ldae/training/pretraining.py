@@ -3,9 +3,10 @@
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoModelForPreTraining, PreTrainedModel
 
 from ldae.data import Batch, augment_geometry, prepare_latents
+from ldae.evaluation.grid_search import name_layer, write_choice
 from ldae.evaluation.online import OnlineProbe
 from ldae.hub.model_card import write_model_card
 from ldae.hub.push import HubUploader
@@ -13,6 +14,7 @@ from ldae.models.modeling_ldae import LDAEForPreTraining
 from ldae.models.pretraining_ddae import DDAEForPreTraining
 from ldae.reports.ddae_pictures import draw_ddae_pictures
 from ldae.reports.run_pictures import draw_run_pictures
+from ldae.results import add_result
 from ldae.training.checkpoint import Checkpoint
 from ldae.training.latent_cache import latent_source
 from ldae.training.loop import TrainingRun
@@ -39,6 +41,12 @@ class PretrainingRun(TrainingRun):
         super().__init__(recipe)
         t = recipe.training
         self.probe = OnlineProbe.open(recipe.data, self.model.config, t) if t.probe_every_images != 0 else None
+        self.selecting = self.source.label_column is not None if t.select_features is None else t.select_features
+        if self.selecting and self.source.label_column is None:
+            raise ValueError(
+                "select_features=true needs labels, and the data has none; name its label_column, or set select_features=false "
+                "and search by a criterion afterwards (ldae grid_search --criterion rankme)."
+            )
         self.uploader = None
         if t.push_to_hub and self.is_main:
             self.uploader = HubUploader(self.folder.path, t.push_to_hub, private=t.hub_private)
@@ -78,11 +86,43 @@ class PretrainingRun(TrainingRun):
 
     def conclude(self, weights: dict[str, torch.Tensor]) -> None:
         self.export(weights)
+        if self.selecting:
+            self.select_features()
         self.draw_pictures()
         write_model_card(self.folder.path, repo_id=self.options.push_to_hub)
         if self.uploader:
             self.uploader.finish("Trained")
         self.say(f"Finished: {self.folder.path} holds the model, its card and its pictures.")
+
+    def select_features(self) -> None:
+        """Search the exported model for its best block and time step, and make them the defaults in its config.json."""
+        probe = self.probe or OnlineProbe.open(self.recipe.data, self.model.config, self.options)
+        if probe is None:  # a label column without a label, which has been said
+            return
+        model = AutoModelForPreTraining.from_pretrained(self.folder.path).to(self.device)
+        search = probe.search(getattr(model, "ddae", model))
+        layer, timestep = search.columns[search.chosen]
+        accuracies = search.probes.held_out.tolist()
+        for index in dict.fromkeys((search.chosen, search.paper)):
+            add_result(
+                self.folder.path,
+                {
+                    "metric": "held_out_accuracy",
+                    "value": accuracies[index],
+                    "dataset": self.recipe.data.dataset,
+                    "split": self.recipe.data.split,
+                    "protocol": search.describe(index),
+                    "seed": 0,
+                    "checkpoint": ".",
+                    "chosen": index == search.chosen,
+                },
+            )
+        write_choice(self.folder.path, layer, timestep)
+        paper = search.columns[search.paper]
+        self.say(
+            f"Features are read after {name_layer(layer)} at t = {timestep}: {accuracies[search.chosen]:.1%} on held-out "
+            f"training images, {accuracies[search.paper]:.1%} after {name_layer(paper[0])} at t = {paper[1]}."
+        )
 
     def draw_pictures(self) -> None:
         """Of the model that was put into the folder."""

@@ -1,4 +1,4 @@
-"""`ldae grid_search CHECKPOINT`: linear probes of every block and time step at once; the winner becomes the default."""
+"""`ldae grid_search CHECKPOINT`: find the block and the time step with the best features, and make them the default."""
 
 import argparse
 from dataclasses import replace
@@ -6,8 +6,21 @@ from functools import partial
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
-from ldae.evaluation.grid_search import GridScore, best_score, grid_scores, heat_map, write_choice
+from ldae.data import iterate_once
+from ldae.evaluation.criteria import CRITERIA, MOST_IMAGES, score_cells
+from ldae.evaluation.feature_search import searched_layers
+from ldae.evaluation.grid_search import (
+    GridScore,
+    best_score,
+    grid_scores,
+    heat_map,
+    paper_point,
+    searched_timesteps,
+    write_choice,
+)
+from ldae.evaluation.images import fixed_subset
 from ldae.evaluation.linear_probe import ProbeSettings
 from ldae.evaluation.protocols import (
     PROTOCOLS,
@@ -33,8 +46,8 @@ from ldae.verbs.probe_options import (
 )
 
 
-# The two papers' grids: of 1000 time steps, and of the 18 noise levels of an EDM.
-TIMESTEPS = {"ldae": (0, 10, 20, 40, 80), "ddae": (1, 11, 21), "edm": (3, 4, 5)}
+ACCURACY = "accuracy"
+ADAM_DEFAULTS = {"epochs": 15, "batch_size": 128, "seeds": "0"}
 
 
 def main(argv: list[str]) -> int:
@@ -51,8 +64,9 @@ def main(argv: list[str]) -> int:
     """
     parser = probe_parser(
         "grid_search",
-        "Linear-probe every block at several time steps, all probes at once, and make the best the checkpoint's "
-        "default in its config.json. A tenth of the training images chooses; the test set is only reported.",
+        "Score every block at time steps over the whole schedule, and make the best the checkpoint's default in its "
+        "config.json. A held-out tenth of the training images chooses; the test set is only reported. Without labels, "
+        "give --criterion.",
     )
     parser.set_defaults(noisy="false")
     for action in parser._actions:
@@ -68,9 +82,16 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument(
         "--probe",
-        choices=("adam", "ridge"),
-        default="adam",
-        help="adam: trained for some epochs; ridge: closed form, a penalty for each cell, in seconds (default: adam)",
+        choices=("ridge", "adam"),
+        help="ridge: closed form, a penalty for each cell, in seconds; adam: trained for some epochs (default: ridge; adam "
+        "with --protocol paper)",
+    )
+    parser.add_argument(
+        "--criterion",
+        choices=(ACCURACY, *CRITERIA),
+        help="accuracy: of the probes; the others need no labels: "
+        + "; ".join(f"{name}: {criterion.meaning}" for name, criterion in CRITERIA.items())
+        + " (default: accuracy)",
     )
     parser.add_argument("--epochs", type=int, help="passes over the training features (default: 15)")
     parser.add_argument("--batch_size", type=int, help="images of a step (default: 128)")
@@ -92,11 +113,26 @@ def main(argv: list[str]) -> int:
     if options.noisy not in ("false", "true", "both"):
         raise ValueError(f"noisy={options.noisy!r} is unknown; choose false, true or both.")
     noisy = {"false": (False,), "true": (True,), "both": (False, True)}[options.noisy]
+    if options.probe is None:
+        options.probe = "adam" if options.protocol == "paper" else "ridge"
+    label_free = options.criterion not in (None, ACCURACY)
+    if label_free and True in noisy:
+        raise ValueError(
+            f"noisy={options.noisy} only applies to probes; leave it out with --criterion {options.criterion}."
+        )
     options.block_sweep = options.layers is None
     options.noisy = True in noisy  # for open_inputs, which refuses it for models that have no noise
-    inputs = open_inputs(options)
-    is_ddae = inputs.config.model_type == "ddae"
+    inputs = open_inputs(options, labelled=False)
     timesteps = numbers(options.timesteps, "timesteps") or default_timesteps(inputs.config)
+    if label_free:
+        return _search_by_criterion(inputs, options, timesteps)
+    for source in (inputs.train_source, inputs.test_source):
+        if source.label_column is None:
+            raise ValueError(
+                f"{source.description} has no label column, which accuracy needs; name it with --label_column, or search "
+                f"without labels by --criterion {', '.join(CRITERIA)}."
+            )
+    is_ddae = inputs.config.model_type == "ddae"
     protocol = Protocol(
         name=options.protocol,
         layers=inputs.layers,
@@ -119,28 +155,25 @@ def main(argv: list[str]) -> int:
 
 def default_timesteps(config: Any) -> tuple[int, ...]:
     """
-    The time steps that are searched if nothing is said: those of the model's paper.
+    Return the time steps that are searched by default: a span of the schedule, and the paper's point.
 
     Example:
-        >>> from ldae import DDAEConfig
-        >>> default_timesteps(DDAEConfig()), default_timesteps(DDAEConfig(parametrization="edm"))
-        ((1, 11, 21), (3, 4, 5))
+        >>> from ldae import LDAEConfig
+        >>> default_timesteps(LDAEConfig(feature_timestep=500))
+        (0, 10, 20, 40, 80, 160, 320, 500, 640, 999)
     """
-    edm = getattr(config, "parametrization", None) == "edm"
-    return TIMESTEPS["edm" if edm else config.model_type]
+    return tuple(sorted({*searched_timesteps(config), paper_point(config)[1]}))
 
 
 def _settings(options: argparse.Namespace, rates: str) -> ProbeSettings:
     """How Adam probes train; refuses what ridge probes have no use for."""
-    defaults = {"epochs": 15, "batch_size": 128, "learning_rates": rates, "seeds": "0"}
+    defaults = {**ADAM_DEFAULTS, "learning_rates": rates}
     given = {name: getattr(options, name) for name in defaults if getattr(options, name) is not None}
     if options.probe == "ridge" and given:
         name, value = next(iter(given.items()))
-        raise ValueError(f"{name}={value} is not possible with probe=ridge, which is not trained; leave it out.")
+        raise ValueError(f"{name}={value} only applies with --probe adam; ridge probes are solved in closed form.")
     if options.probe == "ridge" and not options.batch_norm:
-        raise ValueError(
-            "batch_norm=false is not possible with probe=ridge, which scales features itself; leave it out."
-        )
+        raise ValueError("batch_norm=false only applies with --probe adam; ridge probes scale features themselves.")
     chosen: dict[str, Any] = defaults | given
     if chosen["batch_size"] < 1:
         raise ValueError(f"batch_size={chosen['batch_size']} is not possible; it must be positive.")
@@ -171,10 +204,11 @@ def _report(
 ) -> None:
     """Print the table, draw the heat map and add every score to results.json."""
     rows = [["layer", "t", "input", "held-out", "accuracy", "+-"]]
+    paper = paper_point(inputs.config)
     for score in scores:
         rows.append(
             [
-                f"{score.layer}{' *' if score is winner else ''}",
+                f"{score.layer}{_marks(score, winner, paper)}",
                 str(score.timestep),
                 "noisy" if score.noisy else "clean",
                 f"{score.held_out:.2%}",
@@ -194,15 +228,67 @@ def _report(
             "checkpoint": inputs.checkpoint_name,
             "n": result.num_test,
             "chosen": score is winner,
+            "paper_point": (score.layer, score.timestep) == paper,
             "held_out_value": score.held_out,
         }
         add_result(inputs.output_dir, entry if score.stderr is None else {**entry, "stderr": score.stderr})
     print(table(rows))
-    print("* was chosen by the held-out tenth of the training images, not by the test set.")
+    print("* was chosen by the held-out tenth of the training images, not by the test set; p is the paper's point.")
+    _draw(heat_map(scores, winner, paper), inputs)
+
+
+def _marks(score: GridScore, winner: GridScore, paper: tuple[Any, int]) -> str:
+    """Return the marks of a cell in the table: `*` for the chosen one, `p` for the paper's point."""
+    return (" *" if score is winner else "") + (" p" if (score.layer, score.timestep) == paper else "")
+
+
+def _draw(figure: Figure, inputs: ProbeInputs) -> None:
+    """Write the heat map, and say where it and the numbers are."""
     pictures = inputs.output_dir / "pictures"
     pictures.mkdir(exist_ok=True)
-    FigureCanvasAgg(heat_map(scores, winner)).print_png(pictures / "grid_search.png")
+    FigureCanvasAgg(figure).print_png(pictures / "grid_search.png")
     print(f"Heat map: {pictures / 'grid_search.png'}; added to {inputs.output_dir / 'results.json'}")
+
+
+def _search_by_criterion(inputs: ProbeInputs, options: argparse.Namespace, timesteps: tuple[int, ...]) -> int:
+    """Search without labels: score the cells, report, and write the best into config.json."""
+    name, c = options.criterion, inputs.config
+    source = fixed_subset(inputs.train_source, MOST_IMAGES, seed=0)
+    size = {"image_size": c.image_size, "num_channels": c.num_channels, "num_workers": inputs.data.num_workers}
+    batches = list(iterate_once(source, **size, batch_size=256))
+    layers = inputs.layers or tuple(searched_layers(inputs.model))
+    n = sum(len(batch.images) for batch in batches)
+    print(f"Search by {name} ({CRITERIA[name].meaning}) of {n:,} images, {len(layers)} blocks x {len(timesteps)} t")
+    found = score_cells(inputs.model, batches, [name], layers=layers, timesteps=timesteps)[name]
+    scores = [
+        GridScore(layer, t, False, value, value, None)
+        for layer, values in zip(layers, found.tolist(), strict=True)
+        for t, value in zip(timesteps, values, strict=True)
+    ]
+    winner, paper = best_score(scores), paper_point(c)
+    print(
+        table(
+            [
+                ["layer", "t", name],
+                *([f"{s.layer}{_marks(s, winner, paper)}", str(s.timestep), f"{s.held_out:.4g}"] for s in scores),
+            ]
+        )
+    )
+    print("* has the best criterion, p is the paper's point. No label was looked at.")
+    for score in scores:
+        protocol = {"name": name, "layer": score.layer, "timestep": score.timestep, "input": "clean", "search": "grid"}
+        entry = {"metric": name, "value": score.held_out, "dataset": inputs.dataset_name, "split": inputs.data.split}
+        entry |= {
+            "protocol": protocol,
+            "seed": 0,
+            "checkpoint": inputs.checkpoint_name,
+            "n": n,
+            "chosen": score is winner,
+        }
+        add_result(inputs.output_dir, entry)
+    _draw(heat_map(scores, winner, paper, label=CRITERIA[name].meaning, scale=1), inputs)
+    _write(scores, inputs, options)
+    return 0
 
 
 def _write(scores: list[GridScore], inputs: ProbeInputs, options: argparse.Namespace) -> None:

@@ -1,0 +1,112 @@
+"""Criteria that choose a block and a time step without labels: effective rank, alignment, uniformity."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ldae.data import Batch
+
+from .alignment import alignment, uniformity
+from .features import Features, Layer, extract_features
+
+
+MOST_IMAGES = 5000  # that a criterion looks at: RankMe has settled by then, and uniformity compares all pairs
+
+
+def rankme(features: torch.Tensor, eps: float = 1e-7) -> float:
+    """
+    Compute RankMe, the effective rank of features (Garrido et al. 2023, eq. 1).
+
+    It is exp(-sum p log p), with p the singular values of the matrix of features, not centred, divided by their sum.
+
+    Args:
+        features (`torch.Tensor` of shape `(n, C)`): One row an image.
+        eps (`float`, defaults to 1e-7): Added to each p, as in the paper.
+
+    Returns:
+        `float`, from 1 (all features on a line) to min(n, C) (no direction preferred).
+
+    Raises:
+        ValueError: if features are not `(n, C)` with n > 0, or not finite.
+
+    Example:
+        >>> round(rankme(torch.eye(8)), 2), round(rankme(torch.ones(8, 4)), 2)
+        (8.0, 1.0)
+    """
+    if features.ndim != 2 or not len(features):
+        raise ValueError(f"features must be (n, C) with n of 1 or more; got {tuple(features.shape)}.")
+    x = features.double()
+    if not x.isfinite().all():
+        raise ValueError("features must be finite; these hold NaN or infinity, as a broken checkpoint gives.")
+    # Singular values from the eigenvalues of the smaller Gram matrix.
+    gram = x.T @ x if x.shape[0] >= x.shape[1] else x @ x.T
+    values = torch.linalg.eigvalsh(gram).clamp(min=0)
+    values = torch.where(values > values.max() * 1e-13, values, 0).sqrt()  # below that is rounding
+    p = values / values.sum() + eps
+    return float(torch.exp(-(p * p.log()).sum()))
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A criterion: `score(x, y)` of two views of the same images `(n, C)`, greater is better; `views` it looks at."""
+
+    score: Callable[[torch.Tensor, torch.Tensor], float]
+    views: int
+    meaning: str
+
+
+CRITERIA = {
+    "rankme": Criterion(lambda x, y: rankme(x), 1, "effective rank of the features"),
+    "alignment": Criterion(lambda x, y: -alignment(x, y), 2, "minus the distance of two noisings of an image"),
+    "uniformity": Criterion(lambda x, y: -uniformity(x), 1, "minus the uniformity of the features on the sphere"),
+    "alignment_uniformity": Criterion(
+        lambda x, y: -alignment(x, y) - uniformity(x), 2, "minus the sum of alignment and uniformity"
+    ),
+}
+
+
+def score_cells(
+    model: Any,
+    batches: Sequence[Batch],
+    criteria: Iterable[str],
+    *,
+    layers: Sequence[Layer],
+    timesteps: Sequence[int],
+    **extraction: Any,
+) -> dict[str, torch.Tensor]:
+    """
+    Score every block and time step by criteria that need no labels.
+
+    Args:
+        model (`PreTrainedModel`): An l-DAE or a DDAE.
+        batches (`Sequence[Batch]`): uint8 images; labels are not looked at. At most `MOST_IMAGES` are worth their time.
+        criteria (`Iterable[str]`): Names of `CRITERIA`.
+        layers (`Sequence`), timesteps (`Sequence[int]`): The cells.
+        **extraction: `device` and `dtype`, as of [`~ldae.evaluation.features.extract_features`].
+
+    Returns:
+        `dict` from a criterion to scores `(L, T)` in float64; greater is better.
+
+    Raises:
+        ValueError: for an unknown criterion, or features that are not finite.
+    """
+    names = list(criteria)
+    for name in names:
+        if name not in CRITERIA:
+            raise ValueError(f"criterion={name!r} is unknown; choose one of {', '.join(CRITERIA)}.")
+
+    def features(**noise: Any) -> Features:
+        return extract_features(model, batches, layers=layers, timesteps=timesteps, **noise, **extraction)
+
+    clean = features()
+    views = [features(noisy=True, seed=seed) for seed in (0, 1)] if any(CRITERIA[n].views == 2 for n in names) else []
+    scores = {name: torch.empty(len(layers), len(timesteps), dtype=torch.float64) for name in names}
+    for row in range(len(layers)):
+        for column in range(len(timesteps)):
+            for name in names:
+                used = views if CRITERIA[name].views == 2 else [clean, clean]
+                x, y = (view.values[:, row, column] for view in used)  # (n, C)
+                scores[name][row, column] = CRITERIA[name].score(x, y)
+    return scores
