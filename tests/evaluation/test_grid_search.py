@@ -215,7 +215,7 @@ def test_without_labels_a_criterion_chooses(checkpoint, few_digits, tmp_path, ca
         rows = open_images(DataConfig(str(few_digits)), name).dataset.with_format(None)
         rows.remove_columns("label").to_parquet(unlabelled / f"{name}.parquet")
     options = ["--dataset", str(unlabelled), "--num_workers", "0", "--timesteps", "10,400"]
-    with pytest.raises(ValueError, match="no label column.*--criterion rankme"):
+    with pytest.raises(ValueError, match=r"no label column.*--criterion rankme"):
         grid_search.main([str(checkpoint), *options])
     assert grid_search.main([str(checkpoint), *options, "--criterion", "rankme"]) == 0
     assert "No label was looked at." in capsys.readouterr().out

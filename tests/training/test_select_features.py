@@ -53,5 +53,5 @@ def unlabelled(tmp_path):
 def test_without_labels_there_is_no_search_unless_asked_for(make_recipe, unlabelled):
     folder = pretrain(make_recipe(**SEARCHED, dataset=unlabelled)).path
     assert AutoModel.from_pretrained(folder).config.feature_timestep == 10
-    with pytest.raises(ValueError, match="select_features=true needs labels.*--criterion rankme"):
+    with pytest.raises(ValueError, match=r"select_features=true needs labels.*--criterion rankme"):
         pretrain(make_recipe("asked", **SEARCHED | {"select_features": True}, dataset=unlabelled))
