@@ -1,12 +1,8 @@
 """
-transformers' own common tests as the judge of the four models. They ship in transformers' source archive alone, hence
-they run where it is at hand:
+Run transformers' own common tests on the four models.
 
-    pip download --no-deps --no-binary :all: transformers==5.23.0 && tar xzf transformers-5.23.0.tar.gz
-    pip install parameterized
-    LDAE_TRANSFORMERS_TESTS=transformers-5.23.0 python -m pytest tests/models/test_transformers_common.py
-
-The archive's version must be the installed one's.
+They ship in transformers' source archive alone, which `make test` fetches; LDAE_TRANSFORMERS_TESTS names its folder. The
+archive's version must be the installed one's.
 """
 
 import importlib
@@ -36,9 +32,8 @@ SOURCE = os.environ.get("LDAE_TRANSFORMERS_TESTS")
 if SOURCE is None:
     version = transformers.__version__
     pytest.skip(
-        "transformers' common tests come with its source archive: "
-        f"pip download --no-deps --no-binary :all: transformers=={version}; tar xzf transformers-{version}.tar.gz; "
-        f"pip install parameterized; and set LDAE_TRANSFORMERS_TESTS=transformers-{version}.",
+        f"transformers' common tests come with its source archive: run `make test`, or unpack transformers-{version}.tar.gz "
+        "and set LDAE_TRANSFORMERS_TESTS to its folder.",
         allow_module_level=True,
     )
 pytest.importorskip("parameterized", reason="transformers' common tests need it: pip install parameterized")

@@ -68,10 +68,6 @@ class LDAEPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": record_every(LDAELayer), "attentions": LDAEAttention}
     _input_embed_layer = "projection"
-    # By name: for the whole tokenizer, transformers would turn the boolean `fitted` into a float32 too.
-    _keep_in_fp32_modules_strict = [
-        f"tokenizer.{name}" for name in ("mean", "components", "explained_variance", "decoder_weight", "vae")
-    ]
     # An encoder loads from a whole denoiser: the decoder's blocks and its head stay behind.
     _keys_to_ignore_on_load_unexpected = [r"^(ldae\.)?layers\.\d+\.", r"^(head|classifier)\."]
 
@@ -124,6 +120,9 @@ class LDAEModel(LDAEPreTrainedModel):
         self.conditioning = LDAEConditioning(config)
         num_layers = config.num_hidden_layers if num_layers is None else num_layers
         self.layers = nn.ModuleList([LDAELayer(config) for _ in range(num_layers)])
+        # By name: for the whole tokenizer, transformers would turn the boolean `fitted` into a float32 too.
+        floats = (name for name, value in self.tokenizer.state_dict().items() if value.is_floating_point())
+        self._keep_in_fp32_modules_strict = {f"tokenizer.{name.partition('.')[0]}" for name in floats}
         self.post_init()
 
     @merge_with_config_defaults
