@@ -27,7 +27,12 @@ class DDAECorruption(Corruption):
         return {"gammas": gamma2.sqrt(), "sigmas": (1 - gamma2).sqrt()}
 
     def network_times(self, timesteps: torch.Tensor) -> torch.Tensor:
-        """What the network is told of time steps: these themselves."""
+        """
+        Return what the network is told of time steps: t itself, as diffusers' pipelines tell their networks.
+
+        The DDAE authors' public code tells its UNet t / 1000. Both are embedded by the same sinusoids, so weights of one
+        do not fit the other.
+        """
         return timesteps
 
 
