@@ -26,8 +26,9 @@ class Reading:
     How images are read and features computed and kept; nothing of it changes a result but `dtype`.
 
     Args:
-        decode_size (`int`, *optional*, in pixels): Side of the images that random resized crops are cut from; by default
-            the model's image size.
+        decode_size (`int`, *optional*, in pixels): Side of the centre crops that random resized crops are cut from; by
+            default the model's image size. (Pre-training cuts them from whole images. Here decoded images are kept between
+            epochs.)
         batch_size (`int`, defaults to 256): Images of a forward.
         num_workers (`int`, defaults to 0): Worker processes that decode.
         device (`torch.device` or `str`, *optional*): Where to compute; by default where the model is.
