@@ -42,7 +42,7 @@ def test_depends_on_the_seed_and_the_position():
 
 def test_boxes_lie_inside_and_have_the_asked_area_and_ratio():
     uniform = torch.rand(20_000, 2 * TRIALS + 2, generator=torch.Generator().manual_seed(0))
-    left, top, width, height = draw_boxes(uniform, 32, (0.3, 0.9)).unbind(1)
+    left, top, width, height = draw_boxes(uniform, 32, 32, (0.3, 0.9)).unbind(1)
     assert (left >= 0).all() and (top >= 0).all()
     assert (left + width <= 32 + 1e-4).all() and (top + height <= 32 + 1e-4).all()
     area = width * height / 32**2
@@ -54,7 +54,7 @@ def test_boxes_lie_inside_and_have_the_asked_area_and_ratio():
 
 def test_a_box_that_never_fits_is_the_whole_image():
     uniform = torch.full((1, 2 * TRIALS + 2), 0.999)  # nearly all of the area, twice as wide as it may be
-    assert draw_boxes(uniform, 16, (1.0, 1.0)).tolist() == [[0, 0, 16, 16]]
+    assert draw_boxes(uniform, 16, 16, (1.0, 1.0)).tolist() == [[0, 0, 16, 16]]
 
 
 def test_whole_image_as_a_box_changes_nothing_but_the_flip(monkeypatch):

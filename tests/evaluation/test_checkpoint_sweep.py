@@ -75,7 +75,7 @@ def test_every_checkpoint_is_probed_and_scored_and_nothing_twice(run, capsys, mo
     by_hand = ridge_accuracy(train.flat[:, 0], train.classes, test.flat[:, 0], test.classes, holdout=0.1, seed=0)
     ridge = results[-4]
     assert (ridge["value"], ridge["held_out_value"]) == pytest.approx((by_hand.accuracy, by_hand.holdout_accuracy))
-    assert ridge["protocol"]["layer"] == encoder.config.feature_layer and ridge["protocol"]["timestep"] == 11
+    assert ridge["protocol"]["layer"] == encoder.config.feature_layer and ridge["protocol"]["timestep"] == 10
 
     # again: nothing is computed, and the table is the same
     monkeypatch.setattr(checkpoint_sweep, "extract_features", None)

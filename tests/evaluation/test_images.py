@@ -2,7 +2,8 @@ import pytest
 import torch
 from datasets import Dataset
 
-from ldae.data import DataConfig, iterate_once, open_images
+from ldae.data import DataConfig, iterate_once, open_images, prepare_images
+from ldae.data.augment import RandomCrop
 from ldae.evaluation import images as images_module
 from ldae.evaluation.images import ImageSet, fixed_subset
 
@@ -40,6 +41,24 @@ def test_a_mask_and_shifted_positions(digits):
     part = list(images.batches(mask, skip_positions=1000))
     assert torch.equal(joined(part, "positions"), torch.arange(360)[mask] + 1000)
     assert torch.equal(joined(part, "labels"), joined(images.batches(), "labels")[mask])
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_random_crops_are_those_of_the_positions_of_a_pass(digits, num_workers):
+    """Of square images they are the crops of decoded images, but for the rounding to 8 bits."""
+    mask = torch.arange(360) % 2 == 0
+    images = ImageSet(
+        digits[1], image_size=16, batch_size=100, num_workers=num_workers, crop=RandomCrop(3, (0.2, 1.0))
+    )
+    cropped = list(images.batches(mask, skip_positions=1000))
+    plain = list(ImageSet(digits[1], image_size=16).batches(mask, skip_positions=1000))
+    assert torch.equal(joined(cropped, "positions"), joined(plain, "positions"))
+    assert torch.equal(joined(cropped, "images"), joined(images.batches(mask, skip_positions=1000), "images"))
+    assert not torch.equal(joined(cropped, "images"), joined(images.batches(mask, skip_positions=2000), "images"))
+    options = {"image_size": 16, "random_resized_crop": True, "crop_scale": (0.2, 1.0)}
+    expected = torch.cat([prepare_images(batch.images, batch.positions, 3, **options) for batch in plain])
+    found = joined(cropped, "images") / 127.5 - 1
+    torch.testing.assert_close(found, expected, atol=1.1 / 127.5, rtol=0)
 
 
 @pytest.mark.parametrize("streaming", [False, True])

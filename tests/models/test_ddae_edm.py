@@ -52,15 +52,26 @@ def test_the_loss_is_that_of_the_networks_own_target():
 
 def test_features_are_read_at_a_level_counted_from_the_clean_end(tmp_path):
     model, x0 = small_model(parametrization="edm"), pixels()
-    assert model.config.feature_timestep == 4 and model.config.num_train_timesteps == 18
+    assert model.config.feature_timestep == 3 and model.config.num_train_timesteps == 18
     model.save_pretrained(tmp_path)
     encoder = AutoModel.from_pretrained(tmp_path)
-    level = (0.002 ** (1 / 7) + 4 / 17 * (80 ** (1 / 7) - 0.002 ** (1 / 7))) ** 7
-    assert encoder.corruption.levels[4].item() == pytest.approx(level, rel=1e-4)
+    level = (0.002 ** (1 / 7) + 3 / 17 * (80 ** (1 / 7) - 0.002 ** (1 / 7))) ** 7
+    assert encoder.corruption.levels[3].item() == pytest.approx(level, rel=1e-4)
     scaled, c_noise = x0 / math.hypot(level, 0.5), torch.tensor(math.log(level) / 4)
     with torch.no_grad():
         expected = encoder.denoiser(scaled, c_noise).sample.mean(dim=(2, 3))
         torch.testing.assert_close(encoder(x0).pooler_output, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_levels_are_those_of_the_public_code_whose_list_begins_with_a_zero():
+    """times[t] of the public code is our level t - 1: its grid 3, 4, 5 is 2, 3, 4 here."""
+    levels = small_model(parametrization="edm").ddae.corruption.levels
+    steps = torch.arange(18, dtype=torch.float64) / 17
+    schedule = (80 ** (1 / 7) + steps * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    times = torch.cat([schedule, torch.zeros(1, dtype=torch.float64)]).flip(0)  # the public code's list
+    torch.testing.assert_close(levels.double(), times[1:], rtol=1e-4, atol=0)
+    assert times[1].item() == pytest.approx(0.002)
+    assert levels[[2, 3, 4]].tolist() == pytest.approx([0.023, 0.0599, 0.1395], abs=1e-3)
 
 
 def test_its_folder_samples_in_eighteen_steps(tmp_path):

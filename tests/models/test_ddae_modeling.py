@@ -56,8 +56,8 @@ def test_the_default_is_the_clean_input_and_deterministic() -> None:
     with torch.no_grad():
         first = model(images)
         assert torch.equal(first.last_hidden_state, model(images).last_hidden_state)
-        clean = model(images, torch.tensor([11]), torch.zeros_like(images))
-        noisy = model(images, torch.tensor([11]), torch.randn_like(images))
+        clean = model(images, torch.tensor([10]), torch.zeros_like(images))
+        noisy = model(images, torch.tensor([10]), torch.randn_like(images))
     torch.testing.assert_close(first.last_hidden_state, clean.last_hidden_state)
     assert not torch.allclose(first.last_hidden_state, noisy.last_hidden_state, atol=1e-3)
     assert first.last_hidden_state.shape == (3, 64, 16)
@@ -75,7 +75,7 @@ def test_a_latent_network_sees_the_scaled_posterior_mean() -> None:
         model = DDAEModel.from_diffusers(unet, TAP, vae=vae, empty_prompt=prompt)
         assert (model.config.image_size, model.config.num_channels, model.encode(images).shape) == (16, 3, z.shape)
         assert torch.equal(model.encode(images), z)
-        seen = hooked(unet, TAP, lambda z=z: call(unet, gamma(11) * z, 11, prompt))
+        seen = hooked(unet, TAP, lambda z=z: call(unet, gamma(10) * z, 10, prompt))
         assert torch.equal(model(images).last_hidden_state, tokens_of(seen))
         assert not [name for name in model.state_dict() if "decoder" in name or "post_quant" in name]
         assert not any(parameter.requires_grad for parameter in model.vae.parameters())
@@ -87,7 +87,7 @@ def test_networks_with_classes_are_told_the_null_class() -> None:
     with pytest.raises(ValueError, match=r"null_class=None is not possible; it must be from 0 to 3"):
         DDAEModel.from_diffusers(unet, TAP)
     model, x = DDAEModel.from_diffusers(unet, TAP, null_class=3), draw_input(unet)
-    seen = hooked(unet, TAP, lambda: unet(gamma(11) * x, 11, class_labels=torch.tensor([3, 3])))
+    seen = hooked(unet, TAP, lambda: unet(gamma(10) * x, 10, class_labels=torch.tensor([3, 3])))
     assert torch.equal(model(x).last_hidden_state, tokens_of(seen))
     dit = DDAEModel.from_diffusers(small_dit(), null_class=2)
     assert dit.config.null_class == 2

@@ -58,7 +58,7 @@ watch("ddpm", unet.up_blocks[0].attentions[1])
 schedule = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
 DDPMPipeline(unet, schedule).save_pretrained(folder / "ddpm")
 with torch.no_grad():
-    unet(schedule.alphas_cumprod[11].sqrt() * images, 11)
+    unet(schedule.alphas_cumprod[10].sqrt() * images, 10)
 
 vae = AutoencoderKL(
     latent_channels=4, down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, **levels
@@ -71,7 +71,7 @@ ddim = DDIMScheduler()
 DiTPipeline(dit, vae, ddim).save_pretrained(folder / "dit")
 with torch.no_grad():
     z = vae.encode(images).latent_dist.mode() * vae.config.scaling_factor
-    dit(ddim.alphas_cumprod[11].sqrt() * z, torch.tensor([11, 11]), torch.tensor([10, 10]))
+    dit(ddim.alphas_cumprod[121].sqrt() * z, torch.tensor([121, 121]), torch.tensor([10, 10]))
 
 words = ["<|startoftext|>", "<|endoftext|>", *(chr(c) for c in range(97, 123)), *(chr(c) + "</w>" for c in range(97, 123))]
 (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
@@ -92,7 +92,7 @@ pipeline = StableDiffusionPipeline(vae, text_encoder, tokenizer, conditional, pn
 pipeline.save_pretrained(folder / "stable_diffusion")
 with torch.no_grad():
     _, empty = pipeline.encode_prompt("an oak", "cpu", 1, True, negative_prompt="")
-    conditional(pndm.alphas_cumprod[11].sqrt() * z, 11, empty.expand(2, -1, -1))
+    conditional(pndm.alphas_cumprod[10].sqrt() * z, 10, empty.expand(2, -1, -1))
 
 save_file(seen, folder / "seen.safetensors")
 """
@@ -169,7 +169,7 @@ def test_a_network_s_folder_alone_takes_what_is_given_beside_it(tmp_path: Path) 
     assert (model.config.num_channels, model.config.image_size, model.config.feature_timestep) == (3, 32, 5)
     assert model.feature_layers == {"transformer_blocks.0": (64, 16)}
     assert torch.equal(model.corruption.gammas, scheduler.alphas_cumprod.sqrt())
-    assert DDAEModel.from_diffusers(tmp_path / "dit", scheduler=scheduler).config.feature_timestep == 2  # 11 of 1000
+    assert DDAEModel.from_diffusers(tmp_path / "dit", scheduler=scheduler).config.feature_timestep == 2  # 10 of 1000
 
 
 def test_a_prompt_that_nobody_knows_is_zeros_and_said_to_be(caplog: pytest.LogCaptureFixture) -> None:

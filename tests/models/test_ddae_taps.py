@@ -1,19 +1,30 @@
 """Every tap of every network: the cut network gives what a hook on the whole one sees, and ships nothing more."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from ldae import DDAEConfig, DDAEModel, LDAEModel
 from ldae.models.denoisers_ddae import block_ends
 from ldae.models.taps_ddae import tokens_of
-from tests.models.small_diffusers import call, draw_input, gamma, hooked, small_conditional_unet, small_dit, small_unet
+from tests.models.small_diffusers import (
+    call,
+    draw_input,
+    gamma,
+    hooked,
+    small_conditional_unet,
+    small_dit,
+    small_unet,
+    small_vae,
+)
 from tests.models.small_models import draw_corruption, draw_images, open_gates, small_config
 
 
-T = 11
+T = 10
 NETWORKS: dict[str, Any] = {
     "unet": small_unet,
     "unet with attention": lambda: small_unet("AttnDownBlock2D", "AttnUpBlock2D", layers_per_block=2),
@@ -131,11 +142,40 @@ def test_defaults() -> None:
     assert DDAEModel.from_diffusers(attended).config.feature_layer == "up_blocks.1.resnets.1"  # the 6th of 8
     assert DDAEModel.from_diffusers(small_unet()).config.feature_layer == "up_blocks.0.resnets.1"  # the middle of 4
     assert DDAEModel.from_diffusers(small_dit()).config.feature_layer == "transformer_blocks.1"  # the middle of 3
-    assert DDAEModel.from_diffusers(small_dit()).config.feature_timestep == 11
-    with torch.device("meta"):
-        paper = DDAEModel(DDAEConfig())
-    assert paper.config.feature_layer == "up_blocks.1.resnets.2"
-    assert paper.feature_layers["up_blocks.1.resnets.2"] == (256, 8, 8)
+    assert DDAEModel.from_diffusers(small_dit()).config.feature_timestep == 10
+    latent = DDAEModel.from_diffusers(small_dit(num_layers=28), vae=small_vae(), image_size=16)
+    assert (latent.config.feature_layer, latent.config.feature_timestep) == ("transformer_blocks.13", 121)
+
+
+@pytest.mark.parametrize(
+    ("parametrization", "timestep", "small", "large"),
+    [
+        ("ddpm", 10, ("up_blocks.1.resnets.2", (256, 8, 8)), ("up_blocks.1.attentions.0", (256, 16, 16))),
+        ("edm", 3, ("up_blocks.2.attentions.0", (256, 16, 16)), ("up_blocks.1.attentions.1", (256, 16, 16))),
+    ],
+)
+def test_the_default_tap_of_the_papers_unets_is_the_public_codes(parametrization, timestep, small, large) -> None:
+    """out_6 of a DDPM and out_7 of an EDM: up blocks with their attention, counted from 1."""
+    recipe = Path(__file__).parents[2] / "training" / "recipes" / "ddae_cifar10_edm_large.yaml"
+    for network, (tap, shape) in (
+        (None, small),
+        (yaml.safe_load(recipe.read_text())["model"]["denoiser_config"], large),
+    ):
+        with torch.device("meta"):
+            model = DDAEModel(DDAEConfig(parametrization=parametrization, denoiser_config=network))
+        assert (model.config.feature_layer, model.config.feature_timestep) == (tap, timestep)
+        assert model.feature_layers[tap] == shape
+        ends = [name for name in block_ends(list(model.feature_layers)) if name.startswith("up_blocks.")]
+        assert ends.index(tap) == {"ddpm": 6, "edm": 7}[parametrization] - 1
+
+
+def test_ddpms_noise_at_the_default_time_step_is_the_public_codes() -> None:
+    """Its t = 11 counts from 1: index 10 of a table of 1000 betas from 1e-4 to 0.02."""
+    model = DDAEModel.from_diffusers(small_unet())
+    kept = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)[:11]).prod()
+    assert model.config.feature_timestep == 10
+    assert model.corruption.sigmas[10].item() == pytest.approx((1 - kept).sqrt().item(), abs=1e-5)
+    assert model.corruption.sigmas[10].item() == pytest.approx(0.04683, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["up_blocks.1.resnets.7", "conv_in", "up_blocks"])

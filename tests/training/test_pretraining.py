@@ -89,6 +89,18 @@ def test_stopping_and_resuming_changes_no_bit(make_recipe, changes):
     assert losses(whole) == losses(parts)
 
 
+def test_images_are_cropped_once_while_decoding_or_afterwards(make_recipe):
+    """Of square images both are the same boxes, but for the rounding of the first to 8 bits."""
+    during = PretrainingRun(make_recipe("during", horizontal_flip=False))
+    batch = next(during.loader)
+    pixels = during.pixels(batch, batch.positions)
+    assert torch.equal(pixels, batch.images.float() / 127.5 - 1)
+    after = PretrainingRun(make_recipe("after", horizontal_flip=False, decode_size=16))
+    whole = next(after.loader)
+    assert torch.equal(whole.positions, batch.positions) and not torch.equal(whole.images, batch.images)
+    torch.testing.assert_close(after.pixels(whole, whole.positions), pixels, atol=1.1 / 127.5, rtol=0)
+
+
 def test_more_budget_extends_a_finished_run(make_recipe):
     pretrain(make_recipe(images=128))
     folder = pretrain(make_recipe(images=256)).path

@@ -1,6 +1,8 @@
 """From decoded pixels, or latents of a cache, to the model's input, on batched tensors and on their device."""
 
 import math
+from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch.nn import functional as F
@@ -10,6 +12,7 @@ from ..models.randomness_ldae import AUGMENTATION, keyed_uniform
 
 CROP_RATIO = (3 / 4, 4 / 3)  # width / height
 TRIALS = 10
+BLOCK = 64  # positions whose boxes are drawn together
 
 
 def prepare_images(
@@ -27,9 +30,11 @@ def prepare_images(
     Pixels 0..255 to floats in [-1, 1], with the random crop and flip where asked.
 
     The crop is the usual one: a box of `crop_scale` of the area and of a ratio of sides between 3/4 and 4/3
-    (log-uniform), drawn up to ten times until it fits and otherwise the whole image, resized bilinearly. Box and flip
-    depend on `seed` and an example's position in the run and on nothing else. Without a crop the values are those of
-    `ViTImageProcessor` with mean and standard deviation 0.5; images larger than `image_size` are centre-cropped.
+    (log-uniform), drawn up to ten times until it fits and otherwise the whole image, resized bilinearly and antialiased.
+    Here it is cut from images that are decoded already. [`RandomCrop`] cuts the same box from the whole image while it is
+    decoded. Box and flip depend on `seed` and an example's position in the run and on nothing else. Without a crop the
+    values are those of `ViTImageProcessor` with mean and standard deviation 0.5; images larger than `image_size` are
+    centre-cropped.
 
     Args:
         images (`torch.ByteTensor` of shape `(b, C, R, R)`): Decoded images.
@@ -73,7 +78,7 @@ def prepare_images(
         if horizontal_flip:
             flip = coin
         if random_resized_crop:
-            boxes = draw_boxes(uniform, size, crop_scale)  # (b, 4)
+            boxes = draw_boxes(uniform, size, size, crop_scale)  # (b, 4)
             return _resize_boxes(pixels, boxes, flip, image_size)
     if size < image_size:
         raise ValueError(
@@ -128,30 +133,83 @@ def _draw(positions: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tenso
     return uniform[:, :-1], uniform[:, -1] < 0.5
 
 
-def draw_boxes(uniform: torch.Tensor, size: int, crop_scale: tuple[float, float]) -> torch.Tensor:
+@dataclass(frozen=True)
+class RandomCrop:
     """
-    Boxes of the random resized crop inside square images.
+    Random resized crop of a whole image, of any ratio of sides, for a decoder.
+
+    The box depends on `seed`, the example's position in the run and the image's size, and on nothing else. Of a square
+    image it is the box that [`prepare_images`] cuts.
+
+    Args:
+        seed (`int`): Seed of the run.
+        crop_scale (`tuple[float, float]`): Range of the box's share of the area.
+
+    Example:
+
+    ```python
+    >>> from ldae.data.augment import RandomCrop
+    >>> left, top, right, bottom = RandomCrop(0, (0.2, 1.0)).box(7, width=400, height=300)
+    >>> 0 <= left < right <= 400 and 0 <= top < bottom <= 300
+    True
+
+    ```
+    """
+
+    seed: int
+    crop_scale: tuple[float, float]
+
+    def box(self, position: int, width: int, height: int) -> tuple[float, float, float, float]:
+        """
+        Draw the box of the example at a position.
+
+        Args:
+            position (`int`): The example's position in the run.
+            width, height (`int`, in pixels): Size of its image.
+
+        Returns:
+            `tuple` of left, top, right and bottom in pixels, not rounded.
+        """
+        block, place = divmod(position, BLOCK)
+        left, top, w, h = _block_of_boxes(self, block, width, height)[place]
+        return left, top, min(left + w, width), min(top + h, height)  # rounding must not leave the image
+
+
+@lru_cache(maxsize=16)  # tensors of one position cost as much as those of many, and images often have one size
+def _block_of_boxes(crop: RandomCrop, block: int, width: int, height: int) -> list[list[float]]:
+    """Draw the boxes of `BLOCK` neighbouring positions, were all of their images of this size."""
+    uniform, _ = _draw(torch.arange(block * BLOCK, (block + 1) * BLOCK), crop.seed)  # (BLOCK, 22)
+    return draw_boxes(uniform, width, height, crop.crop_scale).tolist()
+
+
+def draw_boxes(uniform: torch.Tensor, width: int, height: int, crop_scale: tuple[float, float]) -> torch.Tensor:
+    """
+    Draw boxes of the random resized crop inside images of one size.
 
     Args:
         uniform (`torch.FloatTensor` of shape `(b, 2 * TRIALS + 2)`): Numbers in [0, 1): area and ratio of each trial,
             then the place.
-        size (`int`, in pixels): Side of the images.
+        width, height (`int`, in pixels): Size of the images.
         crop_scale (`tuple[float, float]`): Range of the box's share of the area.
 
     Returns:
-        `torch.FloatTensor` of shape `(b, 4)`: left, top, width, height in pixels, not rounded.
+        `torch.FloatTensor` of shape `(b, 4)`: left, top, width, height in pixels, not rounded. Where no trial fits, the
+        largest box in the middle whose ratio of sides is allowed: of a square image the whole.
     """
     low, high = (math.log(ratio) for ratio in CROP_RATIO)
     area = crop_scale[0] + (crop_scale[1] - crop_scale[0]) * uniform[:, :TRIALS]  # (b, trials), share of the area
     root_ratio = ((low + (high - low) * uniform[:, TRIALS : 2 * TRIALS]) / 2).exp()  # (b, trials)
-    width, height = area.sqrt() * root_ratio, area.sqrt() / root_ratio  # (b, trials), share of the side
-    fits = (width <= 1) & (height <= 1)
+    root_shape = math.sqrt(width / height)
+    w, h = area.sqrt() * root_ratio / root_shape, area.sqrt() / root_ratio * root_shape  # (b, trials), shares of sides
+    fits = (w <= 1) & (h <= 1)
     first = fits.int().argmax(dim=1, keepdim=True)  # (b, 1)
     none_fits = ~fits.any(dim=1)
-    width = width.gather(1, first)[:, 0].masked_fill(none_fits, 1.0)  # (b,)
-    height = height.gather(1, first)[:, 0].masked_fill(none_fits, 1.0)  # (b,)
-    left, top = uniform[:, -2] * (1 - width), uniform[:, -1] * (1 - height)  # (b,)
-    return torch.stack([left, top, width, height], dim=1) * size  # (b, 4)
+    widest, narrowest = CROP_RATIO[1] * height / width, width / (CROP_RATIO[0] * height)
+    w = w.gather(1, first)[:, 0].masked_fill(none_fits, min(1.0, widest))  # (b,)
+    h = h.gather(1, first)[:, 0].masked_fill(none_fits, min(1.0, narrowest))  # (b,)
+    place = uniform[:, -2:].masked_fill(none_fits[:, None], 0.5)  # (b, 2)
+    left, top = place[:, 0] * (1 - w), place[:, 1] * (1 - h)  # (b,)
+    return torch.stack([left * width, top * height, w * width, h * height], dim=1)  # (b, 4)
 
 
 def _shift(pixels: torch.Tensor, places: torch.Tensor, padding: int) -> torch.Tensor:
@@ -164,11 +222,20 @@ def _shift(pixels: torch.Tensor, places: torch.Tensor, padding: int) -> torch.Te
 
 
 def _resize_boxes(pixels: torch.Tensor, boxes: torch.Tensor, flip: torch.Tensor, image_size: int) -> torch.Tensor:
-    size = pixels.shape[-1]
-    left, top, width, height = (column[:, None] for column in boxes.unbind(1))  # (b, 1)
-    centres = ((torch.arange(image_size, device=pixels.device) + 0.5) / image_size).expand(len(pixels), -1)  # (b, S)
-    x = left + torch.where(flip[:, None], 1 - centres, centres) * width  # (b, S), in pixels
-    y = top + centres * height
-    x, y = 2 * x / size - 1, 2 * y / size - 1  # edges of the image at -1 and 1: align_corners=False
-    grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=-1)  # (b, S, S, 2)
-    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)  # (b, C, S, S)
+    """Resize boxes `(b, 4)` of images `(b, C, R, R)` to `(b, C, S, S)`, bilinearly with antialiasing, as Pillow does."""
+    left, top, width, height = boxes.unbind(1)  # (b,)
+    columns = _resampling(left, width, pixels.shape[-1], image_size)  # (b, S, R)
+    columns = torch.where(flip[:, None, None], columns.flip(1), columns)
+    rows = _resampling(top, height, pixels.shape[-2], image_size)  # (b, S, R)
+    narrowed = pixels @ columns.transpose(1, 2)[:, None]  # (b, C, R, S)
+    return rows[:, None] @ narrowed  # (b, C, S, S)
+
+
+def _resampling(begin: torch.Tensor, length: torch.Tensor, size: int, image_size: int) -> torch.Tensor:
+    """Weights `(b, S, R)` of an axis's R pixels in the S pixels that `length` of them, from `begin` on, are resized to."""
+    step = (length / image_size)[:, None, None]  # (b, 1, 1), pixels of the image for one of the result
+    target = torch.arange(image_size, device=begin.device) + 0.5
+    centres = begin[:, None, None] + target[None, :, None] * step  # (b, S, 1)
+    places = torch.arange(size, device=begin.device) + 0.5  # (R,)
+    weights = (1 - (places - centres).abs() / step.clamp(min=1)).clamp(min=0)  # (b, S, R), a triangle
+    return weights / weights.sum(dim=2, keepdim=True)

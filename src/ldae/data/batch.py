@@ -3,11 +3,13 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
+from .augment import RandomCrop
 from .decode import UnreadableImageError, decode_image
 
 
@@ -59,19 +61,32 @@ class WorkerBatch:
 
 @dataclass(frozen=True)
 class Decoder:
-    """Decodes records to pixels of one size and counts what it meets."""
+    """
+    Decodes records to pixels of one size and counts what it meets.
+
+    Args:
+        num_channels (`int`): 3 (RGB) or 1 (luminance).
+        size (`int`, in pixels): Side of the result.
+        crop ([`~ldae.data.augment.RandomCrop`], *optional*): Cuts a random box of the whole image, instead of its centre.
+    """
 
     num_channels: int
     size: int
+    crop: RandomCrop | None = None
 
     def __post_init__(self) -> None:
         if self.num_channels not in (1, 3):
             raise ValueError(f"num_channels={self.num_channels}: images have 3 channels (RGB) or 1 (luminance)")
 
-    def __call__(self, record: Any, counts: Counter[str]) -> np.ndarray | None:
-        """The pixels `(C, R, R)`, or `None` for an unreadable image."""
+    def __call__(self, record: Any, counts: Counter[str], position: int | None = None) -> np.ndarray | None:
+        """Return the pixels `(C, R, R)`, or `None` for an unreadable image; a random box is that of the position."""
+        box = None
+        if self.crop is not None:
+            if position is None:
+                raise ValueError("position=None must be the example's position in the run, which draws its crop.")
+            box = partial(self.crop.box, position)
         try:
-            pixels, notes = decode_image(record, self.num_channels, self.size)
+            pixels, notes = decode_image(record, self.num_channels, self.size, box)
         except UnreadableImageError as error:
             counts[f"{SKIPPED} {error.reason}"] += 1
             return None
@@ -84,7 +99,9 @@ class Decoder:
 class StoredLatents:
     """In the place of a [`Decoder`] where records are latents `(V, N, d)`, or `None` for an image that could not be read."""
 
-    def __call__(self, record: np.ndarray | None, counts: Counter[str]) -> np.ndarray | None:
+    def __call__(
+        self, record: np.ndarray | None, counts: Counter[str], position: int | None = None
+    ) -> np.ndarray | None:
         if record is None:
             counts[f"{SKIPPED} unreadable when cached"] += 1
         return record

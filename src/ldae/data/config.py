@@ -22,9 +22,10 @@ class DataConfig:
         shuffle_window (`int`, defaults to 1024): When streaming, how many undecoded examples each worker holds and
             shuffles at a time.
         num_workers (`int`, defaults to 2): Worker processes of each process's loader; 0 decodes in the process itself.
-        decode_size (`int`, *optional*, in pixels): Side to which images are resized and centre-cropped when decoded,
-            the input of the random crop; the model's `image_size` where left out.
-        random_resized_crop (`bool`, defaults to `False`): Crop a random box and resize it to `image_size`.
+        decode_size (`int`, *optional*, in pixels): Side to which images are resized and centre-cropped when decoded; the
+            model's `image_size` where left out. Where it is given, random crops are cut from this square.
+        random_resized_crop (`bool`, defaults to `False`): Crop a random box and resize it to `image_size`, antialiased.
+            The box is drawn from the whole image, which need not be square, unless `decode_size` is given.
         crop_scale (`tuple[float, float]`, defaults to `(0.2, 1.0)`): Range of the box's share of the area.
         horizontal_flip (`bool`, defaults to `False`): Mirror half of the images.
         geometric_augmentation (`float`, defaults to 0): Probability of each of the transformations of EDM, which a DDAE with
@@ -84,3 +85,8 @@ class DataConfig:
         if not isinstance(p, int | float) or isinstance(p, bool) or not 0 <= p <= 1:
             raise ValueError(f"data.geometric_augmentation={p!r}: must be a probability, from 0 to 1")
         self.crop_scale = (low, high)  # YAML gives a list
+
+    @property
+    def crops_whole_images(self) -> bool:
+        """Whether random crops are cut from whole images while these are decoded."""
+        return self.random_resized_crop and self.decode_size is None

@@ -6,7 +6,7 @@ to `decode_size`, centre crop), so training and the saved image processor see th
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,7 +31,13 @@ class UnreadableImageError(ValueError):
         self.reason = reason
 
 
-def decode_image(record: Any, num_channels: int, decode_size: int) -> tuple[np.ndarray, tuple[str, ...]]:
+# A box (left, top, right, bottom) of an image by its width and height.
+Crop = Callable[[int, int], tuple[float, float, float, float]]
+
+
+def decode_image(
+    record: Any, num_channels: int, decode_size: int, crop: Crop | None = None
+) -> tuple[np.ndarray, tuple[str, ...]]:
     """
     Decodes one image.
 
@@ -42,6 +48,9 @@ def decode_image(record: Any, num_channels: int, decode_size: int) -> tuple[np.n
         record (`bytes` or `dict`): The file's bytes, or `{"bytes": ..., "path": ...}` of which one may be `None`.
         num_channels (`int`): 3 (RGB) or 1 (luminance).
         decode_size (`int`): Side of the result in pixels.
+        crop (`Callable`, *optional*): From the image's width and height to the box `(left, top, right, bottom)` that is
+            resized to the result, bilinearly with antialiasing. By default the shortest edge is resized, and the centre
+            is cropped.
 
     Returns:
         The pixels, a `np.ndarray` of shape `(num_channels, decode_size, decode_size)` in uint8, and the names of the
@@ -69,7 +78,7 @@ def decode_image(record: Any, num_channels: int, decode_size: int) -> tuple[np.n
         raise ValueError(f"num_channels={num_channels}: images are decoded to 3 channels (RGB) or 1 (luminance)")
     notes: list[str] = []
     with _opened(record, notes) as image:
-        return image_to_pixels(image, num_channels, decode_size, notes), tuple(notes)
+        return image_to_pixels(image, num_channels, decode_size, notes, crop), tuple(notes)
 
 
 def decode_whole_image(record: Any, num_channels: int) -> tuple[Image.Image, tuple[str, ...]]:
@@ -114,22 +123,29 @@ def _opened(record: Any, notes: list[str]) -> Iterator[Image.Image]:
         raise UnreadableImageError("truncated or damaged") from error
 
 
-def image_to_pixels(image: Image.Image, num_channels: int, size: int, notes: list[str] | None = None) -> np.ndarray:
+def image_to_pixels(
+    image: Image.Image, num_channels: int, size: int, notes: list[str] | None = None, crop: Crop | None = None
+) -> np.ndarray:
     """
-    A decoded image of any kind as training sees it: converted, shortest edge to `size`, centre crop.
+    Convert a decoded image of any kind to what training sees: shortest edge to `size`, centre crop, or a box of it.
 
     Args:
         image (`PIL.Image.Image`): Of any mode and size.
         num_channels (`int`): 3 (RGB) or 1 (luminance).
         size (`int`): Side of the result in pixels.
         notes (`list[str]`, *optional*): The names of the conversions that were needed are appended to it.
+        crop (`Callable`, *optional*): As of [`decode_image`].
 
     Returns:
         `np.ndarray` of shape `(num_channels, size, size)` in uint8.
     """
     notes = [] if notes is None else notes
     image = _to_mode(image, "RGB" if num_channels == 3 else "L", notes)
-    pixels = np.asarray(_resize_and_crop(image, size, notes))
+    if crop is None:
+        image = _resize_and_crop(image, size, notes)
+    else:
+        image = image.resize((size, size), Image.Resampling.BILINEAR, box=crop(*image.size))
+    pixels = np.asarray(image)
     if num_channels == 1:
         return pixels[None]  # (1, S, S)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))  # (3, S, S)

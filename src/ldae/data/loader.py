@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.utils.data
 
+from .augment import RandomCrop
 from .batch import Batch, Decoder, StoredLatents, WorkerBatch
 from .config import DataConfig
 from .order import PositionSampler, ShuffledExamples, micro_steps_per_step
@@ -40,7 +41,8 @@ class ImageLoader:
 
     Args:
         source (`ImageSource`): What to read; every process opens it by itself.
-        config (`DataConfig`): Uses `decode_size`, `num_workers` and `shuffle_window`.
+        config (`DataConfig`): Uses `decode_size`, `num_workers` and `shuffle_window`. With `crops_whole_images`, images
+            are boxes drawn from `seed` and their positions, cut while decoding.
         image_size (`int`, in pixels): Side of the decoded images, unless `config.decode_size` says another.
         num_channels (`int`): 3 (RGB) or 1 (luminance).
         micro_batch_size (`int`): Examples of one batch of this process.
@@ -86,8 +88,9 @@ class ImageLoader:
         self.source = source
         self.micro_steps = micro_steps_per_step(micro_batch_size, total_batch_size, world_size)
         self.counts: Counter[str] = Counter()  # conversions and skips of the first epoch, in this process
+        crop = RandomCrop(seed, config.crop_scale) if config.crops_whole_images else None
         self._decoder: Any = (
-            StoredLatents() if source.holds_latents else Decoder(num_channels, config.decode_size or image_size)
+            StoredLatents() if source.holds_latents else Decoder(num_channels, config.decode_size or image_size, crop)
         )
         self._num_workers = self._usable_workers(config.num_workers, world_size)
         # What must not change for an order to go on. Of a stream, the division is part of it.

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.utils.data
 
+from .augment import RandomCrop
 from .batch import Batch, Decoder, WorkerBatch, make_batch, make_labels
 from .loader import make_torch_loader
 from .order import read_rows
@@ -28,6 +29,8 @@ def iterate_once(
     num_workers: int = 0,
     decode_size: int | None = None,
     counts: Counter[str] | None = None,
+    crop: RandomCrop | None = None,
+    skip_positions: int = 0,
 ) -> Iterator[Batch]:
     """
     Every readable image once, in stored order; the last batch is smaller.
@@ -43,6 +46,9 @@ def iterate_once(
         num_workers (`int`, defaults to 0): Worker processes; a streamed source uses one of them at most.
         decode_size (`int`, *optional*, in pixels): As in [`DataConfig`].
         counts (`Counter`, *optional*): Conversions and skips are added to it.
+        crop ([`~ldae.data.augment.RandomCrop`], *optional*): Cuts a random box of each whole image, drawn for the position
+            row + `skip_positions`.
+        skip_positions (`int`, defaults to 0): Where the positions of this pass begin, so that another pass draws others.
 
     Returns:
         Iterator of [`Batch`]; `positions` are the rows.
@@ -64,8 +70,8 @@ def iterate_once(
         raise ValueError(
             f"batch_size={batch_size} and limit={limit} must be at least 1, rank={rank} in 0..{world_size} - 1"
         )
-    decoder = Decoder(num_channels, decode_size or image_size)
-    rows = StoredOrder(source, decoder, batch_size, rank=rank, world_size=world_size, limit=limit)
+    decoder = Decoder(num_channels, decode_size or image_size, crop)
+    rows = StoredOrder(source, decoder, batch_size, rank=rank, world_size=world_size, limit=limit, skip=skip_positions)
     loader = make_torch_loader(rows, min(num_workers, 1) if source.streaming else num_workers)
     return _full_batches(loader, batch_size, source, Counter() if counts is None else counts)
 
@@ -74,17 +80,26 @@ class StoredOrder(torch.utils.data.IterableDataset[WorkerBatch]):
     """Chunks of this process's rows in stored order; worker w of W decodes the chunks w, w + W, ..."""
 
     def __init__(
-        self, source: ImageSource, decoder: Decoder, chunk_size: int, *, rank: int, world_size: int, limit: int | None
+        self,
+        source: ImageSource,
+        decoder: Decoder,
+        chunk_size: int,
+        *,
+        rank: int,
+        world_size: int,
+        limit: int | None,
+        skip: int = 0,
     ) -> None:
         super().__init__()
         self.source = source
         self.decoder = decoder
         self.chunk_size = chunk_size
         self.rank, self.world_size, self.limit = rank, world_size, limit
+        self.skip = skip
 
     def __iter__(self) -> Iterator[WorkerBatch]:
         for rows, records, labels in self._streamed_chunks() if self.source.streaming else self._indexed_chunks():
-            yield decode_rows(self.source, self.decoder, rows, records, labels)
+            yield decode_rows(self.source, self.decoder, rows, records, labels, self.skip)
 
     def _indexed_chunks(self) -> Iterator[tuple[list[int], list[Any], list[int]]]:
         info = torch.utils.data.get_worker_info()
@@ -112,11 +127,12 @@ class StoredOrder(torch.utils.data.IterableDataset[WorkerBatch]):
 
 
 def decode_rows(
-    source: ImageSource, decoder: Decoder, rows: list[int], records: list[Any], labels: list[int]
+    source: ImageSource, decoder: Decoder, rows: list[int], records: list[Any], labels: list[int], skip: int = 0
 ) -> WorkerBatch:
-    """The readable ones of some rows; their batch may be empty."""
+    """Decode the readable ones of some rows, a random crop at position row + `skip`; their batch may be empty."""
     counts: Counter[str] = Counter()
-    decoded = zip((decoder(record, counts) for record in records), rows, labels, strict=True)
+    images_of_rows = (decoder(record, counts, row + skip) for record, row in zip(records, rows, strict=True))
+    decoded = zip(images_of_rows, rows, labels, strict=True)
     kept = [(pixels, row, label) for pixels, row, label in decoded if pixels is not None]
     if not kept:
         empty = np.zeros((0, decoder.num_channels, decoder.size, decoder.size), np.uint8)

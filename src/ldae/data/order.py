@@ -95,14 +95,14 @@ class ShuffledExamples(torch.utils.data.Dataset[WorkerBatch]):
         records, labels = self._read([self._row(position, 0) for position in positions])
         images: list[np.ndarray] = []
         for i, position in enumerate(positions):
-            pixels = self.decoder(records[i], counts if position < num_examples else repeated)
+            pixels = self.decoder(records[i], counts if position < num_examples else repeated, position)
             tried = 0
             while pixels is None:
                 tried += 1
                 if tried == num_examples:
                     raise ValueError(f"{self.source.description}: none of the {num_examples:,} images can be read")
                 (record,), (label,) = self._read([self._row(position, tried)])
-                pixels, labels[i] = self.decoder(record, repeated), label
+                pixels, labels[i] = self.decoder(record, repeated, position), label
             images.append(pixels)
         batch = make_batch(images, positions, labels if self.source.label_column is not None else None)
         return WorkerBatch(batch, counts)

@@ -99,8 +99,11 @@ def open_probe_images(config: DataConfig) -> tuple[ImageSource, ImageSource]:
     Opens what probes train on and what they are scored on.
 
     They are scored on `config.eval_split`; where that is left out on `test`, else on `validation` or `val`. A data set
-    with none of these is divided by row: every tenth row (index % 10 == 9) of `config.split` is held out from the
-    probes' training. Pre-training itself uses no labels and reads these rows too.
+    with none of these beside `config.split` is divided by row: every tenth row (index % 10 == 9) of `config.split` is
+    held out from the probes' training. Only then has pre-training seen the images that probes are scored on: it reads all
+    rows of `config.split`, without labels. With a split of its own for evaluation, pre-training reads none of it. A glob,
+    a folder of images by class, and any data set whose only split is `train` are such cases, unless `eval_split` is
+    given.
 
     Args:
         config (`DataConfig`): What to open.

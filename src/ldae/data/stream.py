@@ -8,6 +8,7 @@ lose what it holds.)
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -151,25 +152,31 @@ class ShuffledStream(torch.utils.data.IterableDataset[WorkerBatch]):
             worker=worker,
             num_workers=self.num_workers,
         )
-        number = self.start_number + turn
+        # Worker w of W makes the batches w, w + W, ...; each readable image takes the next of their positions.
+        numbers = count(self.start_number + turn, self.num_workers)
+        places = (place for number in numbers for place in run_positions(number, **self.layout).tolist())
+        positions: list[int] = []
         images: list[np.ndarray] = []
         labels: list[int] = []
         counts: Counter[str] = Counter()
-        for pixels, label, state, noted in self._examples(part, self.states[worker]):
+        for position, pixels, label, state, noted in self._examples(part, self.states[worker], places):
             counts.update(noted)
+            positions.append(position)
             images.append(pixels)
             labels.append(label)
             if len(images) == self.layout["micro_batch_size"]:
-                positions = run_positions(number, **self.layout).tolist()
                 batch = make_batch(images, positions, labels if self.source.label_column is not None else None)
                 yield WorkerBatch(batch, counts, worker, state)
-                number += self.num_workers
-                images, labels, counts = [], [], Counter()
+                positions, images, labels, counts = [], [], [], Counter()
 
     def _examples(
-        self, part: StreamPart, state: dict[str, int]
-    ) -> Iterator[tuple[np.ndarray, int, dict[str, int], Counter[str]]]:
-        """Readable examples without end, the worker's state after each, and what was counted since the last."""
+        self, part: StreamPart, state: dict[str, int], places: Iterator[int]
+    ) -> Iterator[tuple[int, np.ndarray, int, dict[str, int], Counter[str]]]:
+        """
+        Yield readable examples without end: position, pixels, label, the worker's state after it, and what was counted
+        since the last.
+        """
+        position = next(places)
         epoch, shard, row, taken = (state[key] for key in FIRST_STATE)
         counts: Counter[str] = Counter()
         repeated: Counter[str] = Counter()  # later epochs meet the same images again
@@ -178,13 +185,13 @@ class ShuffledStream(torch.utils.data.IterableDataset[WorkerBatch]):
             for begin_shard, begin_row, window in part.windows(epoch, shard, row):
                 for i in range(taken, len(window)):
                     record, label = window[i]
-                    pixels = self.decoder(record, counts if epoch == 0 else repeated)
+                    pixels = self.decoder(record, counts if epoch == 0 else repeated, position)
                     if pixels is None:
                         continue
                     found = True
                     after = {"epoch": epoch, "shard": begin_shard, "row": begin_row, "taken": i + 1}
-                    yield pixels, label, after, counts
-                    counts = Counter()
+                    yield position, pixels, label, after, counts
+                    position, counts = next(places), Counter()
                 taken = 0
             if not found:
                 raise ValueError(

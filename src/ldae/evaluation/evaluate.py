@@ -348,7 +348,7 @@ class Evaluation:
 
     def _batches(self, size: int, channels: int, part: int) -> Any:
         if (size, channels) not in self._images:
-            fields = {"image_size": size, "num_channels": channels, "batch_size": self.batch_size}
+            fields: dict[str, Any] = {"image_size": size, "num_channels": channels, "batch_size": self.batch_size}
             self._images[size, channels] = tuple(  # type: ignore[assignment]
                 ImageSet(source, num_workers=self.num_workers, memory=2**30, **fields) for source in self.sources
             )

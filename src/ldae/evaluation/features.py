@@ -81,9 +81,9 @@ def extract_features(
     """
     Features of every image of one pass over the data, without gradients.
 
-    A feature is the mean over tokens of the raw output of a block, through a LayerNorm without affine parameters
-    (App. A): `pooler_output` where the block is the encoder's last. Models other than l-DAE give their `pooler_output`,
-    or the mean over tokens of `last_hidden_state` where they have none.
+    A feature is the mean over tokens (App. A) of the raw output of a block, after a LayerNorm without affine parameters,
+    which is our addition: `pooler_output` where the block is the encoder's last. Models other than l-DAE give their
+    `pooler_output`, or the mean over tokens of `last_hidden_state` where they have none.
 
     Args:
         model (`PreTrainedModel`): [`LDAEModel`], [`LDAEForPreTraining`] (blocks of the decoder can be read too) or any

@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 
 from ldae.data import Batch, ImageSource, iterate_once
+from ldae.data.augment import RandomCrop
 
 
 KEPT_BYTES = 4 * 2**30  # decoded images of one source that are kept in memory between passes
@@ -22,6 +23,8 @@ class ImageSet:
         batch_size (`int`, defaults to 256): Images of a batch.
         num_workers (`int`, defaults to 0): Worker processes that decode.
         memory (`int`, defaults to 4 GiB): Bytes of decoded images that are kept between passes.
+        crop ([`~ldae.data.augment.RandomCrop`], *optional*): Cuts a random box of each whole image, another one in each
+            pass of other `skip_positions`. Nothing is kept then.
     """
 
     def __init__(
@@ -33,15 +36,17 @@ class ImageSet:
         batch_size: int = 256,
         num_workers: int = 0,
         memory: int = KEPT_BYTES,
+        crop: RandomCrop | None = None,
     ) -> None:
         self.memory = memory
+        self.crop = crop
         self.source = source
         self.image_size = image_size
         self.num_channels = num_channels
         self.batch_size = batch_size
         self.num_workers = num_workers
         self._kept: list[Batch] | None = None
-        self._too_large = False
+        self._too_large = crop is not None
 
     def batches(self, mask: torch.Tensor | None = None, *, skip_positions: int = 0) -> Iterator[Batch]:
         """
@@ -53,7 +58,7 @@ class ImageSet:
                 augmentation.
         """
         begin = 0
-        for batch in self._all_batches():
+        for batch in self._all_batches(skip_positions):
             end = begin + len(batch.images)
             chosen = slice(None) if mask is None else mask[begin:end]
             begin = end
@@ -62,7 +67,7 @@ class ImageSet:
                 labels = None if batch.labels is None else batch.labels[chosen]
                 yield Batch(images, batch.positions[chosen] + skip_positions, labels)
 
-    def _all_batches(self) -> Iterator[Batch]:
+    def _all_batches(self, skip_positions: int) -> Iterator[Batch]:
         if self._kept is not None:
             yield from self._kept
             return
@@ -73,6 +78,8 @@ class ImageSet:
             num_channels=self.num_channels,
             batch_size=self.batch_size,
             num_workers=self.num_workers,
+            crop=self.crop,
+            skip_positions=skip_positions,
         ):
             if not self._too_large:
                 kept.append(batch)

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ldae.data import ImageSource, prepare_images
+from ldae.data.augment import RandomCrop
 
 from .feature_store import FEATURE_MEMORY, FeatureStore, Rows
 from .features import Features, Layer, Prepare, iterate_features
@@ -26,8 +27,8 @@ class Reading:
     How images are read and features computed and kept; nothing of it changes a result but `dtype`.
 
     Args:
-        decode_size (`int`, *optional*, in pixels): Side of the images that random resized crops are cut from; by default
-            the model's image size.
+        decode_size (`int`, *optional*, in pixels): Side of the centre crops that random resized crops are cut from; by
+            default they are cut from the whole images, which are then decoded anew in each epoch.
         batch_size (`int`, defaults to 256): Images of a forward.
         num_workers (`int`, defaults to 0): Worker processes that decode.
         device (`torch.device` or `str`, *optional*): Where to compute; by default where the model is.
@@ -98,7 +99,7 @@ def compute_features(
         if source.label_column is None:
             raise ValueError(f"{source.description} has no label column, and a probe needs one.")
 
-    def images(source: ImageSource, size: int) -> ImageSet:
+    def images(source: ImageSource, size: int, crop: RandomCrop | None = None) -> ImageSet:
         return ImageSet(
             source,
             image_size=size,
@@ -106,6 +107,7 @@ def compute_features(
             batch_size=reading.batch_size,
             num_workers=reading.num_workers,
             memory=reading.memory,
+            crop=crop,
         )
 
     extract = partial(
@@ -135,8 +137,12 @@ def compute_features(
             every = torch.cat([fitted, torch.arange(n, n + len(fitted))])
         epoch_rows = partial(_cached_rows, store, fitted, n, protocol.horizontal_flip)
     else:
-        decode_size = reading.decode_size if protocol.crop == "resized" else None
-        crops = centred if decode_size in (None, image_size) else images(train_source, decode_size)
+        crops, decode_size = centred, reading.decode_size
+        if protocol.crop == "resized":
+            if decode_size is None:
+                crops = images(train_source, image_size, RandomCrop(SPLIT_SEED, protocol.crop_scale))
+            elif decode_size != image_size:
+                crops = images(train_source, decode_size)
         epoch_rows = partial(_augmented_rows, extract, crops, mask, protocol, image_size, reading.memory)
     test = FeatureStore(reading.memory)
     _, test_labels = _fill(test, extract(images(test_source, image_size).batches()))
@@ -189,7 +195,9 @@ def _augmented_rows(
     epoch: int,
 ) -> Rows:
     """Features under augmentation, computed anew for each epoch."""
-    if protocol.crop == "resized":
+    if images.crop is not None:
+        prepare = _prepare(image_size, flip=protocol.horizontal_flip)
+    elif protocol.crop == "resized":
         prepare = _prepare(
             image_size, random_resized_crop=True, crop_scale=protocol.crop_scale, flip=protocol.horizontal_flip
         )

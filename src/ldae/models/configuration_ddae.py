@@ -32,6 +32,12 @@ DDPM_SCHEDULE: dict[str, Any] = {
     "beta_schedule": "linear",
 }
 
+# Default points of the DDAE authors' public code, counted from 0. It counts DDPM's t from 1, and EDM's levels from a 0 in
+# front of sigma_min (so 11 and 4); the DiT's t counts from 0 there too.
+DDPM_FEATURE_TIMESTEP = 10  # of 1000
+EDM_FEATURE_TIMESTEP = 3  # of 18 levels: sigma = 0.0599
+LATENT_DIT_FEATURE_TIMESTEP = 121  # of 1000, for CIFAR-10; 81 for Tiny-ImageNet
+
 # EDM's (Karras et al. 2022): ln sigma is normal while it trains, and features are read at a level of its sampling schedule.
 EDM_SCHEDULE: dict[str, Any] = {
     "sigma_data": 0.5,
@@ -82,13 +88,15 @@ class DDAEConfig(PreTrainedConfig):
             `sigma_data`, `p_mean`, `p_std` (training), `sigma_min`, `sigma_max`, `rho` and `num_steps` (sampling); what
             is left out is as Karras et al. (2022) have it for CIFAR-10.
         parametrization (`str`, defaults to `"ddpm"`): `"ddpm"`, or `"edm"` for a UNet or DiT of pixels that was trained with
-            EDM's preconditioning: a time step t is then the number of a level of its sampling schedule, counted from
-            0 at the clean end.
+            EDM's preconditioning. The time step t is then the index of a level of its sampling schedule, counted from
+            0 at the clean end: `sigma_min` is t = 0.
         feature_layer (`str`, *optional*): The tap at which features are read: the name of a residual, attention or
             transformer block, such as `"up_blocks.1.resnets.2"` (see [`DDAEModel`]). The network ends there. `None`
-            is the network's default, `"last"` the last of its taps; the model writes the name in their place.
-        feature_timestep (`int`, *optional*): The time step t, from 0, at which features are read; `None` is 11 of 1000
-            (the best of the paper's small DDPM UNet), 4 of EDM's 18, or an LDAE's own.
+            is the network's default: the 6th block of a UNet's up path, the 7th with `parametrization="edm"`, the
+            middle block of a DiT. `"last"` is the last tap. The model replaces both by the tap's name.
+        feature_timestep (`int`, *optional*): The time step t, counted from 0, at which features are read. `None` is
+            10 of 1000 for DDPM, 3 of EDM's 18 (sigma = 0.0599), 121 of 1000 for a DiT behind an autoencoder, or an
+            LDAE's own. The DDAE authors' public code counts from 1 and calls the first two 11 and 4.
         image_size (`int`, *optional*): Height and width of the images, in pixels; `None` is what the network was made
             for.
         num_channels (`int`, *optional*): Channels of the images; follows from the network or the autoencoder.
@@ -117,7 +125,7 @@ class DDAEConfig(PreTrainedConfig):
     >>> from ldae import DDAEConfig
     >>> config = DDAEConfig(feature_layer="up_blocks.1.resnets.2")
     >>> config.image_size, config.num_channels, config.feature_timestep
-    (32, 3, 11)
+    (32, 3, 10)
 
     ```
     """
@@ -173,8 +181,7 @@ class DDAEConfig(PreTrainedConfig):
         if edm and (unknown := sorted(self.scheduler_config.keys() - EDM_SCHEDULE.keys())):
             raise ValueError(f"scheduler_config has {unknown[0]!r}; of EDM it has {', '.join(EDM_SCHEDULE)}.")
         if self.feature_timestep is None:
-            steps = self.num_train_timesteps
-            self.feature_timestep = min(4, steps - 1) if edm else 11 * steps // 1000
+            self.feature_timestep = self._default_feature_timestep()
         if self.num_channels is None:
             self.num_channels = self.expected_channels
         if self.image_size is None:
@@ -191,6 +198,14 @@ class DDAEConfig(PreTrainedConfig):
             self.null_class = self._of_denoiser("num_embeds_ada_norm")
         if self.empty_prompt_length is None and self.denoiser_type == "UNet2DConditionModel":
             self.empty_prompt_length = 1
+
+    def _default_feature_timestep(self) -> int:
+        """Return the public code's time step, scaled to this schedule's length unless it counts EDM's levels."""
+        steps = self.num_train_timesteps
+        if self.parametrization == "edm":
+            return min(EDM_FEATURE_TIMESTEP, steps - 1)
+        latent_dit = self.denoiser_type == "DiTTransformer2DModel" and self.vae_config is not None
+        return (LATENT_DIT_FEATURE_TIMESTEP if latent_dit else DDPM_FEATURE_TIMESTEP) * steps // 1000
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

@@ -11,8 +11,9 @@ from .preconditioning_ddae import noise_levels, preconditioning
 
 class DDAECorruption(Corruption):
     """
-    The corruption of a scheduler of diffusers: gamma_t^2 is its cumulative product of alphas, sigma_t^2 = 1 - gamma_t^2.
-    The same as its `add_noise`. Buffers `gammas`, `sigmas` of shape `(T,)`, computed, not saved.
+    Corruption of a scheduler of diffusers: gamma_t^2 is its cumulative product of alphas, sigma_t^2 = 1 - gamma_t^2.
+    The same as its `add_noise`: t counts from 0, so that t = 10 is t = 11 of the DDAE authors' public code. Buffers
+    `gammas`, `sigmas` of shape `(T,)`, computed, not saved.
 
     Args:
         config ([`DDAEConfig`]): With `scheduler_config`.
@@ -26,14 +27,20 @@ class DDAECorruption(Corruption):
         return {"gammas": gamma2.sqrt(), "sigmas": (1 - gamma2).sqrt()}
 
     def network_times(self, timesteps: torch.Tensor) -> torch.Tensor:
-        """What the network is told of time steps: these themselves."""
+        """
+        Return what the network is told of time steps: t itself, as diffusers' pipelines tell their networks.
+
+        The DDAE authors' public code tells its UNet t / 1000. Both are embedded by the same sinusoids, so weights of one
+        do not fit the other.
+        """
         return timesteps
 
 
 class EDMCorruption(DDAECorruption):
     """
-    The input of a network that was trained as EDM, c_in (x_0 + sigma eps), at the levels of its sampling schedule, from
-    the clean end on. Buffers `gammas` = c_in, `sigmas` = c_in sigma, `levels` = sigma, of shape `(T,)`.
+    Input of a network that was trained as EDM, c_in (x_0 + sigma eps), at the levels of its sampling schedule. Level 0 is
+    `sigma_min`, the cleanest; the DDAE authors' public code calls it 1. Buffers `gammas` = c_in, `sigmas` = c_in sigma,
+    `levels` = sigma, of shape `(T,)`.
 
     Args:
         config ([`DDAEConfig`]): With `scheduler_config`.

@@ -151,9 +151,10 @@ class UNet(DiffusersDenoiser):
         return unet_taps(network)
 
     def default_tap(self, config: DDAEConfig, taps: Sequence[str]) -> str:
-        """The 6th block of the up path (the paper's best for its small DDPM UNet), or the middle one of fewer."""
+        """Return the 6th block of the up path, of an EDM the 7th, as in the public code, or the middle one of fewer."""
         up = [tap for tap in block_ends(taps) if tap.startswith("up_blocks.")]
-        return up[5] if len(up) > 5 else up[(len(up) - 1) // 2]
+        number = 7 if config.parametrization == "edm" else 6
+        return up[number - 1] if len(up) >= number else up[(len(up) - 1) // 2]
 
     def cut(self, network: Any, tap: str) -> None:
         cut_unet(network, tap)
@@ -199,7 +200,7 @@ class DiT(DiffusersDenoiser):
         return [f"transformer_blocks.{i}" for i in range(len(network.transformer_blocks))]
 
     def default_tap(self, config: DDAEConfig, taps: Sequence[str]) -> str:
-        """The middle block."""
+        """Return the middle block: of DiT-XL/2's 28 `transformer_blocks.13`, which the public code calls layer-13 too."""
         return taps[(len(taps) - 1) // 2]
 
     def cut(self, network: Any, tap: str) -> None:

@@ -145,9 +145,12 @@ class DDAEModel(DDAEPreTrainedModel):
                 alone (folder or object: `UNet2DModel`, `UNet2DConditionModel` or `DiTTransformer2DModel`), or an l-DAE
                 (folder, Hub id or object). A network's folder inside a pipeline's stands for the pipeline.
             feature_layer (`str`, *optional*): The tap; by default the 6th residual(+attention) block of a UNet's up path
-                (the middle one of fewer), the middle block of a DiT, and what an l-DAE's configuration says. `"last"` is
-                the last one, which leaves all taps to [`~DDAEModel.features`].
-            feature_timestep (`int`, *optional*): The time step; by default 11 of 1000, or what an l-DAE's says.
+                (the middle one of fewer), the middle block of a DiT (`"transformer_blocks.13"` of DiT-XL/2's 28), and
+                what an l-DAE's configuration says. `"last"` is the last one, which leaves all taps to
+                [`~DDAEModel.features`].
+            feature_timestep (`int`, *optional*): The time step, counted from 0; by default 10 of 1000, 121 of 1000 for a
+                DiT behind an autoencoder, or what an l-DAE's configuration says. The public code reads that DiT at 121
+                on CIFAR-10 and at 81 on Tiny-ImageNet.
             vae, scheduler: For a network alone: the `AutoencoderKL` in front of it, and a scheduler of diffusers that
                 says how noise is added (by default DDPM's). A pipeline brings its own.
             empty_prompt (`torch.Tensor` of shape `(L, D)`, *optional*): For a `UNet2DConditionModel`: what its text

@@ -194,7 +194,11 @@ class LDAEModel(LDAEPreTrainedModel):
             return self.tokenizer.decode(zt)  # (B, N, D)
 
     def normalize(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Hidden states `(B, N, C)` to features: a LayerNorm without affine parameters."""
+        """
+        Normalize hidden states `(B, N, C)` to features by a LayerNorm without affine parameters.
+
+        The paper pools tokens by their mean (App. A) and does not mention this norm, which is our choice.
+        """
         return F.layer_norm(hidden, (self.config.hidden_size,), eps=self.config.layer_norm_eps)
 
     def _records(self, kwargs: Any) -> bool:

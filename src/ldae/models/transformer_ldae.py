@@ -91,7 +91,9 @@ class LDAEConditioning(nn.Module):
             block would begin with.
         """
         half = self.frequency_dim // 2
-        # In diffusers' order of operations: t times the rounding of a frequency is visible at t near 1000.
+        # The 128 frequencies fall from 1 to exactly 1e-4, because the exponent is divided by half - 1 as in diffusers' DiT;
+        # the original DiT divides by half. Diffusers' order of operations too: t times the rounding of a frequency is
+        # visible at t near 1000.
         exponents = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / (half - 1)
         angles = timesteps.float()[:, None] * exponents.exp()  # (B, 128)
         frequencies = torch.cat([angles.cos(), angles.sin()], dim=1).to(self.fc1.weight.dtype)

@@ -263,7 +263,7 @@ class TrainingRun:
             positions,
             self.options.seed,
             image_size=self.recipe.model_config().image_size,
-            random_resized_crop=data.random_resized_crop,
+            random_resized_crop=data.random_resized_crop and not data.crops_whole_images,
             crop_scale=data.crop_scale,
             horizontal_flip=data.horizontal_flip,
         )

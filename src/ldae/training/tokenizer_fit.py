@@ -1,5 +1,6 @@
 """Statistics of a run's own images, over all processes: fits PCA and pixels, and measures what trained tokenizers need."""
 
+import dataclasses
 from collections.abc import Iterator
 
 import torch
@@ -35,7 +36,7 @@ def sample_images(source: ImageSource, recipe: Recipe, accelerator: Accelerator)
         wanted = min(wanted, source.num_examples)
     loader = ImageLoader(
         source,
-        recipe.data,
+        dataclasses.replace(recipe.data, random_resized_crop=False),
         image_size=config.image_size,
         num_channels=config.num_channels,
         micro_batch_size=FIT_BATCH_SIZE,
