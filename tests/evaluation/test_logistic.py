@@ -82,7 +82,7 @@ def test_the_rankings_that_adam_reverses():
     hidden = random(5000, 64, seed=10)
     y = classes_of(hidden, 10, 0.3, seed=11)
     trained = ill_conditioned(hidden, 1e-4)
-    untrained = hidden + 1.5 * random(5000, 64, seed=12)
+    untrained = hidden + 0.8 * random(5000, 64, seed=12)
     eigenvalues = torch.linalg.eigvalsh(torch.corrcoef(trained.T)).clamp(min=0)
     shares = eigenvalues / eigenvalues.sum()  # the effective rank is the exponential of their entropy
     assert 2 < float(torch.special.entr(shares).sum().exp()) < 12
@@ -91,9 +91,9 @@ def test_the_rankings_that_adam_reverses():
     settings = ProbeSettings(epochs=30, lr_multipliers=(1.0, 10.0, 100.0), seeds=(0,))
     adam = train_linear_probes(lambda epoch: fitted[0], fitted[1], num_classes=10, settings=settings)
     report = score_probes(adam, held, *test)
-    assert report.lr_index[0] == 2  # the largest rate: it had not gone far enough
+    assert report.lr_index == (2, 2)  # the largest rate: it had not gone far enough
     by_adam = report.test_accuracy[0, torch.arange(2), list(report.lr_index)]
-    assert by_adam[1] > by_adam[0] + 0.05
+    assert by_adam[1] > by_adam[0] + 0.08
 
     converged = fit_logistic_grid(fitted, held, test, num_classes=10)
     assert converged.converged.all()

@@ -12,7 +12,7 @@ from .newton import Solution, WhitenedFeatures, solve_logistic
 
 
 # Penalties tried. The loss is a mean over examples and features have unit variance; scikit-learn's C is 1 / (n penalty).
-LOGISTIC_PENALTIES: tuple[float, ...] = tuple(10.0**i for i in range(-7, 1))
+LOGISTIC_PENALTIES: tuple[float, ...] = tuple(10.0**i for i in range(-9, 1))
 # Gradient norm, relative to that without features, below which a probe counts as converged; see `solve_logistic`.
 TOLERANCE = 3e-4
 MAX_ITERATIONS = 100  # Newton steps at one penalty

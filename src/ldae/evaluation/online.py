@@ -112,7 +112,7 @@ class OnlineProbe:
 
         Returns:
             `{"ridge_accuracy": ..., "knn_accuracy": ...}`, fractions between 0 and 1. The ridge penalty is chosen on a
-            fifth of the training subset; kNN has 20 neighbours, or as many as there are.
+            tenth of the training subset; kNN has 20 neighbours, or as many as there are.
         """
         with _whole(model):
             train, test = (self._features(model, batches) for batches in self._batches)
