@@ -87,6 +87,7 @@ class LinearProbeResult:
             "learning_rate": settings.learning_rates(self.num_train)[rate],
             "learning_rates_tried": settings.learning_rates(self.num_train),
             "learning_rate_at_edge": is_at_edge(settings, rate),
+            "max_lr_extensions": settings.max_lr_extensions,
             "schedule": "cosine",
             "batch_size": settings.batch_size_for(self.num_train),
             "epochs": settings.epochs,

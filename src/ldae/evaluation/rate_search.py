@@ -11,6 +11,7 @@ from .grid_probes import Part
 from .linear_probe import LinearProbes, ProbeReport, ProbeSettings, score_probes
 
 
+MAX_LR_EXTENSIONS = 3  # of either end, by the verbs
 EXTENSION = 10.0  # factor between the edge of the grid and the rate that is added beyond it
 
 
