@@ -1,11 +1,11 @@
 """
 A converged logistic probe against Adam's linear probe, on ill-conditioned features of 45,000 examples in 10 classes.
 
-Ours is `fit_logistic_grid`: 10 penalties, each solved to a relative gradient of 3e-4, a tenth of the examples choosing, and a
-last fit to all. The peer is the probe that it replaces: 30 epochs of Adam at three learning rates, one seed, which are scored
-on the same examples. The features are 128 directions whose scales fall from 1 to 1e-3, in which the classes depend on
-all alike. Target: at most twice the peer's time, a ratio of 0.5. The training loss is compared with the same objective solved
-a hundred times closer, and shown beside that of Adam.
+Ours is `fit_logistic_grid`: 10 penalties, each solved to a relative gradient of 3e-4, a tenth of the examples
+choosing, and a last fit to all. The peer is the probe that it replaces: 30 epochs of Adam at three learning rates, one
+seed, which are scored on the same examples. The features are 128 directions whose scales fall from 1 to 1e-3, in which
+the classes depend on all alike. Target: at most twice the peer's time, a ratio of 0.5. The training loss is compared
+with the same objective solved a hundred times closer, and shown beside that of Adam.
 
     python benchmarks/logistic_probe.py [--pairs N] [--images N]
 """
@@ -62,8 +62,8 @@ def run(pairs: int | None = None, images: int = IMAGES) -> list[Comparison]:
     )
     weight, bias = adam["probes"].folded(0, 0, report.lr_index[0])
     print(
-        f"logistic probe: loss {float(probes.loss[0]):.5f}, {float(probes.loss[0] - closer.loss[0]):.1e} above the optimum "
-        f"at penalty {penalty:g}; test accuracy {float(probes.test[0]):.2%}; Adam's loss "
+        f"logistic probe: loss {float(probes.loss[0]):.5f}, {float(probes.loss[0] - closer.loss[0]):.1e} above the "
+        f"optimum at penalty {penalty:g}; test accuracy {float(probes.test[0]):.2%}; Adam's loss "
         f"{float(F.cross_entropy(F.linear(fitted[0][:, 0], weight, bias), fitted[1])):.5f}, test accuracy "
         f"{float(report.test_accuracy[0, 0, report.lr_index[0]]):.2%}",
         flush=True,

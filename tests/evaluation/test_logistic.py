@@ -1,4 +1,4 @@
-"""Logistic probes: the optimum that scikit-learn finds, on ill-conditioned features too, and rankings that Adam reverses."""
+"""Logistic probes: scikit-learn's optimum, on ill-conditioned features too, and rankings that Adam reverses."""
 
 import warnings
 
@@ -41,7 +41,7 @@ def split(x, y, fitted, held):
 
 @pytest.fixture(scope="module")
 def parts():
-    """Three feature sets of one image set: ill-conditioned, ill-conditioned and far from zero, and well-conditioned."""
+    """Three feature sets of the same images: ill-conditioned, the same far from zero, and well-conditioned."""
     hidden = random(900, 24, seed=0)
     y = classes_of(hidden, 5, 0.4, seed=1)
     weak = ill_conditioned(hidden, 1e-3)
@@ -76,8 +76,8 @@ def test_the_loss_is_that_of_scikit_learn(parts, penalty):
 def test_the_rankings_that_adam_reverses():
     """
     Trained features hold more, in directions of little variance; untrained ones hold less, in plain sight. Adam, at
-    the best of its rates up to 100 times the paper's, ranks the untrained ones first; the optimum ranks the trained ones
-    first.
+    the best of its rates up to 100 times the paper's, ranks the untrained ones first; the optimum ranks the trained
+    ones first.
     """
     hidden = random(5000, 64, seed=10)
     y = classes_of(hidden, 10, 0.3, seed=11)

@@ -55,7 +55,7 @@ class VariantResults:
 
     @property
     def accuracy(self) -> Summary | None:
-        """The probe that stands for the variant: at the searched point, or at the recipe's own where none was searched."""
+        """Accuracy that stands for the variant: at the searched point, or at the recipe's own without a search."""
         return self.searched or self.at_paper
 
     @property

@@ -49,7 +49,8 @@ class ProbeOptions:
         search_blocks: Blocks among which the point is searched that a converged probe is reported at; `None` is all.
         search_timesteps: Time steps of that search, of 1000.
         epochs, batch_size, base_lr, lr_multipliers, seeds: Of Adam's probes, as
-            [`~ldae.evaluation.linear_probe.ProbeSettings`]; several rates are extended where one is chosen at the edge.
+            [`~ldae.evaluation.linear_probe.ProbeSettings`]; several rates are extended where one is chosen at the
+            edge.
         crop_scale: Of the `paper` protocol.
         horizontal_flip: Whether images are mirrored; not for digits or letters.
         forward_batch_size: Images of a forward.

@@ -314,8 +314,9 @@ def how_measured(found: Collection, command: str) -> list[str]:
         by_adam = protocol["name"] == "linear"
         lines.append(
             f"Scored on {entry['n']:,} images of {Path(entry['dataset']).name} ({entry['split']})"
-            f"{'; probe seeds ' + _shown(entry['seeds']) if by_adam else ''}. The {'learning rate' if by_adam else 'penalty'} "
-            "is chosen on images held out from the training set. Spread (±) is the standard error of the mean over pre-training seeds; each seed has a tokenizer of its own."
+            f"{'; probe seeds ' + _shown(entry['seeds']) if by_adam else ''}. "
+            f"The {'learning rate' if by_adam else 'penalty'} is chosen on images held out from the training set. "
+            "Spread (±) is the standard error of the mean over pre-training seeds; each seed has a tokenizer of its own."
         )
         seconds = sum(result.seconds for result in done)
         hardware = sorted({result.hardware for result in done if result.hardware})

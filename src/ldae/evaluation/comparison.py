@@ -41,8 +41,8 @@ class ComparedFeatures:
 @dataclass(frozen=True)
 class ComparedProbe:
     """
-    Linear-probe accuracy of one kind of features, its standard error over the seeds of Adam's probes, and `protocol`, how
-    the probe was fitted, as results.json keeps it.
+    Linear-probe accuracy of one kind of features, its standard error over the seeds of Adam's probes, and `protocol`,
+    how the probe was fitted, as results.json keeps it.
     """
 
     name: str
@@ -130,13 +130,14 @@ def compare_linear(
     **choice: Any,
 ) -> list[ComparedProbe]:
     """
-    Compute linear-probe accuracies of the encoder and what it is compared with, on centre crops' features computed once.
+    Compute linear-probe accuracies of the encoder and what it is compared with, on centre crops' features computed
+    once.
 
     Args:
         model, train, test, **choice: As of [`feature_sets`].
         probe (`str`, defaults to `"logistic"`): `"logistic"` is solved until it has converged, `"ridge"` has a closed
-            form, `"adam"` trains as the papers do. Each kind of features has its penalty or learning rate chosen on the
-            same tenth of `train`, which is held out.
+            form, `"adam"` trains as the papers do. Each kind of features has its penalty or learning rate chosen on
+            the same tenth of `train`, which is held out.
         settings ([`ProbeSettings`], *optional*): How Adam's probes train.
 
     Returns:

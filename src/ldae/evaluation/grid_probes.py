@@ -1,4 +1,4 @@
-"""What ridge and logistic probes of many feature sets share: their result, their second moments and their accuracies."""
+"""Shared parts of ridge and logistic probes of many feature sets: result, second moments and accuracies."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -124,9 +124,9 @@ def run_ridge_grid(
     """
     Fit a ridge probe of every chosen block and time step in closed form, on features computed once.
 
-    A tenth of the training images, the same as in [`~ldae.evaluation.protocols.run_linear_probe`], chooses the penalty of
-    each; the probe is then fitted to them too. With `protocol.horizontal_flip` mirror images of the others count as images of
-    their own.
+    A tenth of the training images, the same as in [`~ldae.evaluation.protocols.run_linear_probe`], chooses the penalty
+    of each; the probe is then fitted to them too. With `protocol.horizontal_flip` mirror images of the others count as
+    images of their own.
 
     Args:
         model, train_source, test_source, **reading: As of [`~ldae.evaluation.protocols.run_linear_probe`].

@@ -32,8 +32,8 @@ class ProbeSettings:
         seeds (`tuple[int, ...]`, defaults to (0, 1, 2)): One probe for each: initial weights and order of the examples.
         batch_norm (`bool`, defaults to `True`): Whether a BatchNorm without parameters is in front of the linear layer, as
             in l-DAE's paper. DDAE's public code has none; features of unlike scale then learn at unlike speed.
-        max_lr_extensions (`int`, defaults to 0): How often the grid of rates may grow by a factor of 10 at either end, where
-            a feature set's chosen rate is at its edge; see [`~ldae.evaluation.rate_search.search_rates`].
+        max_lr_extensions (`int`, defaults to 0): How often the grid of rates may grow by a factor of 10 at either end,
+            where a feature set's chosen rate is at its edge; see [`~ldae.evaluation.rate_search.search_rates`].
 
     The optimiser is Adam with default betas: l-DAE's paper names none, DDAE's has Adam. Initial weights are
     normal with standard deviation 0.01, as MAE's.

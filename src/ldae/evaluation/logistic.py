@@ -11,7 +11,7 @@ from .grid_probes import MOMENTS_BYTES, GridProbes, Moments, Part, check_parts, 
 from .newton import Solution, WhitenedFeatures, solve_logistic
 
 
-# Penalties tried. The loss is a mean over examples and features have unit variance; scikit-learn's C is 1 / (n penalty).
+# Penalties tried. The loss is a mean over examples, features have unit variance; scikit-learn's C is 1 / (n penalty).
 LOGISTIC_PENALTIES: tuple[float, ...] = tuple(10.0**i for i in range(-9, 1))
 # Gradient norm, relative to that without features, below which a probe counts as converged; see `solve_logistic`.
 TOLERANCE = 3e-4
@@ -177,6 +177,6 @@ def _check_finite(part: str, features: torch.Tensor | Rows, names: Sequence[str]
     if wrong.any():
         index = int(wrong.argmax())
         raise ValueError(
-            f"the {part} features of feature set {names[index]} must be finite; {int(wrong[index])} of {len(features)} "
-            "examples have NaN or infinite values. Leave out this set, or compute it in float32."
+            f"the {part} features of feature set {names[index]} must be finite; {int(wrong[index])} of "
+            f"{len(features)} examples have NaN or infinite values. Leave out this set, or compute it in float32."
         )

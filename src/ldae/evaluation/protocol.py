@@ -20,12 +20,14 @@ class Protocol:
         name (`str`, defaults to `"paper"`): `"paper"`: features are computed anew in each epoch, from images under
             random crop and flip. `"cached"`: they are computed once, of the centre crop and its mirror image, of
             which each epoch takes one at random; it costs one or two passes over the images instead of one an epoch.
-        layers (`tuple`, *optional*): Blocks, counted from 1, or a DDAE's taps by name; by default the model's own choice.
+        layers (`tuple`, *optional*): Blocks, counted from 1, or a DDAE's taps by name; by default the model's own
+            choice.
         timesteps (`tuple[int, ...]`, *optional*): Time steps; by default the model's own choice.
         noisy (`bool`, defaults to `False`): Whether inputs are corrupted at t, in training and in the test.
-        crop (`str`, defaults to `"resized"`): `"resized"`: random resized crops, as in MAE's probe, which l-DAE's paper
-            refers to. `"padded"`: crops of the image with a black edge, as DDAE's paper has it.
-        crop_scale (`tuple[float, float]`, defaults to `(0.08, 1.0)`): Share of the area that random resized crops keep.
+        crop (`str`, defaults to `"resized"`): `"resized"`: random resized crops, as in MAE's probe, which l-DAE's
+            paper refers to. `"padded"`: crops of the image with a black edge, as DDAE's paper has it.
+        crop_scale (`tuple[float, float]`, defaults to `(0.08, 1.0)`): Share of the area that random resized crops
+            keep.
         crop_padding (`int`, defaults to 4, in pixels): Width of that edge.
         horizontal_flip (`bool`, defaults to `True`): Whether images are mirrored; not for digits or letters.
         settings ([`ProbeSettings`]): How the probes train.

@@ -112,8 +112,8 @@ def run_linear_probe(
     Train linear probes of every chosen block and time step together, choose among them, score them on the test set.
 
     Where there is more than one probe to a seed, a tenth of the training images is held out; it chooses the learning
-    rate of each feature set and the best set. The test set chooses nothing. With `settings.max_lr_extensions` the grid of
-    rates grows until the chosen ones lie inside it.
+    rate of each feature set and the best set. The test set chooses nothing. With `settings.max_lr_extensions` the grid
+    of rates grows until the chosen ones lie inside it.
 
     Args:
         model (`PreTrainedModel`): What is probed; see [`~ldae.evaluation.features.extract_features`].

@@ -26,7 +26,8 @@ def search_rates(
     Train probes at every learning rate, and at further ones while held-out examples choose a rate at the grid's edge.
 
     A grid of one rate is taken as given. Otherwise a rate a factor of 10 beyond the edge is added, at most
-    `settings.max_lr_extensions` times at either end; only the probes of the added rate are trained, since no probe affects another.
+    `settings.max_lr_extensions` times at either end; only the probes of the added rate are trained, since no probe
+    affects another.
 
     Args:
         train (`Callable`): From settings to trained probes.
@@ -54,8 +55,9 @@ def search_rates(
             left[upper] -= 1
             added.append(max(rates) * EXTENSION if upper else min(rates) / EXTENSION)
         more = train(replace(settings, lr_multipliers=tuple(added)))
-        order = sorted(range(len(rates) + len(added)), key=lambda i, every=(*rates, *added): every[i])  # type: ignore[misc]
-        settings = replace(settings, lr_multipliers=tuple((*rates, *added)[i] for i in order))
+        every = (*rates, *added)
+        order = sorted(range(len(every)), key=lambda i: every[i])
+        settings = replace(settings, lr_multipliers=tuple(every[i] for i in order))
         probes = replace(
             probes,
             weight=torch.cat([probes.weight, more.weight], dim=2)[:, :, order],
@@ -66,8 +68,9 @@ def search_rates(
     if at_edge:
         warnings.warn(
             f"the learning rate of {len(at_edge)} of {len(report.lr_index)} feature sets is at the edge of its grid, "
-            f"lr_multipliers={settings.lr_multipliers}, which was extended max_lr_extensions={settings.max_lr_extensions} "
-            "times: these probes have not converged. Use the logistic probe, or more epochs.",
+            f"lr_multipliers={settings.lr_multipliers}, which was extended "
+            f"max_lr_extensions={settings.max_lr_extensions} times: these probes have not "
+            "converged. Use the logistic probe, or more epochs.",
             stacklevel=3,
         )
     return settings, probes, report

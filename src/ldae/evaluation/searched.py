@@ -1,4 +1,4 @@
-"""Converged probes at two points of a grid of blocks and time steps: the one that a search chooses, and the paper's."""
+"""Converged probes at two points of a grid of blocks and time steps: the one a search chooses, and the paper's."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,9 +24,10 @@ class SearchedResult:
     Probes of a grid of blocks and time steps.
 
     Args:
-        ridge ([`~ldae.evaluation.grid_protocols.RidgeGridResult`]): Ridge probes of all cells, which choose one of them.
-        logistic ([`~ldae.evaluation.grid_protocols.LogisticGridResult`]): Converged probes of the chosen cell and of the
-            given ones.
+        ridge ([`~ldae.evaluation.grid_protocols.RidgeGridResult`]): Ridge probes of all cells, which choose one of
+            them.
+        logistic ([`~ldae.evaluation.grid_protocols.LogisticGridResult`]): Converged probes of the chosen cell and of
+            the given ones.
         searched (`int`): Index of the chosen cell in `logistic`.
         given (`tuple[int, ...]`): Indices of the given cells in `logistic`.
     """
@@ -56,14 +57,16 @@ def run_searched_probes(
     **reading: Any,
 ) -> SearchedResult:
     """
-    Search a grid of blocks and time steps by ridge probes, and fit converged probes at the point found and at given ones.
+    Search a grid of blocks and time steps by ridge probes, and fit converged probes at the point found and at given
+    ones.
 
-    Features of all cells are computed once. The held-out tenth of the training images chooses the cell, by the accuracy of
-    closed-form ridge probes, and the penalties; the test set chooses nothing.
+    Features of all cells are computed once. The held-out tenth of the training images chooses the cell, by the
+    accuracy of closed-form ridge probes, and the penalties; the test set chooses nothing.
 
     Args:
         model, train_source, test_source, **reading: As of [`~ldae.evaluation.protocols.run_linear_probe`].
-        protocol ([`~ldae.evaluation.protocol.Protocol`]): Of name "cached", with the blocks and time steps of the grid.
+        protocol ([`~ldae.evaluation.protocol.Protocol`]): Of name "cached", with the blocks and time steps of the
+            grid.
         given (`Sequence[tuple]`): Cells (layer, timestep) of the grid that are probed, too.
 
     Returns:

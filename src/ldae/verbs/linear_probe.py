@@ -1,4 +1,4 @@
-"""`ldae linear_probe CHECKPOINT`: linear-probe accuracy over blocks and time steps, as the papers have it or converged."""
+"""`ldae linear_probe CHECKPOINT`: accuracy of linear probes over blocks and time steps, the papers' or converged."""
 
 import argparse
 import sys
@@ -54,23 +54,24 @@ def main(argv: list[str]) -> int:
     """
     parser = probe_parser(
         "linear_probe",
-        "Linear-probe a checkpoint: a linear layer on standardised, mean-pooled features of a frozen encoder, trained by "
-        "Adam as in the papers or solved until it has converged. Blocks, time steps, learning rates and penalties are "
-        "chosen on a tenth of the training images, never on the test set. Results go to results.json; the chosen probe is "
-        "saved as an image classifier in linear_probe/.",
+        "Linear-probe a checkpoint: a linear layer on standardised, mean-pooled features of a frozen encoder, trained "
+        "by Adam as in the papers or solved until it has converged. Blocks, time steps, learning rates and penalties are "
+        "chosen on a tenth of the training images, never on the test set. Results go to results.json; the chosen probe "
+        "is saved as an image classifier in linear_probe/.",
     )
     parser.add_argument(
         "--protocol",
         choices=PROTOCOLS,
         default="paper",
-        help="paper: features under random crop and flip, anew in each epoch, probed by Adam, with a converged logistic "
-        "probe of features computed once beside it; cached: features computed once (default: paper)",
+        help="paper: features under random crop and flip, anew in each epoch, probed by Adam, with a converged "
+        "logistic probe of features computed once beside it; cached: features computed once (default: paper)",
     )
     parser.add_argument(
         "--probe",
         choices=PROBES,
-        help="of protocol cached and of --baselines. logistic: logistic regression solved until it has converged; adam: as "
-        "the papers train it, which may not have converged; ridge: closed form (default: logistic; adam of protocol paper)",
+        help="of protocol cached and of --baselines. logistic: logistic regression solved until it has converged; adam: "
+        "as the papers train it, which may not have converged; ridge: closed form (default: logistic; adam of protocol "
+        "paper)",
     )
     parser.add_argument(
         "--epochs", type=int, help="Adam's passes over the training features (default: 90; 15 of a DDAE)"
@@ -80,8 +81,9 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument(
         "--lr_multipliers",
-        help="Adam's learning rates, times 1e-4 x batch / 256 (default: 1,10,100; 20 of a DDAE, which makes 1e-3). Several "
-        f"are extended by factors of {EXTENSION:g}, at most {MAX_LR_EXTENSIONS} times at either end, until those chosen lie inside",
+        help="Adam's learning rates, times 1e-4 x batch / 256 (default: 1,10,100; 20 of a DDAE, which makes 1e-3). "
+        f"Several are extended by factors of {EXTENSION:g}, at most {MAX_LR_EXTENSIONS} times at either end, until those "
+        "chosen lie inside",
     )
     parser.add_argument("--seeds", help="seeds of Adam's probes (default: 0,1,2)")
     parser.add_argument(
