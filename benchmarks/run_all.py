@@ -28,6 +28,7 @@ BENCHMARKS = (
     "dit",
     "truncation",
     "grid_search",
+    "logistic_probe",
     "tokenizer",
     "latent_cache",
     "pca",

@@ -60,7 +60,7 @@ TINY: dict[str, Any] = {
         "depths": [1, 1],
         "embedding_size": 8,
     },
-    "probe": {"epochs": 2, "lr_multipliers": [10, 100], "seeds": [0], "horizontal_flip": False, "timesteps": [0, 80]},
+    "probe": {"horizontal_flip": False, "timesteps": [0, 80], "search_timesteps": [0, 10, 80]},
 }
 
 

@@ -97,16 +97,17 @@ def test_its_numbers_are_those_of_the_runs_and_of_the_paper(finished):
     table = rows_of(read(folder).tables[0])
     assert list(table) == ["0", "7", "12"]
     for number, name in {"0": "00_dit", "7": "07_patch_pca", "12": "12_ldae"}.items():
-        values = [
-            next(
-                e["value"]
-                for e in read_results(folder / "rows" / name / f"seed-{seed}")
-                if e["protocol"]["study"] == "row"
-            )
-            for seed in (0, 1)
-        ]
-        stderr = np.std(values, ddof=1) / np.sqrt(2)
-        assert table[number]["ours, %"] == f"{100 * np.mean(values):.1f} ± {100 * stderr:.1f}"
+        for column, point in (("ours, searched point, %", "searched"), ("ours, t = 10, %", "paper")):
+            values = [
+                next(
+                    e["value"]
+                    for e in read_results(folder / "rows" / name / f"seed-{seed}")
+                    if e["protocol"]["study"] == "row" and e["protocol"]["point"] == point
+                )
+                for seed in (0, 1)
+            ]
+            stderr = np.std(values, ddof=1) / np.sqrt(2)
+            assert table[number][column] == f"{100 * np.mean(values):.1f} ± {100 * stderr:.1f}"
         assert table[number]["seeds"] == "2" and table[number]["images seen"] == "192"
         assert table[number]["paper, %"] == f"{paper_step(name.split('_')[0]).accuracy}"
         assert table[number]["command"] == f"--rows {number}"
@@ -134,7 +135,13 @@ def test_every_part_of_the_paper_is_there(finished):
     heads = [table[0] for table in reader.tables]
     assert ["block", "1", "2"] in heads and ["t", "0", "80"] in heads
     text = (folder / "report.md").read_text()
-    for said in ("cached protocol, 2 epochs", "360 test images", "192 images seen", "2 pre-training seeds", "CPU, "):
+    for said in (
+        "converged logistic probe (cached protocol",
+        "360 test images",
+        "192 images seen",
+        "2 pre-training seeds",
+        "CPU, ",
+    ):
         assert said in text, said
     assert re.search(r"(Rows ahead of all three: [\d, ab]+|No row is ahead of all three)\.", text)
     assert "far smaller than the paper's" in text and "512 million images" in text
@@ -153,7 +160,7 @@ def test_rows_that_are_missing_are_said_to_be(finished, tmp_path, write_preset):
     write_report(load_preset(write_preset()), copy)
     table = rows_of(read(copy).tables[0])
     assert len(table) == len(TRAJECTORY)
-    assert {number for number, row in table.items() if row["ours, %"] != "not run"} == {"0", "7", "12"}
+    assert {number for number, row in table.items() if row["ours, searched point, %"] != "not run"} == {"0", "7", "12"}
     assert "3 of 15 rows are measured. Not run: 1 (no class conditioning), 2 (" in (copy / "report.md").read_text()
 
 
@@ -168,7 +175,7 @@ def test_an_empty_folder_gives_a_report_of_what_is_to_come(write_preset, tmp_pat
     write_report(load_preset(write_preset()), tmp_path)
     reader = read(tmp_path)
     assert reader.headings[1:] == ["The trajectory", "How it was measured"]
-    assert {row["ours, %"] for row in rows_of(reader.tables[0]).values()} == {"not run"}
+    assert {row["ours, searched point, %"] for row in rows_of(reader.tables[0]).values()} == {"not run"}
 
 
 def test_the_same_folder_gives_the_same_bytes(finished, tmp_path):
@@ -197,3 +204,13 @@ def test_bars_are_as_long_as_their_numbers_and_errors_are_drawn(stderr):
     assert len(left.containers) - len(left.patches) == (0 if stderr is None else 2)
     assert [text.get_text() for text in names.texts] == ["0", "first", "1", "second", "x", "own"]
     assert "not run" in [text.get_text() for text in left.texts]
+    assert not left.lines or all(line.get_marker() != "D" for line in left.lines)
+
+
+def test_accuracies_at_t_10_are_drawn_beside_the_bars():
+    summary = Summary(0.62, None, 1, ({},))
+    rows = [("0", "first", summary, paper_step("00")), ("1", "second", None, paper_step("01"))]
+    _, left, _ = trajectory_figure(rows, at_paper=[Summary(0.31, None, 1, ({},)), None]).axes
+    (line,) = [line for line in left.lines if line.get_marker() == "D"]
+    assert line.get_xydata().tolist() == [[31, 0]]
+    assert left.get_xlim()[0] < 31 and left.get_xlim()[1] > 62

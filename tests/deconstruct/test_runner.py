@@ -70,7 +70,13 @@ def test_every_number_is_in_its_runs_results_with_its_protocol(finished):
     assert {entry["protocol"]["study"] for entry in entries} == {"row", "blocks", "timesteps"}
     for entry in entries:
         assert entry["metric"] == "accuracy" and entry["n"] == 360 and entry["dataset"] == "digits"
-        assert entry["protocol"]["preset"] == "cached" and entry["protocol"]["epochs"] == 2
+        assert entry["protocol"]["preset"] == "cached" and entry["protocol"]["name"] == "logistic"
+        assert entry["protocol"]["converged"] is True
+    searched, paper = (e["protocol"] for e in entries if e["protocol"]["study"] == "row")
+    assert (searched["point"], paper["point"]) == ("searched", "paper")
+    assert (paper["layer"], paper["timestep"]) == (1, 10)
+    assert searched["searched_layers"] == [1, 2] and searched["searched_timesteps"] == [0, 10, 80]
+    assert searched["layer"] in (1, 2) and searched["timestep"] in (0, 10, 80)
 
 
 def test_samples_are_drawn_and_scored_where_the_preset_asks(finished):
@@ -84,7 +90,7 @@ def test_samples_are_drawn_and_scored_where_the_preset_asks(finished):
             assert entry["n"] == 40 and entry["protocol"]["reference_images"] == 60
             assert "ResNetModel" in entry["protocol"]["extractor"] and entry["protocol"]["steps"] == 2
         card = (run / "README.md").read_text()
-        assert "### linear" in card and ("FID-40" in card) == rows
+        assert "### logistic" in card and ("FID-40" in card) == rows
     with Image.open(folder / "rows" / "07_patch_pca" / "seed-0" / "pictures" / "samples.png") as grid:
         assert grid.size[1] < 80 and grid.size[0] > 8 * grid.size[1]  # nine images in a row
 
@@ -123,17 +129,19 @@ def test_other_probe_settings_measure_again_without_training(finished, tmp_path)
     again = tmp_path / "again"
     shutil.copytree(folder, again)
     before = changes(again)
-    options = ["--rows", "7", "--seeds", "0", "--probe.epochs", "3"]
+    options = ["--rows", "7", "--seeds", "0", "--probe.probe", "adam", "--probe.epochs", "3"]
     assert main(["deconstruct", "--config", str(preset), "--output_dir", str(again), *options]) == 0
     changed = {name for name, when in changes(again).items() if before.get(name) != when}
     assert changed == {"rows/07_patch_pca/seed-0/results.json"}
-    entries = collect(load_preset(preset), again).row("07").accuracy.entries
-    assert [entry["protocol"]["epochs"] for entry in entries] == [3, 2]  # of seed 1 the old one
+    row = collect(load_preset(preset), again).row("07")
+    assert [entry["protocol"].get("epochs") for entry in row.at_paper.entries] == [3, None]  # of seed 1 the old one
+    assert "learning_rate_at_edge" in row.at_paper.entries[0]["protocol"]
+    assert row.searched.seeds == 1  # Adam's probe has the recipe's own point alone
 
 
 def test_a_row_that_fails_does_not_stop_the_others_and_can_be_tried_again(write_preset, tmp_path, capsys):
     folder = tmp_path / "out"
-    preset = write_preset(rows=[7, 12], classifier=None, probe={"epochs": 2, "seeds": [0], "study_rows": []})
+    preset = write_preset(rows=[7, 12], classifier=None, probe={"search_timesteps": [10], "study_rows": []})
     run = folder / "rows" / "07_patch_pca" / "seed-0"
     run.mkdir(parents=True)
     (run / "recipe.yaml").write_text("model: {}\ndata: {}\ntokenizer: {}\ntraining: {}\n")  # another recipe's
@@ -155,7 +163,7 @@ def test_a_row_that_fails_does_not_stop_the_others_and_can_be_tried_again(write_
 
 def test_a_killed_launch_goes_on_and_does_nothing_twice(write_preset, tmp_path, capsys):
     folder = tmp_path / "out"
-    preset = write_preset(rows=[6, 7, 8], classifier=None, probe={"epochs": 2, "seeds": [0], "study_rows": []})
+    preset = write_preset(rows=[6, 7, 8], classifier=None, probe={"search_timesteps": [10], "study_rows": []})
     options = ["--images", "3200", "--checkpoint_every_images", "320"]
     process = launch(preset, folder, *options)
     second = folder / "rows" / "07_patch_pca" / "seed-0"
@@ -182,7 +190,7 @@ def test_a_killed_launch_goes_on_and_does_nothing_twice(write_preset, tmp_path, 
 def test_two_launches_share_a_folder_and_a_tokenizer(write_preset, tmp_path, capsys):
     """Row 4 is launched in a process of its own; row 3 here, once that one trains the tokenizer that both need."""
     folder = tmp_path / "out"
-    preset = write_preset(rows=[3, 4], classifier=None, probe={"epochs": 2, "seeds": [0], "study_rows": []})
+    preset = write_preset(rows=[3, 4], classifier=None, probe={"search_timesteps": [10], "study_rows": []})
     options = ["--tokenizer_images", "4800"]
     other = launch(preset, folder, "--rows", "4", *options)
     deadline = time.time() + 120
@@ -202,7 +210,7 @@ def test_a_run_that_another_launch_holds_is_waited_for(write_preset, tmp_path):
     from ldae.deconstruct.lock import FolderLock
 
     folder = tmp_path / "out"
-    preset = load_preset(write_preset(rows=[7], probe={"epochs": 2, "seeds": [0], "study_rows": []}))
+    preset = load_preset(write_preset(rows=[7], probe={"search_timesteps": [10], "study_rows": []}))
     lock = FolderLock(folder / "rows" / "07_patch_pca" / "seed-0")
     assert lock.acquire()
     other = Deconstruction(preset, folder)
@@ -216,14 +224,14 @@ def test_a_run_that_another_launch_holds_is_waited_for(write_preset, tmp_path):
 def test_many_rows_are_compiled_in_one_process(write_preset, tmp_path, monkeypatch):
     monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
     monkeypatch.setattr(torch._dynamo.config, "accumulated_recompile_limit", 1)
-    preset = write_preset(rows=[7, 8, 9], classifier=None, probe={"epochs": 2, "seeds": [0], "study_rows": []})
+    preset = write_preset(rows=[7, 8, 9], classifier=None, probe={"search_timesteps": [10], "study_rows": []})
     command = ["deconstruct", "--config", str(preset), "--output_dir", str(tmp_path / "out"), "--compile", "true"]
     assert main(command) == 0
 
 
 @pytest.mark.slow
 def test_two_processes_of_one_launch_measure_what_one_does(write_preset, tmp_path):
-    probe = {"epochs": 2, "lr_multipliers": [100], "seeds": [0], "horizontal_flip": False, "study_rows": [7]}
+    probe = {"search_timesteps": [10], "horizontal_flip": False, "study_rows": [7]}
     generation = {"num_images": 30, "reference_images": 60, "steps": 2, "grid": 9, "batch_size": 4}
     preset = write_preset(rows=[4, 7], probe={**probe, "timesteps": [0, 80]}, generation=generation)
     arguments = ["--config", str(preset), "--output_dir"]

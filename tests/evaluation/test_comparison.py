@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -60,8 +62,22 @@ def labels(batches):
 
 
 def test_linear_probes_learn_from_each_kind_of_features(inputs):
-    settings = ProbeSettings(epochs=10, lr_multipliers=(10.0, 100.0), seeds=(0, 1))
-    compared = compare_linear(*inputs, settings)
+    compared = compare_linear(*inputs)
     assert [c.name for c in compared] == NAMES
+    assert {c.name: c.accuracy for c in compared}["raw pixels"] > 0.85
+    assert all(c.protocol["name"] == "logistic" and c.protocol["converged"] and c.stderr is None for c in compared)
+    ridge = compare_linear(*inputs, "ridge")
+    assert [c.protocol["name"] for c in ridge] == ["ridge"] * 4 and all(c.protocol["holdout"] == 0.1 for c in ridge)
+    assert [c.accuracy for c in ridge] != [c.accuracy for c in compared]
+    with pytest.raises(ValueError, match="probe='svm' must be one of logistic, adam, ridge"):
+        compare_linear(*inputs, "svm")
+
+
+def test_adams_probes_are_compared_by_name(inputs):
+    settings = ProbeSettings(epochs=10, lr_multipliers=(10.0, 100.0), seeds=(0, 1), max_lr_extensions=1)
+    compared = compare_linear(*inputs, "adam", settings)
     assert {c.name: c.accuracy for c in compared}["raw pixels"] > 0.8
-    assert all(c.learning_rate in settings.learning_rates(540) for c in compared)
+    rates = replace(settings, lr_multipliers=(1.0, 10.0, 100.0, 1000.0)).learning_rates(540)
+    assert all(c.protocol["learning_rate"] in rates and c.stderr is not None for c in compared)
+    assert any(c.protocol["learning_rate"] == rates[-1] for c in compared)  # beyond the grid that was given
+    assert all(c.protocol["learning_rate_at_edge"] == (c.protocol["learning_rate"] == rates[-1]) for c in compared)

@@ -185,8 +185,10 @@ def test_the_verbs_of_one_checkpoint_read_other_peoples_encoders_alike(few, few_
         "untrained encoder",
         "raw pixels",
         str(others / "mae"),
+        str(others / "dinov2"),  # Adam's probe, and a converged one beside it
         str(others / "dinov2"),
     ]
+    assert [result["protocol"]["name"] for result in read_results(tmp_path)[-2:]] == ["linear", "logistic"]
 
 
 def test_what_makes_no_sense_is_refused(few, few_digits, others, checkpoint):

@@ -14,7 +14,8 @@ from ldae.verbs import knn, linear_probe
 from ..models.small_diffusers import small_unet
 
 
-FAST = "--protocol cached --epochs 2 --num_workers 0 --horizontal_flip false".split()
+CACHED = "--protocol cached --num_workers 0 --horizontal_flip false".split()
+FAST = "--protocol cached --probe adam --epochs 2 --num_workers 0 --horizontal_flip false".split()
 
 
 def error_of(verb, arguments, capsys):
@@ -91,11 +92,37 @@ def test_a_ddaes_linear_probe_is_that_of_its_paper(few_digits, tmp_path):
     DDAEModel.from_diffusers(small_unet()).save_pretrained(tmp_path)
     options = ["--dataset", str(few_digits), "--num_workers", "0", "--epochs", "1", "--seeds", "0"]
     assert linear_probe.main([str(tmp_path), *options]) == 0
-    (result,) = read_results(tmp_path)
+    result, beside = read_results(tmp_path)  # a converged probe stands beside it
+    assert (beside["protocol"]["name"], beside["protocol"]["preset"]) == ("logistic", "cached")
+    assert beside["protocol"]["converged"] and beside["protocol"]["layer"] == result["protocol"]["layer"]
     details = result["protocol"]
     assert (details["batch_size"], details["learning_rate"]) == (128, pytest.approx(1e-3))
     assert details["augmentation"] == ["random_crop", "horizontal_flip"]
     assert details["pooling"] == "mean over space or tokens"
+
+
+@pytest.mark.parametrize("probe", ["logistic", "ridge"])
+def test_cached_features_are_probed_to_convergence(checkpoint, few_digits, capsys, probe):
+    options = ["--dataset", str(few_digits), "--block_sweep", *CACHED]
+    assert linear_probe.main([str(checkpoint), *options, *(["--probe", "ridge"] if probe == "ridge" else [])]) == 0
+    printed = capsys.readouterr().out
+    assert sum(line.startswith(probe) for line in printed.splitlines()) == 4 and f"{probe} *" in printed
+    results = read_results(checkpoint)
+    assert [r["protocol"]["layer"] for r in results] == [1, 2, 3, 4]
+    assert all(r["protocol"]["name"] == probe and r["seed"] == 0 and "stderr" not in r for r in results)
+    chosen = [r for r in results if r["chosen"]]
+    assert len(chosen) == 1 and chosen[0]["held_out_value"] == max(r["held_out_value"] for r in results)
+    assert (checkpoint / "linear_probe" / "config.json").is_file()
+
+
+def test_a_rate_at_the_edge_of_its_grid_is_told(checkpoint, few_digits, capsys):
+    options = ["--dataset", str(few_digits), *FAST, "--seeds", "0", "--lr_multipliers", "1e-5,1e-4", "--epochs", "1"]
+    with pytest.warns(UserWarning, match="edge of its grid"):
+        assert linear_probe.main([str(checkpoint), *options]) == 0
+    assert "Warning: 1 chosen learning rates lie at the edge of the grid" in capsys.readouterr().out
+    (result,) = read_results(checkpoint)
+    assert result["protocol"]["learning_rate_at_edge"] is True
+    assert len(result["protocol"]["learning_rates_tried"]) > 2
 
 
 def test_shots_and_baselines_of_an_ldae_and_a_ddae(checkpoint, few_digits, tmp_path, capsys):
@@ -115,7 +142,7 @@ def test_shots_and_baselines_of_an_ldae_and_a_ddae(checkpoint, few_digits, tmp_p
         assert all(r["protocol"]["labels_per_class"] == 5 and r["protocol"]["draws"] == 3 for r in results)
         assert all(r["protocol"]["layer"] is not None and r["stderr"] > 0 and r["n"] == 60 for r in results)
         pixels.append(results[-1]["value"])
-        assert linear_probe.main([*arguments, "--baselines", "--epochs", "1", "--seeds", "0,1"]) == 0
+        assert linear_probe.main([*arguments, "--baselines"]) == 0
         assert [r["checkpoint"] for r in read_results(folder)[len(names) :]] == names
         assert all(r["protocol"]["holdout"] == 0.1 for r in read_results(folder)[len(names) :])
     assert pixels[0] == pixels[1] > 0.5  # the same draws
@@ -138,6 +165,11 @@ def test_what_is_wrong_is_named(checkpoint, tmp_path, capsys, monkeypatch):
     assert "draws=0" in says(checkpoint, *digits, "--shots", "5", "--draws", "0")
     assert "shots=1 is not possible" in says(checkpoint, *digits, "--shots", "1")
     assert "epochs=0" in says(checkpoint, *digits, "--epochs", "0")
+    assert "epochs=3 only applies with --probe adam" in says(
+        checkpoint, *digits, "--protocol", "cached", "--epochs", "3"
+    )
+    assert "add --protocol cached" in says(checkpoint, *digits, "--probe", "logistic")
+    assert "seeds=1 only applies" in says(checkpoint, *digits, "--baselines", "--seeds", "1")
     assert "unrecognized arguments: --epoch" in says(checkpoint, *digits, "--epoch", "3")
     assert "k=5000" in says(checkpoint, *digits, "--k", "5000", verb=knn)
     assert "model_type" in says(tmp_path, *digits)

@@ -9,7 +9,7 @@ from ldae.evaluation.features import extract_features
 from ldae.evaluation.images import fixed_subset
 from ldae.evaluation.linear_probe import ProbeSettings
 from ldae.evaluation.metrics import accuracy
-from ldae.evaluation.protocols import Protocol, run_linear_probe, run_ridge_grid
+from ldae.evaluation.protocols import Protocol, run_linear_probe, run_logistic_grid, run_ridge_grid
 from ldae.evaluation.ridge import fit_ridge, split_holdout
 
 
@@ -107,8 +107,53 @@ def test_ridge_probes_are_those_of_the_plain_closed_form(model, few):
     probe = fit_ridge(x, y, num_classes=10, penalty=details["penalty"])
     assert result.score(3) == (accuracy(probe.predict(test.flat[:, 0]), test.classes), None)
     assert (details["name"], details["augmentation"], details["holdout"]) == ("ridge", ["horizontal_flip"], 0.1)
-    with pytest.raises(ValueError, match="protocol='paper' is not possible with ridge probes"):
+    with pytest.raises(ValueError, match="protocol='paper' must be cached with ridge probes"):
         run_ridge_grid(model, *few, protocol("paper"))
+
+
+def test_logistic_probes_have_the_result_of_ridge_probes(model, few):
+    result = run_logistic_grid(model, *few, protocol("cached", timesteps=(10, 400)))
+    ridge = run_ridge_grid(model, *few, protocol("cached", timesteps=(10, 400)))
+    assert (result.columns, result.num_train, result.num_test) == (ridge.columns, ridge.num_train, ridge.num_test)
+    assert set(ridge.describe(1)) < set(result.describe(1))
+    details = result.describe(1)
+    assert (details["name"], details["layer"], details["timestep"], details["holdout"]) == ("logistic", 1, 400, 0.1)
+    assert details["converged"] is True and details["iterations"] > 0 and details["standardised"] is True
+    assert details["optimizer"] == "Newton-CG" and details["penalty"] in details["penalties_tried"]
+    scores = [result.held_out(index) for index in range(4)]
+    assert scores[result.best] == max(scores) > 0.15
+    # The folded probe's predictions score what the result says.
+    test = extract_features(
+        model, iterate_once(few[1], image_size=16, batch_size=300), layers=[1, 2], timesteps=[10, 400]
+    )
+    for index in range(4):
+        logits = F.linear(test.flat[:, index], *result.folded(index))
+        assert abs(result.score(index)[0] - accuracy(logits.argmax(dim=1), test.classes)) < 0.01
+    with pytest.raises(ValueError, match="protocol='paper' must be cached with logistic probes"):
+        run_logistic_grid(model, *few, protocol("paper"))
+
+
+def test_the_grid_of_rates_grows_until_the_chosen_ones_lie_inside(model, few):
+    small = ProbeSettings(epochs=6, base_lr=1e-4, lr_multipliers=(1.0, 10.0), seeds=(0,), max_lr_extensions=6)
+    result = run_linear_probe(model, *few, protocol("cached", settings=small))
+    details = [result.describe(index) for index in range(2)]
+    assert result.protocol.settings.lr_multipliers[:4] == (1.0, 10.0, 100.0, 1000.0)
+    assert not any(d["learning_rate_at_edge"] for d in details)
+    tried = details[0]["learning_rates_tried"]
+    assert all(tried[0] < d["learning_rate"] < tried[-1] for d in details)
+    # The same as if all rates had been in the grid at first.
+    at_once = ProbeSettings(
+        epochs=6, base_lr=1e-4, lr_multipliers=result.protocol.settings.lr_multipliers, seeds=(0,), max_lr_extensions=0
+    )
+    direct = run_linear_probe(model, *few, protocol("cached", settings=at_once))
+    assert torch.equal(direct.report.test_accuracy, result.report.test_accuracy)
+    assert direct.report.lr_index == result.report.lr_index
+
+    limited = ProbeSettings(epochs=1, base_lr=1e-7, lr_multipliers=(1.0, 10.0), seeds=(0,), max_lr_extensions=1)
+    with pytest.warns(UserWarning, match="at the edge of its grid"):
+        result = run_linear_probe(model, *few, protocol("cached", settings=limited))
+    assert any(result.describe(index)["learning_rate_at_edge"] for index in range(2))
+    assert len(result.protocol.settings.lr_multipliers) in (3, 4)
 
 
 def test_a_saved_classifier_has_the_probes_logits(model, few, checkpoint, tmp_path):

@@ -79,6 +79,7 @@ def test_the_penalty_is_chosen_without_the_test_set():
     assert result.accuracy > 0.5
     expected = fit_ridge(x, y, num_classes=4, penalty=result.penalty).predict(test) == test_y
     assert result.accuracy == pytest.approx(expected.double().mean().item())
+    assert result.holdout_accuracy * 12 == pytest.approx(round(result.holdout_accuracy * 12))  # of a tenth, 12 images
 
 
 def test_few_shots_are_drawn_by_labels_and_seed_alone():

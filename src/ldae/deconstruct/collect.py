@@ -35,14 +35,16 @@ class VariantResults:
     """
     What is known of a variant, over its seeds.
 
-    `runs` are the folders of finished pre-trainings, in the order of the seeds; `accuracy` the encoder's linear probe;
+    `runs` are the folders of finished pre-trainings, in the order of the seeds; `searched` and
+    `at_paper` the encoder's probe at the point that a search chose and at the recipe's own (t = 10);
     `blocks`, `timesteps` the sweeps, by block and by input and time step; `samples` `fid` and `kid` of generated
     images; `failures` what went wrong, by seed.
     """
 
     variant: Variant
     runs: tuple[Path, ...]
-    accuracy: Summary | None
+    searched: Summary | None
+    at_paper: Summary | None
     blocks: dict[int, Summary]
     timesteps: dict[str, dict[int, Summary]]
     samples: dict[str, Summary]
@@ -50,6 +52,11 @@ class VariantResults:
     images: int | None
     seconds: float
     hardware: str | None
+
+    @property
+    def accuracy(self) -> Summary | None:
+        """Accuracy that stands for the variant: at the searched point, or at the recipe's own without a search."""
+        return self.searched or self.at_paper
 
     @property
     def first_run(self) -> Path | None:
@@ -100,7 +107,7 @@ def collect(preset: Preset, output_dir: Path) -> Collection:
         rows=[r for r in results if r.variant.dimension is None],
         sweep=[r for r in results if r.variant.dimension is not None],
         baselines={
-            entry["checkpoint"]: Summary(entry["value"], entry.get("stderr"), len(entry["seeds"]), (entry,))
+            entry["checkpoint"]: Summary(entry["value"], entry.get("stderr"), len(entry.get("seeds", [0])), (entry,))
             for entry in baselines
         },
     )
@@ -128,7 +135,8 @@ def collect_variant(variant: Variant, output_dir: Path) -> VariantResults:
         seconds += trained["seconds"]
         for step, found in entries.items():
             found += unit.results(step)
-    probed = entries["row"]
+    searched = [entry for entry in entries["row"] if entry["protocol"].get("point") == "searched"]
+    at_paper = [entry for entry in entries["row"] if entry["protocol"].get("point", "paper") == "paper"]
     timesteps: dict[str, dict[int, Summary]] = {}
     for given in ("clean", "noisy"):
         found = [e for e in entries["timesteps"] if e["protocol"]["input"] == given]
@@ -137,7 +145,8 @@ def collect_variant(variant: Variant, output_dir: Path) -> VariantResults:
     return VariantResults(
         variant=variant,
         runs=tuple(runs),
-        accuracy=summarise(probed) if probed else None,
+        searched=summarise(searched) if searched else None,
+        at_paper=summarise(at_paper) if at_paper else None,
         blocks=_by(entries["blocks"], "layer"),
         timesteps=timesteps,
         samples={kind: summarise(found) for kind in ("fid", "kid") if (found := _of_kind(entries["samples"], kind))},

@@ -1,5 +1,6 @@
 """The charts of the report: ours beside the paper's, each in the look of the figure or table that it goes back to."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +28,9 @@ LABELS = {"conv_vae": "conv VAE", "vae": "patch VAE", "ae": "patch AE", "pca": "
 
 
 def trajectory_figure(
-    rows: Sequence[tuple[str, str, Summary | None, PaperStep | None]], separators: Sequence[int] = ()
+    rows: Sequence[tuple[str, str, Summary | None, PaperStep | None]],
+    separators: Sequence[int] = (),
+    at_paper: Sequence[Summary | None] = (),
 ) -> Figure:
     """
     Fig. 6: the trajectory as bars, a step a line, ours on the left and the paper's on the right.
@@ -35,6 +38,7 @@ def trajectory_figure(
     Args:
         rows: For each the number, the step in words, our accuracy and the paper's figures.
         separators (`Sequence[int]`): Lines before which a group of steps begins.
+        at_paper (`Sequence[Summary | None]`): Our accuracies at the recipe's own point (t = 10), drawn as diamonds.
     """
     figure = Figure(figsize=(5.8, 0.8 + 0.29 * len(rows)), layout="constrained")
     names, left, right = figure.subplots(1, 3, sharey=True, width_ratios=(1.5, 1, 1))
@@ -46,10 +50,16 @@ def trajectory_figure(
             left.text(0.02, i, "not run", transform=axes_then_data, va="center", fontsize=8, color="#8a9099")
     ours = [(i, 100 * s.mean, 100 * (s.stderr or 0)) for i, (_, _, s, _) in enumerate(rows) if s is not None]
     paper = [(i, step.accuracy, 0.0) for i, (_, _, _, step) in enumerate(rows) if step is not None]
+    own = [(i, 100 * s.mean) for i, s in enumerate(at_paper) if s is not None]
     _bars(left, ours, OURS)
+    if own:
+        low, high = left.get_xlim()
+        places, values = zip(*own, strict=True)
+        left.plot(values, places, "D", color="white", markeredgecolor=INK, markersize=4, label="at t = 10", zorder=4)
+        left.set_xlim(min(low, 5 * math.floor((min(values) - 1) / 5)), max(high, max(values) + 1))
     _bars(right, paper, PAPER)
     left.set_ylim(len(rows) - 0.4, -0.6)
-    left.set_title("ours", fontsize=10, loc="left", color=OURS, fontweight="bold")
+    left.set_title("ours (◇ at t = 10)" if own else "ours", fontsize=10, loc="left", color=OURS, fontweight="bold")
     right.set_title("paper (ImageNet)", fontsize=10, loc="left", color="#6b727b", fontweight="bold")
     names.set(xlim=(0, 1), yticks=[])
     names.set_axis_off()

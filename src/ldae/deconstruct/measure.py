@@ -1,6 +1,7 @@
 """What is measured on a finished run: its linear probe, the sweeps over blocks and time steps, and what it must beat."""
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from ldae.data import DataConfig, ImageSource, iterate_once, open_probe_images
 from ldae.deconstruct.preset import ProbeOptions
 from ldae.deconstruct.unit_folder import StepRecorder, UnitFolder
 from ldae.evaluation.comparison import compare_linear
-from ldae.evaluation.probe_features import HOLDOUT
-from ldae.evaluation.protocols import LinearProbeResult, run_linear_probe
+from ldae.evaluation.protocols import GridResult, LinearProbeResult, run_linear_probe, run_logistic_grid
+from ldae.evaluation.searched import run_searched_probes
 from ldae.models.configuration_ldae import LDAEConfig
 from ldae.reports.paper_figures import BY_BLOCK, TOTAL_BLOCKS
 from ldae.training.recipe import Recipe
@@ -24,7 +25,10 @@ ALL_BLOCKS_UP_TO = 12  # of a deeper stack, the sweep takes the paper's blocks i
 
 def probe_encoder(unit: UnitFolder, recipe: Recipe, options: ProbeOptions, device: torch.device) -> None:
     """
-    Linear-probe a run's encoder at its own block and time step, as step `row`.
+    Linear-probe a run's encoder, as step `row`.
+
+    A converged probe is reported at the block and time step that ridge probes choose on held-out training images
+    (`"point": "searched"`), and at the recipe's own (`"point": "paper"`); Adam's probe at the latter alone.
 
     Args:
         unit ([`UnitFolder`]): A finished run.
@@ -32,11 +36,16 @@ def probe_encoder(unit: UnitFolder, recipe: Recipe, options: ProbeOptions, devic
         options ([`ProbeOptions`]): How.
         device (`torch.device`): Where.
     """
-    settings = _settings(recipe, options)
+    config = AutoConfig.from_pretrained(unit.path)
+    grid = _search_grid(options, config) if options.probe == "logistic" else None
+    settings = [*_settings(recipe, options), grid]
     if unit.is_done("row", settings):
         return
     with unit.step("row", settings) as recorder:
-        _probe(unit.path, recipe, options, device, recorder, layers=None, timesteps=None, noisy=False)
+        if grid is None:
+            _probe(unit.path, recipe, options, device, recorder, point="paper")
+        else:
+            _search(unit.path, recipe, options, device, recorder, *grid)
 
 
 def sweep_encoder(unit: UnitFolder, recipe: Recipe, options: ProbeOptions, device: torch.device) -> None:
@@ -49,13 +58,13 @@ def sweep_encoder(unit: UnitFolder, recipe: Recipe, options: ProbeOptions, devic
     settings = [_settings(recipe, options), blocks]
     if not unit.is_done("blocks", settings):
         with unit.step("blocks", settings) as recorder:
-            _probe(unit.path, recipe, options, device, recorder, layers=blocks, timesteps=None, noisy=False)
-    timesteps = swept_timesteps(options, config)
+            _probe(unit.path, recipe, options, device, recorder, layers=blocks)
+    timesteps = scale_timesteps(options.timesteps, config)
     settings = [_settings(recipe, options), timesteps]
     if not unit.is_done("timesteps", settings):
         with unit.step("timesteps", settings) as recorder:
             for noisy in (False, True):
-                _probe(unit.path, recipe, options, device, recorder, layers=None, timesteps=timesteps, noisy=noisy)
+                _probe(unit.path, recipe, options, device, recorder, timesteps=timesteps, noisy=noisy)
 
 
 def compare_baselines(
@@ -70,7 +79,7 @@ def compare_baselines(
         recipe, options, device: As of [`probe_encoder`].
     """
     data, config = recipe.data, recipe.model_config().to_dict()
-    settings = [dataclasses.asdict(options.make_protocol().settings), dataclasses.asdict(data), config]
+    settings = [options.probe, dataclasses.asdict(options.make_protocol().settings), dataclasses.asdict(data), config]
     if unit.is_done("baselines", settings):
         return
     model: PreTrainedModel = AutoModel.from_pretrained(run).to(device)
@@ -81,22 +90,15 @@ def compare_baselines(
         for source in sources
     )
     probe = options.make_protocol().settings
+    seeds: dict[str, Any] = {"seeds": list(probe.seeds)} if options.probe == "adam" else {"seed": 0}
     with unit.step("baselines", settings) as recorder:
-        for compared in compare_linear(model, train, test, probe)[1:]:  # the first is the trained encoder itself
-            protocol = {
-                "name": "linear",
-                "features": compared.name,
-                "epochs": probe.epochs,
-                "learning_rate": compared.learning_rate,
-                "augmentation": [],
-                "holdout": HOLDOUT,
-                **size,
-            }
+        # The first is the trained encoder itself.
+        for compared in compare_linear(model, train, test, options.probe, probe)[1:]:
             entry = {
                 "metric": "accuracy",
                 "value": compared.accuracy,
-                "protocol": protocol,
-                "seeds": list(probe.seeds),
+                "protocol": {**compared.protocol, "features": compared.name, **size},
+                **seeds,
             }
             entry |= {"stderr": compared.stderr} if compared.stderr is not None else {}
             n = sum(len(batch.images) for batch in test)
@@ -121,15 +123,28 @@ def swept_blocks(total: int) -> list[int]:
     return sorted({max(1, round(block * total / TOTAL_BLOCKS)) for block in BY_BLOCK})
 
 
-def swept_timesteps(options: ProbeOptions, config: LDAEConfig) -> tuple[int, ...]:
-    """The time steps of the sweep, given of 1000, in a model's own number of steps."""
-    scaled = (min(t * config.num_train_timesteps // 1000, config.num_train_timesteps - 1) for t in options.timesteps)
+def scale_timesteps(timesteps: Iterable[int], config: LDAEConfig) -> tuple[int, ...]:
+    """Scale time steps, given of 1000, to a model's own number of steps, each once."""
+    scaled = (min(t * config.num_train_timesteps // 1000, config.num_train_timesteps - 1) for t in timesteps)
     return tuple(dict.fromkeys(scaled))
 
 
+def _search_grid(options: ProbeOptions, config: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the blocks and time steps of the search, with the recipe's own among them."""
+    blocks = options.search_blocks or range(1, config.total_num_hidden_layers + 1)
+    timesteps = scale_timesteps(options.search_timesteps, config)
+    own_block, own_timestep = _own_point(config)
+    return tuple(sorted({*blocks, own_block})), tuple(sorted({*timesteps, own_timestep}))
+
+
+def _own_point(config: Any) -> tuple[int, int]:
+    """Return the block and time step at which a checkpoint's features are read."""
+    return config.feature_layer or config.num_hidden_layers, config.feature_timestep
+
+
 def _settings(recipe: Recipe, options: ProbeOptions) -> list[Any]:
-    """What a probe's number depends on besides its blocks and time steps."""
-    return [dataclasses.asdict(options.make_protocol()), recipe.training.images]
+    """Collect what a probe's number depends on besides its blocks and time steps."""
+    return [options.probe, dataclasses.asdict(options.make_protocol()), recipe.training.images]
 
 
 def _probe(
@@ -139,41 +154,68 @@ def _probe(
     device: torch.device,
     recorder: StepRecorder,
     *,
-    layers: tuple[int, ...] | None,
-    timesteps: tuple[int, ...] | None,
-    noisy: bool,
+    layers: tuple[int, ...] | None = None,
+    timesteps: tuple[int, ...] | None = None,
+    noisy: bool = False,
+    point: str | None = None,
 ) -> None:
-    cut: dict[str, Any] = {} if layers is None else {"num_hidden_layers": max(layers), "feature_layer": None}
-    model = AutoModel.from_pretrained(run, **cut).to(device)
-    data, bf16 = recipe.data, recipe.training.mixed_precision == "bf16"
-    train, test = open_probe_images(data)
-    protocol = options.make_protocol(layers or _own_layer(model), timesteps, noisy)
-    result = run_linear_probe(
-        model,
-        train,
-        test,
-        protocol,
-        decode_size=data.decode_size,
-        batch_size=options.forward_batch_size,
-        num_workers=data.num_workers,
-        device=device,
-        dtype=torch.bfloat16 if bf16 else None,
-    )
+    """Probe given blocks and time steps, by default the checkpoint's own."""
+    model = _load(run, layers, device)
+    train, test = open_probe_images(recipe.data)
+    own_block, _ = _own_point(model.config)
+    protocol = options.make_protocol(layers or (own_block,), timesteps, noisy)
+    run_probe = run_linear_probe if options.probe == "adam" else run_logistic_grid
+    result = run_probe(model, train, test, protocol, **_reading(recipe, options, device))
     for index in range(len(result.columns)):
-        recorder.add(_entry(result, index, data, test))
+        protocol_of_set = {**result.describe(index), **({} if point is None else {"point": point})}
+        recorder.add(_entry(result, index, protocol_of_set, recipe.data, test))
 
 
-def _own_layer(model: PreTrainedModel) -> tuple[int, ...]:
-    return (model.config.feature_layer or model.config.num_hidden_layers,)
+def _search(
+    run: Path,
+    recipe: Recipe,
+    options: ProbeOptions,
+    device: torch.device,
+    recorder: StepRecorder,
+    layers: tuple[int, ...],
+    timesteps: tuple[int, ...],
+) -> None:
+    """Record converged probes at the searched point and at the recipe's own."""
+    given = [_own_point(AutoConfig.from_pretrained(run))]
+    model = _load(run, layers, device)
+    train, test = open_probe_images(recipe.data)
+    protocol = options.make_protocol(layers, timesteps)
+    found = run_searched_probes(model, train, test, protocol, given=given, **_reading(recipe, options, device))
+    for point, index in (("searched", found.searched), ("paper", found.given[0])):
+        recorder.add(_entry(found.logistic, index, found.describe(index, point), recipe.data, test))
 
 
-def _entry(result: LinearProbeResult, index: int, data: DataConfig, test: ImageSource) -> dict[str, Any]:
+def _load(run: Path, layers: tuple[int, ...] | None, device: torch.device) -> PreTrainedModel:
+    """Load a run's encoder, cut after the last of some blocks."""
+    cut: dict[str, Any] = {} if layers is None else {"num_hidden_layers": max(layers), "feature_layer": None}
+    return AutoModel.from_pretrained(run, **cut).to(device)
+
+
+def _reading(recipe: Recipe, options: ProbeOptions, device: torch.device) -> dict[str, Any]:
+    return {
+        "decode_size": recipe.data.decode_size,
+        "batch_size": options.forward_batch_size,
+        "num_workers": recipe.data.num_workers,
+        "device": device,
+        "dtype": torch.bfloat16 if recipe.training.mixed_precision == "bf16" else None,
+    }
+
+
+def _entry(
+    result: LinearProbeResult | GridResult, index: int, protocol: dict[str, Any], data: DataConfig, test: ImageSource
+) -> dict[str, Any]:
     value, stderr = result.score(index)
+    seeds = {"seeds": list(result.protocol.settings.seeds)} if isinstance(result, LinearProbeResult) else {"seed": 0}
     entry = {
         "metric": "accuracy",
         "value": value,
-        "protocol": result.describe(index),
-        "seeds": list(result.protocol.settings.seeds),
+        "protocol": protocol,
+        **seeds,
         "checkpoint": ".",
         "n": result.num_test,
         **_about(data, test),

@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 
 from ldae.evaluation.linear_probe import ProbeSettings
-from ldae.evaluation.protocols import Protocol
+from ldae.evaluation.protocol import Protocol
+from ldae.evaluation.rate_search import MAX_LR_EXTENSIONS
 from ldae.models.configuration_ldae import CHOICES
 from ldae.training.classifier import ClassifierConfig
 from ldae.training.recipe import SECTIONS, build_section, did_you_mean, field_owners, read_sections
@@ -43,8 +44,13 @@ class ProbeOptions:
     The `probe:` section of a preset: how every run is probed, and which runs are looked at more closely.
 
     Args:
-        protocol: `cached` or `paper`, of [`~ldae.evaluation.protocols.Protocol`].
-        epochs, batch_size, base_lr, lr_multipliers, seeds: Of [`~ldae.evaluation.linear_probe.ProbeSettings`].
+        protocol: `cached` or `paper`, of [`~ldae.evaluation.protocol.Protocol`]; `paper` needs `probe: adam`.
+        probe: `logistic` is solved until it has converged; `adam` trains as the papers do, at the recipe's own point.
+        search_blocks: Blocks among which the point is searched that a converged probe is reported at; `None` is all.
+        search_timesteps: Time steps of that search, of 1000.
+        epochs, batch_size, base_lr, lr_multipliers, seeds: Of Adam's probes, as
+            [`~ldae.evaluation.linear_probe.ProbeSettings`]; several rates are extended where one is chosen at the
+            edge.
         crop_scale: Of the `paper` protocol.
         horizontal_flip: Whether images are mirrored; not for digits or letters.
         forward_batch_size: Images of a forward.
@@ -55,6 +61,9 @@ class ProbeOptions:
     """
 
     protocol: str = "cached"
+    probe: str = "logistic"
+    search_blocks: list[int] | None = None
+    search_timesteps: list[int] = field(default_factory=lambda: [0, 10, 20, 40, 80, 160, 320, 640, 999])
     epochs: int = 90
     batch_size: int | None = None
     base_lr: float = 1e-4
@@ -70,6 +79,12 @@ class ProbeOptions:
 
     def __post_init__(self) -> None:
         self.study_rows = [row_key(row) for row in self.study_rows]
+        if self.probe not in ("logistic", "adam"):
+            raise ValueError(f"probe.probe={self.probe!r} must be logistic or adam.")
+        if self.probe == "logistic" and self.protocol == "paper":
+            raise ValueError("probe.protocol=paper needs an optimiser that takes epochs; give probe.probe: adam.")
+        if not all(0 <= t < 1000 for t in self.search_timesteps):
+            raise ValueError(f"probe.search_timesteps={self.search_timesteps} must be from 0 to 999.")
         self.make_protocol()
 
     def make_protocol(
@@ -85,6 +100,7 @@ class ProbeOptions:
             base_lr=self.base_lr,
             lr_multipliers=tuple(float(value) for value in self.lr_multipliers),
             seeds=tuple(self.seeds),
+            max_lr_extensions=MAX_LR_EXTENSIONS,
         )
         return Protocol(
             name=self.protocol,

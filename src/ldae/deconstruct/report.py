@@ -77,8 +77,10 @@ def _trajectory(found: Collection) -> Section:
     if not found.rows:
         return Section("The trajectory", [])
     bars = [(row_number(row), row_label(row), row.accuracy, row_paper(row)) for row in found.rows]
+    searched = any(row.searched for row in found.rows)
+    at_paper = [row.at_paper if searched else None for row in found.rows]
     groups = [i for i, row in enumerate(found.rows) if i and row.variant.key in GROUPS]
-    chart = save_figure(figures.trajectory_figure(bars, groups), found.folder / "figures" / "trajectory.svg")
+    chart = save_figure(figures.trajectory_figure(bars, groups, at_paper), found.folder / "figures" / "trajectory.svg")
     caption = (
         "As Figure 6 of the paper: each line changes the one above (12a and 12b change 12). The axes do not begin at zero. "
         + trajectory_note(found)

@@ -15,6 +15,7 @@ from ldae.reports.paper_figures import BY_DIMENSION, SETTING, TRAJECTORY, PaperS
 from ldae.training.tokenizer_training import FITTED
 
 
+SEARCHED, AT_PAPER = "ours, searched point, %", "ours, t = 10, %"  # heads of columns
 PAPER_IMAGES = 512_466_800  # 400 epochs
 
 
@@ -107,7 +108,18 @@ def trajectory_note(found: Collection) -> str:
 
 def trajectory_table(found: Collection) -> Table:
     """All rows: ours and the paper's."""
-    head = ["row", "step", "ours, %", "change", "seeds", "paper, %", "change", "paper's source", *_fid_head(found)]
+    head = [
+        "row",
+        "step",
+        SEARCHED,
+        AT_PAPER,
+        "change",
+        "seeds",
+        "paper, %",
+        "change",
+        "paper's source",
+        *_fid_head(found),
+    ]
     head += ["images seen", "command"]
     ours, theirs = _changes(found)
     rows = []
@@ -119,7 +131,7 @@ def trajectory_table(found: Collection) -> Table:
             [
                 row_number(row),
                 row_label(row),
-                percent(row.accuracy),
+                *_both_points(row),
                 _signed(ours.get(key)),
                 "" if row.accuracy is None else str(row.accuracy.seeds),
                 "" if paper is None else f"{paper.accuracy:.1f}",
@@ -134,7 +146,15 @@ def trajectory_table(found: Collection) -> Table:
                 f"`--rows {row_number(row)}`",
             ]
         )
-    return Table(head, rows, numbers=("ours, %", "change", "seeds", "paper, %", *_fid_head(found), "images seen"))
+    return Table(
+        head, rows, numbers=(SEARCHED, AT_PAPER, "change", "seeds", "paper, %", *_fid_head(found), "images seen")
+    )
+
+
+def _both_points(row: VariantResults) -> tuple[str, str]:
+    """Show the accuracies at the searched point and at the recipe's own; Adam's probes have the latter alone."""
+    missing = "" if row.accuracy is not None else "not run"
+    return percent(row.searched, missing), percent(row.at_paper, missing)
 
 
 def paper_notes(found: Collection) -> list[str]:
@@ -154,13 +174,13 @@ def dimensions_table(found: Collection) -> Table:
             [
                 tokenizer,
                 str(d),
-                percent(result.accuracy),
+                *_both_points(result),
                 "" if result.accuracy is None else str(result.accuracy.seeds),
                 "" if paper is None else f"{paper:.1f}",
                 f"{result.images:,}" if result.images else "",
             ]
         )
-    head = ["tokenizer", "d", "ours, %", "seeds", "paper at that d (D = 768), %", "images seen"]
+    head = ["tokenizer", "d", SEARCHED, AT_PAPER, "seeds", "paper at that d (D = 768), %", "images seen"]
     return Table(head, rows, numbers=head[1:])
 
 
@@ -240,17 +260,8 @@ def samples_table(found: Collection) -> Table:
                 f"{protocol['guidance_scale']:g}",
             ]
         )
-    head = [
-        "row",
-        _fid_name(found),
-        "KID",
-        "paper, FID-50K",
-        "generated",
-        "real",
-        "seeds",
-        "sampler, steps",
-        "guidance",
-    ]
+    head = ["row", _fid_name(found), "KID", "paper, FID-50K", "generated", "real"]
+    head += ["seeds", "sampler, steps", "guidance"]
     return Table(head, rows, numbers=(*head[1:7], "guidance"))
 
 
@@ -275,12 +286,21 @@ def accuracy_text(results: Sequence[VariantResults], points: Mapping[Any, Summar
     images = sorted({r.images for r in results if r.images})
     hardware = sorted({r.hardware for r in results if r.hardware})
     return (
-        f"Ours: linear probe ({protocol['preset']} protocol, {protocol['epochs']} epochs, clean input at its own t unless "
-        f"said), {entry['n']:,} test images of {Path(entry['dataset']).name}; "
+        f"Ours: {_probe_words(protocol)}, {entry['n']:,} test images of {Path(entry['dataset']).name}; "
         f"{' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} pre-training seed{'s' if seeds[-1] > 1 else ''} "
         f"({spread}), {' to '.join(f'{n:,}' for n in dict.fromkeys((images[0], images[-1]))) if images else 'no'} images "
         f"seen, {'; '.join(hardware)}."
     )
+
+
+def _probe_words(protocol: Mapping[str, Any]) -> str:
+    """Describe a probe in a few words."""
+    point = "clean input at its own t unless said"
+    if protocol.get("point") == "searched":
+        point = "clean input, at the block and time step that ridge probes choose on held-out training images"
+    if protocol["name"] == "logistic":
+        return f"converged logistic probe ({protocol['preset']} protocol, {point})"
+    return f"linear probe by Adam ({protocol['preset']} protocol, {protocol['epochs']} epochs, {point})"
 
 
 def how_measured(found: Collection, command: str) -> list[str]:
@@ -290,11 +310,13 @@ def how_measured(found: Collection, command: str) -> list[str]:
     if done and done[0].accuracy is not None:
         entry = done[0].accuracy.entry
         protocol = {name: value for name, value in entry["protocol"].items() if value is not None and name != "study"}
-        lines.append(f"Linear probe: {', '.join(f'{name} {_shown(value)}' for name, value in protocol.items())}.")
+        lines.append(f"Probe: {', '.join(f'{name} {_shown(value)}' for name, value in protocol.items())}.")
+        by_adam = protocol["name"] == "linear"
         lines.append(
-            f"Scored on {entry['n']:,} images of {Path(entry['dataset']).name} ({entry['split']}); probe seeds "
-            f"{_shown(entry['seeds'])}. The learning rate is chosen on images held out from the training set. Spread (±) is "
-            "the standard error of the mean over pre-training seeds; each seed has a tokenizer of its own."
+            f"Scored on {entry['n']:,} images of {Path(entry['dataset']).name} ({entry['split']})"
+            f"{'; probe seeds ' + _shown(entry['seeds']) if by_adam else ''}. "
+            f"The {'learning rate' if by_adam else 'penalty'} is chosen on images held out from the training set. "
+            "Spread (±) is the standard error of the mean over pre-training seeds; each seed has a tokenizer of its own."
         )
         seconds = sum(result.seconds for result in done)
         hardware = sorted({result.hardware for result in done if result.hardware})

@@ -90,7 +90,8 @@ def variant_recipe(variant: Variant, preset: Preset, seed: int, output_dir: Path
     sections = {name: {**variant.sections[name], **laid[name]} for name in laid}
     if variant.dimension is not None:
         sections["model"] |= _at_dimension(variant, sections["model"])
-    sections["training"] |= {"seed": seed, "output_dir": str(output_dir)}
+    # What is measured here searches for itself, and compares it with the recipe's own point.
+    sections["training"] |= {"seed": seed, "output_dir": str(output_dir), "select_features": False}
     try:
         return build_recipe(sections)
     except ValueError as error:

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from .encoders import PooledBackbone, load_encoder
     from .evaluate import Evaluation
     from .features import Features, extract_features, iterate_features
+    from .grid_protocols import run_logistic_grid, run_ridge_grid
     from .knn import knn_accuracy, knn_predict
     from .linear_probe import ProbeSettings, train_linear_probes
-    from .protocols import Protocol, run_linear_probe, run_ridge_grid
+    from .protocols import Protocol, run_linear_probe
     from .retrieval import retrieval_map
     from .ridge import few_shot_ridge, fit_ridge, ridge_accuracy
     from .score_table import Score, ScoreTable
@@ -46,7 +47,8 @@ _LAZY = {
     "retrieval_map": "retrieval",
     "ridge_accuracy": "ridge",
     "run_linear_probe": "protocols",
-    "run_ridge_grid": "protocols",
+    "run_logistic_grid": "grid_protocols",
+    "run_ridge_grid": "grid_protocols",
     "train_linear_probes": "linear_probe",
     "untrained_like": "baselines",
 }
@@ -82,6 +84,7 @@ __all__ = [
     "retrieval_map",
     "ridge_accuracy",
     "run_linear_probe",
+    "run_logistic_grid",
     "run_ridge_grid",
     "train_linear_probes",
     "untrained_like",

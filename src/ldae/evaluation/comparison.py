@@ -12,13 +12,19 @@ from ldae.models.modeling_ldae import LDAEForPreTraining, LDAEModel
 
 from .baselines import pca_features, pixel_features, untrained_like
 from .features import Features, Layer, extract_features
+from .grid_probes import Part
+from .grid_protocols import describe_logistic
 from .knn import knn_accuracy
-from .linear_probe import ProbeSettings, score_probes, train_linear_probes
+from .linear_probe import LinearProbes, ProbeSettings, train_linear_probes
+from .logistic import fit_logistic_grid
 from .metrics import mean_and_stderr
 from .probe_features import HOLDOUT, SPLIT_SEED
+from .rate_search import is_at_edge, search_rates
 from .ridge import few_shot_ridge, split_holdout
+from .ridge_grid import fit_ridge_grid
 
 
+PROBES = ("logistic", "adam", "ridge")
 LATENTS_NAMES = {"pca": "mean PCA coefficients"}
 
 
@@ -34,12 +40,15 @@ class ComparedFeatures:
 
 @dataclass(frozen=True)
 class ComparedProbe:
-    """Linear-probe accuracy of one kind of features: mean and standard error over probe seeds, and the rate chosen."""
+    """
+    Linear-probe accuracy of one kind of features, its standard error over the seeds of Adam's probes, and `protocol`,
+    how the probe was fitted, as results.json keeps it.
+    """
 
     name: str
     accuracy: float
     stderr: float | None
-    learning_rate: float
+    protocol: dict[str, Any]
 
 
 def feature_sets(
@@ -113,32 +122,69 @@ def compare_few_shot(
 
 
 def compare_linear(
-    model: PreTrainedModel, train: list[Batch], test: list[Batch], settings: ProbeSettings, **choice: Any
+    model: PreTrainedModel,
+    train: list[Batch],
+    test: list[Batch],
+    probe: str = "logistic",
+    settings: ProbeSettings | None = None,
+    **choice: Any,
 ) -> list[ComparedProbe]:
     """
-    Linear-probe accuracies of the encoder and what it is compared with, on features of the centre crop computed once.
+    Compute linear-probe accuracies of the encoder and what it is compared with, on centre crops' features computed
+    once.
 
     Args:
         model, train, test, **choice: As of [`feature_sets`].
-        settings ([`ProbeSettings`]): How the probes train. Each kind of features has its learning rate chosen on the
-            same tenth of `train`, which is held out.
+        probe (`str`, defaults to `"logistic"`): `"logistic"` is solved until it has converged, `"ridge"` has a closed
+            form, `"adam"` trains as the papers do. Each kind of features has its penalty or learning rate chosen on
+            the same tenth of `train`, which is held out.
+        settings ([`ProbeSettings`], *optional*): How Adam's probes train.
 
     Returns:
         `list[ComparedProbe]`.
+
+    Raises:
+        ValueError: If the probe is unknown.
     """
+    if probe not in PROBES:
+        raise ValueError(f"probe={probe!r} must be one of {', '.join(PROBES)}.")
     compared = []
     for name, (fitted, scored) in feature_sets(model, train, test, **choice).items():
         labels = fitted.classes
         kept, held = split_holdout(len(labels), HOLDOUT, SPLIT_SEED)
-        features = fitted.flat[kept]  # (n, 1, C)
-        probes = train_linear_probes(
-            lambda epoch, features=features: features,  # type: ignore[misc]
-            labels[kept],
-            num_classes=int(torch.maximum(labels.max(), scored.classes.max())) + 1,
-            settings=settings,
-        )
-        report = score_probes(probes, (fitted.flat[held], labels[held]), scored.flat, scored.classes)
-        rate = report.lr_index[0]
-        mean, stderr = mean_and_stderr(report.test_accuracy[:, 0, rate].tolist())
-        compared.append(ComparedProbe(name, mean, stderr, settings.learning_rates(len(kept))[rate]))
+        parts = ((fitted.flat[kept], labels[kept]), (fitted.flat[held], labels[held]), (scored.flat, scored.classes))
+        num_classes = int(torch.maximum(labels.max(), scored.classes.max())) + 1
+        if probe == "adam":
+            found = _compare_adam(*parts, num_classes=num_classes, settings=settings or ProbeSettings())
+        elif probe == "ridge":
+            ridge = fit_ridge_grid(*parts, num_classes=num_classes)
+            found = (float(ridge.test[0]), None, {"name": "ridge", "penalty": float(ridge.penalty[0])})
+        else:
+            logistic = fit_logistic_grid(*parts, num_classes=num_classes, names=[name])
+            details = {"name": "logistic", "penalty": float(logistic.penalty[0]), **describe_logistic(logistic, 0)}
+            found = (float(logistic.test[0]), None, details)
+        accuracy, stderr, protocol = found
+        compared.append(ComparedProbe(name, accuracy, stderr, {**protocol, "augmentation": [], "holdout": HOLDOUT}))
     return compared
+
+
+def _compare_adam(
+    fitted: Part, held: Part, test: Part, *, num_classes: int, settings: ProbeSettings
+) -> tuple[float, float | None, dict[str, Any]]:
+    """Return accuracy, standard error and protocol of Adam's probe at its chosen learning rate."""
+    features, labels = fitted
+
+    def train(chosen: ProbeSettings) -> LinearProbes:
+        return train_linear_probes(lambda epoch: features, labels, num_classes=num_classes, settings=chosen)
+
+    settings, _, report = search_rates(train, settings, held, *test)
+    rate = report.lr_index[0]
+    mean, stderr = mean_and_stderr(report.test_accuracy[:, 0, rate].tolist())
+    protocol = {
+        "name": "linear",
+        "epochs": settings.epochs,
+        "learning_rate": settings.learning_rates(len(labels))[rate],
+        "learning_rate_at_edge": is_at_edge(settings, rate),
+        "batch_norm": "without affine" if settings.batch_norm else "none",
+    }
+    return mean, stderr, protocol

@@ -123,12 +123,12 @@ class Evaluation:
 
     def ridge(self, checkpoint: Checkpoint, *, seed: int = 0, **choice: Any) -> Score:
         """
-        Accuracy of a ridge probe with all labels, a fifth of the training images choosing its penalty. See
+        Accuracy of a ridge probe with all labels, a tenth of the training images choosing its penalty. See
         [`~ldae.evaluation.ridge.ridge_accuracy`]; arguments as of [`~Evaluation.few_shot`].
         """
         chosen = self._choose(checkpoint, **choice)
         result = ridge_accuracy(*self._arrays(chosen), seed=seed)
-        protocol = {"name": "ridge", "penalty": result.penalty, "holdout": 0.2}
+        protocol = {"name": "ridge", "penalty": result.penalty, "holdout": HOLDOUT}
         return self._score(chosen, protocol, result.accuracy, None, (seed,))
 
     def knn(self, checkpoint: Checkpoint, *, k: int = 20, temperature: float = 0.07, **choice: Any) -> Score:

@@ -32,6 +32,8 @@ class ProbeSettings:
         seeds (`tuple[int, ...]`, defaults to (0, 1, 2)): One probe for each: initial weights and order of the examples.
         batch_norm (`bool`, defaults to `True`): Whether a BatchNorm without parameters is in front of the linear layer, as
             in l-DAE's paper. DDAE's public code has none; features of unlike scale then learn at unlike speed.
+        max_lr_extensions (`int`, defaults to 0): How often the grid of rates may grow by a factor of 10 at either end,
+            where a feature set's chosen rate is at its edge; see [`~ldae.evaluation.rate_search.search_rates`].
 
     The optimiser is Adam with default betas: l-DAE's paper names none, DDAE's has Adam. Initial weights are
     normal with standard deviation 0.01, as MAE's.
@@ -43,12 +45,15 @@ class ProbeSettings:
     lr_multipliers: tuple[float, ...] = (1.0, 10.0, 100.0)
     seeds: tuple[int, ...] = (0, 1, 2)
     batch_norm: bool = True
+    max_lr_extensions: int = 0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "base_lr", "batch_size"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name}={value} is not possible; it must be positive.")
+        if self.max_lr_extensions < 0:
+            raise ValueError(f"max_lr_extensions={self.max_lr_extensions} must be 0 or more.")
         for name in ("lr_multipliers", "seeds"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):

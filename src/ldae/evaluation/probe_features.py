@@ -14,10 +14,9 @@ from ldae.data.augment import RandomCrop
 from .feature_store import FEATURE_MEMORY, FeatureStore, Rows
 from .features import Features, Layer, Prepare, iterate_features
 from .images import ImageSet
-from .ridge import split_holdout
+from .ridge import HOLDOUT, split_holdout
 
 
-HOLDOUT = 0.1  # share of the training images that chooses among probes
 SPLIT_SEED = 0  # of that share: the same images choose in every run
 
 

@@ -1,7 +1,7 @@
-"""Linear probing of a model on a data set, from images to accuracies, by one of two named protocols."""
+"""Probing of a model on a data set, from images to accuracies: linear probes by Adam, and the probes of a grid."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -9,60 +9,26 @@ from transformers import PreTrainedModel
 
 from ldae.data import ImageSource
 
-from .features import Layer, pooling_of
-from .linear_probe import LinearProbes, ProbeReport, ProbeSettings, score_probes, train_linear_probes
+from .features import Layer
+from .grid_protocols import GridResult, LogisticGridResult, RidgeGridResult, run_logistic_grid, run_ridge_grid
+from .linear_probe import LinearProbes, ProbeReport, ProbeSettings, train_linear_probes
 from .metrics import mean_and_stderr
 from .probe_features import HOLDOUT, Reading, compute_features
-from .ridge import RIDGE_PENALTIES
-from .ridge_grid import RidgeProbes, fit_ridge_grid
+from .protocol import PROTOCOLS, Protocol
+from .rate_search import is_at_edge, search_rates
 
 
-PROTOCOLS = ("paper", "cached")
-CROPS = ("resized", "padded")
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """
-    How a model is probed: by default as l-DAE's paper does (App. A).
-
-    Args:
-        name (`str`, defaults to `"paper"`): `"paper"`: features are computed anew in each epoch, from images under
-            random crop and flip. `"cached"`: they are computed once, of the centre crop and its mirror image, of
-            which each epoch takes one at random; it costs one or two passes over the images instead of one an epoch.
-        layers (`tuple`, *optional*): Blocks, counted from 1, or a DDAE's taps by name; by default the model's own choice.
-        timesteps (`tuple[int, ...]`, *optional*): Time steps; by default the model's own choice.
-        noisy (`bool`, defaults to `False`): Whether inputs are corrupted at t, in training and in the test.
-        crop (`str`, defaults to `"resized"`): `"resized"`: random resized crops, as in MAE's probe, which l-DAE's paper
-            refers to. `"padded"`: crops of the image with a black edge, as DDAE's paper has it.
-        crop_scale (`tuple[float, float]`, defaults to `(0.08, 1.0)`): Share of the area that random resized crops keep.
-        crop_padding (`int`, defaults to 4, in pixels): Width of that edge.
-        horizontal_flip (`bool`, defaults to `True`): Whether images are mirrored; not for digits or letters.
-        settings ([`ProbeSettings`]): How the probes train.
-    """
-
-    name: str = "paper"
-    layers: tuple[Layer, ...] | None = None
-    timesteps: tuple[int, ...] | None = None
-    noisy: bool = False
-    crop: str = "resized"
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    crop_padding: int = 4
-    horizontal_flip: bool = True
-    settings: ProbeSettings = field(default_factory=ProbeSettings)
-
-    def __post_init__(self) -> None:
-        if self.name not in PROTOCOLS:
-            raise ValueError(f"protocol={self.name!r} is unknown; choose one of {', '.join(PROTOCOLS)}.")
-        if self.crop not in CROPS:
-            raise ValueError(f"crop={self.crop!r} is unknown; choose one of {', '.join(CROPS)}.")
-        if self.crop_padding < 1:
-            raise ValueError(f"crop_padding={self.crop_padding} is not possible; give 1 pixel or more.")
-        low, high = self.crop_scale
-        if not 0 < low <= high <= 1:
-            raise ValueError(
-                f"crop_scale={self.crop_scale} is not possible; give two numbers with 0 < low <= high <= 1."
-            )
+__all__ = [
+    "PROTOCOLS",
+    "GridResult",
+    "LinearProbeResult",
+    "LogisticGridResult",
+    "Protocol",
+    "RidgeGridResult",
+    "run_linear_probe",
+    "run_logistic_grid",
+    "run_ridge_grid",
+]
 
 
 @dataclass(frozen=True)
@@ -72,6 +38,7 @@ class LinearProbeResult:
 
     `columns` are the (layer, timestep) of the F feature sets; `report` has every probe's accuracy and the choice;
     `num_train`, `num_test` count images; `holdout` is the share that chose, 0 where there was nothing to choose.
+    `protocol.settings` has the learning rates that were tried, with those by which the grid was extended.
     """
 
     protocol: Protocol
@@ -94,13 +61,17 @@ class LinearProbeResult:
         rate = self.report.lr_index[feature_index]
         return float(self.report.choice_accuracy[:, feature_index, rate].mean())
 
+    @property
+    def best(self) -> int:
+        """Index of the feature set that held-out images chose."""
+        return self.report.feature_index
+
     def folded(self, feature_index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The first seed's probe of a feature set, at that rate, as a linear layer: `(weight (K, C), bias (K,))`."""
         return self.probes.folded(0, feature_index, self.report.lr_index[feature_index])
 
     def describe(self, feature_index: int) -> dict[str, Any]:
         """The protocol of one feature set's score in full, as results.json keeps it."""
-        layer, timestep = self.columns[feature_index]
         settings, rate = self.protocol.settings, self.report.lr_index[feature_index]
         resized = self.protocol.crop == "resized"
         augmentation = []
@@ -109,16 +80,14 @@ class LinearProbeResult:
         augmentation += ["horizontal_flip"] if self.protocol.horizontal_flip else []
         return {
             "name": "linear",
-            "preset": self.protocol.name,
-            "layer": layer,
-            "timestep": timestep,
-            "input": "noisy" if self.protocol.noisy else "clean",
-            "pooling": pooling_of(layer),
+            **self.protocol.describe_features(*self.columns[feature_index]),
             "batch_norm": "without affine" if settings.batch_norm else "none",
             "optimizer": "Adam",
             "weight_decay": 0.0,
             "learning_rate": settings.learning_rates(self.num_train)[rate],
             "learning_rates_tried": settings.learning_rates(self.num_train),
+            "learning_rate_at_edge": is_at_edge(settings, rate),
+            "max_lr_extensions": settings.max_lr_extensions,
             "schedule": "cosine",
             "batch_size": settings.batch_size_for(self.num_train),
             "epochs": settings.epochs,
@@ -143,7 +112,8 @@ def run_linear_probe(
     Train linear probes of every chosen block and time step together, choose among them, score them on the test set.
 
     Where there is more than one probe to a seed, a tenth of the training images is held out; it chooses the learning
-    rate of each feature set and the best set. The test set chooses nothing.
+    rate of each feature set and the best set. The test set chooses nothing. With `settings.max_lr_extensions` the grid
+    of rates grows until the chosen ones lie inside it.
 
     Args:
         model (`PreTrainedModel`): What is probed; see [`~ldae.evaluation.features.extract_features`].
@@ -169,19 +139,23 @@ def run_linear_probe(
         options,
         choosing=lambda num_sets: num_sets * len(settings.lr_multipliers) > 1,
     )
-    probes = train_linear_probes(
-        found.fitted,
-        found.fitted_labels,
-        num_classes=found.num_classes,
-        settings=settings,
-        device=options.device or next(model.parameters()).device,
-        on_epoch=on_epoch,
-    )
+    device = options.device or next(model.parameters()).device
+
+    def train(settings: ProbeSettings) -> LinearProbes:
+        return train_linear_probes(
+            found.fitted,
+            found.fitted_labels,
+            num_classes=found.num_classes,
+            settings=settings,
+            device=device,
+            on_epoch=on_epoch,
+        )
+
     choosing = len(found.held) > 0
     choice = (found.held, found.held_labels) if choosing else None
-    report = score_probes(probes, choice, found.test, found.test_labels)
+    settings, probes, report = search_rates(train, settings, choice, found.test, found.test_labels)
     return LinearProbeResult(
-        protocol,
+        replace(protocol, settings=settings),
         found.columns,
         probes,
         report,
@@ -189,86 +163,3 @@ def run_linear_probe(
         len(found.test_labels),
         HOLDOUT if choosing else 0.0,
     )
-
-
-@dataclass(frozen=True)
-class RidgeGridResult:
-    """
-    What [`run_ridge_grid`] found: `columns` are the (layer, timestep) of the F feature sets, `probes` their probes with
-    their accuracies; `num_train` counts the training images, those that chose among them, `num_test` the test images.
-    """
-
-    protocol: Protocol
-    columns: list[tuple[Layer | None, int | None]]
-    probes: RidgeProbes
-    num_train: int
-    num_test: int
-
-    def score(self, feature_index: int) -> tuple[float, float | None]:
-        """Test accuracy of a feature set; there is nothing random in it, hence no standard error."""
-        return float(self.probes.test[feature_index]), None
-
-    def held_out(self, feature_index: int) -> float:
-        """The held-out accuracy at the chosen penalty, of the probe that had not seen the held-out images."""
-        return float(self.probes.held_out[feature_index])
-
-    def folded(self, feature_index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """A feature set's probe as a linear layer: `(weight (K, C), bias (K,))`."""
-        return self.probes.folded(feature_index)
-
-    def describe(self, feature_index: int) -> dict[str, Any]:
-        """The protocol of one feature set's score in full, as results.json keeps it."""
-        layer, timestep = self.columns[feature_index]
-        return {
-            "name": "ridge",
-            "preset": self.protocol.name,
-            "layer": layer,
-            "timestep": timestep,
-            "input": "noisy" if self.protocol.noisy else "clean",
-            "pooling": pooling_of(layer),
-            "penalty": float(self.probes.penalty[feature_index]),
-            "penalties_tried": list(RIDGE_PENALTIES),
-            "augmentation": ["horizontal_flip"] if self.protocol.horizontal_flip else [],
-            "train_images": self.num_train,
-            "holdout": HOLDOUT,
-        }
-
-
-def run_ridge_grid(
-    model: PreTrainedModel,
-    train_source: ImageSource,
-    test_source: ImageSource,
-    protocol: Protocol,
-    **reading: Any,
-) -> RidgeGridResult:
-    """
-    Fit a ridge probe of every chosen block and time step in closed form, of features computed once.
-
-    A tenth of the training images, the same as in [`run_linear_probe`], chooses the penalty of each; the probe is then
-    fitted to them too. With `protocol.horizontal_flip` mirror images of the others count as images of their own.
-
-    Args:
-        model, train_source, test_source, **reading: As of [`run_linear_probe`].
-        protocol ([`Protocol`]): Of name "cached"; its `settings` mean nothing here.
-
-    Returns:
-        [`RidgeGridResult`].
-
-    Raises:
-        ValueError: for another protocol, where labels are missing, or a block or time step does not exist.
-    """
-    if protocol.name != "cached":
-        raise ValueError(
-            f"protocol={protocol.name!r} is not possible with ridge probes, which have no epochs; use cached."
-        )
-    found = compute_features(
-        model, train_source, test_source, protocol, Reading(**reading), choosing=lambda num_sets: True
-    )
-    probes = fit_ridge_grid(
-        (found.every_view, found.every_label),
-        (found.held, found.held_labels),
-        (found.test, found.test_labels),
-        num_classes=found.num_classes,
-    )
-    num_train = len(found.fitted_labels) + len(found.held_labels)
-    return RidgeGridResult(protocol, found.columns, probes, num_train, len(found.test_labels))

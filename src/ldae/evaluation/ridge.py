@@ -12,6 +12,7 @@ from .metrics import accuracy
 # Penalties tried. Features have unit variance and the squared error is a mean over examples, so a penalty is in units
 # of the mean eigenvalue of the features' covariance, whatever their number: 1e-5 is no penalty, 1e3 is almost all.
 RIDGE_PENALTIES: tuple[float, ...] = tuple(10.0 ** (i / 2) for i in range(-10, 7))
+HOLDOUT = 0.1  # share of the training images that chooses among probes, in all of them
 EPS = 1e-6  # of the variance, as in the linear probe: constant features stay at zero
 
 
@@ -132,7 +133,7 @@ def ridge_accuracy(
     test_labels: torch.Tensor,
     *,
     penalties: Sequence[float] = RIDGE_PENALTIES,
-    holdout: float = 0.2,
+    holdout: float = HOLDOUT,
     seed: int = 0,
 ) -> RidgeResult:
     """
@@ -145,7 +146,7 @@ def ridge_accuracy(
         train_features (`torch.Tensor` of shape `(n, C)`), train_labels (`torch.LongTensor` of shape `(n,)`).
         test_features (`torch.Tensor` of shape `(m, C)`), test_labels (`torch.LongTensor` of shape `(m,)`).
         penalties (`Sequence[float]`, defaults to `RIDGE_PENALTIES`): The grid.
-        holdout (`float`, defaults to 0.2): Share of the training set that chooses.
+        holdout (`float`, defaults to `HOLDOUT`, 0.1): Share of the training set that chooses.
         seed (`int`, defaults to 0): Seed of the split.
 
     Returns:

@@ -1,14 +1,26 @@
-"""`ldae linear_probe CHECKPOINT`: linear-probe accuracy by the paper's protocol, over blocks and time steps."""
+"""`ldae linear_probe CHECKPOINT`: accuracy of linear probes over blocks and time steps, the papers' or converged."""
 
+import argparse
 import sys
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from ldae.evaluation.classifier import build_classifier, save_classifier
+from ldae.evaluation.comparison import PROBES
 from ldae.evaluation.features import Layer
 from ldae.evaluation.linear_probe import ProbeSettings
-from ldae.evaluation.protocols import PROTOCOLS, LinearProbeResult, Protocol, run_linear_probe
+from ldae.evaluation.protocols import (
+    PROTOCOLS,
+    GridResult,
+    LinearProbeResult,
+    Protocol,
+    run_linear_probe,
+    run_logistic_grid,
+    run_ridge_grid,
+)
+from ldae.evaluation.rate_search import EXTENSION, MAX_LR_EXTENSIONS
 from ldae.results import add_result
 from ldae.verbs.probe_baselines import compare_with_baselines
 from ldae.verbs.probe_options import (
@@ -26,12 +38,13 @@ from ldae.verbs.probe_options import (
 
 
 # What either paper does: l-DAE's App. A, and 15 epochs of Adam at 1e-3 and batch 128 for a DDAE.
-LDAE_DEFAULTS = ProbeSettings()
-DDAE_DEFAULTS = ProbeSettings(epochs=15, batch_size=128, lr_multipliers=(20.0,))
+LDAE_DEFAULTS = ProbeSettings(max_lr_extensions=MAX_LR_EXTENSIONS)
+DDAE_DEFAULTS = ProbeSettings(epochs=15, batch_size=128, lr_multipliers=(20.0,), max_lr_extensions=MAX_LR_EXTENSIONS)
 
 
 def main(argv: list[str]) -> int:
-    """Runs the verb.
+    """
+    Run the verb.
 
     Args:
         argv: the command line without the program's name.
@@ -41,25 +54,38 @@ def main(argv: list[str]) -> int:
     """
     parser = probe_parser(
         "linear_probe",
-        "Linear-probe a checkpoint: BatchNorm without parameters and a linear layer on mean-pooled features of a frozen "
-        "encoder. Blocks, time steps and learning rates are chosen on a tenth of the training images, never on the test "
-        "set. Results go to results.json; the chosen probe is saved as an image classifier in linear_probe/.",
+        "Linear-probe a checkpoint: a linear layer on standardised, mean-pooled features of a frozen encoder, trained "
+        "by Adam as in the papers or solved until it has converged. Blocks, time steps, learning rates and penalties are "
+        "chosen on a tenth of the training images, never on the test set. Results go to results.json; the chosen probe "
+        "is saved as an image classifier in linear_probe/.",
     )
     parser.add_argument(
         "--protocol",
         choices=PROTOCOLS,
         default="paper",
-        help="paper: features under random crop and flip, anew in each epoch; cached: computed once (default: paper)",
+        help="paper: features under random crop and flip, anew in each epoch, probed by Adam, with a converged "
+        "logistic probe of features computed once beside it; cached: features computed once (default: paper)",
     )
-    parser.add_argument("--epochs", type=int, help="passes over the training features (default: 90; 15 of a DDAE)")
+    parser.add_argument(
+        "--probe",
+        choices=PROBES,
+        help="of protocol cached and of --baselines. logistic: logistic regression solved until it has converged; adam: "
+        "as the papers train it, which may not have converged; ridge: closed form (default: logistic; adam of protocol "
+        "paper)",
+    )
+    parser.add_argument(
+        "--epochs", type=int, help="Adam's passes over the training features (default: 90; 15 of a DDAE)"
+    )
     parser.add_argument(
         "--batch_size", type=int, help="images of a step (default: 16384, less for small data sets; 128 of a DDAE)"
     )
     parser.add_argument(
         "--lr_multipliers",
-        help="learning rates tried, times 1e-4 x batch / 256 (default: 1,10,100; 20 of a DDAE, which makes 1e-3)",
+        help="Adam's learning rates, times 1e-4 x batch / 256 (default: 1,10,100; 20 of a DDAE, which makes 1e-3). "
+        f"Several are extended by factors of {EXTENSION:g}, at most {MAX_LR_EXTENSIONS} times at either end, until those "
+        "chosen lie inside",
     )
-    parser.add_argument("--seeds", default="0,1,2", help="probe seeds (default: 0,1,2)")
+    parser.add_argument("--seeds", help="seeds of Adam's probes (default: 0,1,2)")
     parser.add_argument(
         "--crop_scale", default="0.08,1", help="area kept by an l-DAE's random crops (default: 0.08,1)"
     )
@@ -87,16 +113,18 @@ def main(argv: list[str]) -> int:
             raise ValueError(f"crop_scale={options.crop_scale!r} is not understood; give two numbers, such as 0.08,1.")
         inputs = open_inputs(options)
         is_ddae = inputs.config.model_type == "ddae"
+        probe = choose_probe(options)
         # Baselines are unlike in scale, so that each has its rate chosen among several.
         defaults = DDAE_DEFAULTS if is_ddae and not options.baselines else LDAE_DEFAULTS
         multipliers = defaults.lr_multipliers
         if options.lr_multipliers is not None:
             multipliers = numbers(options.lr_multipliers, "lr_multipliers", float) or ()
-        settings = ProbeSettings(
+        settings = replace(
+            defaults,
             epochs=defaults.epochs if options.epochs is None else options.epochs,
             batch_size=defaults.batch_size if options.batch_size is None else options.batch_size,
             lr_multipliers=multipliers,
-            seeds=numbers(options.seeds, "seeds") or (),
+            seeds=numbers("0,1,2" if options.seeds is None else options.seeds, "seeds") or (),
             batch_norm=options.batch_norm,
         )
         protocol = Protocol(
@@ -110,21 +138,56 @@ def main(argv: list[str]) -> int:
             settings=settings,
         )
         if options.baselines or options.shots is not None:
-            return compare_with_baselines(inputs, options, settings)
+            return compare_with_baselines(inputs, options, probe, settings)
         inputs.show_header(f"Linear probe ({protocol.name} protocol)")
-        result = run_linear_probe(
-            inputs.model,
-            inputs.train_source,
-            inputs.test_source,
-            protocol,
-            **reading_options(options, inputs),
-            on_epoch=lambda done: show_progress(done, settings.epochs),
-        )
+        results = _run(inputs, options, probe, protocol)
     except ValueError as error:
         parser.exit(2, f"ldae linear_probe: {error}\n")
-    _report(result, inputs)
-    _save(result, inputs)
+    _report(results, inputs)
+    _save(results[0], inputs)
     return 0
+
+
+def choose_probe(options: argparse.Namespace) -> str:
+    """
+    Choose the probe that the options ask for, and check that the others suit it.
+
+    Raises:
+        ValueError: If the protocol or an option of Adam's does not suit the probe.
+    """
+    by_epochs = options.protocol == "paper" and not options.baselines
+    probe: str = options.probe or ("adam" if by_epochs else "logistic")
+    if options.shots is not None:
+        return probe
+    if by_epochs and probe != "adam":
+        raise ValueError(f"probe={probe} needs features that are computed once; add --protocol cached.")
+    if probe != "adam":
+        given = {name: getattr(options, name) for name in ("epochs", "batch_size", "lr_multipliers", "seeds")}
+        given["batch_norm"] = None if options.batch_norm else "false"
+        for name, value in given.items():
+            if value is not None:
+                raise ValueError(f"{name}={value} only applies with --probe adam; add that, or leave out --{name}.")
+    return probe
+
+
+def _run(
+    inputs: ProbeInputs, options: argparse.Namespace, probe: str, protocol: Protocol
+) -> list[LinearProbeResult | GridResult]:
+    """Run the probe, and beside the paper's a converged one."""
+    sources, reading = (inputs.train_source, inputs.test_source), reading_options(options, inputs)
+    results: list[LinearProbeResult | GridResult] = []
+    if probe == "adam":
+        epochs = protocol.settings.epochs
+        results.append(
+            run_linear_probe(
+                inputs.model, *sources, protocol, **reading, on_epoch=lambda done: show_progress(done, epochs)
+            )
+        )
+    if probe == "logistic" or protocol.name == "paper":
+        results.append(run_logistic_grid(inputs.model, *sources, replace(protocol, name="cached"), **reading))
+    if probe == "ridge":
+        results.append(run_ridge_grid(inputs.model, *sources, protocol, **reading))
+    return results
 
 
 def show_progress(done: int, epochs: int) -> None:
@@ -133,60 +196,85 @@ def show_progress(done: int, epochs: int) -> None:
         print(f"\repoch {done}/{epochs}", end="\n" if done == epochs else "", file=sys.stderr, flush=True)
 
 
-def _report(result: LinearProbeResult, inputs: ProbeInputs) -> None:
+def _report(results: list[LinearProbeResult | GridResult], inputs: ProbeInputs) -> None:
     """Print the table and add each row to results.json."""
-    seeds = list(result.protocol.settings.seeds)
-    rows = [["probe", "layer", "t", "input", "accuracy", "+-", "held-out", "lr"]]
-    for index, (layer, timestep) in enumerate(result.columns):
+    rows = [["probe", "layer", "t", "input", "accuracy", "+-", "held-out", "lr", "penalty"]]
+    for result, index in ((found, index) for found in results for index in range(len(found.columns))):
+        layer, timestep = result.columns[index]
         value, stderr = result.score(index)
-        details = result.describe(index)
-        chosen = index == result.report.feature_index
-        held_out = result.held_out(index)
+        details, held_out, chosen = result.describe(index), result.held_out(index), index == result.best
         rows.append(
             [
-                "linear *" if chosen and len(result.columns) > 1 else "linear",
+                f"{details['name']} *" if chosen and len(result.columns) > 1 else details["name"],
                 "-" if layer is None else str(layer),
                 "-" if timestep is None else str(timestep),
                 details["input"],
                 f"{value:.2%}",
                 "-" if stderr is None else f"{stderr:.2%}",
                 "-" if held_out is None else f"{held_out:.2%}",
-                f"{details['learning_rate']:.2g}",
+                f"{details['learning_rate']:.2g}" if "learning_rate" in details else "-",
+                f"{details['penalty']:.2g}" if "penalty" in details else "-",
             ]
         )
-        entry: dict[str, Any] = {
-            "metric": "accuracy",
-            "value": value,
-            "dataset": inputs.dataset_name,
-            "split": inputs.test_split,
-            "protocol": details,
-            "seeds": seeds,
-            "checkpoint": inputs.checkpoint_name,
-            "n": result.num_test,
-            "chosen": chosen,
-        }
-        if stderr is not None:
-            entry["stderr"] = stderr
-        if held_out is not None:
-            entry["held_out_value"] = held_out
-        add_result(inputs.output_dir, entry)
+        add_result(inputs.output_dir, _entry(result, index, inputs))
     print(table(rows))
-    print(f"Test accuracy of {result.num_test:,} images; +- is the standard error over probe seeds {seeds}.")
-    if len(result.columns) > 1:
+    print(f"Test accuracy of {results[0].num_test:,} images.", end=" ")
+    if isinstance(results[0], LinearProbeResult):
+        print(f"+- is the standard error over probe seeds {list(results[0].protocol.settings.seeds)}.", end="")
+    print()
+    if len(results[0].columns) > 1:
         print("* was chosen by the held-out tenth of the training images, not by the test set.")
+    for warning in _warnings(results):
+        print(warning)
     print(f"Added to {inputs.output_dir / 'results.json'}")
 
 
-def _save(result: LinearProbeResult, inputs: ProbeInputs) -> None:
+def _entry(result: LinearProbeResult | GridResult, index: int, inputs: ProbeInputs) -> dict[str, Any]:
+    """Make the entry of results.json for one feature set."""
+    value, stderr = result.score(index)
+    held_out = result.held_out(index)
+    seeds = {"seeds": list(result.protocol.settings.seeds)} if isinstance(result, LinearProbeResult) else {"seed": 0}
+    entry: dict[str, Any] = {
+        "metric": "accuracy",
+        "value": value,
+        "dataset": inputs.dataset_name,
+        "split": inputs.test_split,
+        "protocol": result.describe(index),
+        **seeds,
+        "checkpoint": inputs.checkpoint_name,
+        "n": result.num_test,
+        "chosen": index == result.best,
+    }
+    entry |= {} if stderr is None else {"stderr": stderr}
+    return entry if held_out is None else {**entry, "held_out_value": held_out}
+
+
+def _warnings(results: list[LinearProbeResult | GridResult]) -> list[str]:
+    """List what makes a number less than what its features hold."""
+    described = [result.describe(index) for result in results for index in range(len(result.columns))]
+    at_edge = sum(details.get("learning_rate_at_edge", False) for details in described)
+    stopped = sum(not details.get("converged", True) for details in described)
+    lines = []
+    if at_edge:
+        lines.append(
+            f"Warning: {at_edge} chosen learning rates lie at the edge of the grid: these probes have not converged. "
+            "Give more --lr_multipliers or --epochs, or compare by --protocol cached --probe logistic."
+        )
+    if stopped:
+        lines.append(f"Warning: {stopped} logistic probes have not converged.")
+    return lines
+
+
+def _save(result: LinearProbeResult | GridResult, inputs: ProbeInputs) -> None:
     """Save the chosen probe's first seed as an image classifier."""
-    layer, timestep = result.columns[result.report.feature_index]
+    layer, timestep = result.columns[result.best]
     if layer is None or timestep is None:
         print("No classifier is saved: the model is neither an l-DAE nor a DDAE.")
         return
     if result.protocol.noisy:
         print("No classifier is saved: its input would be clean, and the probe's was noisy.")
         return
-    folded = result.folded(result.report.feature_index)
+    folded = result.folded(result.best)
     save_probe(inputs, *folded, layer=layer, timestep=timestep, folder="linear_probe")
 
 

@@ -6,12 +6,13 @@ from typing import Any
 from ldae.data import Batch, iterate_once
 from ldae.evaluation.comparison import compare_few_shot, compare_linear
 from ldae.evaluation.linear_probe import ProbeSettings
-from ldae.evaluation.probe_features import HOLDOUT
 from ldae.results import add_result
 from ldae.verbs.probe_options import ProbeInputs, table
 
 
-def compare_with_baselines(inputs: ProbeInputs, options: argparse.Namespace, settings: ProbeSettings) -> int:
+def compare_with_baselines(
+    inputs: ProbeInputs, options: argparse.Namespace, probe: str, settings: ProbeSettings
+) -> int:
     """
     Print the encoder's accuracy beside those of the same network untrained, of raw pixels and of an l-DAE's mean PCA
     coefficients, and add them to results.json: by a linear probe, or by few-shot ridge probes where `shots` is given.
@@ -40,25 +41,18 @@ def compare_with_baselines(inputs: ProbeInputs, options: argparse.Namespace, set
     shared = {"layer": choice["layer"], "timestep": choice["timestep"], "input": "noisy" if options.noisy else "clean"}
     if options.shots is not None:
         return _few_shot(inputs, options, train, test, choice, shared)
-    inputs.show_header("Linear probe of features computed once, without augmentation")
-    rows = [["features", "accuracy", "+-", "lr"]]
-    for index, c in enumerate(compare_linear(inputs.model, train, test, settings, **choice)):
-        rows.append([c.name, *_shown(c.accuracy, c.stderr), f"{c.learning_rate:.2g}"])
-        protocol = {
-            "name": "linear",
-            "preset": "baselines",
-            "epochs": settings.epochs,
-            "learning_rate": c.learning_rate,
-            "batch_norm": "without affine" if settings.batch_norm else "none",
-            "augmentation": [],
-            "holdout": HOLDOUT,
-            **shared,
-        }
-        _record(inputs, test, protocol, c.name if index else None, c.accuracy, c.stderr, seeds=list(settings.seeds))
+    inputs.show_header(f"Linear probe ({probe}) of features computed once, without augmentation")
+    rows = [["features", "accuracy", "+-", "lr" if probe == "adam" else "penalty"]]
+    seeds: dict[str, Any] = {"seeds": list(settings.seeds)} if probe == "adam" else {"seed": 0}
+    for index, c in enumerate(compare_linear(inputs.model, train, test, probe, settings, **choice)):
+        strength = c.protocol["learning_rate" if probe == "adam" else "penalty"]
+        rows.append([c.name, *_shown(c.accuracy, c.stderr), f"{strength:.2g}"])
+        protocol = {"preset": "baselines", **c.protocol, **shared}
+        _record(inputs, test, protocol, c.name if index else None, c.accuracy, c.stderr, **seeds)
     print(table(rows))
-    print(
-        f"+- is the standard error over probe seeds {list(settings.seeds)}. Added to {inputs.output_dir}/results.json"
-    )
+    if probe == "adam":
+        print(f"+- is the standard error over probe seeds {list(settings.seeds)}.", end=" ")
+    print(f"Added to {inputs.output_dir}/results.json")
     return 0
 
 

@@ -1,0 +1,125 @@
+"""Shared parts of ridge and logistic probes of many feature sets: result, second moments and accuracies."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from .feature_store import Rows, pieces_of
+from .ridge import EPS
+
+
+MOMENTS_BYTES = 256 * 2**20  # of second moments that are held at once: so many feature sets are worked on together
+
+Part = tuple[torch.Tensor | Rows, torch.Tensor]  # features (n, F, C) and classes (n,)
+
+
+@dataclass(frozen=True)
+class GridProbes:
+    """
+    Linear probes of F feature sets.
+
+    Args:
+        weight (`torch.Tensor` of shape `(F, C, K)`): Weights of raw features, in float64.
+        bias (`torch.Tensor` of shape `(F, K)`): Biases.
+        penalty (`torch.Tensor` of shape `(F,)`): The penalty chosen for each set.
+        held_out (`torch.Tensor` of shape `(F,)`): The held-out accuracy that chose it.
+        test (`torch.Tensor` of shape `(F,)`): Test accuracy.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    penalty: torch.Tensor
+    held_out: torch.Tensor
+    test: torch.Tensor
+
+    @property
+    def best(self) -> int:
+        """Index of the feature set with the highest held-out accuracy; of equal ones the first."""
+        return int(self.held_out.argmax())
+
+    def folded(self, feature_index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return one probe as `torch.nn.Linear` holds it: `(weight (K, C), bias (K,))` in float32."""
+        return self.weight[feature_index].T.float().contiguous(), self.bias[feature_index].float()
+
+
+class Moments:
+    """Sums over n examples of F feature sets: of x `(F, C)`, x x^T `(F, C, C)`, x y^T `(F, C, K)` and y `(K,)`."""
+
+    def __init__(self, num_sets: int, c: int, num_classes: int) -> None:
+        zeros = torch.zeros(num_sets, c, 1 + c + num_classes, dtype=torch.float64)
+        self.x, self.xx, self.xy = zeros[..., 0], zeros[..., 1 : 1 + c], zeros[..., 1 + c :]
+        self.y, self.n = torch.zeros(num_classes, dtype=torch.float64), 0
+        self.origin: torch.Tensor | None = None  # subtracted first: a large mean would cost digits
+
+    def add(self, sets: slice, features: torch.Tensor | Rows, labels: torch.Tensor) -> None:
+        """Add examples: features `(n, F, C)`, of which `sets` are taken, and classes `(n,)`."""
+        begin = 0
+        for piece in pieces_of(features, copies=8):
+            x = piece[:, sets].cpu().double().transpose(0, 1)  # (F, b, C)
+            if self.origin is None:
+                self.origin = x.mean(dim=1, keepdim=True)  # (F, 1, C)
+            x = x - self.origin
+            y = F.one_hot(labels[begin : begin + x.shape[1]].cpu(), len(self.y)).double()  # (b, K)
+            begin += x.shape[1]
+            self.x += x.sum(dim=1)
+            self.xx += x.mT @ x
+            self.xy += x.mT @ y
+            self.y += y.sum(dim=0)
+            self.n += x.shape[1]
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """Means of the raw features, `(F, C)`."""
+        assert self.origin is not None
+        return self.x / self.n + self.origin[:, 0]
+
+    def standardise(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        Compute the features' standard deviations and the eigenbasis of the standardised features' covariance.
+
+        Returns:
+            `(std (F, C), values (F, C), vectors (F, C, C))`; eigenvalues rise and are at least 0.
+        """
+        mean = self.x / self.n  # (F, C), from the origin
+        covariance = self.xx / self.n - mean[:, :, None] * mean[:, None, :]
+        std = (covariance.diagonal(dim1=1, dim2=2).clamp(min=0) + EPS).sqrt()  # (F, C)
+        values, vectors = torch.linalg.eigh(covariance / (std[:, :, None] * std[:, None, :]))
+        return std, values.clamp(min=0), vectors
+
+
+def check_parts(penalties: Sequence[float], **parts: Part) -> None:
+    """
+    Check the penalties and the parts of the data that a grid of probes is fitted to.
+
+    Raises:
+        ValueError: If a penalty is not positive, or a part is empty or has other than one class an example.
+    """
+    if not penalties or min(penalties) <= 0:
+        raise ValueError(f"penalties={tuple(penalties)} must be one or more positive numbers.")
+    for name, (features, labels) in parts.items():
+        if len(labels) == 0 or len(features) != len(labels):
+            raise ValueError(
+                f"{name} has {len(features)} features and {len(labels)} classes; give as many, at least 1."
+            )
+
+
+def grid_accuracies(
+    sets: slice, features: torch.Tensor | Rows, labels: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
+) -> torch.Tensor:
+    """Score probes `(P, F, C, K)`, `(P, F, K)` on features `(n, F, C)`, of which `sets` are taken: `(P, F)`."""
+    hits, begin = torch.zeros(weight.shape[:2], dtype=torch.float64), 0
+    for piece in pieces_of(features, copies=8):
+        x = piece[:, sets].cpu().double().transpose(0, 1)  # (F, b, C)
+        truth = labels[begin : begin + x.shape[1]].cpu()
+        begin += x.shape[1]
+        for p in range(len(weight)):
+            predictions = torch.baddbmm(bias[p][:, None], x, weight[p]).argmax(dim=-1)  # (F, b)
+            hits[p] += (predictions == truth).sum(dim=1)
+    return hits / len(labels)
+
+
+def choose_largest(accuracies: torch.Tensor) -> torch.Tensor:
+    """Choose the best of P rising penalties for each set, of equally good ones the largest: `(P, F)` to `(F,)`."""
+    return len(accuracies) - 1 - accuracies.flip(0).argmax(dim=0)

@@ -1,0 +1,182 @@
+"""Logistic probes of many feature sets, solved until they have converged, over a grid of L2 penalties."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .feature_store import Rows, pieces_of
+from .grid_probes import MOMENTS_BYTES, GridProbes, Moments, Part, check_parts, choose_largest, grid_accuracies
+from .newton import Solution, WhitenedFeatures, solve_logistic
+
+
+# Penalties tried. The loss is a mean over examples, features have unit variance; scikit-learn's C is 1 / (n penalty).
+LOGISTIC_PENALTIES: tuple[float, ...] = tuple(10.0**i for i in range(-9, 1))
+# Gradient norm, relative to that without features, below which a probe counts as converged; see `solve_logistic`.
+TOLERANCE = 3e-4
+MAX_ITERATIONS = 100  # Newton steps at one penalty
+WHITENED_BYTES = 512 * 2**20  # of features that are kept in memory while probes of them are solved
+ABSENT = 1e4  # by how much the bias of a class without examples is below the others; at the optimum it is infinite
+
+
+@dataclass(frozen=True)
+class LogisticProbes(GridProbes):
+    """
+    Logistic probes of F feature sets; the first five fields are those of
+    [`~ldae.evaluation.grid_probes.GridProbes`].
+
+    Args:
+        converged (`torch.BoolTensor` of shape `(F,)`): Whether every solution that the probe rests on reached the
+            tolerance: that of each penalty, among which one was chosen, and the last one.
+        iterations (`torch.LongTensor` of shape `(F,)`): Newton steps, over all penalties and the last fit.
+        gradient (`torch.Tensor` of shape `(F,)`): Relative gradient norm of the last fit.
+        loss (`torch.Tensor` of shape `(F,)`): Penalised training loss of the last fit, in nats.
+    """
+
+    converged: torch.Tensor
+    iterations: torch.Tensor
+    gradient: torch.Tensor
+    loss: torch.Tensor
+
+
+def fit_logistic_grid(
+    fitted: Part,
+    held: Part,
+    test: Part,
+    *,
+    num_classes: int,
+    penalties: Sequence[float] = LOGISTIC_PENALTIES,
+    names: Sequence[str] | None = None,
+    tolerance: float = TOLERANCE,
+    max_iterations: int = MAX_ITERATIONS,
+    memory: int = WHITENED_BYTES,
+) -> LogisticProbes:
+    """
+    Fit a multinomial logistic regression to every feature set, solved until it has converged.
+
+    Features are centred and scaled to unit variance with the training set's statistics. The objective is
+    mean_i CE(W^T x_i + b, y_i) + penalty / 2 ||W||^2 with b not penalised, minimised by Newton's method; see
+    [`~ldae.evaluation.newton.solve_logistic`] for the stopping rule. The penalty of each set is the one that does best
+    on the held-out examples, of equally good ones the largest; the probe is then fitted to them too.
+
+    Args:
+        fitted (`tuple`): Features `(n, F, C)`, a tensor or rows of a store, and classes `(n,)`.
+        held (`tuple`): Those of the held-out examples.
+        test (`tuple`): Those of the test set, which chooses nothing.
+        num_classes (`int`): K. A class without training examples is never predicted.
+        penalties (`Sequence[float]`, defaults to `LOGISTIC_PENALTIES`): The grid.
+        names (`Sequence[str]`, *optional*): Names of the feature sets, for messages; by default their indices.
+        tolerance (`float`, defaults to 3e-4): Relative gradient norm to reach.
+        max_iterations (`int`, defaults to 100): Most Newton steps at one penalty.
+        memory (`int`, defaults to 512 MiB): Bytes of features to keep while solving. As many sets as fit are solved
+            together; a set that does not fit is read anew in every step.
+
+    Returns:
+        [`LogisticProbes`]. A warning names the feature sets that have not converged.
+
+    Raises:
+        ValueError: If a part is empty, a penalty is not positive, or features are NaN or infinite.
+
+    Example:
+        >>> x = torch.tensor([[0.0, 1.0], [0.2, 0.9], [1.0, 0.1], [0.9, 0.0]])[:, None]  # (n, F, C)
+        >>> data = (x, torch.tensor([0, 0, 1, 1]))
+        >>> probes = fit_logistic_grid(data, data, data, num_classes=2)
+        >>> probes.test, probes.converged
+        (tensor([1.], dtype=torch.float64), tensor([True]))
+    """
+    check_parts(penalties, fitted=fitted, held=held, test=test)
+    _, num_sets, c = fitted[0].shape
+    names = names or [str(index) for index in range(num_sets)]
+    for part, (features, _) in (("fitted", fitted), ("held", held), ("test", test)):
+        _check_finite(part, features, names)
+    n = len(fitted[1]) + len(held[1])
+    together = max(1, min(MOMENTS_BYTES // (8 * c * c), memory // (4 * n * c)))
+    parts = []
+    for begin in range(0, num_sets, together):
+        sets = slice(begin, min(begin + together, num_sets))
+        grid = _Grid(sets, num_classes, sorted(penalties), tolerance, max_iterations, memory)
+        parts.append(grid.fit(fitted, held, test))
+    probes = LogisticProbes(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
+    if not probes.converged.all():
+        left = ", ".join(names[index] for index in (~probes.converged).nonzero().flatten().tolist())
+        warnings.warn(
+            f"logistic probes of feature sets {left} have not converged to tolerance={tolerance} within "
+            f"max_iterations={max_iterations}; raise max_iterations or leave out the smallest penalties.",
+            stacklevel=2,
+        )
+    return probes
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Logistic probes of the feature sets `sets` over rising penalties."""
+
+    sets: slice
+    num_classes: int
+    penalties: list[float]
+    tolerance: float
+    max_iterations: int
+    memory: int
+
+    def fit(self, fitted: Part, held: Part, test: Part) -> tuple[torch.Tensor, ...]:
+        """Compute the fields of [`LogisticProbes`]."""
+        count, c = self.sets.stop - self.sets.start, fitted[0].shape[2]
+        moments = Moments(count, c, self.num_classes)
+        moments.add(self.sets, *fitted)
+        data = WhitenedFeatures([fitted], self.sets, moments, self.memory)
+        raw, converged, iterations = [], torch.ones(count, dtype=torch.bool), torch.zeros(count, dtype=torch.long)
+        solution: Solution | None = None
+        for penalty in reversed(self.penalties):  # each starts from the solution of the next larger one
+            solution = self._solve(data, torch.full((count,), penalty, dtype=torch.float64), solution)
+            converged &= solution.converged
+            iterations += solution.iterations
+            raw.append(self._unwhiten(data, solution))
+        del data  # before the features of the last fit are kept
+        weights, biases = (torch.stack(parts[::-1]) for parts in zip(*raw, strict=True))  # (P, F, C, K), (P, F, K)
+        accuracies = grid_accuracies(self.sets, *held, weights, biases)  # (P, F)
+        best, index = choose_largest(accuracies), torch.arange(count)  # (F,)
+        penalty_of_set = torch.tensor(self.penalties, dtype=torch.float64)[best]
+
+        moments.add(self.sets, *held)
+        data = WhitenedFeatures([fitted, held], self.sets, moments, self.memory)
+        start = data.whiten_weight(weights[best, index])[..., data.present]
+        solution = self._solve(data, penalty_of_set, Solution.starting_at(start, data.prior.expand(count, -1)))
+        weight, bias = self._unwhiten(data, solution)
+        scores = grid_accuracies(self.sets, *test, weight[None], bias[None])[0]
+        return (
+            weight,
+            bias,
+            penalty_of_set,
+            accuracies[best, index],
+            scores,
+            converged & solution.converged,
+            iterations + solution.iterations,
+            solution.gradient,
+            solution.loss,
+        )
+
+    def _solve(self, data: WhitenedFeatures, penalty: torch.Tensor, start: Solution | None) -> Solution:
+        return solve_logistic(data, penalty, start, tolerance=self.tolerance, max_iterations=self.max_iterations)
+
+    def _unwhiten(self, data: WhitenedFeatures, solution: Solution) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return weights `(F, C, K)` and biases `(F, K)` of raw features and all classes."""
+        weight = data.raw_weight(solution.weight)  # (F, C, K')
+        bias = solution.bias - (data.mean[:, None] @ weight)[:, 0]  # (F, K')
+        full_weight = weight.new_zeros(*weight.shape[:2], self.num_classes)
+        full_bias = (bias.amin(dim=1, keepdim=True) - ABSENT).repeat(1, self.num_classes)
+        full_weight[..., data.present], full_bias[:, data.present] = weight, bias
+        return full_weight, full_bias
+
+
+def _check_finite(part: str, features: torch.Tensor | Rows, names: Sequence[str]) -> None:
+    """Raise a ValueError that names the feature sets with values that are NaN or infinite."""
+    wrong = torch.zeros(len(names), dtype=torch.long)
+    for piece in pieces_of(features):
+        wrong += (~piece.isfinite().all(dim=2)).sum(dim=0).cpu()
+    if wrong.any():
+        index = int(wrong.argmax())
+        raise ValueError(
+            f"the {part} features of feature set {names[index]} must be finite; {int(wrong[index])} of "
+            f"{len(features)} examples have NaN or infinite values. Leave out this set, or compute it in float32."
+        )
