@@ -23,7 +23,13 @@ COMMANDS = [line.split("  #")[0].strip() for block in BLOCKS["bash"] for line in
 def quickstart(tmp_path_factory) -> Path:
     """A folder in which `runs/quickstart` is a finished run, though a short one."""
     folder = tmp_path_factory.mktemp("readme")
-    overrides = {"images": 128, "warmup_images": 0, "probe_every_images": 0, "tokenizer_images": 100}
+    overrides = {
+        "images": 128,
+        "warmup_images": 0,
+        "probe_every_images": 0,
+        "select_features": False,
+        "tokenizer_images": 100,
+    }
     overrides["output_dir"] = str(folder / "runs" / "quickstart")
     pretrain(load_recipe(ROOT / "training/recipes/digits.yaml", {k: yaml.safe_dump(v) for k, v in overrides.items()}))
     return folder

@@ -29,6 +29,7 @@ FIELDS = {
     "checkpoint_every_images": 32,
     "keep_checkpoints": 3,
     "probe_every_images": 0,
+    "select_features": False,
 }
 STEPS = "--steps 2 --num_workers 0".split()
 

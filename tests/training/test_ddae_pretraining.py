@@ -30,6 +30,7 @@ TINY = {
         "log_every_images": 32,
         "checkpoint_every_images": 64,
         "probe_every_images": 128,
+        "select_features": False,
         "probe_train_examples": 100,
         "probe_eval_examples": 50,
     },

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ldae.data import Batch
+from ldae.models.denoisers_ddae import block_ends
 
 from .features import Features, Layer, extract_features, trunk_of
 from .grid_search import paper_point, searched_timesteps
@@ -51,9 +52,12 @@ class FeatureSearch:
 
 
 def searched_layers(model: Any) -> list[Layer]:
-    """Return all blocks that a model holds: an l-DAE's counted from 1, a DDAE's taps by name."""
+    """Return the blocks to search: all that an l-DAE holds, counted from 1; a DDAE's taps, one for each block, and its own."""
     taps = getattr(model, "feature_layers", None)
-    return list(taps) if taps is not None else list(range(1, len(trunk_of(model).layers) + 1))
+    if taps is None:
+        return list(range(1, len(trunk_of(model).layers) + 1))
+    ends = block_ends(list(taps))
+    return [tap for tap in taps if tap in ends or tap == model.config.feature_layer]
 
 
 def search_features(
