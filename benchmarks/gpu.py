@@ -20,12 +20,14 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ldae.whole_file import write_whole
 
 
+SETTINGS = ("tiny", "dataset", "seeds", "pretrain_images", "sweep_images", "ddpm_images")
 STAGES = ("throughput", "pretrain", "dimensions", "ddpm")
 RECIPES = Path(__file__).resolve().parent.parent / "training" / "recipes"
 LDAE = [sys.executable, "-c", "import sys; from ldae.cli import main; sys.exit(main())"]
@@ -194,7 +196,7 @@ def command_steps(options: argparse.Namespace) -> dict[str, list[Step]]:
         source = ["--config", str(RECIPES / recipe), "--output_dir", str(run), "--seed", str(seeds[0])]
         train = [*LDAE, "pretrain", *source, *dataset, *length]
         grid = [*LDAE, "grid_search", str(run), "--probe", "ridge", *search]
-        found = lambda: {"results": read_json(run / "results.json")}  # noqa: E731
+        found = partial(results_of, run)
         return [
             Step("train", train, collect=lambda: {"log": last_line(run / "metrics.jsonl")}, seeds=seeds[:1]),
             Step("grid_search", grid, 0.0 if tiny else 200.0, found),
@@ -213,7 +215,7 @@ def command_steps(options: argparse.Namespace) -> dict[str, list[Step]]:
         *[*dataset, *(part for name, value in lengths.items() for part in (f"--{name}", str(value)))],
         *["--seeds", ",".join(map(str, seeds)), *shorter],
     ]
-    tables = lambda: {"results": read_json(sweep / "results.json")}  # noqa: E731
+    tables = partial(results_of, sweep)
     bf16 = [] if tiny else ["--mixed_precision", "bf16"]
     small = "digits.yaml" if tiny else "cifar10_small.yaml"
     unet = "ddae_digits.yaml" if tiny else "ddae_cifar10_ddpm.yaml"
@@ -225,9 +227,10 @@ def command_steps(options: argparse.Namespace) -> dict[str, list[Step]]:
     }
 
 
-def read_json(path: Path) -> Any:
-    """Read a file that a finished command wrote, `None` where it wrote none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+def results_of(run: Path) -> dict[str, Any]:
+    """Read the results that a finished command wrote, `None` where it wrote none."""
+    path = run / "results.json"
+    return {"results": json.loads(path.read_text(encoding="utf-8")) if path.exists() else None}
 
 
 def last_line(path: Path) -> Any:
@@ -251,6 +254,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if not options.tiny and not options.dataset:
         parser.error("dataset is missing; give --dataset FOLDER_OF_PARQUET, set LDAE_CIFAR10, or give --tiny")
+    if options.tiny:
+        options.dataset = "digits"
     if options.slice_seconds <= 0:
         parser.error(f"slice_seconds={options.slice_seconds} must be positive")
     lengths = {"pretrain_images": 5_000_000, "sweep_images": 500_000, "ddpm_images": 1_000_000}
@@ -260,11 +265,33 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
+def check_settings(folder: Path, options: argparse.Namespace) -> None:
+    """
+    Note the settings that all slices share in results.json.
+
+    Raises:
+        ValueError: where the folder was begun with others.
+    """
+    settings = {name: getattr(options, name) for name in SETTINGS}
+    steps = read_steps(folder)
+    before = steps.get("settings", settings)
+    for name in SETTINGS:
+        if before.get(name) != settings[name]:
+            raise ValueError(
+                f"{name}={settings[name]!r} differs from {before.get(name)!r} in {folder / 'results.json'}; give that "
+                "value, or another --output_dir."
+            )
+    write_steps(folder, {"settings": settings, **steps})
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one slice."""
     options = parse(arguments)
     folder = Path(options.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    check_settings(folder, options)
+    # Stop a command that is running as at a slice's end, also where this process is told to stop early.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(MORE_TO_DO))
     current = Slice(folder, options.slice_seconds)
     stages = command_steps(options)
     if "throughput" in options.stages:

@@ -55,8 +55,14 @@ def training_step(size: str, *, image_size: int, batch_size: int, compiled: bool
         torch.cuda.empty_cache()
     per_second = batch_size / found["seconds_per_step"]
     return {
-        **{"size": size, "image_size": image_size, "batch_size": batch_size, "out_of_memory_at": attempts[:-1]},
-        **{"compiled": compiled, "dtype": "bfloat16", **found, "images_per_second": per_second},
+        "size": size,
+        "image_size": image_size,
+        "batch_size": batch_size,
+        "out_of_memory_at": attempts[:-1],
+        "compiled": compiled,
+        "dtype": "bfloat16",
+        **found,
+        "images_per_second": per_second,
         "share_of_peak": per_second * found["flops_per_image"] / peak,
     }
 

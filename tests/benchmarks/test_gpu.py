@@ -63,7 +63,7 @@ def test_a_slice_that_ends_mid_stage_is_continued(gpu, tmp_path, monkeypatch):
 
 def test_a_step_that_cannot_resume_waits_for_a_slice_with_time(gpu, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "machine", dict)
-    step = gpu.Step("search", lambda: {}, least_seconds=100)
+    step = gpu.Step("search", dict, least_seconds=100)
     late = gpu.Slice(tmp_path, seconds=200)
     late.began -= 150
     assert late.run("pretrain", step) == "stopped"
@@ -80,6 +80,12 @@ def test_a_failed_step_is_told_and_tried_again(gpu, tmp_path, monkeypatch):
     assert set(gpu.read_steps(tmp_path)) == {"pretrain/train", "ddpm/last"}
     stages["pretrain"][0] = gpu.Step("train", [sys.executable, "-c", ""])
     assert gpu.run_stages(gpu.Slice(tmp_path, seconds=60), stages) == 0
+
+
+def test_other_settings_are_refused(gpu, tmp_path):
+    gpu.check_settings(tmp_path, gpu.parse(["--tiny", "--output_dir", str(tmp_path)]))
+    with pytest.raises(ValueError, match="seeds="):
+        gpu.check_settings(tmp_path, gpu.parse(["--tiny", "--output_dir", str(tmp_path), "--seeds", "1"]))
 
 
 def test_lengths_and_a_missing_dataset(gpu, monkeypatch, capsys):
