@@ -39,6 +39,7 @@ BUDGETS = (1, 4, 16)
 HOLDOUT, SHOTS, DRAWS, NEIGHBOURS = 0.1, 10, 5, 20
 PROBES = {"ridge": "ridge, all labels", "few_shot": f"ridge, {SHOTS} a class", "knn": "kNN"}
 STYLES = {"l-DAE": ("#0072B2", "o"), "DDAE": ("#D55E00", "s"), "ViTMAE": ("#009E73", "^"), "pixels": ("#555555", "")}
+DASHES = {"l-DAE": (0, (5, 2)), "DDAE": (0, (3, 1, 1, 1)), "ViTMAE": (0, (1, 1)), "pixels": (0, (8, 3))}  # of floors
 # A change of one of these makes cells that cannot be compared with those that are there.
 SETTINGS = "dataset base_seconds train_images test_images search_images image_size rates".split()
 
@@ -197,7 +198,7 @@ def figure_of(cells: list[dict[str, Any]], base_seconds: float) -> Figure:
             floor = values.pop(0, None)
             if floor:
                 label = "raw pixels" if method == "pixels" else f"{method}, untrained"
-                axes.axhline(sum(floor) / len(floor), color=color, linestyle="--", linewidth=1, label=label)
+                axes.axhline(sum(floor) / len(floor), color=color, linestyle=DASHES[method], linewidth=1, label=label)
             if values:
                 seconds = [budget * base_seconds for budget in values]
                 means = [sum(scores) / len(scores) for scores in values.values()]
