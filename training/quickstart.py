@@ -19,7 +19,7 @@ from ldae.data import Batch, iterate_once, open_probe_images, prepare_images
 from ldae.evaluation.baselines import pca_features, pixel_features, untrained_like
 from ldae.evaluation.features import Features, extract_features
 from ldae.evaluation.few_shot_search import FewShotSearch, search_few_shot
-from ldae.evaluation.grid_search import GridScore, heat_map, searched_timesteps, write_choice
+from ldae.evaluation.grid_search import GridScore, heat_map, paper_point, searched_timesteps, write_choice
 from ldae.evaluation.knn import knn_accuracy
 from ldae.evaluation.metrics import mean_and_stderr
 from ldae.evaluation.ridge import few_shot_ridge
@@ -135,18 +135,18 @@ def compare(folder: Path, recipe: Recipe) -> tuple[list[Row], FewShotSearch, Set
 
     started = time.perf_counter()
     fitted, scored = features(model)
-    search = search_few_shot(fitted, shots=SHOTS, draws=DRAWS)
+    search = search_few_shot(fitted, shots=SHOTS, draws=DRAWS // 2)
     print(
         f"\nSearched {len(layers)} blocks x {len(timesteps)} time steps in {time.perf_counter() - started:.1f} s: "
         f"block {search.layer} at t = {search.timestep} has {search.accuracy:.1%} on held-out training images "
         f"({SHOTS} labels a class)."
     )
-    own = model.config.num_hidden_layers, model.config.feature_timestep
+    own = paper_point(model.config)
     chosen = search.layer, search.timestep
     rows = [score("trained, at the chosen point", fitted, scored, *chosen)]
     rows.append(score("trained, at the paper's t", fitted, scored, *own))
     fresh_fitted, fresh_scored = features(untrained_like(model, seed=recipe.training.seed))
-    fresh = search_few_shot(fresh_fitted, shots=SHOTS, draws=DRAWS)
+    fresh = search_few_shot(fresh_fitted, shots=SHOTS, draws=DRAWS // 2)
     rows.append(score("untrained, searched alike", fresh_fitted, fresh_scored, fresh.layer, fresh.timestep))
     rows.append(score("mean PCA coefficients", pca_features(model, train), pca_features(model, test), None, None))
     side = model.config.image_size
@@ -205,7 +205,9 @@ def draw(folder: Path, search: FewShotSearch, sets: Sets) -> None:
         for j, t in enumerate(search.timesteps)
     ]
     winner = next(cell for cell in cells if (cell.layer, cell.timestep) == (search.layer, search.timestep))
-    FigureCanvasAgg(heat_map(cells, winner)).print_png(pictures / "search.png")
+    label = f"held-out accuracy in %, {SHOTS} labels a class"
+    paper = paper_point(LDAEForPreTraining.from_pretrained(folder).config)
+    FigureCanvasAgg(heat_map(cells, winner, paper, label=label)).print_png(pictures / "search.png")
 
     model = LDAEForPreTraining.from_pretrained(folder).eval()
     batch = sets.test_images[0]

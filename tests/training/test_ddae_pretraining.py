@@ -138,6 +138,6 @@ def test_a_dit_is_trained_with_self_conditioning_and_told_of_augmentation(make_d
         assert weights[f"ddae.{name}.weight"].any(), name
     encoder = DDAEModel.from_pretrained(folder)
     assert encoder.self_conditioning is not None and encoder.augmentation is None
-    options = "--epochs 1 --protocol cached --horizontal_flip false --timesteps 3,4".split()
+    options = "--protocol cached --horizontal_flip false --timesteps 3,4".split()
     assert main(["grid_search", str(folder), *options]) == 0
     assert main(["generate", str(folder), "--steps", "2", "--num_images", "4"]) == 0
