@@ -27,7 +27,7 @@ from typing import Any
 from ldae.whole_file import write_whole
 
 
-SETTINGS = ("tiny", "dataset", "seeds", "pretrain_images", "sweep_images", "ddpm_images")
+SETTINGS = ("tiny", "dataset", "seeds", "pretrain_images", "sweep_images", "sweep_dimensions", "ddpm_images")
 STAGES = ("throughput", "pretrain", "dimensions", "ddpm")
 RECIPES = Path(__file__).resolve().parent.parent / "training" / "recipes"
 LDAE = [sys.executable, "-c", "import sys; from ldae.cli import main; sys.exit(main())"]
@@ -87,7 +87,7 @@ class Slice:
         else:
             status = self._run_command(step.work, self.folder / "logs" / f"{stage}-{step.name}.log")
             found = step.collect() if status == "done" else {}
-        command = [sys.executable, *sys.argv] if callable(step.work) else step.work
+        command = ["python", *sys.argv] if callable(step.work) else step.work
         entry = {
             "status": status,
             "seconds": round(before.get("seconds", 0.0) + time.monotonic() - began, 1),
@@ -209,7 +209,9 @@ def command_steps(options: argparse.Namespace) -> dict[str, list[Step]]:
         shorter = ["--sweep.dimensions", "{pca: [2, 4]}", "--probe.epochs", "1", "--probe.seeds", "[0]"]
     else:
         lengths |= {"tokenizer_images": options.sweep_images, "adversarial_start_images": options.sweep_images // 4}
-        shorter = []
+        shorter = ["--compile", "false"]  # so short a training does not repay each variant's compilation
+        if options.sweep_dimensions:
+            shorter += ["--sweep.dimensions", options.sweep_dimensions]
     deconstruct = [
         *[*LDAE, "deconstruct", "--config", str(RECIPES / "deconstruction" / recipe), "--output_dir", str(sweep)],
         *[*dataset, *(part for name, value in lengths.items() for part in (f"--{name}", str(value)))],
@@ -228,9 +230,9 @@ def command_steps(options: argparse.Namespace) -> dict[str, list[Step]]:
 
 
 def results_of(run: Path) -> dict[str, Any]:
-    """Read the results that a finished command wrote, `None` where it wrote none."""
-    path = run / "results.json"
-    return {"results": json.loads(path.read_text(encoding="utf-8")) if path.exists() else None}
+    """Read the results that a finished command wrote, by folder: of one run, or of each seed of a sweep."""
+    files = sorted([*run.glob("results.json"), *run.glob("sweep/*/*/results.json")])
+    return {"results": {str(file.parent.relative_to(run)): json.loads(file.read_text("utf-8")) for file in files}}
 
 
 def last_line(path: Path) -> Any:
@@ -249,6 +251,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the sweep; others take the first")
     parser.add_argument("--pretrain_images", type=int, help="of cifar10_small.yaml (default: 5,000,000)")
     parser.add_argument("--sweep_images", type=int, help="of each variant of the sweep (default: 500,000)")
+    parser.add_argument("--sweep_dimensions", help="YAML such as '{pca: [4, 16], ae: [16]}' (default: the preset's)")
     parser.add_argument("--ddpm_images", type=int, help="of ddae_cifar10_ddpm.yaml (default: 1,000,000)")
     parser.add_argument("--tiny", action="store_true", help="embedded digits and seconds of training, also on a CPU")
     options = parser.parse_args(arguments)
