@@ -159,14 +159,6 @@ class DDAE(_Denoiser):
         config = DDAEConfig(denoiser_type="DiTTransformer2DModel", denoiser_config=network)
         self.model = DDAEForPreTraining(config)
 
-    def reset(self, seed: int) -> None:
-        super().reset(seed)
-        # A DiT starts with adaLN and gates at zero, as the identity; they are drawn like an untrained l-DAE's.
-        generator = torch.Generator().manual_seed(seed)
-        for block in self.model.ddae.denoiser.transformer_blocks:
-            for weight in block.norm1.linear.parameters():
-                nn.init.normal_(weight, std=0.5, generator=generator)
-
     def blocks(self) -> list[str]:
         return list(self.model.ddae.feature_layers)
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ldae import DDAEModel
+from ldae import DDAEConfig, DDAEForPreTraining, DDAEModel
 from ldae.data import iterate_once
 from ldae.evaluation.baselines import pca_features, pixel_features, untrained_like
 from ldae.evaluation.features import extract_features
@@ -86,3 +86,17 @@ def test_every_tap_of_an_untrained_ddae_tells_images_apart(kind, digits):
             assert not torch.allclose(values[:, index], values[:, index - 1], atol=1e-3)
     again = untrained_like(ddae, seed=3)
     assert torch.equal(extract_features(again, batches(digits), layers=layers).values[:, :, 0], values)
+
+
+def test_the_gates_of_an_untrained_dit_are_open(digits):
+    """One that is made to be trained starts with its gates at zero: all of its blocks gave the same features."""
+    dit = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 8, "patch_size": 4, "sample_size": 16}
+    config = DDAEConfig(
+        denoiser_type="DiTTransformer2DModel", denoiser_config=dit | {"in_channels": 3, "num_embeds_ada_norm": 0}
+    )
+    model = DDAEForPreTraining(config).ddae.eval()
+    blocks = list(model.feature_layers)
+    closed = extract_features(model, batches(digits), layers=blocks).values
+    torch.testing.assert_close(closed[:, 0], closed[:, -1])
+    opened = extract_features(untrained_like(model, seed=0), batches(digits), layers=blocks).values
+    assert (opened[:, 0] - opened[:, -1]).abs().mean() > 0.05

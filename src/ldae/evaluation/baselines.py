@@ -58,8 +58,8 @@ def untrained_like(model: Any, seed: int, *, random_gates: bool = True) -> Any:
     """
     The same network with weights drawn afresh, as its own initialisation draws them; what stands in front of it stays.
 
-    An untrained adaLN-Zero network is the identity, and beating that would show nothing: an l-DAE's adaLN and gates are
-    drawn too (standard deviation 0.5), so that every block takes part. The blocks of diffusers' networks take part from
+    An untrained adaLN-Zero network is the identity, and beating that would show nothing: adaLN and gates of an l-DAE and
+    of a DiT are drawn too (standard deviation 0.5), so that every block takes part. The blocks of a UNet take part from
     the start, since torch's own initial weights are drawn for all of their layers. Not drawn are an l-DAE's tokenizer, the
     autoencoder in front of a latent DDAE, and a DDAE's empty prompt.
 
@@ -67,7 +67,7 @@ def untrained_like(model: Any, seed: int, *, random_gates: bool = True) -> Any:
         model (`PreTrainedModel` or [`~ldae.evaluation.encoders.PooledBackbone`]): An l-DAE, a DDAE or any other model of
             transformers; its configuration is taken.
         seed (`int`): Seed of the weights; the global random state is left as it was.
-        random_gates (`bool`, defaults to `True`): Whether an l-DAE's adaLN and gates are drawn; where it will be trained,
+        random_gates (`bool`, defaults to `True`): Whether adaLN and gates are drawn; where it will be trained,
             it better starts as the identity.
 
     Returns:
@@ -81,10 +81,9 @@ def untrained_like(model: Any, seed: int, *, random_gates: bool = True) -> Any:
         # A trunk taken out of a whole denoiser has more blocks than its configuration says.
         sizes = {"num_layers": len(model.layers)} if isinstance(model, LDAEModel) else {}
         untrained: PreTrainedModel = type(model)(config, **sizes)
-        for module in untrained.modules():
-            if random_gates and isinstance(module, LDAEModulation):
-                torch.nn.init.normal_(module.weight, std=0.5)
-                torch.nn.init.normal_(module.bias, std=0.5)
+        for modulation in _modulations(untrained) if random_gates else ():
+            torch.nn.init.normal_(modulation.weight, std=0.5)
+            torch.nn.init.normal_(modulation.bias, std=0.5)
     for fresh, fitted in zip(_tokenizers(untrained), _tokenizers(model), strict=True):
         fresh.load_state_dict(fitted.state_dict())
     for fresh_ddae, ddae in zip(_ddaes(untrained), _ddaes(model), strict=True):
@@ -95,6 +94,12 @@ def untrained_like(model: Any, seed: int, *, random_gates: bool = True) -> Any:
     parameter = next(model.parameters())
     torch.nn.Module.to(untrained, parameter.device, parameter.dtype)
     return untrained.eval()
+
+
+def _modulations(model: PreTrainedModel) -> list[Any]:
+    """The linear maps that give scales, shifts and gates: an l-DAE's, and those of a DiT's blocks in diffusers."""
+    found = [module for module in model.modules() if isinstance(module, LDAEModulation)]
+    return found + [module.linear for module in model.modules() if type(module).__name__ == "AdaLayerNormZero"]
 
 
 def _tokenizers(model: PreTrainedModel) -> list[torch.nn.Module]:
