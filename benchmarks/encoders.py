@@ -151,13 +151,14 @@ def main() -> None:
     config = AutoConfig.from_pretrained(folder)
     size = {"image_size": config.image_size, "num_channels": config.num_channels}
     measurement = Measurement(options.dataset, size, options.shots, options.draws, options.searched_images)
-    model = encoder_of(AutoModelForPreTraining.from_pretrained(folder).eval())
+    denoiser = AutoModelForPreTraining.from_pretrained(folder).eval()
+    model = encoder_of(denoiser)
 
     print(f"{'features':28s} {'read at':32s} {'linear':>8s} {f'{options.shots}-shot':>17s} {'kNN':>8s}")
     entries, chosen = measure_model(measurement, ".", model)
     if options.write_choice == "true":
         write_choice(folder, *chosen)
-    entries += measure_model(measurement, "untrained", untrained_like(model, seed=0))[0]
+    entries += measure_model(measurement, "untrained", encoder_of(untrained_like(denoiser, seed=0)))[0]
     pixels = [pixel_features(part, image_size=config.image_size) for part in (measurement.train, measurement.test)]
     entries += measurement.score("raw pixels", *pixels, 0)
     for entry in entries:

@@ -94,9 +94,9 @@ def test_the_gates_of_an_untrained_dit_are_open(digits):
     config = DDAEConfig(
         denoiser_type="DiTTransformer2DModel", denoiser_config=dit | {"in_channels": 3, "num_embeds_ada_norm": 0}
     )
-    model = DDAEForPreTraining(config).ddae.eval()
-    blocks = list(model.feature_layers)
-    closed = extract_features(model, batches(digits), layers=blocks).values
+    model = DDAEForPreTraining(config).eval()
+    blocks = list(model.ddae.feature_layers)
+    closed = extract_features(model.ddae, batches(digits), layers=blocks).values
     torch.testing.assert_close(closed[:, 0], closed[:, -1])
-    opened = extract_features(untrained_like(model, seed=0), batches(digits), layers=blocks).values
+    opened = extract_features(untrained_like(model, seed=0).ddae, batches(digits), layers=blocks).values
     assert (opened[:, 0] - opened[:, -1]).abs().mean() > 0.05
