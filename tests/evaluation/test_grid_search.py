@@ -166,6 +166,14 @@ def test_ridge_probes_search_clean_and_noisy_inputs_in_seconds(ddae, few_digits,
     assert float((logits.argmax(dim=1) == batches[0].labels).double().mean()) == pytest.approx(best["value"])
 
 
+def test_logistic_probes_search_too(checkpoint, few_digits):
+    options = ["--dataset", str(few_digits), "--num_workers", "0", "--probe", "logistic", "--timesteps", "10,400"]
+    assert grid_search.main([str(checkpoint), *options]) == 0
+    results = read_results(checkpoint)
+    assert len(results) == 4 * 2 and all(r["protocol"]["name"] == "logistic" for r in results)
+    assert all(r["protocol"]["converged"] for r in results)
+
+
 def test_the_ddae_papers_setting_has_a_name(ddae, few_digits):
     folder = Path(ddae.name_or_path)
     options = (

@@ -14,7 +14,8 @@ from ldae.models.configuration_ldae import LDAEConfig
 from ldae.whole_file import write_whole
 
 from .features import Layer
-from .protocols import LinearProbeResult, RidgeGridResult
+from .grid_protocols import GridResult
+from .protocols import LinearProbeResult
 
 
 # Thousandths of a schedule that a search looks at. At a small t the input is nearly clean, the best denoiser is the identity
@@ -87,12 +88,13 @@ class GridScore:
     stderr: float | None
 
 
-def grid_scores(results: Sequence[LinearProbeResult | RidgeGridResult]) -> list[GridScore]:
+def grid_scores(results: Sequence[LinearProbeResult | GridResult]) -> list[GridScore]:
     """
     The scores of every block and time step, each at the learning rate that its own held-out images chose.
 
     Args:
-        results (`Sequence` of [`~ldae.evaluation.protocols.LinearProbeResult`] or of `RidgeGridResult`): Of one grid: of clean inputs, of noisy ones, or of both.
+        results (`Sequence` of [`~ldae.evaluation.protocols.LinearProbeResult`] or of
+            [`~ldae.evaluation.grid_protocols.GridResult`]): One grid: clean inputs, noisy ones, or both.
 
     Raises:
         ValueError: where nothing was held out, so that nothing can choose.

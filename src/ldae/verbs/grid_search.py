@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from ldae.data import iterate_once
 from ldae.evaluation.criteria import CRITERIA, MOST_IMAGES, score_cells
 from ldae.evaluation.feature_search import searched_layers
+from ldae.evaluation.grid_protocols import GridResult
 from ldae.evaluation.grid_search import (
     GridScore,
     best_score,
@@ -26,8 +27,8 @@ from ldae.evaluation.protocols import (
     PROTOCOLS,
     LinearProbeResult,
     Protocol,
-    RidgeGridResult,
     run_linear_probe,
+    run_logistic_grid,
     run_ridge_grid,
 )
 from ldae.results import add_result
@@ -82,9 +83,9 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument(
         "--probe",
-        choices=("ridge", "adam"),
-        help="ridge: closed form, a penalty for each cell, in seconds; adam: trained for some epochs (default: ridge; adam "
-        "with --protocol paper)",
+        choices=("ridge", "logistic", "adam"),
+        help="ridge: closed form, in seconds; logistic: solved to convergence, in minutes; both with a penalty chosen for "
+        "each cell; adam: trained for some epochs (default: ridge; adam with --protocol paper)",
     )
     parser.add_argument(
         "--criterion",
@@ -169,11 +170,13 @@ def _settings(options: argparse.Namespace, rates: str) -> ProbeSettings:
     """How Adam probes train; refuses what ridge probes have no use for."""
     defaults = {**ADAM_DEFAULTS, "learning_rates": rates}
     given = {name: getattr(options, name) for name in defaults if getattr(options, name) is not None}
-    if options.probe == "ridge" and given:
+    if options.probe != "adam" and given:
         name, value = next(iter(given.items()))
-        raise ValueError(f"{name}={value} only applies with --probe adam; ridge probes are solved in closed form.")
-    if options.probe == "ridge" and not options.batch_norm:
-        raise ValueError("batch_norm=false only applies with --probe adam; ridge probes scale features themselves.")
+        raise ValueError(f"{name}={value} only applies with --probe adam; {options.probe} probes have no epochs.")
+    if options.probe != "adam" and not options.batch_norm:
+        raise ValueError(
+            f"batch_norm=false only applies with --probe adam; {options.probe} probes scale features themselves."
+        )
     chosen: dict[str, Any] = defaults | given
     if chosen["batch_size"] < 1:
         raise ValueError(f"batch_size={chosen['batch_size']} is not possible; it must be positive.")
@@ -187,16 +190,17 @@ def _settings(options: argparse.Namespace, rates: str) -> ProbeSettings:
     )
 
 
-def _run(inputs: ProbeInputs, options: argparse.Namespace, protocol: Protocol) -> LinearProbeResult | RidgeGridResult:
+def _run(inputs: ProbeInputs, options: argparse.Namespace, protocol: Protocol) -> LinearProbeResult | GridResult:
     sources, reading = (inputs.train_source, inputs.test_source), reading_options(options, inputs)
-    if options.probe == "ridge":
-        return run_ridge_grid(inputs.model, *sources, protocol, **reading)
+    if options.probe != "adam":
+        run_grid = run_ridge_grid if options.probe == "ridge" else run_logistic_grid
+        return run_grid(inputs.model, *sources, protocol, **reading)
     progress = partial(show_progress, epochs=protocol.settings.epochs)
     return run_linear_probe(inputs.model, *sources, protocol, on_epoch=progress, **reading)
 
 
 def _report(
-    results: list[LinearProbeResult | RidgeGridResult],
+    results: list[LinearProbeResult | GridResult],
     scores: list[GridScore],
     winner: GridScore,
     inputs: ProbeInputs,
@@ -305,7 +309,7 @@ def _write(scores: list[GridScore], inputs: ProbeInputs, options: argparse.Names
         print(f"config.json: features are read after {best.layer} at t = {best.timestep} from now on.")
 
 
-def _save(results: list[LinearProbeResult | RidgeGridResult], scores: list[GridScore], inputs: ProbeInputs) -> None:
+def _save(results: list[LinearProbeResult | GridResult], scores: list[GridScore], inputs: ProbeInputs) -> None:
     """Save the best clean-input cell's probe as an image classifier."""
     if all(score.noisy for score in scores):
         print("No classifier is saved: its input would be clean, and these were noisy.")
