@@ -227,13 +227,13 @@ def test_a_model_that_is_kept_elsewhere_comes_when_it_is_used(pipe, monkeypatch)
 @pytest.mark.parametrize("stock", [DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler])
 def test_schedulers_of_diffusers_take_the_place_of_ours(target, stock):
     pipe = make_pipeline(target=target, noise_schedule="linear_beta")
-    options = {"num_inference_steps": 50, "output_type": "latent"}
+    options = {"num_inference_steps": 200, "output_type": "latent"}
     noise = torch.randn(2, 16, 8, generator=seeded(0)[0])
     eta = {"eta": 1.0} if stock is DDPMScheduler else {}
     ours = pipe(latents=noise, generator=seeded(1, 2), **eta, **options).images
     pipe.scheduler = stock.from_config(pipe.scheduler.config)
     theirs = pipe(latents=noise, generator=seeded(1, 2), **options).images
-    # The second-order solver goes another way to the same end.
+    # The second-order solver goes another way to the same end, which takes steps: what a random network gives depends on t.
     assert (ours - theirs).norm() / ours.norm() < (0.1 if stock is DPMSolverMultistepScheduler else 2e-3)
 
 
