@@ -1,11 +1,11 @@
 """What a checkpoint's encoder is worth, beside the same network untrained and raw pixels, all searched and probed alike.
 
-python benchmarks/encoders.py CHECKPOINT --dataset DATASET [--shots 10] [--write_choice true]
+python benchmarks/encoders.py CHECKPOINT --dataset DATASET [--train_images N] [--parts trained,untrained,pixels,pictures]
 
 The block and the time step are searched on a held-out tenth of a subset of the training images. At the point found, and at
 the paper's, all training images are encoded once: a converged logistic probe of all labels, a ridge probe of a few labels
-over draws, and k nearest neighbours are scored on the test images. Added to the checkpoint's results.json; its pictures/
-get the accuracy over levels of noise and the patches' features as colours.
+over draws, and k nearest neighbours are scored on the test images. Each number is added to the checkpoint's results.json as it is
+measured, so that parts can be measured one by one; its pictures/ get the accuracy over levels of noise and the patches' features as colours.
 """
 
 import argparse
@@ -45,13 +45,15 @@ SIGMAS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)  # of noise added to pixels in [-1, 1]
 class Measurement:
     """One data set, on which encoders and pixels are scored alike."""
 
-    def __init__(self, dataset: str, size: dict[str, Any], shots: int, draws: int, searched: int):
-        self.shots, self.draws = shots, draws
-        self.name, self.size = Path(dataset).name, size
-        sources = open_probe_images(DataConfig(dataset))
-        self.train, self.test = (list(iterate_once(source, **size, batch_size=256)) for source in sources)
-        subset = fixed_subset(sources[0], searched, seed=0)
-        self.searched = list(iterate_once(subset, **size, batch_size=256))
+    def __init__(self, folder: Path, size: dict[str, Any], options: argparse.Namespace):
+        self.folder, self.shots, self.draws = folder, options.shots, options.draws
+        self.name = Path(options.dataset).name
+        source, test = open_probe_images(DataConfig(options.dataset))
+        train = source if options.train_images is None else fixed_subset(source, options.train_images, seed=0)
+        searched = fixed_subset(train, options.searched_images, seed=0)
+        self.train, self.test, self.searched = (
+            list(iterate_once(part, **size, batch_size=256)) for part in (train, test, searched)
+        )
 
     def search(self, model: Any) -> tuple[tuple[Any, int], tuple[Any, int]]:
         """Return the chosen point and the paper's."""
@@ -65,53 +67,35 @@ class Measurement:
         )
         return chosen, paper
 
-    def score(self, name: str, train: Features, test: Features, index: int) -> list[dict[str, Any]]:
-        """Score one feature set by all three probes, and return the entries of results.json."""
-        x, labels, y, truth = train.flat[:, [index]], train.classes, test.flat[:, [index]], test.classes
+    def score(self, checkpoint: str, train: Features, test: Features, **more: Any) -> None:
+        """Score the first feature set by all three probes, and add the scores to results.json."""
+        x, labels, y, truth = train.flat[:, [0]], train.classes, test.flat[:, [0]], test.classes
         kept, held = split_holdout(len(labels), HOLDOUT, SPLIT_SEED)
         parts = (x[kept], labels[kept]), (x[held], labels[held]), (y, truth)
         probes = fit_logistic_grid(*parts, num_classes=int(labels.max()) + 1)
         data = (x[:, 0], labels, y[:, 0], truth)
         few, stderr = mean_and_stderr(few_shot_ridge(*data, shots=self.shots, draws=self.draws))
-        layer, timestep = train.columns[index]
+        layer, timestep = train.columns[0]
         place = {} if layer is None else {"layer": layer, "timestep": timestep, "input": "clean"}
-        logistic = {"name": "logistic", "penalty": float(probes.penalty[0]), "holdout": HOLDOUT}
+        logistic = {"name": "logistic", "penalty": float(probes.penalty[0]), "converged": bool(probes.converged[0])}
+        logistic |= {"holdout": HOLDOUT, "train_images": len(labels)}
         ridge = {"name": "ridge", "labels_per_class": self.shots, "draws": self.draws, "penalty": "leave-one-out"}
-        scores = [
-            (
-                float(probes.test[0]),
-                None,
-                {**logistic, "train_images": len(labels), "converged": bool(probes.converged[0])},
-            ),
-            (few, stderr, ridge),
-            (knn_accuracy(*data), None, {"name": "knn", "k": 20, "train_images": len(labels)}),
-        ]
+        knn = {"name": "knn", "k": 20, "train_images": len(labels)}
+        scores = [(float(probes.test[0]), None, logistic), (few, stderr, ridge), (knn_accuracy(*data), None, knn)]
         where = "-" if layer is None else f"{name_layer(layer)}, t = {timestep}"
-        print(
-            f"{name:28s} {where:32s} {scores[0][0]:8.2%} {few:9.2%} ± {stderr or 0:.2%} {scores[2][0]:8.2%}",
-            flush=True,
-        )
-        entries = []
+        values = f"{scores[0][0]:8.2%} {few:9.2%} ± {stderr or 0:.2%} {scores[2][0]:8.2%}"
+        print(f"{checkpoint:12s} {where:36s} {values}", flush=True)
         for value, error, protocol in scores:
             entry = {"metric": "accuracy", "value": value, "dataset": self.name, "split": "test", "n": len(truth)}
-            entry |= {"protocol": {**protocol, **place, "augmentation": []}, "seed": 0, "checkpoint": name}
-            entries.append(entry if error is None else {**entry, "stderr": error})
-        return entries
+            entry |= {"protocol": {**protocol, **place, "augmentation": []}, "seed": 0, "checkpoint": checkpoint}
+            add_result(self.folder, {**entry, **more} if error is None else {**entry, **more, "stderr": error})
 
-
-def measure_model(measurement: Measurement, name: str, model: Any) -> tuple[list[dict[str, Any]], tuple[Any, int]]:
-    """Score a model at the point that is searched for it, and at the paper's."""
-    chosen, paper = measurement.search(model)
-    entries = []
-    for kind, (layer, timestep) in dict.fromkeys([("", chosen), (", paper's point", paper)]):
+    def score_model(self, checkpoint: str, model: Any, point: tuple[Any, int], chosen: bool) -> None:
+        """Score a model at one block and time step."""
         train, test = (
-            extract_features(model, part, layers=[layer], timesteps=[timestep])
-            for part in (measurement.train, measurement.test)
+            extract_features(model, part, layers=[point[0]], timesteps=[point[1]]) for part in (self.train, self.test)
         )
-        scored = measurement.score(name + kind, train, test, 0)
-        # Both points are of one checkpoint; their protocols tell them apart.
-        entries += [{**entry, "checkpoint": name, "chosen": not kind} for entry in scored]
-    return entries, chosen
+        self.score(checkpoint, train, test, chosen=chosen)
 
 
 def robustness_figure(checkpoint: str, dataset: str) -> Figure:
@@ -141,33 +125,41 @@ def main() -> None:
     parser.add_argument("checkpoint")
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--shots", type=int, default=10, help="labels a class of the few-shot probe (default: 10)")
-    parser.add_argument("--draws", type=int, default=20)
+    parser.add_argument("--draws", type=int, default=20, help="how often they are drawn (default: 20)")
+    parser.add_argument("--train_images", type=int, help="so many of the training images (default: all)")
     parser.add_argument(
         "--searched_images", type=int, default=5000, help="training images of the search (default: 5000)"
     )
-    parser.add_argument("--write_choice", default="true", choices=("true", "false"), help="into config.json")
+    parser.add_argument("--parts", default="trained,untrained,pixels,pictures")
     options = parser.parse_args()
-    folder = Path(options.checkpoint)
+    folder, parts = Path(options.checkpoint), options.parts.split(",")
     config = AutoConfig.from_pretrained(folder)
     size = {"image_size": config.image_size, "num_channels": config.num_channels}
-    measurement = Measurement(options.dataset, size, options.shots, options.draws, options.searched_images)
+    measurement = Measurement(folder, size, options)
     denoiser = AutoModelForPreTraining.from_pretrained(folder).eval()
     model = encoder_of(denoiser)
 
-    print(f"{'features':28s} {'read at':32s} {'linear':>8s} {f'{options.shots}-shot':>17s} {'kNN':>8s}")
-    entries, chosen = measure_model(measurement, ".", model)
-    if options.write_choice == "true":
+    print(f"{'features':12s} {'read at':36s} {'linear':>8s} {f'{options.shots}-shot':>17s} {'kNN':>8s}")
+    if "trained" in parts:
+        chosen, paper = measurement.search(model)
         write_choice(folder, *chosen)
-    entries += measure_model(measurement, "untrained", encoder_of(untrained_like(denoiser, seed=0)))[0]
-    pixels = [pixel_features(part, image_size=config.image_size) for part in (measurement.train, measurement.test)]
-    entries += measurement.score("raw pixels", *pixels, 0)
-    for entry in entries:
-        add_result(folder, entry)
-
-    pictures = folder / "pictures"
-    pictures.mkdir(exist_ok=True)
-    FigureCanvasAgg(features_figure(model, measurement.test, chosen)).print_png(pictures / "patch_features.png")
-    FigureCanvasAgg(robustness_figure(str(folder), options.dataset)).print_png(pictures / "robustness.png")
+        measurement.score_model(".", model, chosen, chosen=True)
+        if paper != chosen:
+            measurement.score_model(".", model, paper, chosen=False)
+    if "untrained" in parts:
+        fresh = encoder_of(untrained_like(denoiser, seed=0))
+        measurement.score_model("untrained", fresh, measurement.search(fresh)[0], chosen=True)
+    if "pixels" in parts:
+        pixels = [pixel_features(part, image_size=config.image_size) for part in (measurement.train, measurement.test)]
+        measurement.score("raw pixels", *pixels)
+    if "pictures" in parts:
+        config = AutoConfig.from_pretrained(folder)
+        layer = config.feature_layer or getattr(config, "num_hidden_layers", None)
+        pictures = folder / "pictures"
+        pictures.mkdir(exist_ok=True)
+        figure = features_figure(model, measurement.test, (layer, config.feature_timestep))
+        FigureCanvasAgg(figure).print_png(pictures / "patch_features.png")
+        FigureCanvasAgg(robustness_figure(str(folder), options.dataset)).print_png(pictures / "robustness.png")
     write_model_card(folder)
 
 

@@ -267,18 +267,19 @@ def test_model_cards_template_is_the_packaged_one() -> None:
 CARDS = Path(__file__).parents[2] / "model_cards"
 
 
-@pytest.mark.parametrize("path", sorted(CARDS.glob("*.results.json")), ids=lambda path: path.name.split(".")[0])
+@pytest.mark.parametrize("path", sorted(CARDS.glob("*/results.json")), ids=lambda path: path.parent.name)
 def test_a_committed_cards_numbers_are_those_of_its_results(path: Path) -> None:
-    name = path.name.removesuffix(".results.json")
-    card = (CARDS / f"{name}.md").read_text()
+    name = path.parent.name
+    card = (path.parent / "README.md").read_text()
     entries = [entry for entry in json.loads(path.read_text()) if not passed_over(entry)]
     assert is_sealed_card(card), "as it was rendered"
     shown = [result.metric_value for result in ModelCard(card).data.eval_results]
     assert shown == [entry["value"] for entry in entries if entry["checkpoint"] == "."]
     assert card.count(" %") - card.count("{%") >= len([entry for entry in entries if entry["metric"] == "accuracy"])
-    assert f"[{name}.md]({name}.md)" in (CARDS / "README.md").read_text()
+    assert f"[{name}]({name})" in (CARDS / "README.md").read_text()
 
 
-def test_every_committed_card_has_its_results() -> None:
-    cards = {path.stem for path in CARDS.glob("*.md")} - {"README", "template"}
-    assert cards == {path.name.removesuffix(".results.json") for path in CARDS.glob("*.results.json")} != set()
+def test_every_committed_checkpoint_has_a_card_and_results() -> None:
+    checkpoints = {path.parent.name for path in CARDS.glob("*/model.safetensors")}
+    assert checkpoints == {path.parent.name for path in CARDS.glob("*/results.json")} != set()
+    assert checkpoints == {path.parent.name for path in CARDS.glob("*/README.md")}
