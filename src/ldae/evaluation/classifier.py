@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from ldae.models.configuration_ddae import DDAEConfig
 from ldae.models.configuration_ldae import LDAEConfig
 from ldae.models.modeling_ddae import DDAEForImageClassification, DDAEModel
 from ldae.models.modeling_ldae import LDAEForImageClassification, LDAEModel
+from ldae.whole_file import open_permissions
 
 from .features import Layer
 
@@ -85,6 +87,7 @@ def save_classifier(
     """Write a classifier and its image processor to a folder, for `AutoModelForImageClassification` and pipelines."""
     model.save_pretrained(folder)
     save_image_processor(folder, model.config)
+    open_permissions(Path(folder) / "model.safetensors")
 
 
 def _check_shapes(weight: torch.Tensor, bias: torch.Tensor, num_classes: int, width: int) -> None:

@@ -18,6 +18,7 @@ from ldae.export.processor import save_portable_processor
 from ldae.export.source import Source, open_source
 from ldae.export.timm_vit import run_timm, save_timm
 from ldae.models.configuration_ldae import LDAEConfig
+from ldae.whole_file import open_permissions
 
 
 EXPORT_FILE = "export.json"
@@ -124,7 +125,6 @@ def export_checkpoint(
     staging = None
     try:
         staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=_existing_parent(folder)))
-        staging.chmod(0o755)
         target.write(source, staging)
         error, excess, outputs = _verify(source, staging, target.run)
         if not excess <= 1:  # NaN, too
@@ -137,8 +137,7 @@ def export_checkpoint(
         save_portable_processor(staging, source.config, source.image_size)
         (staging / EXPORT_FILE).write_text(json.dumps(describe(export), indent=2) + "\n", encoding="utf-8")
         write_card(staging, describe(export), checkpoint, repo_id=repo_id or folder.resolve().name, license=license)
-        for path in staging.iterdir():
-            path.chmod(0o644)  # safetensors' writer lets nobody else read
+        open_permissions(staging)
         folder.parent.mkdir(parents=True, exist_ok=True)
         os.replace(staging, folder)
     except OSError as problem:

@@ -13,6 +13,7 @@ from torch import nn
 from ldae.models.configuration_ldae import CONV_VAE_DEFAULTS, LDAEConfig
 from ldae.models.tokenizer_conv_ldae import PATCH_TOKENIZERS, ConvVAETokenizer, build_tokenizer
 from ldae.models.tokenizer_ldae import PatchPCA, PatchTokenizer
+from ldae.whole_file import open_permissions
 
 
 TOKENIZER_FILE = "tokenizer.safetensors"
@@ -40,6 +41,7 @@ def save_tokenizer(folder: str | os.PathLike[str], tokenizer: PatchTokenizer | C
     tensors = {name: value.contiguous() for name, value in tokenizer.state_dict().items()}
     partial = Path(folder) / f".{TOKENIZER_FILE}"  # renamed when it is whole
     save_file(tensors, partial, metadata={"ldae": json.dumps(settings)})  # one key: their order is random
+    open_permissions(partial)
     os.replace(partial, Path(folder) / TOKENIZER_FILE)
 
 

@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from ldae.errors import RunError
+from ldae.whole_file import open_permissions
 
 
 INCOMPLETE_PREFIX = ".incomplete-"  # of a checkpoint that is being written
@@ -98,6 +99,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
                 tensors = {key: value.contiguous() for key, value in tensors.items()}
                 save_file(tensors, incomplete / f"{part}.safetensors", metadata={"format": "pt"})
         (incomplete / "state.json").write_text(json.dumps(checkpoint.state))
+        open_permissions(incomplete)
         for path in (*incomplete.iterdir(), incomplete):
             _flush(path)
         if final.exists():  # an interrupted run saved the same images again

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from ldae.training.loop import TrainingRun
 from ldae.training.options import TokenizerConfig, TrainingConfig
 from ldae.training.recipe import Recipe
 from ldae.training.run_folder import EXPORT_PREFIX, RunFolder
+from ldae.whole_file import move_into
 
 
 @dataclass
@@ -91,8 +91,7 @@ class ClassifierRun(TrainingRun):
         with tempfile.TemporaryDirectory(prefix=EXPORT_PREFIX, dir=self.folder.path) as staging:
             self.model.save_pretrained(staging, state_dict=weights)
             save_image_processor(staging, self.recipe.model_config())
-            for file in sorted(Path(staging).iterdir()):
-                os.replace(file, self.folder.path / file.name)
+            move_into(Path(staging), self.folder.path)
         self.say(f"Finished: {self.folder.path} holds the classifier.")
 
 

@@ -1,7 +1,6 @@
 """Noise-conditional classifiers: an encoder's network that is told t, trained on images noised at random t."""
 
 import dataclasses
-import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from ldae.training.loop import TrainingRun
 from ldae.training.options import TokenizerConfig, TrainingConfig
 from ldae.training.recipe import Recipe, model_fields
 from ldae.training.run_folder import EXPORT_PREFIX, RunFolder
+from ldae.whole_file import move_into
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,7 @@ class NoiseClassifierRun(TrainingRun):
         with tempfile.TemporaryDirectory(prefix=EXPORT_PREFIX, dir=self.folder.path) as staging:
             self.model.plain.save_pretrained(staging, state_dict=fold(weights))
             save_image_processor(staging, self.model.plain.config)
-            for file in sorted(Path(staging).iterdir()):
-                os.replace(file, self.folder.path / file.name)
+            move_into(Path(staging), self.folder.path)
 
 
 def start_classifier(classifier: NoiseClassifierConfig) -> PreTrainedModel:

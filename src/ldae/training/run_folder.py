@@ -16,7 +16,7 @@ from ldae.errors import RunError
 from ldae.hub.remote_code import save_with_code
 from ldae.training.checkpoint import INCOMPLETE_PREFIX
 from ldae.training.recipe import Recipe, differences
-from ldae.whole_file import write_whole
+from ldae.whole_file import move_into, write_whole
 
 
 EXPORT_PREFIX = ".export-"  # of a folder that a model is written to before it takes the place of the last one
@@ -115,10 +115,7 @@ class RunFolder:
             save_image_processor(staging, model.config)
             if scheduler:
                 build_scheduler(model.config).save_pretrained(staging / "scheduler")
-                (self.path / "scheduler").mkdir(exist_ok=True)
-            for source in sorted(staging.rglob("*")):
-                if source.is_file():
-                    os.replace(source, self.path / source.relative_to(staging))
+            move_into(staging, self.path)
         except (OSError, SafetensorError) as error:
             raise RunError(
                 f"output_dir={str(self.path)!r}: the model could not be written ({error}). The checkpoints in "

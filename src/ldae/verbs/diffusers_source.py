@@ -1,7 +1,6 @@
 """A diffusion model published for diffusers, in the place of a checkpoint: made an encoder's folder first."""
 
 import argparse
-import os
 import tempfile
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from ldae.data.image_processor import save_image_processor
 from ldae.evaluation.grid_search import write_choice
 from ldae.models.modeling_ddae import DDAEModel
 from ldae.models.sources_ddae import is_diffusers_source
+from ldae.whole_file import move_into
 
 
 CONFIG = "config.json"
@@ -55,5 +55,4 @@ def save_whole_encoder(source: str, folder: Path) -> None:
         model.save_pretrained(staging)
         save_image_processor(staging, model.config)
         write_choice(staging, default, int(model.config.feature_timestep or 0))
-        for file in sorted(Path(staging).iterdir(), key=lambda file: file.name == CONFIG):
-            os.replace(file, folder / file.name)
+        move_into(Path(staging), folder, last=CONFIG)
