@@ -52,6 +52,7 @@ class TrainingRun:
         if t.output_dir is None:
             raise ValueError("output_dir is missing; give the run's folder (--output_dir runs/NAME).")
         self.recipe, self.options = recipe, t
+        self.image_size = recipe.model_config().image_size
         self.folder = RunFolder(t.output_dir)
         self.folder.check_recipe(recipe)
         self.accelerator = Accelerator(
@@ -262,7 +263,7 @@ class TrainingRun:
             batch.images.to(self.device, non_blocking=True),
             positions,
             self.options.seed,
-            image_size=self.recipe.model_config().image_size,
+            image_size=self.image_size,
             random_resized_crop=data.random_resized_crop and not data.crops_whole_images,
             crop_scale=data.crop_scale,
             horizontal_flip=data.horizontal_flip,
