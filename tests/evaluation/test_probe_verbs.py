@@ -6,6 +6,7 @@ from PIL import Image
 from transformers import ViTConfig, ViTImageProcessorPil, ViTModel, pipeline
 
 from ldae import DDAEModel
+from ldae.cli import run_verb
 from ldae.data import DataConfig, open_images
 from ldae.results import read_results
 from ldae.training.recipe import load_recipe
@@ -19,10 +20,21 @@ FAST = "--protocol cached --probe adam --epochs 2 --num_workers 0 --horizontal_f
 
 
 def error_of(verb, arguments, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        verb.main([str(argument) for argument in arguments])
-    assert stopped.value.code == 2
+    """The one line that a user sees."""
+    try:
+        status = run_verb(verb.__name__.rpartition(".")[2], [str(argument) for argument in arguments])
+    except SystemExit as stopped:  # argparse's own
+        status = stopped.code
+    assert status == 2
     return " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("verb", [knn, linear_probe])
+def test_a_traceback_can_be_asked_for(verb, checkpoint, monkeypatch):
+    """Both verbs caught the error themselves, so that it could not."""
+    monkeypatch.setenv("LDAE_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="this model has blocks 1 to 4"):
+        run_verb(verb.__name__.rpartition(".")[2], [str(checkpoint), "--dataset", "digits", "--layers", "9"])
 
 
 def test_linear_probe_prints_records_and_saves(checkpoint, capsys):

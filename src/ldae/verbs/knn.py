@@ -14,7 +14,7 @@ def main(argv: list[str]) -> int:
         argv: the command line without the program's name.
 
     Returns:
-        The exit status: 0; it exits with 2 where an option, the checkpoint or the data is refused.
+        The exit status, 0.
     """
     parser = probe_parser(
         "knn",
@@ -23,41 +23,38 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--k", type=int, default=20, help="neighbours that vote (default: 20)")
     parser.add_argument("--temperature", type=float, default=0.07, help="of the votes (default: 0.07)")
-    try:
-        options = parse(parser, argv)
-        inputs = open_inputs(options)
-        inputs.show_header("kNN")
-        train, test = (
-            extract_features(
-                inputs.model,
-                ImageSet(
-                    source,
-                    image_size=inputs.config.image_size,
-                    num_channels=inputs.config.num_channels,
-                    batch_size=options.forward_batch_size,
-                    num_workers=inputs.data.num_workers,
-                ).batches(),
-                layers=inputs.layers,
-                timesteps=inputs.timesteps,
-                noisy=options.noisy,
-                device=inputs.device,
-                dtype=inputs.dtype,
-            )
-            for source in (inputs.train_source, inputs.test_source)
+    options = parse(parser, argv)
+    inputs = open_inputs(options)
+    inputs.show_header("kNN")
+    train, test = (
+        extract_features(
+            inputs.model,
+            ImageSet(
+                source,
+                image_size=inputs.config.image_size,
+                num_channels=inputs.config.num_channels,
+                batch_size=options.forward_batch_size,
+                num_workers=inputs.data.num_workers,
+            ).batches(),
+            layers=inputs.layers,
+            timesteps=inputs.timesteps,
+            noisy=options.noisy,
+            device=inputs.device,
+            dtype=inputs.dtype,
         )
-        scores = [
-            knn_accuracy(
-                train.flat[:, index].to(inputs.device),
-                train.classes,
-                test.flat[:, index],
-                test.classes,
-                k=options.k,
-                temperature=options.temperature,
-            )
-            for index in range(len(train.columns))
-        ]
-    except ValueError as error:
-        parser.exit(2, f"ldae knn: {error}\n")
+        for source in (inputs.train_source, inputs.test_source)
+    )
+    scores = [
+        knn_accuracy(
+            train.flat[:, index].to(inputs.device),
+            train.classes,
+            test.flat[:, index],
+            test.classes,
+            k=options.k,
+            temperature=options.temperature,
+        )
+        for index in range(len(train.columns))
+    ]
     kind = "noisy" if options.noisy else "clean"
     rows = [["probe", "layer", "t", "input", "accuracy"]]
     for (layer, timestep), score in zip(train.columns, scores, strict=True):

@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
         argv: the command line without the program's name.
 
     Returns:
-        The exit status: 0; it exits with 2 where an option, the checkpoint or the data is refused.
+        The exit status, 0.
     """
     parser = probe_parser(
         "linear_probe",
@@ -106,43 +106,40 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--horizontal_flip", type=boolean, default=True, help="false for digits and letters")
     add_batch_norm_option(parser)
     add_memory_option(parser)
-    try:
-        options = parse(parser, argv)
-        scale = numbers(options.crop_scale, "crop_scale", float) or ()
-        if len(scale) != 2:
-            raise ValueError(f"crop_scale={options.crop_scale!r} is not understood; give two numbers, such as 0.08,1.")
-        inputs = open_inputs(options)
-        is_ddae = inputs.config.model_type == "ddae"
-        probe = choose_probe(options)
-        # Baselines are unlike in scale, so that each has its rate chosen among several.
-        defaults = DDAE_DEFAULTS if is_ddae and not options.baselines else LDAE_DEFAULTS
-        multipliers = defaults.lr_multipliers
-        if options.lr_multipliers is not None:
-            multipliers = numbers(options.lr_multipliers, "lr_multipliers", float) or ()
-        settings = replace(
-            defaults,
-            epochs=defaults.epochs if options.epochs is None else options.epochs,
-            batch_size=defaults.batch_size if options.batch_size is None else options.batch_size,
-            lr_multipliers=multipliers,
-            seeds=numbers("0,1,2" if options.seeds is None else options.seeds, "seeds") or (),
-            batch_norm=options.batch_norm,
-        )
-        protocol = Protocol(
-            name=options.protocol,
-            layers=inputs.layers,
-            timesteps=inputs.timesteps,
-            noisy=options.noisy,
-            crop="padded" if is_ddae else "resized",
-            crop_scale=(scale[0], scale[1]),
-            horizontal_flip=options.horizontal_flip,
-            settings=settings,
-        )
-        if options.baselines or options.shots is not None:
-            return compare_with_baselines(inputs, options, probe, settings)
-        inputs.show_header(f"Linear probe ({protocol.name} protocol)")
-        results = _run(inputs, options, probe, protocol)
-    except ValueError as error:
-        parser.exit(2, f"ldae linear_probe: {error}\n")
+    options = parse(parser, argv)
+    scale = numbers(options.crop_scale, "crop_scale", float) or ()
+    if len(scale) != 2:
+        raise ValueError(f"crop_scale={options.crop_scale!r} is not understood; give two numbers, such as 0.08,1.")
+    inputs = open_inputs(options)
+    is_ddae = inputs.config.model_type == "ddae"
+    probe = choose_probe(options)
+    # Baselines are unlike in scale, so that each has its rate chosen among several.
+    defaults = DDAE_DEFAULTS if is_ddae and not options.baselines else LDAE_DEFAULTS
+    multipliers = defaults.lr_multipliers
+    if options.lr_multipliers is not None:
+        multipliers = numbers(options.lr_multipliers, "lr_multipliers", float) or ()
+    settings = replace(
+        defaults,
+        epochs=defaults.epochs if options.epochs is None else options.epochs,
+        batch_size=defaults.batch_size if options.batch_size is None else options.batch_size,
+        lr_multipliers=multipliers,
+        seeds=numbers("0,1,2" if options.seeds is None else options.seeds, "seeds") or (),
+        batch_norm=options.batch_norm,
+    )
+    protocol = Protocol(
+        name=options.protocol,
+        layers=inputs.layers,
+        timesteps=inputs.timesteps,
+        noisy=options.noisy,
+        crop="padded" if is_ddae else "resized",
+        crop_scale=(scale[0], scale[1]),
+        horizontal_flip=options.horizontal_flip,
+        settings=settings,
+    )
+    if options.baselines or options.shots is not None:
+        return compare_with_baselines(inputs, options, probe, settings)
+    inputs.show_header(f"Linear probe ({protocol.name} protocol)")
+    results = _run(inputs, options, probe, protocol)
     _report(results, inputs)
     _save(results[0], inputs)
     return 0
