@@ -33,12 +33,14 @@ from ldae.evaluation.logistic import fit_logistic_grid
 from ldae.evaluation.metrics import mean_and_stderr
 from ldae.evaluation.probe_features import HOLDOUT, SPLIT_SEED
 from ldae.evaluation.ridge import few_shot_ridge, split_holdout
+from ldae.evaluation.ridge_grid import fit_ridge_grid
 from ldae.hub.model_card import write_model_card
 from ldae.reports.patch_pca import patch_pca_images
 from ldae.reports.run_pictures import image_rows
 from ldae.results import add_result
 
 
+MOST_LOGISTIC = 1024  # dimensions; of wider features, such as raw pixels, a ridge probe in closed form takes the place
 SIGMAS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)  # of noise added to pixels in [-1, 1]
 
 
@@ -72,16 +74,19 @@ class Measurement:
         x, labels, y, truth = train.flat[:, [0]], train.classes, test.flat[:, [0]], test.classes
         kept, held = split_holdout(len(labels), HOLDOUT, SPLIT_SEED)
         parts = (x[kept], labels[kept]), (x[held], labels[held]), (y, truth)
-        probes = fit_logistic_grid(*parts, num_classes=int(labels.max()) + 1)
+        if x.shape[-1] <= MOST_LOGISTIC:
+            probes: Any = fit_logistic_grid(*parts, num_classes=int(labels.max()) + 1)
+            linear = {"name": "logistic", "converged": bool(probes.converged[0])}
+        else:
+            probes, linear = fit_ridge_grid(*parts, num_classes=int(labels.max()) + 1), {"name": "ridge"}
         data = (x[:, 0], labels, y[:, 0], truth)
         few, stderr = mean_and_stderr(few_shot_ridge(*data, shots=self.shots, draws=self.draws))
         layer, timestep = train.columns[0]
         place = {} if layer is None else {"layer": layer, "timestep": timestep, "input": "clean"}
-        logistic = {"name": "logistic", "penalty": float(probes.penalty[0]), "converged": bool(probes.converged[0])}
-        logistic |= {"holdout": HOLDOUT, "train_images": len(labels)}
+        linear |= {"penalty": float(probes.penalty[0]), "holdout": HOLDOUT, "train_images": len(labels)}
         ridge = {"name": "ridge", "labels_per_class": self.shots, "draws": self.draws, "penalty": "leave-one-out"}
         knn = {"name": "knn", "k": 20, "train_images": len(labels)}
-        scores = [(float(probes.test[0]), None, logistic), (few, stderr, ridge), (knn_accuracy(*data), None, knn)]
+        scores = [(float(probes.test[0]), None, linear), (few, stderr, ridge), (knn_accuracy(*data), None, knn)]
         where = "-" if layer is None else f"{name_layer(layer)}, t = {timestep}"
         values = f"{scores[0][0]:8.2%} {few:9.2%} ± {stderr or 0:.2%} {scores[2][0]:8.2%}"
         print(f"{checkpoint:12s} {where:36s} {values}", flush=True)
