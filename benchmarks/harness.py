@@ -78,14 +78,14 @@ def compare(
         raise ValueError(f"pairs={pairs} is not possible; a 95 % interval of the median needs 6 or more.")
     for warm_up in (ours, peer):  # the first call compiles and allocates, the second is as the rest
         warm_up()
-    shortest = min(_seconds(ours, 1), _seconds(peer, 1))
+    shortest = min(seconds_per_call(ours, 1), seconds_per_call(peer, 1))
     calls = max(1, math.ceil(min_seconds / max(shortest, 1e-9)))
     times = []
     for pair in range(pairs):
         if pair % 2:
-            peer_seconds, ours_seconds = _seconds(peer, calls), _seconds(ours, calls)
+            peer_seconds, ours_seconds = seconds_per_call(peer, calls), seconds_per_call(ours, calls)
         else:
-            ours_seconds, peer_seconds = _seconds(ours, calls), _seconds(peer, calls)
+            ours_seconds, peer_seconds = seconds_per_call(ours, calls), seconds_per_call(peer, calls)
         times.append((ours_seconds, peer_seconds))
     ratios = tuple(peer_seconds / ours_seconds for ours_seconds, peer_seconds in times)
     low, high = median_interval(ratios)
@@ -114,7 +114,7 @@ def median_interval(values: tuple[float, ...], confidence: float = 0.95) -> tupl
     return ordered[rank], ordered[n - 1 - rank]
 
 
-def _seconds(call: Callable[[], Any], calls: int) -> float:
+def seconds_per_call(call: Callable[[], Any], calls: int) -> float:
     """Seconds for one of so many calls in a row, with what they left running on an accelerator."""
     _synchronize()
     start = time.perf_counter()

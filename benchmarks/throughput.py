@@ -1,10 +1,10 @@
 """Throughput of pre-training on a device: images a second, and the share of the fastest matrix product that it reaches."""
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from harness import seconds_per_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,7 +22,7 @@ def device() -> torch.device:
 def matrix_product(side: int) -> dict[str, Any]:
     """Measure the peak: FLOPs a second of a square product in bfloat16, the best of five rounds."""
     a, b = (torch.randn(side, side, device=device(), dtype=torch.bfloat16) for _ in range(2))
-    seconds = min(_seconds(lambda: a @ b, STEPS) for _ in range(5))
+    seconds = min(_timed(lambda: a @ b, STEPS) for _ in range(5))
     return {"side": side, "dtype": "bfloat16", "flops_per_second": 2 * side**3 / seconds}
 
 
@@ -99,24 +99,14 @@ def _measure(size: str, image_size: int, batch_size: int, compiled: bool) -> dic
         step()
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    seconds = _seconds(step, STEPS if on_gpu else 2)
+    seconds = _timed(step, STEPS if on_gpu else 2)
     memory = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None
     weights = sum(weight.numel() for weight in model.parameters())
     found = {"seconds_per_step": seconds, "flops_per_image": counter.get_total_flops(), "peak_memory_gib": memory}
     return {"weights": weights, **found}
 
 
-def _seconds(call: Callable[[], Any], calls: int) -> float:
+def _timed(call: Callable[[], Any], calls: int) -> float:
     """Seconds of one of so many calls, after one untimed."""
     call()
-    _synchronize()
-    start = time.perf_counter()
-    for _ in range(calls):
-        call()
-    _synchronize()
-    return (time.perf_counter() - start) / calls
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    return seconds_per_call(call, calls)

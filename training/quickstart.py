@@ -199,6 +199,7 @@ def record(folder: Path, rows: list[Row], search: FewShotSearch, seed: int) -> N
 def draw(folder: Path, search: FewShotSearch, sets: Sets) -> None:
     """Draw the search as a heat map, patch features as colours, and the neighbours of test digits."""
     pictures = folder / "pictures"
+    model = LDAEForPreTraining.from_pretrained(folder).eval()
     cells = [
         GridScore(layer, t, False, float(search.held_out[i, j]), float(search.held_out[i, j]), None)
         for i, layer in enumerate(search.layers)
@@ -206,10 +207,8 @@ def draw(folder: Path, search: FewShotSearch, sets: Sets) -> None:
     ]
     winner = next(cell for cell in cells if (cell.layer, cell.timestep) == (search.layer, search.timestep))
     label = f"held-out accuracy in %, {SHOTS} labels a class"
-    paper = paper_point(LDAEForPreTraining.from_pretrained(folder).config)
-    FigureCanvasAgg(heat_map(cells, winner, paper, label=label)).print_png(pictures / "search.png")
+    FigureCanvasAgg(heat_map(cells, winner, paper_point(model.config), label=label)).print_png(pictures / "search.png")
 
-    model = LDAEForPreTraining.from_pretrained(folder).eval()
     batch = sets.test_images[0]
     pixels = prepare_images(batch.images[:8], batch.positions[:8], 0, image_size=model.config.image_size)
     colours = patch_pca_images(model, pixels, search.layer, search.timestep)  # (b, 3, h, w) in [0, 1]

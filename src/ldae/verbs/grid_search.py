@@ -124,7 +124,7 @@ def main(argv: list[str]) -> int:
     options.block_sweep = options.layers is None
     options.noisy = True in noisy  # for open_inputs, which refuses it for models that have no noise
     inputs = open_inputs(options, labelled=False)
-    timesteps = numbers(options.timesteps, "timesteps") or default_timesteps(inputs.config)
+    timesteps = numbers(options.timesteps, "timesteps") or searched_timesteps(inputs.config)
     if label_free:
         return _search_by_criterion(inputs, options, timesteps)
     for source in (inputs.train_source, inputs.test_source):
@@ -152,18 +152,6 @@ def main(argv: list[str]) -> int:
     _write(scores, inputs, options)
     _save(results, scores, inputs)
     return 0
-
-
-def default_timesteps(config: Any) -> tuple[int, ...]:
-    """
-    Return the time steps that are searched by default: a span of the schedule, and the paper's point.
-
-    Example:
-        >>> from ldae import LDAEConfig
-        >>> default_timesteps(LDAEConfig(feature_timestep=500))
-        (0, 10, 20, 40, 80, 160, 320, 500, 640, 999)
-    """
-    return tuple(sorted({*searched_timesteps(config), paper_point(config)[1]}))
 
 
 def _settings(options: argparse.Namespace, rates: str) -> ProbeSettings:
