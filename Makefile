@@ -4,12 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The environment is made once; it is updated only when one of these two files is newer than the stamp.
 STAMP := $(VENV)/.installed
-# transformers' own tests of models, which its wheel leaves out: they come with the source archive of the tested version.
+# transformers' own tests of models come with its source archive only, so that of the tested version is fetched.
 TRANSFORMERS := $(shell sed -n 's/^transformers==/transformers-/p' constraints.txt)
 COMMON_TESTS := $(VENV)/$(TRANSFORMERS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test check format bench clean
+.PHONY: help install quickstart test test-slow check format bench clean
 
 help:  ## show this list
 	@awk -F ':.*##' '/^[a-z]+:.*##/ { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,9 +29,14 @@ $(COMMON_TESTS)/PKG-INFO: $(STAMP)
 quickstart: $(STAMP)  ## pre-train a tiny l-DAE on real digits, probe it and load it back (about 4 minutes on 2 cores)
 	$(BIN)/python training/quickstart.py
 
-# One thread a process: tiny models gain nothing from more, and the tests' processes would fight over the cores.
-test: $(STAMP) $(COMMON_TESTS)/PKG-INFO  ## run the tests, on up to four cores
-	LDAE_TRANSFORMERS_TESTS=$(COMMON_TESTS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+# One thread per process: tiny models gain nothing from more, and the processes would compete for the cores.
+PYTEST := LDAE_TRANSFORMERS_TESTS=$(COMMON_TESTS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+
+test: $(STAMP) $(COMMON_TESTS)/PKG-INFO  ## run the tests on up to four cores (about 5 minutes on 2)
+	$(PYTEST) -n auto --maxprocesses 4 --dist loadfile
+
+test-slow: $(STAMP)  ## run the tests that take minutes: kills, several processes, large networks
+	$(PYTEST) -m slow
 
 check: $(STAMP)  ## formatting, lint and types
 	$(BIN)/ruff format --check .

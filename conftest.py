@@ -1,4 +1,4 @@
-"""The page's module is looked through for examples where Gradio, an extra, is installed."""
+"""Skip the doctests of the demo's page where Gradio, an optional dependency, is not installed."""
 
 from importlib.util import find_spec
 
