@@ -19,7 +19,7 @@ from ldae import DDAEConfig, DDAEForPreTraining, LDAEForImageClassification, LDA
 from ldae.cli import main
 from ldae.data import DataConfig, open_images
 from ldae.results import read_results
-from ldae.training.finetuning import FineTuningRun, finetune, start_classifier
+from ldae.training.finetuning import FineTuningRun, finetune, load_classifier
 from ldae.training.finetuning_recipe import load_finetuning_recipe
 from ldae.training.pretraining import pretrain
 from ldae.training.recipe import build_recipe
@@ -162,10 +162,10 @@ def test_a_saved_probe_keeps_its_head(run, tmp_path):
     recipe = load(run / "linear_probe", tmp_path / "out")
     assert recipe.has_head and recipe.data.dataset == "digits"
     images = draw_images()
-    torch.testing.assert_close(start_classifier(recipe).eval()(images).logits, probe.eval()(images).logits)
+    torch.testing.assert_close(load_classifier(recipe).eval()(images).logits, probe.eval()(images).logits)
     with pytest.raises(ValueError, match="feature_timestep=20 is not possible with the head of"):
         load(run / "linear_probe", tmp_path / "out", feature_timestep=20)
-    fresh = start_classifier(load(run / "linear_probe", tmp_path / "out", new_head=True, feature_timestep=20))
+    fresh = load_classifier(load(run / "linear_probe", tmp_path / "out", new_head=True, feature_timestep=20))
     assert not fresh.classifier.weight.any() and not fresh.classifier.bias.any()
 
     probe.config.id2label = dict(enumerate("abcdefghij"))
@@ -177,21 +177,21 @@ def test_a_saved_probe_keeps_its_head(run, tmp_path):
 def test_from_scratch_keeps_the_tokenizer_alone(run, tmp_path):
     recipe = load(run, tmp_path / "out", from_scratch=True, seed=1)
     assert recipe.finetuning.layer_decay == 1
-    ours, trained = start_classifier(recipe).state_dict(), start_classifier(load(run, tmp_path / "out")).state_dict()
+    ours, trained = load_classifier(recipe).state_dict(), load_classifier(load(run, tmp_path / "out")).state_dict()
     same = {name for name in ours if torch.equal(ours[name], trained[name])}
     assert {name for name in ours if ".tokenizer." in name} <= same
     assert not any("q_proj.weight" in name or "modulation" in name for name in same)
 
 
 def test_frozen_blocks_stay_as_they_are(run, tmp_path):
-    before = start_classifier(load(run, tmp_path / "out")).state_dict()
+    before = load_classifier(load(run, tmp_path / "out")).state_dict()
     after = load_file(finetune(load(run, tmp_path / "out", frozen_blocks=1)).path / "model.safetensors")
     changed = {name for name in after if not torch.equal(after[name], before[name])}
     assert changed and all(name.startswith(("ldae.layers.1.", "classifier.")) for name in changed)
 
 
 def test_lora_is_saved_as_a_plain_checkpoint(run, tmp_path):
-    before = start_classifier(load(run, tmp_path / "out")).state_dict()
+    before = load_classifier(load(run, tmp_path / "out")).state_dict()
     recipe = load(run, tmp_path / "out", lora_rank=2, ema_decay=None, images=128)
     assert recipe.finetuning.layer_decay == 1
     after = load_file(finetune(recipe).path / "model.safetensors")

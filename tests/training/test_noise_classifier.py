@@ -16,8 +16,8 @@ from ldae.training.noise_classifier import (
     NoiseClassifierRun,
     NormalizedClassifier,
     _recipe,
+    build_noise_classifier,
     fold,
-    start_classifier,
     train_noise_classifier,
 )
 from tests.models.test_ddae_pretraining import UNET
@@ -39,7 +39,7 @@ def classifier(tmp_path):
 def test_it_starts_fresh_or_from_the_checkpoint_and_is_cut_after_the_block(classifier, tmp_path):
     saved = load_file(tmp_path / "ddae" / "model.safetensors")
     for pretrained in (False, True):
-        model = start_classifier(
+        model = build_noise_classifier(
             NoiseClassifierConfig(classifier.checkpoint, classifier.layer, ("a", "b"), pretrained)
         )
         assert model.config.id2label == {0: "a", 1: "b"} and list(model.ddae.feature_layers)[-1] == classifier.layer
@@ -54,7 +54,7 @@ def test_an_ldae_keeps_its_tokenizer_and_starts_as_the_identity(tmp_path):
     with torch.no_grad():
         ldae.ldae.tokenizer.mean += 0.5
     ldae.save_pretrained(tmp_path)
-    model = start_classifier(NoiseClassifierConfig(str(tmp_path), 3, ("a", "b")))
+    model = build_noise_classifier(NoiseClassifierConfig(str(tmp_path), 3, ("a", "b")))
     assert torch.equal(model.ldae.tokenizer.mean, ldae.ldae.tokenizer.mean)
     assert len(model.ldae.layers) == 3
     tokens = model.ldae(torch.rand(2, 3, 16, 16), output_hidden_states=True).hidden_states

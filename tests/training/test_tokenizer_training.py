@@ -14,8 +14,8 @@ from transformers import AutoModel, AutoModelForImageClassification
 from ldae import LDAEForPreTraining
 from ldae.results import read_results
 from ldae.tokenizers.files import load_tokenizer
-from ldae.training.classifier import ClassifierConfig, train_classifier
 from ldae.training.pretraining import pretrain
+from ldae.training.resnet_classifier import ResNetClassifierConfig, train_resnet_classifier
 from ldae.training.tokenizer_training import TokenizerRun, tokenizer_recipe, train_tokenizer
 
 
@@ -34,7 +34,7 @@ BUDGET = {
     "tokenizer_learning_rate": 3e-3,
     "horizontal_flip": False,
 }
-RESNET = ClassifierConfig(images=192, total_batch_size=32, hidden_sizes=[8, 16], depths=[1, 1], embedding_size=8)
+RESNET = ResNetClassifierConfig(images=192, total_batch_size=32, hidden_sizes=[8, 16], depths=[1, 1], embedding_size=8)
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_a_run_without_a_tokenizer_trains_its_own_first(make):
 
 def test_all_four_losses_of_the_baseline(make, tmp_path):
     recipe = make("vqgan", "conv_vae", perceptual_weight=1.0, adversarial_weight=0.5, adversarial_start_images=96)
-    classifier = train_classifier(recipe, RESNET, tmp_path / "classifier")
+    classifier = train_resnet_classifier(recipe, RESNET, tmp_path / "classifier")
     recipe.tokenizer.perceptual_model = str(classifier)
     folder = train_tokenizer(recipe)
     log = [r for r in records(folder) if r["event"] == "train"]
@@ -166,14 +166,14 @@ def test_rows_that_differ_elsewhere_share_a_tokenizer(make):
 
 def test_a_classifier_learns_is_resumed_and_loads(make, tmp_path):
     recipe = make("unused", "pca")
-    settings = ClassifierConfig(
+    settings = ResNetClassifierConfig(
         images=1024, total_batch_size=32, hidden_sizes=[16, 32], depths=[1, 1], embedding_size=16
     )
-    whole = train_classifier(recipe, settings, tmp_path / "whole")
+    whole = train_resnet_classifier(recipe, settings, tmp_path / "whole")
     log = [r["loss"] for r in records(whole) if r["event"] == "train"]
     assert log[-1] < 0.85 * log[0]
     model = AutoModelForImageClassification.from_pretrained(whole)
     assert model.config.id2label[3] == "3" and model(torch.zeros(2, 3, 16, 16)).logits.shape == (2, 10)
     before = (whole / "model.safetensors").stat().st_mtime_ns
-    train_classifier(recipe, settings, whole)
+    train_resnet_classifier(recipe, settings, whole)
     assert (whole / "model.safetensors").stat().st_mtime_ns == before

@@ -11,9 +11,9 @@ from ldae.data import DataConfig
 from ldae.deconstruct.preset import KEYS, GenerationOptions, ProbeOptions, SweepOptions
 from ldae.models.configuration_ddae import DDAEConfig
 from ldae.models.configuration_ldae import LDAEConfig
-from ldae.training.classifier import ClassifierConfig
 from ldae.training.finetuning_recipe import FineTuningConfig
 from ldae.training.recipe import MODEL_FIELDS, TokenizerConfig, TrainingConfig, model_fields
+from ldae.training.resnet_classifier import ResNetClassifierConfig
 
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +48,7 @@ def defaults(kind: type) -> dict[str, object]:
         ("finetuning", defaults(FineTuningConfig)),
         ("training", defaults(TrainingConfig)),
         ("sweep", defaults(SweepOptions)),
-        ("classifier", defaults(ClassifierConfig)),
+        ("classifier", defaults(ResNetClassifierConfig)),
         ("probe", defaults(ProbeOptions)),
         ("generation", defaults(GenerationOptions)),
     ],

@@ -16,8 +16,8 @@ from ldae.evaluation.linear_probe import ProbeSettings
 from ldae.evaluation.protocol import Protocol
 from ldae.evaluation.rate_search import MAX_LR_EXTENSIONS
 from ldae.models.configuration_ldae import CHOICES
-from ldae.training.classifier import ClassifierConfig
 from ldae.training.recipe import SECTIONS, build_section, did_you_mean, field_owners, read_sections
+from ldae.training.resnet_classifier import ResNetClassifierConfig
 
 
 KEYS = ("recipes", "rows", "sweep", "seeds", "tokenizers", "classifier", "probe", "generation")
@@ -192,7 +192,7 @@ class Preset:
     seeds: tuple[int, ...]
     sections: dict[str, dict[str, Any]]
     tokenizers: dict[str, dict[str, Any]]
-    classifier: ClassifierConfig | None
+    classifier: ResNetClassifierConfig | None
     probe: ProbeOptions
     generation: GenerationOptions | None
 
@@ -232,7 +232,7 @@ def load_preset(path: str | Path, overrides: dict[str, str] | None = None) -> Pr
         seeds=_seeds(content.get("seeds", [0])),
         sections=sections,
         tokenizers=_tokenizers(content.get("tokenizers") or {}, path),
-        classifier=_optional(ClassifierConfig, content, "classifier", path),
+        classifier=_optional(ResNetClassifierConfig, content, "classifier", path),
         probe=_optional(ProbeOptions, {"probe": {}} | content, "probe", path),
         generation=_optional(GenerationOptions, content, "generation", path),
     )

@@ -12,8 +12,8 @@ from ldae.deconstruct.lock import FolderLock
 from ldae.deconstruct.preset import Preset
 from ldae.deconstruct.unit_folder import settings_hash
 from ldae.deconstruct.variants import tokenizer_name
-from ldae.training.classifier import train_classifier
 from ldae.training.recipe import Recipe
+from ldae.training.resnet_classifier import train_resnet_classifier
 from ldae.training.tokenizer_training import tokenizer_recipe, train_tokenizer
 from ldae.whole_file import write_whole
 
@@ -55,7 +55,7 @@ def shared_classifier(preset: Preset, recipe: Recipe, output_dir: Path, say: Cal
     first_seed = dataclasses.replace(recipe.training, seed=0)
     with exclusively(folder, say):
         PartialState().wait_for_everyone()
-        return train_classifier(dataclasses.replace(recipe, training=first_seed), preset.classifier, folder)
+        return train_resnet_classifier(dataclasses.replace(recipe, training=first_seed), preset.classifier, folder)
 
 
 @contextmanager

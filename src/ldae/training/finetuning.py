@@ -70,7 +70,7 @@ class FineTuningRun(TrainingRun):
         if self.test_source.label_column is None:
             raise ValueError(f"{self.test_source.description} has no label column; name another eval_split.")
         self.examples = self.source
-        model = start_classifier(self.recipe)
+        model = load_classifier(self.recipe)
         self.blocks = encoder_blocks(model)
         self._freeze(model)
         if fine.lora_rank is not None:
@@ -229,7 +229,7 @@ class FineTuningRun(TrainingRun):
         }
 
 
-def start_classifier(recipe: FineTuningRecipe) -> Any:
+def load_classifier(recipe: FineTuningRecipe) -> Any:
     """
     The classifier that a run begins with.
 

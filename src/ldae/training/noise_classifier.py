@@ -104,7 +104,7 @@ class NoiseClassifierRun(TrainingRun):
         super().__init__(recipe)
 
     def build(self, checkpoint: Checkpoint | None) -> NormalizedClassifier:
-        return NormalizedClassifier(start_classifier(self.classifier))
+        return NormalizedClassifier(build_noise_classifier(self.classifier))
 
     def loss(self, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
         if batch.labels is None or bool((batch.labels < 0).any()):
@@ -125,7 +125,7 @@ class NoiseClassifierRun(TrainingRun):
             move_into(Path(staging), self.folder.path)
 
 
-def start_classifier(classifier: NoiseClassifierConfig) -> PreTrainedModel:
+def build_noise_classifier(classifier: NoiseClassifierConfig) -> PreTrainedModel:
     """
     The classifier before its training: the network of its checkpoint, cut after the block, and a linear layer on its
     pooled features. A tokenizer or autoencoder in front of the network is the checkpoint's in either case.
@@ -167,7 +167,7 @@ def train_noise_classifier(classifier: NoiseClassifierConfig, data: DataConfig, 
 
 
 def _recipe(classifier: NoiseClassifierConfig, data: DataConfig, output_dir: str | Path) -> Recipe:
-    c, config = classifier, start_classifier(classifier).config
+    c, config = classifier, build_noise_classifier(classifier).config
     training = TrainingConfig(
         output_dir=str(output_dir),
         images=c.images,

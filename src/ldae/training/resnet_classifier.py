@@ -22,7 +22,7 @@ from ldae.whole_file import move_into
 
 
 @dataclass
-class ClassifierConfig:
+class ResNetClassifierConfig:
     """
     A ResNet of transformers and its training, by AdamW with a half-cycle cosine.
 
@@ -48,17 +48,17 @@ class ClassifierConfig:
 
 class ClassifierRun(TrainingRun):
     """
-    Supervised training of a [`ClassifierConfig`]'s network on the images of a recipe.
+    Supervised training of a [`ResNetClassifierConfig`]'s network on the images of a recipe.
 
     Args:
         recipe ([`Recipe`]): Gives the data, the image size and, under `training`, the budget.
-        classifier ([`ClassifierConfig`]): The network.
+        classifier ([`ResNetClassifierConfig`]): The network.
     """
 
     activity = "classifier"
     model: ResNetForImageClassification
 
-    def __init__(self, recipe: Recipe, classifier: ClassifierConfig):
+    def __init__(self, recipe: Recipe, classifier: ResNetClassifierConfig):
         self.classifier = classifier
         super().__init__(recipe)
 
@@ -95,13 +95,13 @@ class ClassifierRun(TrainingRun):
         self.say(f"Finished: {self.folder.path} holds the classifier.")
 
 
-def train_classifier(recipe: Recipe, classifier: ClassifierConfig, output_dir: str | Path) -> Path:
+def train_resnet_classifier(recipe: Recipe, classifier: ResNetClassifierConfig, output_dir: str | Path) -> Path:
     """
     Train a small supervised ResNet on a recipe's images; the same call resumes.
 
     Args:
         recipe ([`Recipe`]): Gives data, image size, precision and seed.
-        classifier ([`ClassifierConfig`]): The network and its budget.
+        classifier ([`ResNetClassifierConfig`]): The network and its budget.
         output_dir (`str` or `Path`): Its folder.
 
     Returns:
@@ -126,7 +126,7 @@ def train_classifier(recipe: Recipe, classifier: ClassifierConfig, output_dir: s
     return folder.path
 
 
-def _classifier_recipe(recipe: Recipe, classifier: ClassifierConfig, output_dir: str | Path) -> Recipe:
+def _classifier_recipe(recipe: Recipe, classifier: ResNetClassifierConfig, output_dir: str | Path) -> Recipe:
     config = recipe.model_config()
     training = TrainingConfig(
         output_dir=str(output_dir),
