@@ -28,8 +28,7 @@ from ldae.data import DataConfig, iterate_once, open_probe_images
 from ldae.evaluation.images import fixed_subset
 from ldae.evaluation.linear_probe import BN_EPS, ProbeSettings
 from ldae.evaluation.protocols import Protocol, run_linear_probe
-from ldae.models.denoisers_ddae import block_ends
-from ldae.models.taps_ddae import record
+from ldae.models.taps_ddae import block_ends, record
 
 
 TRAIN, TEST, SIZE = 256, 64, 16  # digits

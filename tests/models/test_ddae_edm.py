@@ -9,7 +9,7 @@ from transformers import AutoModel
 from ldae import DDAEConfig, DDAEPipeline
 from ldae.models.preconditioning_ddae import loss_weight, preconditioning
 from ldae.pipelines.loading import open_pipeline
-from ldae.schedulers.of_model import build_scheduler
+from ldae.schedulers.build import build_scheduler
 from tests.models.test_ddae_pretraining import UNET, pixels, small_model
 
 

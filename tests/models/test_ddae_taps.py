@@ -9,8 +9,7 @@ import yaml
 from torch import nn
 
 from ldae import DDAEConfig, DDAEModel, LDAEModel
-from ldae.models.denoisers_ddae import block_ends
-from ldae.models.taps_ddae import tokens_of
+from ldae.models.taps_ddae import block_ends, tokens_of
 from tests.models.small_diffusers import (
     call,
     draw_input,

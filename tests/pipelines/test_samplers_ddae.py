@@ -8,7 +8,7 @@ from torch import nn
 
 from ldae import DDAEPipeline
 from ldae.models.preconditioning_ddae import ddpm_preconditioning, preconditioning
-from ldae.schedulers.of_model import build_scheduler
+from ldae.schedulers.build import build_scheduler
 from tests.models.test_ddae_pretraining import pixels, small_model
 from tests.pipelines.conftest import make_pipeline, seeded
 

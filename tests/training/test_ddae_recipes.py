@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ldae import DDAEModel
-from ldae.models.denoisers_ddae import block_ends
+from ldae.models.taps_ddae import block_ends
 from ldae.training.learning_rate import learning_rate
 from ldae.training.recipe import Recipe, load_recipe
 

@@ -16,7 +16,7 @@ from ldae.data import DataConfig, ImageSource, UnreadableImageError, decode_imag
 from ldae.demo.neighbours import Neighbours
 from ldae.evaluation.features import Layer, encoder_of, trunk_of
 from ldae.evaluation.generation import Sampling, generate_images
-from ldae.models.denoisers_ddae import block_ends
+from ldae.models.taps_ddae import block_ends
 from ldae.pipelines.loading import RunFolderPipeline, open_pipeline
 from ldae.reports.patch_pca import patch_pca_images
 from ldae.reports.samples import sample_grid
@@ -65,7 +65,7 @@ class Exhibit:
     >>> import numpy as np
     >>> from ldae import LDAEConfig, LDAEForPreTraining, LDAEPipeline
     >>> from ldae.demo.exhibit import Exhibit
-    >>> from ldae.schedulers.of_model import build_scheduler
+    >>> from ldae.schedulers.build import build_scheduler
     >>> model = LDAEForPreTraining(LDAEConfig.from_size("nano", image_size=16, patch_size=4, latent_dim=8)).eval()
     >>> exhibit = Exhibit("mine", model, LDAEPipeline(model, build_scheduler(model.config)))
     >>> shown = exhibit.denoise(np.zeros((3, 16, 16), np.uint8), timestep=500)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ldae.data import Batch
-from ldae.models.denoisers_ddae import block_ends
+from ldae.models.taps_ddae import block_ends
 
 from .features import Features, Layer, extract_features, trunk_of
 from .grid_search import paper_point, searched_timesteps

@@ -10,9 +10,9 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring, can_return_tuple
 
 from .configuration_ddae import DDAEConfig
-from .denoisers_ddae import KINDS, block_ends, choose_tap
 from .modeling_ddae import DDAEModel, DDAEPreTrainedModel
-from .taps_ddae import map_of
+from .networks_ddae import ADAPTERS
+from .taps_ddae import block_ends, choose_tap, map_of
 
 
 @auto_docstring(
@@ -41,9 +41,9 @@ class DDAEBackbone(BackboneMixin, DDAEPreTrainedModel):
         """The configuration with its feature layer at the last of the taps that are asked for."""
         if config.out_features is None:
             return config
-        kind: Any = KINDS[config.denoiser_type]
+        adapter: Any = ADAPTERS[config.denoiser_type]
         with torch.device("meta"):
-            taps = kind.taps(kind.build(config))
+            taps = adapter.taps(adapter.build(config))
         names = [choose_tap(taps, name, taps[-1]) for name in config.out_features]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"out_features={config.out_features} is not possible; give one or more different taps.")

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .building_ddae import small_normal, start_with, xavier, zeros
+from .diffusers_ddae import small_normal, start_with, xavier, zeros
 from .taps_ddae import tokens_of
 
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
-from .building_ddae import diffusers_class, require_fields
 from .corruption_ldae import Corruption
+from .diffusers_ddae import diffusers_class, require_fields
 from .preconditioning_ddae import noise_levels, preconditioning
 
 

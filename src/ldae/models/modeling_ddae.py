@@ -11,13 +11,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClass
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring, can_return_tuple
 
-from .building_ddae import build_network, diffusers_class, refuse_missing, reset
 from .conditioning_ddae import AUGMENTATION_LABELS, SelfConditioning
 from .configuration_ddae import DDAEConfig
 from .corruption_ddae import DDAECorruption
-from .denoisers_ddae import KINDS, Denoiser, choose_tap
+from .diffusers_ddae import build_network, diffusers_class, refuse_missing, reset
+from .networks_ddae import ADAPTERS, NetworkAdapter
 from .sources_ddae import read_source
-from .taps_ddae import record, tokens_of
+from .taps_ddae import choose_tap, record, tokens_of
 from .tokenizer_conv_ldae import posterior_mean
 
 
@@ -84,23 +84,23 @@ class DDAEModel(DDAEPreTrainedModel):
         """
         super().__init__(config)
         self.stride, self.num_train_timesteps = config.stride, config.num_train_timesteps
-        self.denoiser: Any = self.kind.build(config)
-        taps = self.kind.taps(self.denoiser)
-        config.feature_layer = choose_tap(taps, config.feature_layer, self.kind.default_tap(config, taps))
+        self.denoiser: Any = self.adapter.build(config)
+        taps = self.adapter.taps(self.denoiser)
+        config.feature_layer = choose_tap(taps, config.feature_layer, self.adapter.default_tap(config, taps))
         self._build_conditioning(taps, whole)
         if whole:
-            self.kind.start(self.denoiser)
+            self.adapter.start(self.denoiser)
         else:
             taps = taps[: taps.index(config.feature_layer) + 1]
-            self.kind.cut(self.denoiser, config.feature_layer)
+            self.adapter.cut(self.denoiser, config.feature_layer)
         self.vae: Any = build_encoder(config) if config.vae_config else None
-        self.corruption = self.kind.build_corruption(config)
+        self.corruption = self.adapter.build_corruption(config)
         if config.empty_prompt_length is None:
             self.empty_prompt = None
         else:
             self.register_buffer("empty_prompt", torch.zeros(config.empty_prompt_length, config.prompt_size))
         self.whole = False  # while the shapes are found by a forward that goes on to the last of the taps
-        self.feature_layers: dict[str, tuple[int, ...]] = self.kind.shapes(self, taps)
+        self.feature_layers: dict[str, tuple[int, ...]] = self.adapter.shapes(self, taps)
         self.whole = whole
         config.hidden_size = self._width(self.feature_layers[config.feature_layer])
         self.post_init()
@@ -110,19 +110,19 @@ class DDAEModel(DDAEPreTrainedModel):
         self.self_conditioning: SelfConditioning | None = None
         self.augmentation: nn.Linear | None = None
         c = self.config
-        kind: Any = self.kind
+        adapter: Any = self.adapter
         if c.self_conditioning:
-            layer = c.self_conditioning_layer = kind.conditioning_tap(c, taps)
+            layer = c.self_conditioning_layer = adapter.conditioning_tap(c, taps)
             if whole or taps.index(layer) < taps.index(str(c.feature_layer)):
-                self.self_conditioning = SelfConditioning(layer, *kind.conditioning_widths(self.denoiser))
+                self.self_conditioning = SelfConditioning(layer, *adapter.conditioning_widths(self.denoiser))
         if c.augmentation_labels and whole:
-            width = kind.conditioning_widths(self.denoiser)[1]
+            width = adapter.conditioning_widths(self.denoiser)[1]
             self.augmentation = nn.Linear(AUGMENTATION_LABELS, width, bias=False)
 
     @property
-    def kind(self) -> Denoiser:
+    def adapter(self) -> NetworkAdapter:
         """How its kind of network is run."""
-        return KINDS[self.config.denoiser_type]
+        return ADAPTERS[self.config.denoiser_type]
 
     @classmethod
     def from_diffusers(
@@ -241,10 +241,10 @@ class DDAEModel(DDAEPreTrainedModel):
         x0 = self.encode(pixel_values)
         if self.whole:
             tap = str(self.config.feature_layer)
-            found = record(self.denoiser, [tap], lambda: self.kind.run(self, x0, timesteps, noise), self._read)
+            found = record(self.denoiser, [tap], lambda: self.adapter.run(self, x0, timesteps, noise), self._read)
             activation = found[tap]
         else:
-            activation = self.kind.run(self, x0, timesteps, noise)
+            activation = self.adapter.run(self, x0, timesteps, noise)
         tokens = tokens_of(activation)  # (B, N, C)
         return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=tokens.mean(dim=1))
 
@@ -288,7 +288,7 @@ class DDAEModel(DDAEPreTrainedModel):
 
         def features_at(t: Any) -> dict[str, torch.Tensor]:
             timesteps = self._shared_timestep(t, pixel_values)
-            return record(self.denoiser, layers, lambda: self.kind.run(self, x0, timesteps, noise), read)
+            return record(self.denoiser, layers, lambda: self.adapter.run(self, x0, timesteps, noise), read)
 
         found = [features_at(t) for t in steps]
         return {name: torch.stack([at_t[name] for at_t in found]) for name in layers}
@@ -306,7 +306,7 @@ class DDAEModel(DDAEPreTrainedModel):
         return (z - (fields.shift_factor or 0)) * fields.scaling_factor
 
     def _read(self, activation: torch.Tensor) -> torch.Tensor:
-        return self.kind.read(self.denoiser, activation)
+        return self.adapter.read(self.denoiser, activation)
 
     def _shared_timestep(self, t: Any, pixel_values: torch.Tensor) -> torch.Tensor:
         return torch.full((1,), t, dtype=torch.long, device=pixel_values.device)

@@ -17,9 +17,9 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_ldae import LDAEConfig
 from .corruption_ldae import LDAECorruption, draw_noise
+from .hidden_states_ldae import hidden_states_by_index, record_every
 from .objective_ldae import LDAEObjective, clean_latent, loss_weight_table
 from .randomness_ldae import CLASS_DROPOUT, TIMESTEPS, keyed_uniform
-from .recording_ldae import hidden_states_by_index, record_every
 from .tokenizer_conv_ldae import ConvVAETokenizer, build_tokenizer
 from .tokenizer_ldae import PatchTokenizer, patchify, unpatchify
 from .transformer_ldae import (

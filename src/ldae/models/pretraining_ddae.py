@@ -111,7 +111,7 @@ class DDAEForPreTraining(DDAEPreTrainedModel):
         Returns:
             `torch.Tensor` of shape `(B, C, H, W)`.
         """
-        return self.ddae.kind.predict(self.ddae, xt, timesteps.expand(len(xt)), augmentation_labels)
+        return self.ddae.adapter.predict(self.ddae, xt, timesteps.expand(len(xt)), augmentation_labels)
 
     def denoise_at(
         self, noisy: torch.Tensor, sigma: torch.Tensor, augmentation_labels: torch.Tensor | None = None

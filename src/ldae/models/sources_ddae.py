@@ -10,8 +10,8 @@ import torch
 import transformers
 from transformers.utils import cached_file, logging
 
-from .building_ddae import diffusers_class, fields_of
 from .configuration_ddae import DENOISERS, ldae_fields
+from .diffusers_ddae import diffusers_class, fields_of
 from .modeling_ldae import LDAEForPreTraining, LDAEModel
 
 

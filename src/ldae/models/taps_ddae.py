@@ -1,5 +1,6 @@
 """Taps: the named places of a network at which its features are read, all at once by hooks, or one where it ends."""
 
+import difflib
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import Any
@@ -114,3 +115,34 @@ def cut_unet(unet: Any, tap: str) -> None:
         if getattr(block, sampler, None) is not None:
             setattr(block, sampler, None)
     unet.conv_norm_out = unet.conv_act = unet.conv_out = PassThrough()
+
+
+def block_ends(taps: Sequence[str]) -> list[str]:
+    """
+    Of the taps of a UNet, the last of each residual(+attention) block, which is what the paper counts as a layer; of
+    other networks all.
+
+    Example:
+        >>> block_ends(["up_blocks.0.resnets.0", "up_blocks.0.attentions.0", "up_blocks.1.resnets.0"])
+        ['up_blocks.0.attentions.0', 'up_blocks.1.resnets.0']
+    """
+    attentions = {tap for tap in taps if ".attentions." in tap}
+    return [tap for tap in taps if tap in attentions or tap.replace(".resnets.", ".attentions.") not in attentions]
+
+
+def choose_tap(taps: Sequence[str], name: str | None, default: str) -> str:
+    """
+    A tap by its name, `"last"` or `None` (the default).
+
+    Raises:
+        ValueError: for an unknown name, with all known ones.
+    """
+    if name is None:
+        return default
+    if name == "last":
+        return taps[-1]
+    if name not in taps:
+        close = difflib.get_close_matches(name, taps, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"feature_layer={name!r} is unknown; {hint}Choose one of {', '.join(taps)}.")
+    return name

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
 from ldae.models.modeling_ldae import LDAEForPreTraining
-from ldae.schedulers.of_model import build_scheduler
+from ldae.schedulers.build import build_scheduler
 from ldae.schedulers.scheduling_ldae import LDAEScheduler
 
 

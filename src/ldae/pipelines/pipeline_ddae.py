@@ -14,9 +14,9 @@ from ldae.models.pretraining_ddae import DDAEForPreTraining
 from ldae.pipelines.images import OUTPUT_TYPES, Images, from_pixels, to_pixels
 from ldae.pipelines.loading import RunFolderPipeline
 from ldae.pipelines.pipeline_ldae import LDAEDenoisingOutput
+from ldae.schedulers.build import build_scheduler
 from ldae.schedulers.euler_edm import euler_sample
 from ldae.schedulers.heun_edm import heun_sample
-from ldae.schedulers.of_model import build_scheduler
 
 
 class DDAEPipeline(RunFolderPipeline):
@@ -39,7 +39,7 @@ class DDAEPipeline(RunFolderPipeline):
     ```python
     >>> import torch
     >>> from ldae import DDAEConfig, DDAEForPreTraining, DDAEPipeline
-    >>> from ldae.schedulers.of_model import build_scheduler
+    >>> from ldae.schedulers.build import build_scheduler
     >>> unet = {"sample_size": 16, "block_out_channels": [8, 16], "norm_num_groups": 4, "layers_per_block": 1}
     >>> unet |= {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
     >>> model = DDAEForPreTraining(DDAEConfig(denoiser_config=unet)).eval()

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from ldae.models.denoisers_ddae import block_ends
+from ldae.models.taps_ddae import block_ends
 
 
 _SAMPLER = re.compile(r"((?:down|up)_blocks\.\d+)\.(?:down|up)samplers$")

@@ -106,7 +106,7 @@ class RunFolder:
         Raises:
             RunError: if it cannot be written.
         """
-        from ldae.schedulers.of_model import build_scheduler
+        from ldae.schedulers.build import build_scheduler
 
         staging = Path(tempfile.mkdtemp(prefix=EXPORT_PREFIX, dir=self.path))
         try:

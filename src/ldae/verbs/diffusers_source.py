@@ -49,7 +49,7 @@ def save_whole_encoder(source: str, folder: Path) -> None:
         folder (`Path`): Is made; its config.json comes last, so that a folder with one is whole.
     """
     model = DDAEModel.from_diffusers(source, "last")
-    default = model.kind.default_tap(model.config, list(model.feature_layers))
+    default = model.adapter.default_tap(model.config, list(model.feature_layers))
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".encoder-") as staging:
         model.save_pretrained(staging)

@@ -16,7 +16,7 @@ import ldae  # noqa: F401 - registers the models with transformers
 from ldae.data import DataConfig, ImageSource, dataset_name, open_images, open_probe_images, split_name
 from ldae.evaluation import encoders
 from ldae.evaluation.feature_store import FEATURE_MEMORY
-from ldae.models.denoisers_ddae import block_ends
+from ldae.models.taps_ddae import block_ends
 from ldae.training.recipe import build_recipe, load_recipe, read_sections
 from ldae.verbs.diffusers_source import make_encoder
 

@@ -24,7 +24,7 @@ def build_scheduler(config: LDAEConfig | DDAEConfig) -> Any:
 
     ```python
     >>> from ldae import DDAEConfig
-    >>> from ldae.schedulers.of_model import build_scheduler
+    >>> from ldae.schedulers.build import build_scheduler
     >>> scheduler = build_scheduler(DDAEConfig())
     >>> type(scheduler).__name__, scheduler.config.beta_end, scheduler.config.clip_sample
     ('DDIMScheduler', 0.02, True)

@@ -1,6 +1,5 @@
 """The networks that DDAE reads features from: how each is built, run, tapped and cut. One class for each kind."""
 
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -8,15 +7,15 @@ from typing import Any
 import torch
 from torch.func import functional_call
 
-from .building_ddae import build_network, diffusers_class
 from .conditioning_ddae import ConditionedEmbedding, fold_dit, run_dit, run_unet, start_dit
 from .configuration_ddae import DDAEConfig
 from .corruption_ddae import DDAECorruption, EDMCorruption
+from .diffusers_ddae import build_network, diffusers_class
 from .modeling_ldae import LDAEModel
-from .taps_ddae import cut_unet, record, unet_taps
+from .taps_ddae import block_ends, cut_unet, record, unet_taps
 
 
-class Denoiser(ABC):
+class NetworkAdapter(ABC):
     """What [`DDAEModel`] knows about a kind of network. It holds nothing: the network is the model's `denoiser`."""
 
     @abstractmethod
@@ -63,11 +62,11 @@ class Denoiser(ABC):
         return None
 
     def read(self, network: Any, activation: torch.Tensor) -> torch.Tensor:
-        """An activation that a hook has seen, as [`~Denoiser.run`] gives it."""
+        """An activation that a hook has seen, as [`~NetworkAdapter.run`] gives it."""
         return activation
 
 
-class DiffusersDenoiser(Denoiser):
+class DiffusersAdapter(NetworkAdapter):
     """A network of diffusers: a noisy map, its time steps and perhaps a class or a prompt in."""
 
     def build(self, config: DDAEConfig) -> Any:
@@ -88,7 +87,7 @@ class DiffusersDenoiser(Denoiser):
         return {name: tuple(activation.shape[1:]) for name, activation in found.items()}
 
     def run(self, model: Any, x0: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
-        """As of [`Denoiser.run`], with maps `(B, c, h, w)`."""
+        """As of [`NetworkAdapter.run`], with maps `(B, c, h, w)`."""
         xt = model.corruption(x0, noise, timesteps).to(next(model.denoiser.parameters()).dtype)
         return self.call(model, xt, model.corruption.network_times(timesteps).expand(xt.shape[0]))
 
@@ -133,7 +132,7 @@ class DiffusersDenoiser(Denoiser):
     def predict_conditioned(
         self, model: Any, xt: torch.Tensor, timesteps: torch.Tensor, added: torch.Tensor | None
     ) -> torch.Tensor:
-        """As [`~DiffusersDenoiser.predict`], with what is added to the time embedding, `(B, E)`, and self-conditioning."""
+        """As [`~DiffusersAdapter.predict`], with what is added to the time embedding, `(B, E)`, and self-conditioning."""
 
     @abstractmethod
     def conditioning_tap(self, config: DDAEConfig, taps: Sequence[str]) -> str:
@@ -144,7 +143,7 @@ class DiffusersDenoiser(Denoiser):
         """Widths of the features at that tap, and of the time embedding."""
 
 
-class UNet(DiffusersDenoiser):
+class UNetAdapter(DiffusersAdapter):
     """`UNet2DModel` and `UNet2DConditionModel` of diffusers. Taps: residual and attention blocks, `(B, C, H, W)`."""
 
     def taps(self, network: Any) -> list[str]:
@@ -183,7 +182,7 @@ class UNet(DiffusersDenoiser):
         return network.config.block_out_channels[-1], network.time_embedding.linear_2.out_features
 
 
-class DiT(DiffusersDenoiser):
+class DiTAdapter(DiffusersAdapter):
     """`DiTTransformer2DModel` of diffusers. Taps: transformer blocks, `(B, N, C)`."""
 
     def build(self, config: DDAEConfig) -> Any:
@@ -232,7 +231,7 @@ class DiT(DiffusersDenoiser):
         return network.inner_dim, network.inner_dim
 
 
-class LDAE(Denoiser):
+class LDAEAdapter(NetworkAdapter):
     """Our own [`LDAEModel`]. Taps: its blocks, `(B, N, C)`, read through its LayerNorm as its features are."""
 
     def build(self, config: DDAEConfig) -> Any:
@@ -255,47 +254,16 @@ class LDAE(Denoiser):
         return dict.fromkeys(taps, (config.num_patches, config.hidden_size))
 
     def run(self, model: Any, x0: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
-        """As of [`Denoiser.run`], with images `(B, C, H, W)` and noise `(B, N, d)` of their latents."""
+        """As of [`NetworkAdapter.run`], with images `(B, C, H, W)` and noise `(B, N, d)` of their latents."""
         return model.denoiser(x0, timesteps, noise, interpolate_pos_encoding=True).last_hidden_state
 
     def read(self, network: Any, activation: torch.Tensor) -> torch.Tensor:
         return network.normalize(activation)
 
 
-KINDS: dict[str, Denoiser] = {
-    "UNet2DModel": UNet(),
-    "UNet2DConditionModel": UNet(),
-    "DiTTransformer2DModel": DiT(),
-    "LDAEModel": LDAE(),
+ADAPTERS: dict[str, NetworkAdapter] = {
+    "UNet2DModel": UNetAdapter(),
+    "UNet2DConditionModel": UNetAdapter(),
+    "DiTTransformer2DModel": DiTAdapter(),
+    "LDAEModel": LDAEAdapter(),
 }
-
-
-def block_ends(taps: Sequence[str]) -> list[str]:
-    """
-    Of the taps of a UNet, the last of each residual(+attention) block, which is what the paper counts as a layer; of
-    other networks all.
-
-    Example:
-        >>> block_ends(["up_blocks.0.resnets.0", "up_blocks.0.attentions.0", "up_blocks.1.resnets.0"])
-        ['up_blocks.0.attentions.0', 'up_blocks.1.resnets.0']
-    """
-    attentions = {tap for tap in taps if ".attentions." in tap}
-    return [tap for tap in taps if tap in attentions or tap.replace(".resnets.", ".attentions.") not in attentions]
-
-
-def choose_tap(taps: Sequence[str], name: str | None, default: str) -> str:
-    """
-    A tap by its name, `"last"` or `None` (the default).
-
-    Raises:
-        ValueError: for an unknown name, with all known ones.
-    """
-    if name is None:
-        return default
-    if name == "last":
-        return taps[-1]
-    if name not in taps:
-        close = difflib.get_close_matches(name, taps, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"feature_layer={name!r} is unknown; {hint}Choose one of {', '.join(taps)}.")
-    return name
