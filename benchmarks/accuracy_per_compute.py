@@ -32,7 +32,7 @@ from ldae.evaluation.knn import knn_accuracy
 from ldae.evaluation.metrics import mean_and_stderr
 from ldae.evaluation.ridge import few_shot_ridge, split_holdout
 from ldae.evaluation.ridge_grid import fit_ridge_grid
-from ldae.whole_file import write_whole
+from ldae.files import write_whole
 
 
 BUDGETS = (1, 4, 16)

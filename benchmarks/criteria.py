@@ -22,7 +22,7 @@ from ldae.evaluation.criteria import CRITERIA, score_cells
 from ldae.evaluation.feature_search import search_features, searched_layers
 from ldae.evaluation.features import encoder_of
 from ldae.evaluation.images import fixed_subset
-from ldae.whole_file import write_whole
+from ldae.files import write_whole
 
 
 def measure(checkpoint: str, dataset: str, num_train: int, num_test: int) -> dict[str, Any]:

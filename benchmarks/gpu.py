@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ldae.whole_file import write_whole
+from ldae.files import write_whole
 
 
 SETTINGS = ("tiny", "dataset", "seeds", "pretrain_images", "sweep_images", "sweep_dimensions", "ddpm_images")

@@ -20,7 +20,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ldae.whole_file import write_whole
+from ldae.files import write_whole
 
 
 RESULTS_FILE = "results.json"

@@ -20,6 +20,7 @@ from ldae.deconstruct.collect import collect
 from ldae.deconstruct.preset import load_preset
 from ldae.deconstruct.runner import Deconstruction, count_classes
 from ldae.deconstruct.variants import tokenizer_name
+from ldae.files import FolderClaim
 from ldae.results import read_results
 
 
@@ -173,7 +174,7 @@ def test_a_killed_launch_goes_on_and_does_nothing_twice(write_preset, tmp_path, 
     process.send_signal(signal.SIGKILL)
     process.communicate()
     first = folder / "rows" / "06_patch_ae" / "seed-0"
-    assert (second / ".lock").is_file() and not (folder / "rows" / "08_predict_latent").exists()
+    assert (second / ".claim").is_file() and not (folder / "rows" / "08_predict_latent").exists()
     before = {name: when for name, when in changes(folder).items() if "06_patch_ae" in name or "tokenizers" in name}
     assert f"{first.relative_to(folder)}/results.json" in before and len(tokenizers(folder)) == 2
 
@@ -184,7 +185,7 @@ def test_a_killed_launch_goes_on_and_does_nothing_twice(write_preset, tmp_path, 
     after = changes(folder)
     assert {name: after[name] for name in before} == before
     assert all(row.accuracy is not None for row in collect(load_preset(preset), folder).rows)
-    assert not list(folder.rglob(".lock*"))
+    assert not list(folder.rglob(".claim*"))
 
 
 def test_two_launches_share_a_folder_and_a_tokenizer(write_preset, tmp_path, capsys):
@@ -207,15 +208,13 @@ def test_two_launches_share_a_folder_and_a_tokenizer(write_preset, tmp_path, cap
 
 
 def test_a_run_that_another_launch_holds_is_waited_for(write_preset, tmp_path):
-    from ldae.deconstruct.lock import FolderLock
-
     folder = tmp_path / "out"
     preset = load_preset(write_preset(rows=[7], probe={"search_timesteps": [10], "study_rows": []}))
-    lock = FolderLock(folder / "rows" / "07_patch_pca" / "seed-0")
-    assert lock.acquire()
+    claim = FolderClaim(folder / "rows" / "07_patch_pca" / "seed-0")
+    assert claim.acquire()
     other = Deconstruction(preset, folder)
     assert other._try(other.units[0]) == "held"
-    lock.release()
+    claim.release()
     assert other.run() == []
     assert collect(preset, folder).row("07").accuracy is not None
 

@@ -23,8 +23,8 @@ import torch
 import torch.utils.data
 from datasets import Dataset, DatasetInfo, Features, List, Value
 
+from ..files import write_whole
 from ..models.tokenizer_conv_ldae import ConvVAETokenizer
-from ..whole_file import write_whole
 from .augment import prepare_images
 from .batch import Batch, Decoder, WorkerBatch
 from .loader import make_torch_loader

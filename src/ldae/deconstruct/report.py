@@ -28,9 +28,9 @@ from ldae.deconstruct.report_text import (
     trajectory_table,
 )
 from ldae.deconstruct.samples import SAMPLES_PICTURE
+from ldae.files import write_whole
 from ldae.reports.document import Picture, Section, render_html, render_markdown, save_figure
 from ldae.reports.paper_figures import BY_BLOCK_SOURCE, BY_DIMENSION_NOTES, BY_DIMENSION_SOURCE, BY_TIMESTEP_SOURCE
-from ldae.whole_file import write_whole
 
 
 SHOWN_ROW = "12"  # whose noise and denoising are shown: l-DAE itself, or else the last row that is finished

@@ -14,7 +14,6 @@ from accelerate.utils import broadcast_object_list, parse_flag_from_env
 
 from ldae.data import ImageSource, open_images
 from ldae.deconstruct.collect import BASELINES, unit_path
-from ldae.deconstruct.lock import FolderLock
 from ldae.deconstruct.measure import compare_baselines, probe_encoder, sweep_encoder
 from ldae.deconstruct.preset import Preset, select_rows
 from ldae.deconstruct.report import write_report
@@ -23,6 +22,7 @@ from ldae.deconstruct.shared import exclusively, follow_move, shared_classifier,
 from ldae.deconstruct.unit_folder import UNIT, UnitFolder
 from ldae.deconstruct.variants import Variant, list_variants, variant_recipe
 from ldae.evaluation.extractor import INCEPTION
+from ldae.files import FolderClaim
 from ldae.hub.model_card import write_model_card
 from ldae.training.pretraining import pretrain
 from ldae.training.recipe import Recipe
@@ -35,6 +35,7 @@ class Unit:
     variant: Variant
     seed: int
     folder: UnitFolder
+    claim: FolderClaim
 
     @property
     def title(self) -> str:
@@ -79,9 +80,10 @@ class Deconstruction:
         for variant in variants:  # before hours are spent on the first
             variant_recipe(variant, preset, 0, self.output_dir, None)
         self.units = [
-            Unit(variant, seed, UnitFolder(unit_path(self.output_dir, variant, seed)))
+            Unit(variant, seed, UnitFolder(path), FolderClaim(path))
             for variant in variants
             for seed in (preset.seeds if seeds is None else seeds)
+            for path in [unit_path(self.output_dir, variant, seed)]
         ]
         self.started = time.perf_counter()
         self.worked = 0
@@ -123,10 +125,9 @@ class Deconstruction:
         """Work on a unit if nobody else does: `"done"`, `"held"` by another launch, or what failed."""
         place = f"[{self.units.index(unit) + 1}/{len(self.units)}] {unit.title}"
         settings = self._settings(unit)
-        lock = FolderLock(unit.folder.path)
         state = None
         if self.state.is_main_process:
-            state = "done" if unit.folder.is_done(UNIT, settings) else "free" if lock.acquire() else "held"
+            state = "done" if unit.folder.is_done(UNIT, settings) else "free" if unit.claim.acquire() else "held"
         (state,) = broadcast_object_list([state])
         if state == "held":
             return "held"
@@ -136,7 +137,7 @@ class Deconstruction:
         try:
             self.say(f"\n{place}{self._time_left(unit)}")
             with unit.folder.step(UNIT, settings) if self.state.is_main_process else nullcontext():
-                self._work(unit, lock)
+                self._work(unit)
             self._note(unit, None)
             outcome = "done"
         except Exception as error:
@@ -146,12 +147,12 @@ class Deconstruction:
             outcome = f"{unit.title}: {error}"
             self.say(f"FAILED: {outcome}")
         finally:
-            lock.release()
+            unit.claim.release()
             forget_run()
         self._report()
         return outcome
 
-    def _work(self, unit: Unit, lock: FolderLock) -> None:
+    def _work(self, unit: Unit) -> None:
         """Everything about one unit; what is done already costs nothing."""
         preset, folder = self.preset, unit.folder
         recipe = self._recipe(unit)
@@ -166,7 +167,7 @@ class Deconstruction:
         follow_move(folder.path, recipe)
         pretrain(recipe)
         if self.state.is_main_process:
-            lock.check()
+            unit.claim.check()
             self._probe(unit, recipe)
         self.state.wait_for_everyone()
         self._sample(unit, recipe)

@@ -8,14 +8,13 @@ from pathlib import Path
 import yaml
 from accelerate import PartialState
 
-from ldae.deconstruct.lock import FolderLock
 from ldae.deconstruct.preset import Preset
 from ldae.deconstruct.unit_folder import settings_hash
 from ldae.deconstruct.variants import tokenizer_name
+from ldae.files import FolderClaim, write_whole
 from ldae.training.recipe import Recipe
 from ldae.training.resnet_classifier import train_resnet_classifier
 from ldae.training.tokenizer_training import tokenizer_recipe, train_tokenizer
-from ldae.whole_file import write_whole
 
 
 def shared_tokenizer(recipe: Recipe, output_dir: Path, say: Callable[[str], None]) -> Path:
@@ -64,14 +63,11 @@ def exclusively(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     if not PartialState().is_main_process:
         yield
         return
-    lock = FolderLock(folder)
-    if not lock.acquire():
-        say(f"Waiting for {folder}, which {lock.holder() or 'another launch'} works on.")
-        lock.wait()
-    try:
+    claim = FolderClaim(folder)
+    if not claim.acquire():
+        say(f"Waiting for {folder}, which {claim.holder() or 'another launch'} works on.")
+    with claim:
         yield
-    finally:
-        lock.release()
 
 
 def follow_move(folder: Path, recipe: Recipe) -> None:

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ldae.files import write_whole
 from ldae.results import add_result, read_results
-from ldae.whole_file import write_whole
 
 
 STEPS_FILE = "deconstruct.json"

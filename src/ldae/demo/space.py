@@ -11,9 +11,9 @@ from transformers import AutoConfig
 
 import ldae
 from ldae.data import DataConfig, list_splits
+from ldae.files import write_whole
 from ldae.hub.model_card import is_hub_name
 from ldae.hub.push import check_publishable
-from ldae.whole_file import write_whole
 
 
 MADE_BY = "Made by `ldae demo --export-space`"

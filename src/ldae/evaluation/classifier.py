@@ -9,11 +9,11 @@ import torch
 
 import ldae  # noqa: F401 - registers the models with transformers
 from ldae.data.image_processor import save_image_processor
+from ldae.files import open_permissions
 from ldae.models.configuration_ddae import DDAEConfig
 from ldae.models.configuration_ldae import LDAEConfig
 from ldae.models.modeling_ddae import DDAEForImageClassification, DDAEModel
 from ldae.models.modeling_ldae import LDAEForImageClassification, LDAEModel
-from ldae.whole_file import open_permissions
 
 from .features import Layer
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from ldae.files import write_whole
 from ldae.models.configuration_ldae import LDAEConfig
-from ldae.whole_file import write_whole
 
 from .features import Layer
 from .grid_protocols import GridResult

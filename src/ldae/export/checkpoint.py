@@ -17,8 +17,8 @@ from ldae.export.native import build_native, run_native, save_native
 from ldae.export.processor import save_portable_processor
 from ldae.export.source import Source, open_source
 from ldae.export.timm_vit import run_timm, save_timm
+from ldae.files import open_permissions
 from ldae.models.configuration_ldae import LDAEConfig
-from ldae.whole_file import open_permissions
 
 
 EXPORT_FILE = "export.json"

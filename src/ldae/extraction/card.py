@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from ldae.files import write_whole
 from ldae.hub.upload import CARD_FILE, is_sealed_card, seal_card
-from ldae.whole_file import write_whole
 
 from .folder import DATA_FOLDER
 

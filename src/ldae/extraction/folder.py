@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import torch
 from datasets import Features, List, Value
 
-from ldae.whole_file import write_whole
+from ldae.files import write_whole
 
 from .reader import FeatureColumn
 from .rows import Piece, Shard

@@ -14,11 +14,11 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
 
+from ldae.files import write_whole
 from ldae.hub.upload import CARD_FILE, is_sealed_card, seal_card
 from ldae.models.configuration_ddae import DDAEConfig
 from ldae.models.configuration_ldae import MODEL_SIZES, LDAEConfig
 from ldae.results import read_results
-from ldae.whole_file import write_whole
 
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")

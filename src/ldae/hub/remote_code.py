@@ -10,8 +10,8 @@ from pathlib import Path
 
 from transformers.dynamic_module_utils import get_relative_import_files
 
+from ldae.files import write_whole
 from ldae.models import backbone_ddae, modeling_ldae, pretraining_ddae
-from ldae.whole_file import write_whole
 
 
 # model_type -> files whose relative imports reach all others of its models, and the map of its auto classes

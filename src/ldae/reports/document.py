@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from ldae.whole_file import write_whole
+from ldae.files import write_whole
 
 
 MEDIA_TYPES = {".png": "image/png", ".svg": "image/svg+xml"}

@@ -10,10 +10,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from ldae.files import open_permissions
 from ldae.models.configuration_ldae import CONV_VAE_DEFAULTS, LDAEConfig
 from ldae.models.tokenizer_conv_ldae import PATCH_TOKENIZERS, ConvVAETokenizer, build_tokenizer
 from ldae.models.tokenizer_ldae import PatchPCA, PatchTokenizer
-from ldae.whole_file import open_permissions
 
 
 TOKENIZER_FILE = "tokenizer.safetensors"

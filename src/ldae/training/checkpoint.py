@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from ldae.errors import RunError
-from ldae.whole_file import open_permissions
+from ldae.files import open_permissions
 
 
 INCOMPLETE_PREFIX = ".incomplete-"  # of a checkpoint that is being written

@@ -17,13 +17,13 @@ from ldae.data.image_processor import save_image_processor
 from ldae.evaluation.baselines import untrained_like
 from ldae.evaluation.features import Layer, draw_input_noise
 from ldae.evaluation.linear_probe import BN_EPS
+from ldae.files import move_into
 from ldae.models.randomness_ldae import TIMESTEPS, keyed_uniform
 from ldae.training.checkpoint import Checkpoint
 from ldae.training.loop import TrainingRun
 from ldae.training.options import TokenizerConfig, TrainingConfig
 from ldae.training.recipe import Recipe, model_fields
 from ldae.training.run_folder import EXPORT_PREFIX, RunFolder
-from ldae.whole_file import move_into
 
 
 @dataclass(frozen=True)

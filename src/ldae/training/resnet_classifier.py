@@ -13,12 +13,12 @@ from transformers import ResNetConfig, ResNetForImageClassification
 from ldae.data import Batch
 from ldae.data.image_processor import save_image_processor
 from ldae.errors import RunError
+from ldae.files import move_into
 from ldae.training.checkpoint import Checkpoint
 from ldae.training.loop import TrainingRun
 from ldae.training.options import TokenizerConfig, TrainingConfig
 from ldae.training.recipe import Recipe
 from ldae.training.run_folder import EXPORT_PREFIX, RunFolder
-from ldae.whole_file import move_into
 
 
 @dataclass

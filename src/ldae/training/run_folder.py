@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 
 from ldae.data.image_processor import save_image_processor
 from ldae.errors import RunError
+from ldae.files import move_into, write_whole
 from ldae.hub.remote_code import save_with_code
 from ldae.training.checkpoint import INCOMPLETE_PREFIX
 from ldae.training.recipe import Recipe, differences
-from ldae.whole_file import move_into, write_whole
 
 
 EXPORT_PREFIX = ".export-"  # of a folder that a model is written to before it takes the place of the last one

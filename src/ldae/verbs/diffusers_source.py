@@ -6,9 +6,9 @@ from pathlib import Path
 
 from ldae.data.image_processor import save_image_processor
 from ldae.evaluation.grid_search import write_choice
+from ldae.files import move_into
 from ldae.models.modeling_ddae import DDAEModel
 from ldae.models.sources_ddae import is_diffusers_source
-from ldae.whole_file import move_into
 
 
 CONFIG = "config.json"

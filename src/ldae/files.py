@@ -1,0 +1,326 @@
+"""Files and folders that several processes share: whole-file writes, folder claims, content hashes and shards."""
+
+import hashlib
+import json
+import os
+import random
+import socket
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from filelock import SoftFileLease, Timeout
+
+from ldae.errors import RunError
+
+
+if TYPE_CHECKING:
+    import torch
+
+CLAIM_FILE = ".claim"
+CLAIM_SECONDS = 60.0
+BEAT_SECONDS = 5.0
+FORMER_CLAIM_FILE = ".lock"  # of ldae 0.1.0, whose runs may still be going on
+SHARDS, LEAST_ROWS, MOST_ROWS = 64, 256, 8192  # enough shards for many processes, enough rows for whole batches
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """
+    Write a file under another name and rename it, so that readers see the old content or the new, never a part.
+
+    Args:
+        path (`Path`): The file; its folder exists.
+        content (`str` or `bytes`): Its content; text is written as UTF-8 with `\\n` at line ends.
+
+    Raises:
+        OSError: If it cannot be written; the old file is then unchanged.
+    """
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")  # folders may be shared
+    temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+    os.replace(temporary, path)
+
+
+def open_permissions(path: Path) -> None:
+    """
+    Give a file, or a folder and everything in it, the permissions that the umask allows.
+
+    safetensors' writer and `tempfile` create files that only their owner can read.
+
+    Args:
+        path (`Path`): The file or the folder.
+    """
+    umask = os.umask(0)
+    os.umask(umask)
+    for found in (path, *path.rglob("*")) if path.is_dir() else (path,):
+        found.chmod((0o777 if found.is_dir() else 0o666) & ~umask)
+
+
+def move_into(staging: Path, folder: Path, last: str | None = None) -> None:
+    """
+    Move all files of a folder into another, each whole, with the permissions that the umask allows.
+
+    Args:
+        staging (`Path`): The folder the files were written to, on the same file system.
+        folder (`Path`): Their destination; folders below it are created.
+        last (`str`, *optional*): Name of the file to move last, so that a folder that has it is complete.
+
+    Raises:
+        OSError: If a file cannot be moved; those before it have been.
+    """
+    files = sorted((path for path in staging.rglob("*") if path.is_file()), key=lambda path: (path.name == last, path))
+    for file in files:
+        target = folder / file.relative_to(staging)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        open_permissions(file)
+        os.replace(file, target)
+
+
+def hash_settings(settings: Any, digits: int = 8) -> str:
+    """Hash plain settings, whatever the order of their keys, to hexadecimal digits."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:digits]
+
+
+def hash_tensors(settings: Any, tensors: Mapping[str, "torch.Tensor"]) -> str:
+    """
+    Hash tensors by name, type, shape and content, together with settings.
+
+    Args:
+        settings: Plain settings that the tensors do not show.
+        tensors (`Mapping[str, torch.Tensor]`): A state dict, on any device.
+
+    Returns:
+        `str`: 16 hexadecimal digits.
+    """
+    import torch
+
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+class FolderClaim:
+    """
+    A claim on a folder that several launches share, perhaps on several machines: one holds it, the others wait.
+
+    The claim is a lease of `filelock`: its holder renews it every few seconds. The claim of a process that no longer
+    runs on this machine is taken over at once; any other that has not been renewed for `seconds`, by the waiting
+    process's own clock, is taken over then. Waiting therefore needs one object that tries again and again.
+
+    Args:
+        folder (`Path`): The folder; it is created if it does not exist.
+        seconds (`float`, defaults to 60): Time without renewal after which the claim expires, the same for all.
+        beat_seconds (`float`, defaults to 5): Time between two renewals.
+
+    Example:
+
+    ```python
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> first, second = FolderClaim(folder), FolderClaim(folder)
+    >>> first.acquire(), second.acquire()
+    (True, False)
+    >>> first.release()
+    >>> second.acquire()
+    True
+    >>> second.release()
+
+    ```
+    """
+
+    def __init__(self, folder: Path, *, seconds: float = CLAIM_SECONDS, beat_seconds: float = BEAT_SECONDS) -> None:
+        self.folder, self.seconds = Path(folder), seconds
+        self._lease = SoftFileLease(
+            self.folder / CLAIM_FILE, lease_duration=seconds, heartbeat_interval=beat_seconds, thread_local=False
+        )
+        self._seen: tuple[object, float] = (None, 0.0)
+
+    def acquire(self) -> bool:
+        """Take the claim if it is free or has expired, and return `True` if this object now holds it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self._held_by_former_version():
+            return False
+        for _ in range(2):
+            try:
+                self._lease.acquire(blocking=False)
+                return True
+            except Timeout:
+                if not self._remove_expired():
+                    return False
+        return False
+
+    def wait(self, poll_seconds: float = 1.0) -> None:
+        """Wait until this object holds the claim."""
+        while not self.acquire():
+            time.sleep(poll_seconds)
+
+    def release(self) -> None:
+        """Give the claim up; do nothing if it is not held or another process has taken it over."""
+        self._lease.release()
+
+    def check(self) -> None:
+        """
+        Check that the claim is still held.
+
+        Raises:
+            RunError: If another process has taken it over, for example after this one was suspended for long.
+        """
+        if self._lease.compromise is not None or not self._lease.is_lock_held_by_us:
+            raise RunError(
+                f"{self.folder} was taken over by {self.holder() or 'another process'} while this process was "
+                "suspended; the work continues there."
+            )
+
+    def holder(self) -> str | None:
+        """Describe the process that holds the claim; `None` if there is none."""
+        owner = self._lease.owner
+        return None if owner is None else f"process {owner.pid} on {owner.hostname.partition('?')[0]}"
+
+    def __enter__(self) -> "FolderClaim":
+        self.wait()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.release()
+
+    def _remove_expired(self) -> bool:
+        """
+        Remove a claim that has long expired, where the file system cannot swap two names (NFS, SMB).
+
+        `filelock` takes an expired claim over by such a swap, and does nothing without it. A second process that
+        removes the claim at the same moment is noticed by `check`.
+        """
+        try:
+            found = os.lstat(self._lease.lock_file)
+        except FileNotFoundError:
+            return False
+        state, now = (found.st_ino, found.st_mtime_ns, found.st_ctime_ns), time.monotonic()
+        if state != self._seen[0]:
+            self._seen = (state, now + self.seconds * (1.5 + 0.5 * random.random()))  # not all at one moment
+        if now < self._seen[1]:
+            return False
+        self._lease.force_break()
+        return True
+
+    def _held_by_former_version(self) -> bool:
+        """Tell whether a launch of ldae 0.1.0, which touches its own kind of claim, works in the folder."""
+        former = self.folder / FORMER_CLAIM_FILE
+        with suppress(FileNotFoundError):
+            if time.time() - former.stat().st_mtime < self.seconds:
+                return True
+            former.unlink()
+        return False
+
+
+@dataclass(frozen=True)
+class ShardFolder:
+    """
+    A folder of shards, and a JSON file that identifies what they were made from.
+
+    A shard exists whole or not at all, so a killed start is continued by the next, with any number of processes.
+
+    Args:
+        path (`Path`): The folder.
+        option (`str`): The option that names the folder, for messages.
+        identity_file (`str`): Name of the JSON file.
+    """
+
+    path: Path
+    option: str
+    identity_file: str
+
+    def identity(self) -> dict[str, Any] | None:
+        """Read what the shards were made from; `None` if nothing was begun here."""
+        file = self.path / self.identity_file
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+    def claim(self, identity: dict[str, Any], notes: dict[str, Any]) -> None:
+        """
+        Write the identity file, or check that it says the same.
+
+        Args:
+            identity (`dict`): What the shards are made from, and how.
+            notes (`dict`): Further entries, which a later start may change.
+
+        Raises:
+            ValueError: If the folder holds other files, or shards made from something else.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        noted = self.identity()
+        if noted is None:
+            names = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
+            if names:
+                raise ValueError(
+                    f"{self.option}={str(self.path)!r} holds other files ({', '.join(names[:3])}); give an empty folder."
+                )
+            self.write_identity({**notes, **identity})
+            return
+        changed = [f"{name} was {noted.get(name)} and is {v}" for name, v in identity.items() if noted.get(name) != v]
+        if changed:
+            raise ValueError(
+                f"{self.option}={str(self.path)!r} was begun with other settings ({'; '.join(changed)}); give another "
+                "folder, or the former settings."
+            )
+
+    def write_identity(self, content: dict[str, Any]) -> None:
+        """Write the identity file."""
+        write_whole(self.path / self.identity_file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+    def clear(self, pattern: str) -> None:
+        """Remove the unfinished shards of killed starts, `.NAME.*` for each name that matches a glob pattern."""
+        for left in self.path.glob(pattern):
+            left.unlink(missing_ok=True)
+
+
+class ShardWriter:
+    """
+    Writer of one shard, under a hidden name until it is whole; as a context manager it discards the shard on an error.
+
+    Args:
+        path (`Path`): The shard's file.
+        open_writer (`Callable[[str], Any]`): Opens a pyarrow writer (`write_table`, `close`) on a path.
+    """
+
+    def __init__(self, path: Path, open_writer: Callable[[str], Any]) -> None:
+        self.path = path
+        self.partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")  # two runs may write the same shard
+        self.writer = open_writer(str(self.partial))
+
+    def finish(self) -> None:
+        """Close the file and give it its name."""
+        self.writer.close()
+        try:
+            os.replace(self.partial, self.path)
+        except FileNotFoundError:
+            if not self.path.is_file():  # otherwise another run finished the same shard first and cleaned up
+                raise
+
+    def discard(self) -> None:
+        """Remove what was written."""
+        self.writer.close()
+        self.partial.unlink(missing_ok=True)
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self.finish()
+        else:
+            self.discard()
+
+
+def choose_rows_per_shard(count: int | None) -> int:
+    """Choose the rows of a shard: a 64th of all, from 256 to 8,192."""
+    return MOST_ROWS if count is None else min(max(-(-count // SHARDS), LEAST_ROWS), MOST_ROWS)
+
+
+def shard_ranges(count: int, rows_per_shard: int) -> list[range]:
+    """Divide rows into shards."""
+    return [range(i, min(i + rows_per_shard, count)) for i in range(0, count, rows_per_shard)]
