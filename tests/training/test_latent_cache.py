@@ -134,7 +134,7 @@ def test_a_run_may_begin_with_encoding_and_go_on_from_the_cache(make):
     parts = losses(pretrain(make("parts", "latents", images=256)).path)
     assert parts == pytest.approx(whole, abs=0.1) and len(parts) == 4  # another learning rate at the end of the first
     run = PretrainingRun(make("parts", "latents", images=512))
-    assert run.examples.holds_latents and not run.source.holds_latents
+    assert run.examples.latent_cache is not None and run.source.latent_cache is None
 
 
 def test_the_cache_of_another_tokenizer_is_refused_before_the_first_step(make, tmp_path):

@@ -9,7 +9,7 @@ from .geometry import augment_geometry
 from .latents import cache_latents, open_latents
 from .loader import ImageLoader
 from .one_pass import iterate_once
-from .sources import ImageSource, dataset_name, list_splits, open_images, open_probe_images, split_name
+from .sources import ImageSource, list_splits, open_images, open_probe_images
 
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "augment_geometry",
     "cache_latents",
     "check_disjoint",
-    "dataset_name",
     "decode_image",
     "describe_counts",
     "hash_images",
@@ -32,5 +31,4 @@ __all__ = [
     "open_probe_images",
     "prepare_images",
     "prepare_latents",
-    "split_name",
 ]

@@ -164,7 +164,7 @@ def open_latents(folder: str | os.PathLike[str], source: ImageSource) -> ImageSo
         source ([`ImageSource`]): What the latents were made of.
 
     Returns:
-        [`ImageSource`] with `holds_latents`, memory-mapped: its columns are `row`, `label` (where there are labels) and
+        [`ImageSource`] with a `latent_cache`, memory-mapped: its columns are `row`, `label` (where there are labels) and
         `latents` `(V, N, d)`, of the image and with V = 2 of its mirror image too.
 
     Raises:
@@ -180,8 +180,7 @@ def open_latents(folder: str | os.PathLike[str], source: ImageSource) -> ImageSo
         dataset=dataset.with_format("arrow"),
         image_column="latents",
         label_column=None if source.label_column is None else "label",
-        holds_latents=True,
-        description=f"{source.description}, latents cached in {folder}",
+        latent_cache=str(folder),
     )
 
 

@@ -90,7 +90,9 @@ class ImageLoader:
         self.counts: Counter[str] = Counter()  # conversions and skips of the first epoch, in this process
         crop = RandomCrop(seed, config.crop_scale) if config.crops_whole_images else None
         self._decoder: Any = (
-            StoredLatents() if source.holds_latents else Decoder(num_channels, config.decode_size or image_size, crop)
+            Decoder(num_channels, config.decode_size or image_size, crop)
+            if source.latent_cache is None
+            else StoredLatents()
         )
         self._num_workers = self._usable_workers(config.num_workers, world_size)
         # What must not change for an order to go on. Of a stream, the division is part of it.

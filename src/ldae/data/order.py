@@ -120,7 +120,7 @@ def read_rows(source: ImageSource, rows: list[int]) -> tuple[list[Any], list[int
     """Undecoded images (or stored latents) and labels of some rows of a data set that is not streamed."""
     table = source.dataset[rows]
     column = table.column(source.image_column)
-    records = _arrays(column) if source.holds_latents else column.to_pylist()
+    records = column.to_pylist() if source.latent_cache is None else _arrays(column)
     if source.label_column is None:
         return records, [-1] * len(records)
     return records, make_labels(table.column(source.label_column).to_pylist())

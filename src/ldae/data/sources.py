@@ -39,10 +39,11 @@ class ImageSource:
         label_column (`str`, *optional*): Column of the labels, where there are any.
         class_names (`list[str]`, *optional*): Names of the classes, where they are known.
         num_examples (`int`, *optional*): Number of rows; may be unknown when streaming.
-        streaming (`bool`): Whether the rows can only be read in order.
-        description (`str`): Data set and split in words, for logs and model cards.
-        holds_latents (`bool`, defaults to `False`): Whether `image_column` holds latents of the images instead, as
-            [`open_latents`] finds them in a cache.
+        streaming (`bool`): The rows can only be read in order.
+        name (`str`): The data set, with its configuration if it has several.
+        split (`str`): The split, and which of its rows.
+        latent_cache (`str`, *optional*): Folder of a cache of latents, which `image_column` then holds instead of images;
+            see [`open_latents`].
         other_columns (`tuple[str, ...]`, *optional*): Further columns that were asked for.
     """
 
@@ -52,9 +53,16 @@ class ImageSource:
     class_names: list[str] | None
     num_examples: int | None
     streaming: bool
-    description: str
-    holds_latents: bool = False
+    name: str
+    split: str
+    latent_cache: str | None = None
     other_columns: tuple[str, ...] = ()
+
+    @property
+    def description(self) -> str:
+        """Data set and split in words, for logs and model cards."""
+        cached = "" if self.latent_cache is None else f", latents cached in {self.latent_cache}"
+        return f"{self.name} ({self.split}){cached}"
 
 
 def open_images(
@@ -184,7 +192,6 @@ def _open_split(
         dataset = dataset.cast_column(image_column, ImageFeature(decode=False))
     if not config.streaming:
         dataset = dataset.with_format("arrow")
-    name = config.dataset if config.dataset_config is None else f"{config.dataset}, {config.dataset_config}"
     return ImageSource(
         dataset=dataset,
         image_column=image_column,
@@ -192,7 +199,8 @@ def _open_split(
         class_names=list(label.names) if isinstance(label, ClassLabel) else None,
         num_examples=num_examples,
         streaming=config.streaming,
-        description=f"{name} ({split})",
+        name=config.dataset if config.dataset_config is None else f"{config.dataset}, {config.dataset_config}",
+        split=split,
         other_columns=others,
     )
 
@@ -280,31 +288,20 @@ def _image_folder_splits(folder: Path) -> dict[str, list[str]]:
 
 
 def _hold_out(source: ImageSource, *, evaluation: bool) -> ImageSource:
-    rows = f"rows with index % {HELD_OUT} {'==' if evaluation else '!='} {HELD_OUT - 1}"
-    description = f"{source.description}, {rows}"
+    split = f"{source.split}, rows with index % {HELD_OUT} {'==' if evaluation else '!='} {HELD_OUT - 1}"
     if isinstance(source.dataset, Dataset):
         kept = [i for i in range(len(source.dataset)) if (i % HELD_OUT == HELD_OUT - 1) == evaluation]
         if not kept:
             raise ValueError(f"{source.description} has too few rows to hold any out: give data.eval_split")
         dataset = source.dataset.select(kept)
-        return replace(source, dataset=dataset, num_examples=len(kept), description=description)
+        return replace(source, dataset=dataset, num_examples=len(kept), split=split)
     dataset = source.dataset.filter(_is_kept, with_indices=True, fn_kwargs={"evaluation": evaluation})
     held_out = None if source.num_examples is None else source.num_examples // HELD_OUT
     kept_examples = held_out
     if held_out is not None and source.num_examples is not None and not evaluation:
         kept_examples = source.num_examples - held_out
-    return replace(source, dataset=dataset, num_examples=kept_examples, description=description)
+    return replace(source, dataset=dataset, num_examples=kept_examples, split=split)
 
 
 def _is_kept(row: dict[str, Any], index: int, evaluation: bool) -> bool:
     return (index % HELD_OUT == HELD_OUT - 1) == evaluation
-
-
-def dataset_name(data: DataConfig) -> str:
-    """A data set as results name it."""
-    return data.dataset if data.dataset_config is None else f"{data.dataset}, {data.dataset_config}"
-
-
-def split_name(data: DataConfig, source: ImageSource) -> str:
-    """A split as results name it: the source's description without the data set's name."""
-    return source.description.removeprefix(f"{dataset_name(data)} (").replace(")", "", 1)

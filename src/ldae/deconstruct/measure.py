@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 import ldae  # noqa: F401 - registers the models with transformers
-from ldae.data import DataConfig, ImageSource, iterate_once, open_probe_images
+from ldae.data import ImageSource, iterate_once, open_probe_images
 from ldae.deconstruct.preset import ProbeOptions
 from ldae.deconstruct.unit_folder import StepRecorder, UnitFolder
 from ldae.evaluation.comparison import compare_linear
@@ -102,7 +102,7 @@ def compare_baselines(
             }
             entry |= {"stderr": compared.stderr} if compared.stderr is not None else {}
             n = sum(len(batch.images) for batch in test)
-            recorder.add({**entry, **_about(data, sources[1]), "checkpoint": compared.name, "n": n})
+            recorder.add({**entry, **_about(sources[1]), "checkpoint": compared.name, "n": n})
 
 
 def swept_blocks(total: int) -> list[int]:
@@ -168,7 +168,7 @@ def _probe(
     result = run_probe(model, train, test, protocol, **_reading(recipe, options, device))
     for index in range(len(result.columns)):
         protocol_of_set = {**result.describe(index), **({} if point is None else {"point": point})}
-        recorder.add(_entry(result, index, protocol_of_set, recipe.data, test))
+        recorder.add(_entry(result, index, protocol_of_set, test))
 
 
 def _search(
@@ -187,7 +187,7 @@ def _search(
     protocol = options.make_protocol(layers, timesteps)
     found = run_searched_probes(model, train, test, protocol, given=given, **_reading(recipe, options, device))
     for point, index in (("searched", found.searched), ("paper", found.given[0])):
-        recorder.add(_entry(found.logistic, index, found.describe(index, point), recipe.data, test))
+        recorder.add(_entry(found.logistic, index, found.describe(index, point), test))
 
 
 def _load(run: Path, layers: tuple[int, ...] | None, device: torch.device) -> PreTrainedModel:
@@ -207,7 +207,7 @@ def _reading(recipe: Recipe, options: ProbeOptions, device: torch.device) -> dic
 
 
 def _entry(
-    result: LinearProbeResult | GridResult, index: int, protocol: dict[str, Any], data: DataConfig, test: ImageSource
+    result: LinearProbeResult | GridResult, index: int, protocol: dict[str, Any], test: ImageSource
 ) -> dict[str, Any]:
     value, stderr = result.score(index)
     seeds = {"seeds": list(result.protocol.settings.seeds)} if isinstance(result, LinearProbeResult) else {"seed": 0}
@@ -218,11 +218,10 @@ def _entry(
         **seeds,
         "checkpoint": ".",
         "n": result.num_test,
-        **_about(data, test),
+        **_about(test),
     }
     return entry if stderr is None else {**entry, "stderr": stderr}
 
 
-def _about(data: DataConfig, test: ImageSource) -> dict[str, Any]:
-    name = data.dataset if data.dataset_config is None else f"{data.dataset}, {data.dataset_config}"
-    return {"dataset": name, "split": test.description.removeprefix(f"{name} (").replace(")", "", 1)}
+def _about(test: ImageSource) -> dict[str, Any]:
+    return {"dataset": test.name, "split": test.split}

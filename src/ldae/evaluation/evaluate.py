@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ldae.data import DataConfig, dataset_name, open_probe_images, split_name
+from ldae.data import DataConfig, open_probe_images
 from ldae.models.randomness_ldae import NOISE, keyed_normal
 
 from .baselines import pixel_features, untrained_like
@@ -97,7 +97,7 @@ class Evaluation:
             source if limit is None else fixed_subset(source, limit, SPLIT_SEED)
             for source, limit in zip(sources, (max_train, max_test), strict=True)
         )
-        self.split = split_name(self.data, sources[1]) + ("" if max_test is None else f", at most {max_test} images")
+        self.split = sources[1].split + ("" if max_test is None else f", at most {max_test} images")
         self._images: dict[tuple[int, int], tuple[ImageSet, ImageSet]] = {}
         self._features: dict[Any, tuple[Features, Features, Any]] = {}
         self._models: dict[str, Any] = {}
@@ -370,7 +370,7 @@ class Evaluation:
             stderr=stderr,
             protocol={**described, "train_images": len(labels), **protocol},
             seeds=tuple(seeds),
-            dataset=dataset_name(self.data),
+            dataset=self.sources[1].name,
             split=self.split,
             n=len(test_labels),
         )

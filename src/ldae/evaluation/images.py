@@ -103,12 +103,12 @@ def fixed_subset(source: ImageSource, limit: int, seed: int) -> ImageSource:
         limit (`int`): Number of rows.
         seed (`int`): Seed of the choice.
     """
-    description = f"{limit} rows of {source.description}"
+    split = f"{limit} rows of {source.split}"
     if source.streaming:
         shuffled = source.dataset.shuffle(seed=seed, buffer_size=limit).take(limit)
-        return replace(source, dataset=shuffled, num_examples=None, description=description)
+        return replace(source, dataset=shuffled, num_examples=None, split=split)
     n = len(source.dataset)
     if n <= limit:
         return source
     rows = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:limit].sort().values
-    return replace(source, dataset=source.dataset.select(rows.tolist()), num_examples=limit, description=description)
+    return replace(source, dataset=source.dataset.select(rows.tolist()), num_examples=limit, split=split)

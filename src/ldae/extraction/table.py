@@ -170,8 +170,7 @@ def hash_model(model: torch.nn.Module) -> str:
 
 def _split_name(source: ImageSource) -> str:
     """Of the files: the source's split where that is a plain name, which `load_dataset` then finds it by."""
-    found = re.search(r"\(([A-Za-z_]\w*)\)$", source.description)
-    return "train" if found is None else found[1]
+    return source.split if re.fullmatch(r"[A-Za-z_]\w*", source.split) else "train"
 
 
 def _first_name(source: ImageSource) -> str | None:

@@ -213,15 +213,12 @@ class FineTuningRun(TrainingRun):
 
     def _result(self, weights: str, value: float, count: int) -> dict[str, Any]:
         t, fine = self.options, self.recipe.resolved()["finetuning"]
-        name, data = self.recipe.data.dataset, self.recipe.data
-        name = name if data.dataset_config is None else f"{name}, {data.dataset_config}"
-        split = self.test_source.description.removeprefix(f"{name} (").replace(")", "", 1)
         budget = {field: getattr(t, field) for field in ("images", "total_batch_size", "base_learning_rate")}
         return {
             "metric": "accuracy",
             "value": value,
-            "dataset": name,
-            "split": split,
+            "dataset": self.test_source.name,
+            "split": self.test_source.split,
             "protocol": {"name": "fine-tuning", "weights": weights, **budget, **fine},
             "seed": t.seed,
             "checkpoint": ".",

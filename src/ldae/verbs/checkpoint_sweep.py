@@ -40,7 +40,6 @@ from ldae.verbs.probe_options import (
     open_inputs,
     parse,
     reading_options,
-    split_name,
     table,
 )
 
@@ -126,7 +125,7 @@ class _Generated:
         )
         data = inputs.data if options.reference_split is None else replace(inputs.data, split=options.reference_split)
         self.source = open_images(data)
-        self.split = split_name(data, self.source)
+        self.split = self.source.split
         self.extractor: FeatureExtractor = load_extractor(options.extractor, options.inception_weights)
         self.extractor.to(inputs.device)
         self.weights = weights_kind(options.checkpoint)

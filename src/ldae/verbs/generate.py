@@ -22,11 +22,9 @@ from ldae.training.recipe import load_recipe
 from ldae.verbs.probe_options import (
     add_shared_options,
     data_config,
-    dataset_name,
     numbers,
     parse,
     results_place,
-    split_name,
     table,
 )
 
@@ -136,8 +134,8 @@ def main(argv: list[str]) -> int:
             extractor.to(pipeline.device)
             scored = _measure(pipeline, samplings, reference, extractor, data.num_workers, options, accelerator)
             place = {
-                "dataset": dataset_name(data),
-                "split": split_name(data, reference),
+                "dataset": reference.name,
+                "split": reference.split,
                 "checkpoint": checkpoint_name,
             }
             if accelerator.is_main_process:

@@ -13,7 +13,7 @@ import yaml
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 import ldae  # noqa: F401 - registers the models with transformers
-from ldae.data import DataConfig, ImageSource, dataset_name, open_images, open_probe_images, split_name
+from ldae.data import DataConfig, ImageSource, open_images, open_probe_images
 from ldae.evaluation import encoders
 from ldae.evaluation.feature_store import FEATURE_MEMORY
 from ldae.models.taps_ddae import block_ends
@@ -47,12 +47,12 @@ class ProbeInputs:
     @property
     def dataset_name(self) -> str:
         """The data set as results name it."""
-        return dataset_name(self.data)
+        return self.test_source.name
 
     @property
     def test_split(self) -> str:
         """The split that is scored, as results name it."""
-        return split_name(self.data, self.test_source)
+        return self.test_source.split
 
     def show_header(self, title: str) -> None:
         """Print what is probed on what."""
