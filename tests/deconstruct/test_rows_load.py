@@ -1,7 +1,5 @@
-"""A checkpoint of every row is an encoder to transformers, in a process that knows nothing but its folder."""
+"""A checkpoint of each row loads as an encoder, in a process that knows nothing but its folder."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
@@ -31,7 +29,7 @@ for folder in sys.argv[1:]:
 """
 
 
-def test_every_row_loads_with_automodel_and_gives_features_through_a_pipeline(tmp_path):
+def test_every_row_loads_with_automodel_and_gives_features_through_a_pipeline(tmp_path, run_python):
     preset = load_preset(PRESET)
     variants = list_variants(preset)
     assert len(variants) == 15
@@ -43,6 +41,4 @@ def test_every_row_loads_with_automodel_and_gives_features_through_a_pipeline(tm
         LDAEForPreTraining(config).save_pretrained(folder)
         save_image_processor(folder, config)
         folders.append(str(folder))
-    found = subprocess.run([sys.executable, "-c", LOAD, *folders], capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr
-    assert found.stdout.split() == folders
+    assert run_python(LOAD, *folders).stdout.split() == folders

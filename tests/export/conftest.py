@@ -6,11 +6,8 @@ import pytest
 import torch
 
 from ldae import LDAEForImageClassification, LDAEForPreTraining, save_image_processor
-from tests.hub.conftest import run_python
 from tests.models.small_models import open_gates, small_config
 
-
-__all__ = ["run_python"]
 
 LABELS = {0: "zero", 1: "one", 2: "two"}
 

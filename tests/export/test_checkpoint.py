@@ -11,8 +11,8 @@ from ldae import DDAEForImageClassification, DDAEModel, LDAEForImageClassificati
 from ldae.cli import run_verb
 from ldae.export.checkpoint import TARGETS, export_checkpoint
 from tests.export.test_graph import unet
-from tests.hub.conftest import Runner
 from tests.models.small_models import draw_images, open_gates, small_config
+from tests.processes import Runner
 
 
 # Runs where ldae cannot be imported: images and numbers in, pipelines and onnxruntime against the numbers.

@@ -1,11 +1,7 @@
-"""A finished run's folder, and a way to run Python against a loopback Hub, with or without ldae."""
+"""A finished run's folder."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,29 +9,9 @@ import torch
 import yaml
 from PIL import Image
 
-import ldae
 from ldae import LDAEConfig, LDAEForPreTraining, LDAEScheduler
 from ldae.data.image_processor import save_image_processor
 from ldae.results import add_result
-from tests.hub.hub_server import TestHub
-
-
-# Put before a script that must run where ldae is not installed: any import of it fails as if it were not there.
-NO_LDAE = """
-import importlib.abc, sys
-class Refuse(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "ldae":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Refuse())
-sys.path[:] = [path for path in sys.path if not path.rstrip("/").endswith("src")]
-try:
-    import ldae
-except ModuleNotFoundError:
-    pass
-else:
-    raise AssertionError("ldae can be imported")
-"""
 
 
 def make_run_folder(folder: Path, *, fitted: bool = True) -> Path:
@@ -78,39 +54,3 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_folder(finished_run: Path, tmp_path: Path) -> Path:
     """A copy of a finished run that a test may change."""
     return Path(shutil.copytree(finished_run, tmp_path / "digits_nano"))
-
-
-Runner = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture
-def run_python(tmp_path: Path) -> Runner:
-    """Runs a script in a process of its own: alone, against a hub, or where ldae cannot be imported."""
-
-    def run(
-        script: str,
-        *arguments: object,
-        hub: TestHub | None = None,
-        without_ldae: bool = False,
-        cwd: Path | None = None,
-    ) -> subprocess.CompletedProcess[str]:
-        home = tmp_path / "hf_home"
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTHON"))}
-        environment |= {"HF_HOME": str(home), "OMP_NUM_THREADS": "1"}
-        if not without_ldae:  # the one under test, wherever another is installed
-            environment["PYTHONPATH"] = str(Path(ldae.__file__).parents[1])
-        environment |= hub.environment(home) if hub is not None else {"HF_HUB_OFFLINE": "1"}
-        path = tmp_path / "script.py"
-        path.write_text((NO_LDAE if without_ldae else "") + script)
-        done = subprocess.run(
-            [sys.executable, str(path), *map(str, arguments)],
-            env=environment,
-            cwd=cwd or tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-        assert done.returncode == 0, done.stderr[-4000:]
-        return done
-
-    return run

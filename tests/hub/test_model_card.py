@@ -15,7 +15,7 @@ from ldae.hub.remote_code import save_with_code
 from ldae.hub.upload import is_sealed_card, seal_card
 from ldae.results import add_result
 from ldae.verbs.card import main
-from tests.hub.conftest import Runner
+from tests.processes import Runner
 
 
 def metadata_of(card: str) -> dict:

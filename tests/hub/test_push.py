@@ -12,8 +12,9 @@ from ldae.cli import run_verb
 from ldae.hub.push import HubUploader, check_publishable, published_files, push_to_hub
 from ldae.hub.remote_code import save_with_code
 from ldae.hub.upload import is_sealed_card
-from tests.hub.conftest import Runner, make_run_folder
+from tests.hub.conftest import make_run_folder
 from tests.hub.hub_server import TestHub
+from tests.processes import Runner
 
 
 PUSH = "import sys; from ldae.verbs.push_to_hub import main; raise SystemExit(main(sys.argv[1:]))"

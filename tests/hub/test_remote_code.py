@@ -8,8 +8,8 @@ import torch
 from ldae import LDAEModel
 from ldae.hub.push import published_files
 from ldae.hub.remote_code import AUTO_MAPS, code_files, save_with_code
-from tests.hub.conftest import Runner
 from tests.hub.hub_server import TestHub
+from tests.processes import Runner
 
 
 LOAD_ALL = """

@@ -10,10 +10,10 @@ from diffusers import DDIMScheduler, DDPMPipeline
 from ldae import DDAEModel, LDAEForPreTraining, save_image_processor
 from ldae.hub.model_card import write_model_card
 from ldae.hub.remote_code import AUTO_MAPS, code_files, save_with_code
-from tests.hub.conftest import Runner
 from tests.hub.hub_server import TestHub
 from tests.models.small_diffusers import small_dit, small_unet, small_vae
 from tests.models.small_models import open_gates, small_config
+from tests.processes import Runner
 
 
 LOAD_ALL = """

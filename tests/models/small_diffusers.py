@@ -65,16 +65,27 @@ def gamma(t: int) -> torch.Tensor:
     return DDPMScheduler().alphas_cumprod[t].sqrt()
 
 
-@torch.no_grad()
 def hooked(network: nn.Module, tap: str, run: Callable[[], Any]) -> torch.Tensor:
-    """What a hook on a module of a network sees in a whole forward."""
-    seen: list[torch.Tensor] = []
-    hook = network.get_submodule(tap).register_forward_hook(
-        lambda module, args, out: seen.append(out[0] if isinstance(out, tuple) else out)
-    )
+    """Return what a hook on one module of a network sees while `run` calls the network."""
+    return hooked_all(network, [tap], run)[tap]
+
+
+@torch.no_grad()
+def hooked_all(network: nn.Module, taps: list[str], run: Callable[[], Any]) -> dict[str, torch.Tensor]:
+    """Return what hooks on several modules of a network see while `run` calls the network once."""
+    seen: dict[str, torch.Tensor] = {}
+
+    def hook(tap: str) -> Any:
+        def record(module: nn.Module, args: Any, out: Any) -> None:
+            seen.setdefault(tap, out[0] if isinstance(out, tuple) else out)
+
+        return network.get_submodule(tap).register_forward_hook(record)
+
+    hooks = [hook(tap) for tap in taps]
     run()
-    hook.remove()
-    return seen[0]
+    for each in hooks:
+        each.remove()
+    return seen
 
 
 def call(network: nn.Module, xt: torch.Tensor, t: int, prompt: torch.Tensor | None = None) -> torch.Tensor:

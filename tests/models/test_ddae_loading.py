@@ -1,9 +1,6 @@
 """Saving and loading DDAE: every parameter and buffer comes back, in every precision and process; pipelines find it."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ from ldae import DDAEConfig, DDAEForImageClassification, DDAEModel, LDAEModel, s
 from tests.models.small_diffusers import small_conditional_unet, small_dit, small_unet, small_vae
 from tests.models.small_models import open_gates, small_config
 from tests.models.test_loading import assert_same_tensors, tensors_of
+from tests.processes import Runner
 
 
 PROMPT = torch.linspace(-1, 1, 5 * 12).view(5, 12)
@@ -52,16 +50,8 @@ for folder in map(Path, sys.argv[1:]):
 """
 
 
-def run_python(script: str, *arguments: object) -> str:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", script, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
-
-
 @torch.no_grad()
-def test_every_parameter_and_buffer_comes_back_in_a_new_process(tmp_path: Path) -> None:
+def test_every_parameter_and_buffer_comes_back_in_a_new_process(tmp_path: Path, run_python: Runner) -> None:
     expected = {}
     for name, make in MODELS.items():
         for precision, dtype in DTYPES.items():
@@ -175,7 +165,7 @@ print(json.dumps([features(image, pool=True)[0], len(features(image)[0]), classi
 """
 
 
-def test_pipelines_in_a_new_process(tmp_path: Path) -> None:
+def test_pipelines_in_a_new_process(tmp_path: Path, run_python: Runner) -> None:
     torch.manual_seed(5)
     encoder = MODELS["unet"]()
     labels = ("ash", "oak", "yew")
@@ -188,7 +178,7 @@ def test_pipelines_in_a_new_process(tmp_path: Path) -> None:
         save_image_processor(tmp_path / name, each.config)
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "image.png")
-    printed = run_python(PIPELINES, tmp_path / "encoder", tmp_path / "classifier", tmp_path / "image.png")
+    printed = run_python(PIPELINES, tmp_path / "encoder", tmp_path / "classifier", tmp_path / "image.png").stdout
     pooled, tokens, scores = json.loads(printed.splitlines()[-1])
     images = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1
     with torch.no_grad():

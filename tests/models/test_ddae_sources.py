@@ -1,10 +1,7 @@
 """from_diffusers: pipelines saved by plain diffusers code, their parts, live objects, the Hub; what it refuses."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +20,9 @@ from transformers import AutoModel, ViTConfig, ViTModel
 
 from ldae import DDAEModel, LDAEForPreTraining, LDAEModel, LDAEPipeline, LDAEScheduler
 from ldae.models.taps_ddae import tokens_of
-from tests.hub.conftest import NO_LDAE
 from tests.models.small_diffusers import small_conditional_unet, small_dit, small_unet, small_vae
 from tests.models.small_models import draw_images, open_gates, small_config
+from tests.processes import NO_LDAE, run_forked
 
 
 PLAIN_DIFFUSERS = (
@@ -114,9 +111,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plain_diffusers")
     script = folder / "script.py"
     script.write_text(PLAIN_DIFFUSERS)
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")} | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(script), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+    done = run_forked(script, folder, cwd=folder, import_from=None)
     assert done.returncode == 0, done.stderr[-4000:]
     return folder
 

@@ -1,7 +1,5 @@
 """Every latent tokenizer inside every model that takes it: shapes, round trips, gradients, saved and loaded again."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -156,8 +154,5 @@ def test_other_image_sizes_go_through_the_convolutional_vae() -> None:
     assert encoder(torch.zeros(1, 3, 16, 24), interpolate_pos_encoding=True).last_hidden_state.shape == (1, 24, 128)
 
 
-def test_diffusers_is_imported_only_where_a_convolutional_vae_is() -> None:
-    code = "import sys, ldae; ldae.LDAEModel(ldae.LDAEConfig.from_size('nano', image_size=16, patch_size=4, latent_dim=8)); print('diffusers' in sys.modules)"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "False"
+def test_diffusers_is_not_among_the_imports_of_the_remote_code() -> None:
     assert "diffusers" not in get_imports(tokenizer_conv_ldae.__file__)

@@ -16,7 +16,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, ViTConfig
 
 from ldae import LDAEForImageClassification, LDAEModel, LDAEPipeline, LDAEScheduler
-from tests.hub.conftest import make_run_folder, run_python  # noqa: F401 - a fixture
+from tests.hub.conftest import make_run_folder
 from tests.hub.hub_server import TestHub
 from tests.models.small_models import draw_images
 from tests.pipelines.conftest import make_pipeline, seeded
@@ -263,10 +263,15 @@ def test_what_is_no_whole_denoiser_is_refused(pipe, tmp_path):
         LDAEPipeline.from_pretrained(tmp_path / "vit")
 
 
-def test_importing_ldae_does_not_import_diffusers():
-    code = (
-        "import sys, ldae; assert 'diffusers' not in sys.modules; ldae.LDAEPipeline; assert 'diffusers' in sys.modules"
-    )
+def test_diffusers_is_imported_only_where_it_is_used():
+    code = """
+import sys, ldae
+config = ldae.LDAEConfig.from_size("nano", image_size=16, patch_size=4, latent_dim=8)
+ldae.LDAEModel(config), ldae.DDAEConfig()
+assert not {"diffusers", "datasets"} & set(sys.modules)
+ldae.LDAEPipeline
+assert "diffusers" in sys.modules
+"""
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -287,7 +292,7 @@ assert torch.equal(images[0], images[1]) and torch.equal(images[0], images[2])
 """
 
 
-def test_it_goes_to_the_hub_and_comes_back(tmp_path, run_python):  # noqa: F811
+def test_it_goes_to_the_hub_and_comes_back(tmp_path, run_python):
     folder = make_run_folder(tmp_path / "run")
     with TestHub() as hub:
         run_python(HUB_ROUND_TRIP, folder, tmp_path / "saved", hub=hub)
