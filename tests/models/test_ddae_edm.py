@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModel
 
 from ldae import DDAEConfig, DDAEPipeline
-from ldae.models.preconditioning_ddae import loss_weight, preconditioning
+from ldae.models.noise_ddae import EDM
 from ldae.pipelines.loading import open_pipeline
 from ldae.schedulers.build import build_scheduler
 from tests.models.test_ddae_pretraining import UNET, pixels, small_model
@@ -17,12 +17,13 @@ SIGMAS = torch.tensor([0.002, 0.1, 0.5, 3.0, 80.0], dtype=torch.float64)
 
 
 def test_the_network_sees_and_predicts_values_of_unit_variance():
-    c_skip, c_out, c_in, _ = preconditioning(SIGMAS, 0.5)
+    edm = EDM(EDM.complete(None))
+    c_skip, c_out, c_in, _ = edm.precondition(SIGMAS)
     ones = torch.ones_like(SIGMAS)
     torch.testing.assert_close(c_in**2 * (SIGMAS**2 + 0.25), ones)  # of x = x_0 + sigma eps
     # F's target is (x_0 - c_skip x) / c_out, of x_0 and eps independent
     torch.testing.assert_close(((1 - c_skip) ** 2 * 0.25 + c_skip**2 * SIGMAS**2) / c_out**2, ones)
-    torch.testing.assert_close(loss_weight(SIGMAS, 0.5) * c_out**2, ones)
+    torch.testing.assert_close(edm.weight(SIGMAS) * c_out**2, ones)
 
 
 def test_without_noise_an_image_is_itself():
@@ -92,7 +93,10 @@ def test_its_folder_samples_in_eighteen_steps(tmp_path):
     ("fields", "message"),
     [
         ({"parametrization": "flow"}, "parametrization='flow' is unknown; choose ddpm or edm"),
-        ({"scheduler_config": {"beta_end": 0.1}}, "scheduler_config has 'beta_end'; of EDM it has sigma_data"),
+        (
+            {"scheduler_config": {"beta_end": 0.1}},
+            "scheduler_config has 'beta_end', which EDM does not have; choose from sigma_data",
+        ),
         ({"feature_timestep": 18}, "feature_timestep=18 is not possible"),
         ({"denoiser_type": "LDAEModel", "denoiser_config": None}, "parametrization='edm' is not possible"),
     ],

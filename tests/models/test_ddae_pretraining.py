@@ -43,7 +43,7 @@ def test_a_perfect_prediction_gives_the_image_back():
     model, x0 = small_model(), pixels()
     timesteps, noise = torch.tensor([0, 100, 400]), model.draw_corruption(torch.arange(3), seed=0)[1]
     xt = model.ddae.corruption(x0, noise, timesteps)
-    torch.testing.assert_close(model.predicted_images(noise, xt, timesteps), x0, rtol=0, atol=1e-5)
+    torch.testing.assert_close(model.ddae.corruption.reconstruct(noise, xt, timesteps), x0, rtol=0, atol=1e-5)
 
 
 def test_draws_depend_on_seed_and_position_alone():
@@ -84,9 +84,9 @@ def test_every_weight_is_trained():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"denoiser_type": "LDAEModel", "denoiser_config": None}, "denoiser_type='LDAEModel' is not pre-trained"),
-        ({"scheduler_config": {"prediction_type": "sample"}}, "prediction_type='sample' is not pre-trained"),
-        ({"denoiser_config": {**UNET, "num_class_embeds": 3}, "null_class": 2}, "null_class=2 is not possible"),
+        ({"denoiser_type": "LDAEModel", "denoiser_config": None}, "denoiser_type='LDAEModel' cannot be pre-trained"),
+        ({"scheduler_config": {"prediction_type": "sample"}}, "prediction_type='sample' cannot be pre-trained"),
+        ({"denoiser_config": {**UNET, "num_class_embeds": 3}, "null_class": 2}, "null_class=2 cannot be pre-trained"),
     ],
 )
 def test_what_is_not_pre_trained_is_refused(fields, message):

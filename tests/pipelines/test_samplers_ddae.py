@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ldae import DDAEPipeline
-from ldae.models.preconditioning_ddae import ddpm_preconditioning, preconditioning
+from ldae.models.noise_ddae import DDPM, fractional_timesteps
 from ldae.schedulers.build import build_scheduler
 from tests.models.test_ddae_pretraining import pixels, small_model
 from tests.pipelines.conftest import make_pipeline, seeded
@@ -22,19 +22,15 @@ class IdealNetwork(nn.Module):
     def __init__(self, model):
         super().__init__()
         self.place = nn.Parameter(torch.zeros(()))  # says where a model is
-        self.config, self.levels = model.config, None
-        if self.config.parametrization == "ddpm":
-            self.levels = model.ddpm_levels
+        self.config, self.process = model.config, model.ddae.corruption
 
     def forward(self, scaled, times):
-        if self.levels is None:
-            sigma = (4 * times).exp()
-            c_skip, c_out, c_in, _ = preconditioning(sigma, self.config.scheduler_config["sigma_data"])
-        else:
-            below = times.long().clamp(max=len(self.levels) - 2)
-            logs = self.levels.log()
+        sigma = (4 * times).exp()
+        if isinstance(self.process, DDPM):
+            logs = self.process.levels.log()
+            below = times.long().clamp(max=len(logs) - 2)
             sigma = (logs[below] + (times - below) * (logs[below + 1] - logs[below])).exp()
-            c_skip, c_out, c_in, _ = ddpm_preconditioning(sigma, self.levels)
+        c_skip, c_out, c_in, _ = self.process.precondition(sigma)
         c_skip, c_out, c_in, sigma = (value[:, None, None, None] for value in (c_skip, c_out, c_in, sigma))
         x = scaled / c_in
         denoised = (DEVIATION**2 * x + sigma**2 * MEAN) / (DEVIATION**2 + sigma**2)
@@ -70,8 +66,8 @@ def test_every_sampler_finds_the_distribution_of_the_data(parametrization, sampl
 def test_at_a_level_it_was_trained_at_a_ddpm_is_asked_as_it_was_trained():
     model, noise = small_model(), torch.randn(3, 3, 16, 16, generator=seeded(0)[0])
     timesteps = torch.tensor([0, 11, 600])
-    levels = model.ddpm_levels
-    assert torch.equal(ddpm_preconditioning(levels, levels)[3], torch.arange(1000.0))
+    levels = model.ddae.corruption.levels
+    assert torch.equal(fractional_timesteps(levels, levels), torch.arange(1000.0))
     with torch.no_grad():
         outputs = model(pixels(), timesteps, noise)
         found = model.denoise_at(pixels() + levels[timesteps][:, None, None, None] * noise, levels[timesteps])
@@ -80,12 +76,12 @@ def test_at_a_level_it_was_trained_at_a_ddpm_is_asked_as_it_was_trained():
 
 def test_levels_go_as_far_as_a_ddpm_was_trained():
     model = small_model()
-    levels = model.sampling_levels(18)
+    levels = model.ddae.corruption.sampling_levels(18)
     assert levels[0].item() == pytest.approx(80) and levels[-1].item() == pytest.approx(0.01, rel=1e-3)
     assert (levels.diff() < 0).all()
     short = small_model(scheduler_config={"num_train_timesteps": 300, "beta_end": 0.02})
-    assert short.sampling_levels(5)[0] == short.ddpm_levels[-1] < 5
-    edges = ddpm_preconditioning(torch.tensor([1e-3, 1e3]), model.ddpm_levels)[3]
+    assert short.ddae.corruption.sampling_levels(5)[0] == short.ddae.corruption.levels[-1] < 5
+    edges = fractional_timesteps(torch.tensor([1e-3, 1e3]), model.ddae.corruption.levels)
     assert edges.tolist() == [0, 999]
 
 

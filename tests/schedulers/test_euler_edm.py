@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from ldae.models.preconditioning_ddae import noise_levels
+from ldae.models.noise_ddae import noise_levels
 from ldae.schedulers.euler_edm import euler_sample
 from tests.schedulers.test_heun_edm import DEVIATION, MEAN, ideal
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ldae.models.preconditioning_ddae import noise_levels
+from ldae.models.noise_ddae import noise_levels
 from ldae.schedulers.heun_edm import heun_sample
 
 

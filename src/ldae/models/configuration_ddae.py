@@ -7,6 +7,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from .configuration_ldae import LDAEConfig, refuse_unknown_fields
+from .noise_ddae import DDPM, NOISE_PROCESSES, NoiseProcess
 
 
 # The 35.7M UNet of the paper's CIFAR-10 runs: width 128, multipliers (1, 2, 2, 2), attention at 16 x 16, dropout 0.1.
@@ -22,31 +23,6 @@ PAPER_UNET: dict[str, Any] = {
     "freq_shift": 1,
     "norm_eps": 1e-6,
     "dropout": 0.1,
-}
-
-# DDPM's: T = 1000, beta linear from 1e-4 to 0.02.
-DDPM_SCHEDULE: dict[str, Any] = {
-    "num_train_timesteps": 1000,
-    "beta_start": 1e-4,
-    "beta_end": 0.02,
-    "beta_schedule": "linear",
-}
-
-# Default points of the DDAE authors' public code, counted from 0. It counts DDPM's t from 1, and EDM's levels from a 0 in
-# front of sigma_min (so 11 and 4); the DiT's t counts from 0 there too.
-DDPM_FEATURE_TIMESTEP = 10  # of 1000
-EDM_FEATURE_TIMESTEP = 3  # of 18 levels: sigma = 0.0599
-LATENT_DIT_FEATURE_TIMESTEP = 121  # of 1000, for CIFAR-10; 81 for Tiny-ImageNet
-
-# EDM's (Karras et al. 2022): ln sigma is normal while it trains, and features are read at a level of its sampling schedule.
-EDM_SCHEDULE: dict[str, Any] = {
-    "sigma_data": 0.5,
-    "p_mean": -1.2,
-    "p_std": 1.2,
-    "sigma_min": 0.002,
-    "sigma_max": 80.0,
-    "rho": 7.0,
-    "num_steps": 18,
 }
 
 # What each network takes where its configuration does not say: channels of its input, side of its input.
@@ -153,8 +129,9 @@ class DDAEConfig(PreTrainedConfig):
         refuse_unknown_fields(type(self), kwargs)
         if self.denoiser_type not in DENOISERS:
             raise ValueError(f"denoiser_type={self.denoiser_type!r} is unknown; choose one of {', '.join(DENOISERS)}.")
-        if self.parametrization not in ("ddpm", "edm"):
-            raise ValueError(f"parametrization={self.parametrization!r} is unknown; choose ddpm or edm.")
+        if self.parametrization not in NOISE_PROCESSES:
+            choices = " or ".join(NOISE_PROCESSES)
+            raise ValueError(f"parametrization={self.parametrization!r} is unknown; choose {choices}.")
         for name in ("denoiser_config", "vae_config", "scheduler_config"):
             setattr(self, name, _plain(getattr(self, name)))
         if self.denoiser_type == "LDAEModel":
@@ -176,12 +153,10 @@ class DDAEConfig(PreTrainedConfig):
             self.denoiser_config = _plain(PAPER_UNET)
         if self.denoiser_config is None:
             raise ValueError(f"denoiser_config is missing; a {self.denoiser_type} is described by its fields.")
-        edm = self.parametrization == "edm"
-        self.scheduler_config = (EDM_SCHEDULE if edm else DDPM_SCHEDULE) | (self.scheduler_config or {})
-        if edm and (unknown := sorted(self.scheduler_config.keys() - EDM_SCHEDULE.keys())):
-            raise ValueError(f"scheduler_config has {unknown[0]!r}; of EDM it has {', '.join(EDM_SCHEDULE)}.")
+        self.scheduler_config = self.noise_process.complete(self.scheduler_config)
         if self.feature_timestep is None:
-            self.feature_timestep = self._default_feature_timestep()
+            latent_dit = self.denoiser_type == "DiTTransformer2DModel" and self.vae_config is not None
+            self.feature_timestep = self.noise_process.default_feature_timestep(self.num_train_timesteps, latent_dit)
         if self.num_channels is None:
             self.num_channels = self.expected_channels
         if self.image_size is None:
@@ -199,14 +174,6 @@ class DDAEConfig(PreTrainedConfig):
         if self.empty_prompt_length is None and self.denoiser_type == "UNet2DConditionModel":
             self.empty_prompt_length = 1
 
-    def _default_feature_timestep(self) -> int:
-        """Return the public code's time step, scaled to this schedule's length unless it counts EDM's levels."""
-        steps = self.num_train_timesteps
-        if self.parametrization == "edm":
-            return min(EDM_FEATURE_TIMESTEP, steps - 1)
-        latent_dit = self.denoiser_type == "DiTTransformer2DModel" and self.vae_config is not None
-        return (LATENT_DIT_FEATURE_TIMESTEP if latent_dit else DDPM_FEATURE_TIMESTEP) * steps // 1000
-
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As transformers', but overriding fields are set before the checks run."""
@@ -222,12 +189,16 @@ class DDAEConfig(PreTrainedConfig):
         return LDAEConfig(**ldae_fields(config) | blocks | {"feature_layer": None})
 
     @property
+    def noise_process(self) -> type[NoiseProcess]:
+        """The class of the noise process that `parametrization` names."""
+        return NOISE_PROCESSES[self.parametrization]
+
+    @property
     def num_train_timesteps(self) -> int:
         """T, the number of time steps; of EDM that of the levels of its sampling schedule."""
         if self.denoiser_type == "LDAEModel":
             return self.ldae_config.num_train_timesteps
-        edm = self.parametrization == "edm"
-        return (self.scheduler_config or DDPM_SCHEDULE)["num_steps" if edm else "num_train_timesteps"]
+        return self.noise_process.complete(self.scheduler_config)[self.noise_process.length_field]
 
     @property
     def num_class_embeds(self) -> None:
@@ -288,7 +259,7 @@ class DDAEConfig(PreTrainedConfig):
             ),
             (
                 "parametrization",
-                self.parametrization == "ddpm" or pixel_network,
+                self.noise_process is DDPM or pixel_network,
                 "'ddpm' for all but a UNet2DModel or DiTTransformer2DModel of pixels",
             ),
             ("scheduler_config", kind != "LDAEModel" or self.scheduler_config is None, "None for an LDAEModel"),

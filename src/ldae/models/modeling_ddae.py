@@ -13,9 +13,9 @@ from transformers.utils import TransformersKwargs, auto_docstring, can_return_tu
 
 from .conditioning_ddae import AUGMENTATION_LABELS, SelfConditioning
 from .configuration_ddae import DDAEConfig
-from .corruption_ddae import DDAECorruption
 from .diffusers_ddae import build_network, diffusers_class, refuse_missing, reset
 from .networks_ddae import ADAPTERS, NetworkAdapter
+from .noise_ddae import NoiseProcess
 from .sources_ddae import read_source
 from .taps_ddae import choose_tap, record, tokens_of
 from .tokenizer_conv_ldae import posterior_mean
@@ -56,7 +56,7 @@ class DDAEPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """The initial weights of torch, which diffusers' networks start from. Computed buffers are filled in again."""
         reset(module)
-        if isinstance(module, DDAECorruption):
+        if isinstance(module, NoiseProcess):
             for name, value in module.tables().items():
                 init.copy_(getattr(module, name), value)
         elif isinstance(module, DDAEModel) and module.empty_prompt is not None:
@@ -94,7 +94,7 @@ class DDAEModel(DDAEPreTrainedModel):
             taps = taps[: taps.index(config.feature_layer) + 1]
             self.adapter.cut(self.denoiser, config.feature_layer)
         self.vae: Any = build_encoder(config) if config.vae_config else None
-        self.corruption = self.adapter.build_corruption(config)
+        self.corruption = self.adapter.build_noise_process(config)
         if config.empty_prompt_length is None:
             self.empty_prompt = None
         else:

@@ -9,9 +9,9 @@ from torch.func import functional_call
 
 from .conditioning_ddae import ConditionedEmbedding, fold_dit, run_dit, run_unet, start_dit
 from .configuration_ddae import DDAEConfig
-from .corruption_ddae import DDAECorruption, EDMCorruption
 from .diffusers_ddae import build_network, diffusers_class
 from .modeling_ldae import LDAEModel
+from .noise_ddae import NoiseProcess
 from .taps_ddae import block_ends, cut_unet, record, unet_taps
 
 
@@ -53,8 +53,8 @@ class NetworkAdapter(ABC):
             `torch.Tensor`: the activation at the last tap.
         """
 
-    def build_corruption(self, config: DDAEConfig) -> DDAECorruption | None:
-        """What adds noise to the network's input; `None` where the network does it itself."""
+    def build_noise_process(self, config: DDAEConfig) -> NoiseProcess | None:
+        """Build what adds noise to the network's input; `None` for a network that adds it itself."""
         return None
 
     def start(self, network: Any) -> None:
@@ -73,8 +73,8 @@ class DiffusersAdapter(NetworkAdapter):
         """The whole network, without initial weights."""
         return build_network(diffusers_class(config.denoiser_type), config.denoiser_config or {}, "denoiser_config")
 
-    def build_corruption(self, config: DDAEConfig) -> DDAECorruption:
-        return EDMCorruption(config) if config.parametrization == "edm" else DDAECorruption(config)
+    def build_noise_process(self, config: DDAEConfig) -> NoiseProcess:
+        return config.noise_process(config.scheduler_config)
 
     @torch.no_grad()
     def shapes(self, model: Any, taps: Sequence[str]) -> dict[str, tuple[int, ...]]:
@@ -152,7 +152,7 @@ class UNetAdapter(DiffusersAdapter):
     def default_tap(self, config: DDAEConfig, taps: Sequence[str]) -> str:
         """Return the 6th block of the up path, of an EDM the 7th, as in the public code, or the middle one of fewer."""
         up = [tap for tap in block_ends(taps) if tap.startswith("up_blocks.")]
-        number = 7 if config.parametrization == "edm" else 6
+        number = config.noise_process.default_up_block
         return up[number - 1] if len(up) >= number else up[(len(up) - 1) // 2]
 
     def cut(self, network: Any, tap: str) -> None:

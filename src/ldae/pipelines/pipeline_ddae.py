@@ -10,6 +10,7 @@ from diffusers import DDIMScheduler
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
+from ldae.models.noise_ddae import NoiseProcess
 from ldae.models.pretraining_ddae import DDAEForPreTraining
 from ldae.pipelines.images import OUTPUT_TYPES, Images, from_pixels, to_pixels
 from ldae.pipelines.loading import RunFolderPipeline
@@ -57,8 +58,8 @@ class DDAEPipeline(RunFolderPipeline):
 
     @property
     def samplers(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Of either parametrization; the first by default."""
-        return ("heun", "ddim", "ancestral") if self._edm else ("ddim", "ancestral", "heun")
+        """Samplers of the model's noise process, the default first."""
+        return self.noise_process.samplers
 
     def __init__(self, model: DDAEForPreTraining, scheduler: DDIMScheduler):
         super().__init__(model, scheduler)
@@ -121,10 +122,10 @@ class DDAEPipeline(RunFolderPipeline):
         self.num_timesteps = num_inference_steps or self.steps_by_default(sampler)
         xt = self._normal("latents", batch_size, latents, generator)  # (B, C, H, W)
         self._load_onto_device()
-        if self._edm or chosen == "heun":
-            xt = self._along_levels(xt, chosen, eta, generator)
-        else:
+        if self.noise_process.samples_by_scheduler and chosen != "heun":
             xt = self._chain(xt, eta, generator)
+        else:
+            xt = self._along_levels(xt, chosen, eta, generator)
         images = from_pixels(xt, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images) if return_dict else (images,)  # type: ignore[arg-type] # it names no tensor
@@ -157,7 +158,7 @@ class DDAEPipeline(RunFolderPipeline):
         Raises:
             ValueError: naming the argument, its value and what is allowed.
         """
-        c, corruption = self.model.config, self.model.ddae.corruption
+        c = self.model.config
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type={output_type!r} is unknown; choose {', '.join(OUTPUT_TYPES)}.")
         if not 0 <= timestep < c.num_train_timesteps:
@@ -166,24 +167,22 @@ class DDAEPipeline(RunFolderPipeline):
         x0 = to_pixels(images, c.image_size, c.num_channels).to(self._execution_device)
         eps = self._normal("noise", len(x0), noise, generator)  # (B, C, H, W)
         t = torch.full((1,), timestep, device=x0.device)
-        if self._edm:
-            sigma = corruption.levels[t]
-            noisy = x0 + sigma * eps
-            denoised = self.model.denoise_at(noisy, sigma)
-        else:
-            noisy = corruption(x0, eps, t)
-            denoised = self.model.predicted_images(self.model.denoise(noisy, t).float(), noisy, t)
+        times = self.noise_process.times_at(t)
+        noisy = self.noise_process.add_noise(x0, eps, times)
+        prediction = self.noise_process.predict(self.model.denoise, noisy, times).float()
+        denoised = self.noise_process.reconstruct(prediction, noisy, times)
         shown = (from_pixels(denoised, output_type), from_pixels(noisy, output_type))
         self.maybe_free_model_hooks()
         return LDAEDenoisingOutput(*shown) if return_dict else shown
 
     @property
-    def _edm(self) -> bool:
-        return self.model.config.parametrization == "edm"
+    def noise_process(self) -> NoiseProcess:
+        """The model's noise process."""
+        return self.model.ddae.corruption
 
     def _along_levels(self, noise: torch.Tensor, sampler: str, eta: float, generator: Any) -> torch.Tensor:
         """By D(x; sigma), from standard normal noise to images, both `(B, C, H, W)`."""
-        levels = self.model.sampling_levels(self.num_timesteps).tolist()
+        levels = self.noise_process.sampling_levels(self.num_timesteps).tolist()
         x = noise * levels[0]
         if sampler == "heun":
             return heun_sample(self._denoise, x, levels, self.progress_bar)
@@ -212,14 +211,14 @@ class DDAEPipeline(RunFolderPipeline):
     @property
     def most_steps(self) -> int:
         """Of a DDPM's chain its T; EDM's levels may be as many as are asked for."""
-        return 2**31 if self._edm else super().most_steps
+        return super().most_steps if self.noise_process.samples_by_scheduler else 2**31
 
     def check_scheduler(self) -> None:
         """
         Raises:
             ValueError: where the scheduler has another schedule, or another word for what is predicted, than the model.
         """
-        if self._edm:
+        if not self.noise_process.samples_by_scheduler:
             ours, given = build_scheduler(self.model.config).config, self.scheduler.config
             names = ("sigma_min", "sigma_max", "sigma_data", "rho")
             if wrong_names := [name for name in names if given.get(name) != ours[name]]:

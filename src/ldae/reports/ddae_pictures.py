@@ -54,12 +54,9 @@ def denoising_figure(model: DDAEForPreTraining, pixels: torch.Tensor) -> Figure:
     rows = [("clean", pixels)]
     for t in sorted({int(share * steps) for share in (0.1, 0.25, 0.5)}):
         timesteps = torch.full((b,), t)
-        if model.config.parametrization == "edm":
-            sigma, level = corruption.levels[t].item(), corruption.levels[timesteps]
-            noisy, denoised = pixels + sigma * noise, model(pixels, level, noise).reconstruction
-        else:
-            sigma, noisy = corruption.sigmas[t].item(), corruption(pixels, noise, timesteps)
-            denoised = model(pixels, timesteps, noise).reconstruction
+        times = corruption.times_at(timesteps)
+        noisy, denoised = corruption.add_noise(pixels, noise, times), model(pixels, times, noise).reconstruction
+        sigma = corruption.scales(times)[1][0].item()
         rows += [(f"noisy\nt = {t}\n$\\sigma$ = {sigma:.2f}", noisy), ("denoised", denoised)]
     return image_rows(rows)
 

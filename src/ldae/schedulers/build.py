@@ -6,6 +6,7 @@ from diffusers import DDIMScheduler, EDMEulerScheduler
 
 from ldae.models.configuration_ddae import DDAEConfig
 from ldae.models.configuration_ldae import LDAEConfig
+from ldae.models.noise_ddae import DDPM
 from ldae.schedulers.scheduling_ldae import LDAEScheduler
 
 
@@ -33,7 +34,7 @@ def build_scheduler(config: LDAEConfig | DDAEConfig) -> Any:
     """
     if isinstance(config, LDAEConfig):
         return LDAEScheduler.from_ldae_config(config)
-    if config.parametrization == "edm":
-        c: Any = config.scheduler_config
-        return EDMEulerScheduler(**{name: c[name] for name in ("sigma_min", "sigma_max", "sigma_data", "rho")})
-    return DDIMScheduler.from_config(config.scheduler_config)
+    if config.noise_process is DDPM:
+        return DDIMScheduler.from_config(config.scheduler_config)
+    c: Any = config.scheduler_config
+    return EDMEulerScheduler(**{name: c[name] for name in ("sigma_min", "sigma_max", "sigma_data", "rho")})
