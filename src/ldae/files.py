@@ -101,7 +101,7 @@ def hash_tensors(settings: Any, tensors: Mapping[str, "torch.Tensor"]) -> str:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
@@ -228,11 +228,13 @@ class ShardFolder:
     Args:
         path (`Path`): The folder.
         option (`str`): The option that names the folder, for messages.
+        content (`str`): What the shards hold, for messages: "latents".
         identity_file (`str`): Name of the JSON file.
     """
 
     path: Path
     option: str
+    content: str
     identity_file: str
 
     def identity(self) -> dict[str, Any] | None:
@@ -264,7 +266,7 @@ class ShardFolder:
         changed = [f"{name} was {noted.get(name)} and is {v}" for name, v in identity.items() if noted.get(name) != v]
         if changed:
             raise ValueError(
-                f"{self.option}={str(self.path)!r} was begun with other settings ({'; '.join(changed)}); give another "
+                f"{self.option}={str(self.path)!r} holds {self.content} with other settings ({'; '.join(changed)}); give another "
                 "folder, or the former settings."
             )
 

@@ -232,7 +232,7 @@ def test_a_stale_cache_is_refused_and_what_differs_is_named(tmp_path):
         ({"dtype": "float32"}, r"\(dtype was float16 and is float32\)"),
         ({"rows_per_shard": 6}, r"\(rows_per_shard was 5 and is 6\)"),
     ]:
-        with pytest.raises(ValueError, match=f"holds other latents .*{message}"):
+        with pytest.raises(ValueError, match=f"holds latents with other settings .*{message}"):
             write(**{"source": source, "folder": folder, **options})
     assert contents(folder) == before
     moved = open_images(DataConfig(str((tmp_path / "rows").rename(tmp_path / "moved"))))
@@ -248,7 +248,7 @@ def test_what_cannot_be_cached_is_refused(tmp_path):
     source = open_images(DataConfig(rows))
     with pytest.raises(ValueError, match="was never fitted"):
         write(source, tmp_path / "latents", unfitted)
-    with pytest.raises(ValueError, match=r"holds other files \(train.parquet\): give an empty folder"):
+    with pytest.raises(ValueError, match=r"holds other files \(train.parquet\); give an empty folder"):
         write(source, tmp_path / "rows")
     with pytest.raises(ValueError, match="is not complete"):
         open_latents(tmp_path / "latents", source)

@@ -145,7 +145,9 @@ def test_the_cache_of_another_tokenizer_is_refused_before_the_first_step(make, t
     with safe_open(file, framework="pt") as opened:
         metadata = opened.metadata()
     save_file(tensors, file, metadata=metadata)
-    with pytest.raises(ValueError, match=r"holds other latents \(tokenizer was \w+ and is \w+\): give another folder"):
+    with pytest.raises(
+        ValueError, match=r"holds latents with other settings \(tokenizer was \w+ and is \w+\); give another folder"
+    ):
         PretrainingRun(make("second", "latents"))
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"latent_cache='.*' cannot be written to"):

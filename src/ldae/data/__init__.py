@@ -8,8 +8,8 @@ from .disjoint import check_disjoint, hash_images
 from .geometry import augment_geometry
 from .latents import cache_latents, open_latents
 from .loader import ImageLoader
-from .one_pass import iterate_once
 from .sources import ImageSource, list_splits, open_images, open_probe_images
+from .stored_order import iterate_once
 
 
 __all__ = [

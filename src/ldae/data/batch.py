@@ -96,7 +96,7 @@ class Decoder:
 
 
 @dataclass(frozen=True)
-class StoredLatents:
+class CachedLatents:
     """In the place of a [`Decoder`] where records are latents `(V, N, d)`, or `None` for an image that could not be read."""
 
     def __call__(

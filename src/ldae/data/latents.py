@@ -9,10 +9,8 @@ import hashlib
 import json
 import os
 import tempfile
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,21 +19,19 @@ import numpy as np
 import pyarrow as pa
 import torch
 import torch.utils.data
-from datasets import Dataset, DatasetInfo, Features, List, Value
+from datasets import Dataset, DatasetInfo, Features, Value
 
-from ..files import write_whole
+from ..files import ShardFolder, ShardWriter, choose_rows_per_shard, hash_tensors, shard_ranges, write_whole
 from ..models.tokenizer_conv_ldae import ConvVAETokenizer
 from .augment import prepare_images
 from .batch import Batch, Decoder, WorkerBatch
 from .loader import make_torch_loader
-from .one_pass import decode_rows
-from .order import read_rows
+from .nested_lists import nested_column, nested_feature
+from .rows import decode_rows, hash_source, read_rows
 from .sources import ImageSource
 
 
 IDENTITY_FILE = "latents.json"
-SAMPLED_ROWS = 64  # rows that tell one data set from another; reading all would take as long as encoding them
-SHARDS, LEAST_ROWS, MOST_ROWS = 64, 256, 8192  # enough shards for many processes, rows enough for whole batches
 
 
 def cache_latents(
@@ -114,27 +110,27 @@ def cache_latents(
     if not bool(tokenizer.fitted):
         raise ValueError("tokenizer.fitted=False: the tokenizer was never fitted, its latents have no scale yet")
     count = len(source.dataset)
-    rows_per_shard = rows_per_shard or min(max(-(-count // SHARDS), LEAST_ROWS), MOST_ROWS)
+    rows_per_shard = rows_per_shard or choose_rows_per_shard(count)
     views, grid = 1 + horizontal_flip, image_size // tokenizer.patch_size
     shape = (views, grid**2, tokenizer.latent_dim)  # (V, N, d)
     decoder = Decoder(num_channels, decode_size or image_size)
-    _claim(
-        Path(folder),
-        {
-            "tokenizer": _hash_tokenizer(tokenizer),
-            "images": hash_source(source),
-            "rows": count,
-            "rows_per_shard": rows_per_shard,
-            "has_labels": source.label_column is not None,
-            "image_size": image_size,
-            "decode_size": decoder.size,
-            "num_channels": num_channels,
-            "shape": list(shape),
-            "dtype": dtype,
-        },
-        source.description,
-    )
-    shards = _shards(Path(folder), count, rows_per_shard)
+    cache = ShardFolder(Path(folder), "latent_cache", "latents", IDENTITY_FILE)
+    network = (tokenizer.patch_size, tokenizer.num_channels, tokenizer.latent_scaling, tokenizer.conv_vae_config)
+    identity = {
+        "tokenizer": hash_tensors(network, tokenizer.state_dict()),
+        "images": hash_source(source),
+        "rows": count,
+        "rows_per_shard": rows_per_shard,
+        "has_labels": source.label_column is not None,
+        "image_size": image_size,
+        "decode_size": decoder.size,
+        "num_channels": num_channels,
+        "shape": list(shape),
+        "dtype": dtype,
+    }
+    cache.claim(identity, notes={"source": source.description})
+    ranges = shard_ranges(count, rows_per_shard)
+    shards = [(cache.path / f"data-{i:05d}-of-{len(ranges):05d}.arrow", rows) for i, rows in enumerate(ranges)]
     missing = [(path, rows) for path, rows in shards[rank::world_size] if not path.is_file()]
     tokenizer.to(device).eval()
 
@@ -145,13 +141,18 @@ def cache_latents(
             z = [tokenizer.encode_images(view) for view in (pixels, pixels.flip(-1))[:views]]
         return torch.stack(z, dim=1).to(getattr(torch, dtype)).cpu().numpy()  # (b, V, N, d)
 
+    labels = {} if source.label_column is None else {"label": Value("int64")}
+    features = Features({"row": Value("int64"), **labels, "latents": nested_feature(shape, dtype)})
+    schema, counts = features.arrow_schema, Counter[str]()
     chunks = [list(rows[i : i + batch_size]) for _, rows in missing for i in range(0, len(rows), batch_size)]
-    batches = zip(chunks, make_torch_loader(_StoredRows(source, decoder), num_workers, chunks), strict=True)
-    features, counts = _features(shape, dtype, source.label_column is not None), Counter[str]()
+    batches = zip(chunks, make_torch_loader(_DecodedRows(source, decoder), num_workers, chunks), strict=True)
     for path, rows in missing:
-        _write_shard(path, features, _encoded(batches, len(rows), encode, shape, dtype, counts, on_rows))
-    if all(path.is_file() for path, _ in shards):  # so the last process to come here does it, or several the same
-        _conclude(Path(folder), features, [path for path, _ in shards])
+        with ShardWriter(path, lambda partial: pa.ipc.new_stream(partial, schema)) as shard:
+            for columns in _encoded(batches, len(rows), encode, shape, dtype, counts, on_rows):
+                table = pa.record_batch([columns[name] for name in schema.names], schema=schema)
+                shard.writer.write_batch(table)
+    if all(path.is_file() for path, _ in shards):  # so the last process to arrive does it, or several do the same
+        _finish(cache, features, [path for path, _ in shards])
     return counts
 
 
@@ -184,7 +185,7 @@ def open_latents(folder: str | os.PathLike[str], source: ImageSource) -> ImageSo
     )
 
 
-class _StoredRows(torch.utils.data.Dataset[WorkerBatch]):
+class _DecodedRows(torch.utils.data.Dataset[WorkerBatch]):
     """Lists of rows, decoded."""
 
     def __init__(self, source: ImageSource, decoder: Decoder) -> None:
@@ -192,69 +193,6 @@ class _StoredRows(torch.utils.data.Dataset[WorkerBatch]):
 
     def __getitem__(self, rows: list[int]) -> WorkerBatch:
         return decode_rows(self.source, self.decoder, rows, *read_rows(self.source, rows))
-
-
-def _claim(folder: Path, identity: dict[str, Any], description: str) -> None:
-    """Note what the cache is of, or see that it is the same as noted."""
-    folder.mkdir(parents=True, exist_ok=True)
-    names = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]
-    if IDENTITY_FILE not in names:
-        if names:
-            raise ValueError(
-                f"latent_cache={str(folder)!r} holds other files ({', '.join(sorted(names)[:3])}): give an empty folder"
-            )
-        write_whole(folder / IDENTITY_FILE, json.dumps({"source": description, **identity}, indent=2) + "\n")
-        return
-    noted = json.loads((folder / IDENTITY_FILE).read_text())
-    changed = [
-        f"{name} was {noted.get(name)} and is {now}" for name, now in identity.items() if noted.get(name) != now
-    ]
-    if changed:
-        raise ValueError(
-            f"latent_cache={str(folder)!r} holds other latents ({'; '.join(changed)}): give another folder, or delete it"
-        )
-
-
-def _hash_tokenizer(tokenizer: ConvVAETokenizer) -> str:
-    """Of everything that a latent depends on: weights, scale, and what of the network is no weight."""
-    settings = (tokenizer.patch_size, tokenizer.num_channels, tokenizer.latent_scaling, tokenizer.conv_vae_config)
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for name, tensor in sorted(tokenizer.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
-
-
-def hash_source(source: ImageSource) -> str:
-    """Of the undecoded images and labels of rows all over the source, whatever its files are called."""
-    count = len(source.dataset)
-    rows = np.unique(np.linspace(0, count - 1, min(count, SAMPLED_ROWS)).astype(int)).tolist()
-    digest = hashlib.sha256()
-    for record, label in zip(*read_rows(source, rows), strict=True):
-        content = record.get("bytes") if isinstance(record, dict) else record
-        if content is None and isinstance(record, dict) and record.get("path") is not None:
-            with suppress(OSError):  # counted where the image is decoded
-                content = Path(record["path"]).expanduser().read_bytes()
-        digest.update(f"{label} {len(content or b'')} ".encode())
-        digest.update(content or b"")
-    return digest.hexdigest()[:16]
-
-
-def _shards(folder: Path, count: int, rows_per_shard: int) -> list[tuple[Path, range]]:
-    """Files and their rows."""
-    begins = range(0, count, rows_per_shard)
-    return [
-        (folder / f"data-{i:05d}-of-{len(begins):05d}.arrow", range(begin, min(begin + rows_per_shard, count)))
-        for i, begin in enumerate(begins)
-    ]
-
-
-def _features(shape: tuple[int, ...], dtype: str, has_labels: bool) -> Features:
-    latents: Any = Value(dtype)
-    for length in reversed(shape):
-        latents = List(latents, length=length)
-    labels = {"label": Value("int64")} if has_labels else {}
-    return Features({"row": Value("int64"), **labels, "latents": latents})
 
 
 def _encoded(
@@ -277,38 +215,15 @@ def _encoded(
             latents[at], missing[at] = encode(item.batch), False
             if item.batch.labels is not None:
                 labels[at] = item.batch.labels.numpy()
-        yield {"row": rows, "label": labels, "latents": _nested(latents, missing)}
+        yield {"row": rows, "label": labels, "latents": nested_column(latents, missing)}
         count -= len(rows)
         if on_rows is not None:
             on_rows(len(rows))
 
 
-def _nested(values: np.ndarray, missing: np.ndarray) -> pa.FixedSizeListArray:
-    """`(b, V, N, d)` as a column of nested lists of fixed length, without a copy."""
-    column = pa.array(values.reshape(-1))
-    for length in values.shape[:1:-1]:
-        column = pa.FixedSizeListArray.from_arrays(column, length)
-    return pa.FixedSizeListArray.from_arrays(column, values.shape[1], mask=pa.array(missing))
-
-
-def _write_shard(path: Path, features: Features, batches: Iterator[dict[str, Any]]) -> None:
-    """An Arrow file in the form of `datasets`, written beside under a hidden name and renamed when it is whole."""
-    schema = features.arrow_schema
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")  # two runs may write the same shard
-    try:
-        with partial.open("xb") as file, pa.ipc.new_stream(file, schema) as writer:
-            for columns in batches:
-                writer.write_batch(pa.record_batch([columns[name] for name in schema.names], schema=schema))
-        os.replace(partial, path)
-    except FileNotFoundError:
-        if not path.is_file():  # else the other run was first, and cleared up
-            raise
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _conclude(folder: Path, features: Features, paths: list[Path]) -> None:
-    """What makes a data set of the shards; what killed starts left is removed."""
+def _finish(cache: ShardFolder, features: Features, paths: list[Path]) -> None:
+    """Write the files that make a data set of the shards, and remove what killed starts left."""
+    folder = cache.path
     with tempfile.TemporaryDirectory() as described:
         DatasetInfo(features=features).write_to_directory(described)
         write_whole(folder / "dataset_info.json", (Path(described) / "dataset_info.json").read_text())
@@ -322,5 +237,4 @@ def _conclude(folder: Path, features: Features, paths: list[Path]) -> None:
         "_split": None,
     }
     write_whole(folder / "state.json", json.dumps(state, indent=2) + "\n")
-    for left in folder.glob(".data-*"):
-        left.unlink(missing_ok=True)
+    cache.clear(".data-*")

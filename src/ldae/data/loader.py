@@ -14,7 +14,7 @@ import torch
 import torch.utils.data
 
 from .augment import RandomCrop
-from .batch import Batch, Decoder, StoredLatents, WorkerBatch
+from .batch import Batch, CachedLatents, Decoder, WorkerBatch
 from .config import DataConfig
 from .order import PositionSampler, ShuffledExamples, micro_steps_per_step
 from .sources import ImageSource
@@ -92,7 +92,7 @@ class ImageLoader:
         self._decoder: Any = (
             Decoder(num_channels, config.decode_size or image_size, crop)
             if source.latent_cache is None
-            else StoredLatents()
+            else CachedLatents()
         )
         self._num_workers = self._usable_workers(config.num_workers, world_size)
         # What must not change for an order to go on. Of a stream, the division is part of it.

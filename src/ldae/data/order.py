@@ -6,13 +6,12 @@ Everything here is a pure function of (seed, position): processes, micro-batches
 from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch.utils.data
 
-from .batch import Decoder, StoredLatents, WorkerBatch, make_batch, make_labels
+from .batch import CachedLatents, Decoder, WorkerBatch, make_batch
+from .rows import read_rows
 from .sources import ImageSource
 
 
@@ -83,7 +82,7 @@ class ShuffledExamples(torch.utils.data.Dataset[WorkerBatch]):
     skips are counted in the first epoch only, each image once.
     """
 
-    def __init__(self, source: ImageSource, decoder: Decoder | StoredLatents, seed: int) -> None:
+    def __init__(self, source: ImageSource, decoder: Decoder | CachedLatents, seed: int) -> None:
         self.source = source
         self.decoder = decoder
         self.seed = seed
@@ -92,7 +91,7 @@ class ShuffledExamples(torch.utils.data.Dataset[WorkerBatch]):
         counts: Counter[str] = Counter()
         repeated: Counter[str] = Counter()  # of later epochs, and of images that stand in for others
         num_examples = len(self.source.dataset)
-        records, labels = self._read([self._row(position, 0) for position in positions])
+        records, labels = read_rows(self.source, [self._row(position, 0) for position in positions])
         images: list[np.ndarray] = []
         for i, position in enumerate(positions):
             pixels = self.decoder(records[i], counts if position < num_examples else repeated, position)
@@ -101,7 +100,7 @@ class ShuffledExamples(torch.utils.data.Dataset[WorkerBatch]):
                 tried += 1
                 if tried == num_examples:
                     raise ValueError(f"{self.source.description}: none of the {num_examples:,} images can be read")
-                (record,), (label,) = self._read([self._row(position, tried)])
+                (record,), (label,) = read_rows(self.source, [self._row(position, tried)])
                 pixels, labels[i] = self.decoder(record, repeated, position), label
             images.append(pixels)
         batch = make_batch(images, positions, labels if self.source.label_column is not None else None)
@@ -111,35 +110,3 @@ class ShuffledExamples(torch.utils.data.Dataset[WorkerBatch]):
         num_examples = len(self.source.dataset)
         epoch, place = divmod(position, num_examples)
         return int(epoch_order(num_examples, self.seed, epoch)[(place + tried) % num_examples])
-
-    def _read(self, rows: list[int]) -> tuple[list[Any], list[int]]:
-        return read_rows(self.source, rows)
-
-
-def read_rows(source: ImageSource, rows: list[int]) -> tuple[list[Any], list[int]]:
-    """Undecoded images (or stored latents) and labels of some rows of a data set that is not streamed."""
-    table = source.dataset[rows]
-    column = table.column(source.image_column)
-    records = column.to_pylist() if source.latent_cache is None else _arrays(column)
-    if source.label_column is None:
-        return records, [-1] * len(records)
-    return records, make_labels(table.column(source.label_column).to_pylist())
-
-
-def _arrays(column: pa.ChunkedArray) -> list[np.ndarray | None]:
-    """The rows of a column of nested lists of fixed length as arrays `(V, N, d)`, which share the table's memory."""
-    shape, kind = [], column.type
-    while pa.types.is_fixed_size_list(kind):
-        shape.append(kind.list_size)
-        kind = kind.value_type
-    arrays: list[np.ndarray | None] = []
-    for chunk in column.chunks:
-        for i in range(len(chunk)):
-            values = chunk.slice(i, 1)
-            if values.null_count:
-                arrays.append(None)
-                continue
-            for _ in shape:
-                values = values.flatten()
-            arrays.append(values.to_numpy().reshape(shape))
-    return arrays

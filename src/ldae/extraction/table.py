@@ -1,7 +1,5 @@
 """Features of a whole data set as a table, [`extract_table`]: over several processes, resumed after a kill, in constant memory."""
 
-import hashlib
-import json
 import os
 import re
 import time
@@ -15,10 +13,18 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from ldae.data import ImageSource
-from ldae.data.latents import hash_source
 from ldae.data.loader import make_torch_loader
+from ldae.data.rows import hash_source
+from ldae.files import hash_tensors, shard_ranges
 
-from .folder import FeatureFolder, ShardWriter, choose_rows_per_shard, read_identity, table_features
+from .folder import (
+    DATA_FOLDER,
+    FeatureFolder,
+    FeatureShardWriter,
+    choose_rows_per_shard,
+    read_identity,
+    table_features,
+)
 from .reader import FeatureReader
 from .rows import CroppedPixels, Piece, Pixels, RowReader, Shard, StoredPieces, StreamedPieces, model_input
 
@@ -122,8 +128,7 @@ def extract_table(
     features = table_features(rows.features, reader.columns, dtype)
     place = FeatureFolder(Path(folder), _split_name(source), source.streaming)
     with state.main_process_first():
-        begun = place.path.is_dir() and any(place.path.glob("extraction.json"))
-        chosen = read_identity(place.path)["rows_per_shard"] if begun and rows_per_shard is None else rows_per_shard
+        chosen = rows_per_shard or (place.shards.identity() or {}).get("rows_per_shard")
         chosen = chosen or choose_rows_per_shard(reader.columns, dtype, source.num_examples)
         identity = {
             **(settings or {}),
@@ -143,7 +148,8 @@ def extract_table(
             "compute_dtype": "float32" if reader.dtype is None else str(reader.dtype).removeprefix("torch."),
             "rows_per_shard": chosen,
         }
-        place.claim(identity, {"source": source.description, **(notes or {})})
+        place.shards.claim(identity, {"source": source.description, **(notes or {})})
+        (place.path / DATA_FOLDER).mkdir(exist_ok=True)
     finished = broadcast_object_list([place.finished()])[0]  # as the main process sees it: all divide the same rest
     begun_at = time.perf_counter()
     pieces = _pieces(rows, finished, chosen, batch_size, num_workers, state)
@@ -158,14 +164,10 @@ def extract_table(
 
 
 def hash_model(model: torch.nn.Module) -> str:
-    """A short name of everything that a model's features depend on: its configuration and its weights."""
+    """Hash everything that a model's features depend on: its configuration and its weights."""
     config: Any = model.config
     fields = {name: value for name, value in config.to_dict().items() if not name.startswith(("_", "transformers"))}
-    digest = hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
+    return hash_tensors(fields, model.state_dict())
 
 
 def _split_name(source: ImageSource) -> str:
@@ -213,11 +215,6 @@ def _pieces(
     return make_torch_loader(StoredPieces(rows), num_workers, tasks)  # type: ignore[arg-type]
 
 
-def shard_ranges(count: int, rows_per_shard: int) -> list[range]:
-    """Which rows each shard covers."""
-    return [range(i, min(i + rows_per_shard, count)) for i in range(0, count, rows_per_shard)]
-
-
 def complete_parts(finished: dict[Shard, dict[str, Any]]) -> set[int]:
     """Parts of a stream of which all shards are written, up to the one with which the part ends."""
     ends = {part: number for (part, number), said in finished.items() if said["ends_part"]}
@@ -238,11 +235,11 @@ def _write(
 ) -> int:
     """Compute and write; a worker's shard is open until its last piece has come. Returns the number of images."""
     images = 0
-    writers: dict[Shard, ShardWriter] = {}
+    writers: dict[Shard, FeatureShardWriter] = {}
     try:
         for piece in pieces:
             if piece.shard not in writers:
-                writers[piece.shard] = ShardWriter(place.shard_path(piece.shard), features, reader.columns)
+                writers[piece.shard] = FeatureShardWriter(place.shard_path(piece.shard), features, reader.columns)
             values = {}
             if piece.images is not None:
                 batch = model_input(piece.images.to(device, non_blocking=True))  # (b, C, S, S)
@@ -250,7 +247,7 @@ def _write(
                 images += len(batch)
             writers[piece.shard].add(piece, values)
             if piece.ends_shard:
-                writers.pop(piece.shard).finish(piece.ends_part)
+                writers.pop(piece.shard).finish_shard(piece.ends_part)
             if on_images is not None:
                 on_images(piece.num_rows)
     finally:
@@ -276,4 +273,4 @@ def _conclude(
         )
     if not any(said["kept"] for said in now.values()):
         raise ValueError(f"{source.description}: none of its images can be read.")
-    return noted if now.keys() == finished.keys() and "rows" in noted else place.conclude(list(now.values()))
+    return noted if now.keys() == finished.keys() and "rows" in noted else place.finish(list(now.values()))

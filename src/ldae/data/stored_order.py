@@ -5,14 +5,13 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
 import torch.utils.data
 
 from .augment import RandomCrop
-from .batch import Batch, Decoder, WorkerBatch, make_batch, make_labels
+from .batch import Batch, Decoder, WorkerBatch, make_labels
 from .loader import make_torch_loader
-from .order import read_rows
+from .rows import decode_rows, read_rows
 from .sources import ImageSource
 from .stream import ROWS_PER_READ
 
@@ -124,22 +123,6 @@ class StoredOrder(torch.utils.data.IterableDataset[WorkerBatch]):
             for record, label in zip(records, labels, strict=True):
                 yield row, record, label
                 row += 1
-
-
-def decode_rows(
-    source: ImageSource, decoder: Decoder, rows: list[int], records: list[Any], labels: list[int], skip: int = 0
-) -> WorkerBatch:
-    """Decode the readable ones of some rows, a random crop at position row + `skip`; their batch may be empty."""
-    counts: Counter[str] = Counter()
-    images_of_rows = (decoder(record, counts, row + skip) for record, row in zip(records, rows, strict=True))
-    decoded = zip(images_of_rows, rows, labels, strict=True)
-    kept = [(pixels, row, label) for pixels, row, label in decoded if pixels is not None]
-    if not kept:
-        empty = np.zeros((0, decoder.num_channels, decoder.size, decoder.size), np.uint8)
-        return WorkerBatch(Batch(torch.from_numpy(empty), torch.zeros(0, dtype=torch.int64), None), counts)
-    images, kept_rows, kept_labels = zip(*kept, strict=True)
-    has_labels = source.label_column is not None
-    return WorkerBatch(make_batch(list(images), kept_rows, list(kept_labels) if has_labels else None), counts)
 
 
 def _full_batches(chunks: Any, batch_size: int, source: ImageSource, counts: Counter[str]) -> Iterator[Batch]:
