@@ -11,7 +11,7 @@ from .conditioning_ddae import ConditionedEmbedding, fold_dit, run_dit, run_unet
 from .configuration_ddae import DDAEConfig
 from .diffusers_ddae import build_network, diffusers_class
 from .modeling_ldae import LDAEModel
-from .noise_ddae import NoiseProcess
+from .noise_ddae import NOISE_PROCESSES, NoiseProcess
 from .taps_ddae import block_ends, cut_unet, record, unet_taps
 
 
@@ -74,7 +74,8 @@ class DiffusersAdapter(NetworkAdapter):
         return build_network(diffusers_class(config.denoiser_type), config.denoiser_config or {}, "denoiser_config")
 
     def build_noise_process(self, config: DDAEConfig) -> NoiseProcess:
-        return config.noise_process(config.scheduler_config)
+        # By name: in remote code the configuration's module and the model's are loaded as two copies.
+        return NOISE_PROCESSES[config.parametrization](config.scheduler_config)
 
     @torch.no_grad()
     def shapes(self, model: Any, taps: Sequence[str]) -> dict[str, tuple[int, ...]]:
