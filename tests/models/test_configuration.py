@@ -1,12 +1,24 @@
 """The fields, the table of what makes sense, and what survives a config.json."""
 
+import copy
 import json
 
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from ldae import LDAEConfig, LDAEForPreTraining, LDAEModel
+from ldae import (
+    DDAEBackbone,
+    DDAEConfig,
+    DDAEForImageClassification,
+    DDAEForPreTraining,
+    DDAEModel,
+    LDAEBackbone,
+    LDAEConfig,
+    LDAEForImageClassification,
+    LDAEForPreTraining,
+    LDAEModel,
+)
 from ldae.models.configuration_ldae import CHOICES, MODEL_SIZES
 from tests.models.small_models import small_config
 
@@ -191,3 +203,39 @@ def test_fields_are_overridden_before_they_are_checked(tmp_path) -> None:
     assert (model.config.feature_timestep, model.config.feature_layer) == (700, 1)
     with pytest.raises(ValueError, match="feature_timestep=2000"):
         LDAEModel.from_pretrained(tmp_path, feature_timestep=2000)
+
+
+SMALL_UNET = {
+    "sample_size": 16,
+    "block_out_channels": [8, 16],
+    "norm_num_groups": 4,
+    "layers_per_block": 1,
+    "down_block_types": ["DownBlock2D"] * 2,
+    "up_block_types": ["UpBlock2D"] * 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("model_class", "fields"),
+    [
+        (LDAEModel, {}),
+        (LDAEForPreTraining, {}),
+        (LDAEForImageClassification, {}),
+        (LDAEBackbone, {}),
+        (DDAEModel, {"self_conditioning": True}),
+        (DDAEModel, {"feature_layer": "last"}),
+        (DDAEForPreTraining, {"self_conditioning": True}),
+        (DDAEForImageClassification, {}),
+        (DDAEBackbone, {}),
+        (DDAEBackbone, {"out_features": ["mid_block.resnets.0", "last"]}),
+    ],
+)
+def test_constructors_leave_their_configuration_unchanged(model_class, fields):
+    is_ddae = model_class.__name__.startswith("DDAE")
+    config = DDAEConfig(denoiser_config=SMALL_UNET, **fields) if is_ddae else small_config(**fields)
+    before = copy.deepcopy(config.to_dict())
+    model = model_class(config)
+    assert config.to_dict() == before
+    if is_ddae:
+        assert before["hidden_size"] is None and model.config.hidden_size is not None
+        assert all(module.config is model.config for module in model.modules() if isinstance(module, DDAEModel))

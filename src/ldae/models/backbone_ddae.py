@@ -28,17 +28,18 @@ class DDAEBackbone(BackboneMixin, DDAEPreTrainedModel):
 
     def __init__(self, config: DDAEConfig):
         super().__init__(config)
-        self.ddae = DDAEModel(self._reaching(config))
+        self.ddae = DDAEModel(self._extend_to_out_features())
+        self.config = self.ddae.config  # with the tap and its width filled in
         shapes = self.ddae.feature_layers
         self.stage_names = list(shapes)
         self.num_features = [DDAEModel._width(shape) for shape in shapes.values()]
-        if config.out_features is None:
-            config.out_features = levels(shapes, str(config.feature_layer))
+        if self.config.out_features is None:
+            self.config.out_features = levels(shapes, str(self.config.feature_layer))
         self.post_init()
 
-    @staticmethod
-    def _reaching(config: DDAEConfig) -> DDAEConfig:
-        """The configuration with its feature layer at the last of the taps that are asked for."""
+    def _extend_to_out_features(self) -> DDAEConfig:
+        """Move the configuration's feature layer to the last of `out_features`, where these are given."""
+        config = self.config
         if config.out_features is None:
             return config
         adapter: Any = ADAPTERS[config.denoiser_type]

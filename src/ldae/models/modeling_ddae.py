@@ -1,5 +1,6 @@
 """DDAE (Xiang et al. 2023, arXiv 2303.09769): the network of a diffusion model as an encoder of images."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,6 +37,9 @@ class DDAEPreTrainedModel(PreTrainedModel):
         r"^(ddae\.)?(denoiser|vae|self_conditioning|augmentation)\.",
         r"^classifier\.",
     ]
+
+    def __init__(self, config: DDAEConfig, *args: Any, **kwargs: Any):
+        super().__init__(copy.deepcopy(config), *args, **kwargs)  # the model fills in its own copy
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
@@ -83,6 +87,7 @@ class DDAEModel(DDAEPreTrainedModel):
             Whether what runs after the tap is built too, for pre-training and sampling.
         """
         super().__init__(config)
+        config = self.config
         self.stride, self.num_train_timesteps = config.stride, config.num_train_timesteps
         self.denoiser: Any = self.adapter.build(config)
         taps = self.adapter.taps(self.denoiser)
@@ -354,7 +359,8 @@ class DDAEForImageClassification(DDAEPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.ddae = DDAEModel(config)
-        self.classifier = nn.Linear(config.hidden_size, self.num_labels)  # type: ignore[arg-type]
+        self.config = self.ddae.config  # with the tap and its width filled in
+        self.classifier = nn.Linear(self.config.hidden_size, self.num_labels)  # type: ignore[arg-type]
         self.post_init()
 
     @can_return_tuple

@@ -29,6 +29,7 @@ class DDAEForPreTraining(DDAEPreTrainedModel):
         super().__init__(config)
         require_pretrainable(config)
         self.ddae = DDAEModel(config, whole=True)
+        self.config = self.ddae.config  # with the tap and its width filled in
         self.post_init()
 
     @can_return_tuple
