@@ -213,7 +213,7 @@ def test_a_run_that_another_launch_holds_is_waited_for(write_preset, tmp_path):
     claim = FolderClaim(folder / "rows" / "07_patch_pca" / "seed-0")
     assert claim.acquire()
     other = Deconstruction(preset, folder)
-    assert other._try(other.units[0]) == "held"
+    assert other._try(other.runs[0]) == "held"
     claim.release()
     assert other.run() == []
     assert collect(preset, folder).row("07").accuracy is not None
@@ -267,5 +267,5 @@ def test_wrong_arguments_are_one_line(write_preset, tmp_path, capsys):
 
 def test_a_tokenizers_name_says_what_it_is(write_preset, tmp_path):
     preset = load_preset(write_preset(rows=[7]))
-    unit = Deconstruction(preset, tmp_path).units[0]
-    assert re.fullmatch(r"pca-d4-[0-9a-f]{8}", tokenizer_name(Deconstruction(preset, tmp_path)._recipe(unit)))
+    run = Deconstruction(preset, tmp_path).runs[0]
+    assert re.fullmatch(r"pca-d4-[0-9a-f]{8}", tokenizer_name(Deconstruction(preset, tmp_path)._recipe(run)))

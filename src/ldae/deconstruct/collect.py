@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ldae.deconstruct.preset import Preset, row_key
-from ldae.deconstruct.unit_folder import UNIT, UnitFolder
+from ldae.deconstruct.steps import ALL_STEPS, StepFolder
 from ldae.deconstruct.variants import Variant, list_variants, sweep_variant
 from ldae.evaluation.metrics import mean_and_stderr
 from ldae.training.run_folder import RunFolder
@@ -79,7 +79,7 @@ class Collection:
         return next((row for row in self.rows if row.variant.key == key), None)
 
 
-def unit_path(output_dir: Path, variant: Variant, seed: int) -> Path:
+def run_path(output_dir: Path, variant: Variant, seed: int) -> Path:
     """The folder of one pre-training."""
     return output_dir / variant.folder / f"seed-{seed}"
 
@@ -100,7 +100,7 @@ def collect(preset: Preset, output_dir: Path) -> Collection:
     results.sort(
         key=lambda result: (result.variant.tokenizer or "", result.variant.dimension or 0, result.variant.name)
     )
-    baselines = UnitFolder(output_dir / BASELINES).results(BASELINES)
+    baselines = StepFolder(output_dir / BASELINES).results(BASELINES)
     return Collection(
         folder=output_dir,
         preset=preset,
@@ -123,9 +123,9 @@ def collect_variant(variant: Variant, output_dir: Path) -> VariantResults:
     seconds = 0.0
     entries: dict[str, list[dict[str, Any]]] = {"row": [], "blocks": [], "timesteps": [], "samples": []}
     for seed in seeds:
-        unit = UnitFolder(unit_path(output_dir, variant, seed))
+        unit = StepFolder(run_path(output_dir, variant, seed))
         failure = unit.failure()
-        if failure is not None and UNIT not in unit.steps():
+        if failure is not None and ALL_STEPS not in unit.steps():
             failures[seed] = failure
         records = RunFolder(unit.path).records()
         if not records or records[-1].get("event") != "finished":

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 import ldae  # noqa: F401 - registers the models with transformers
 from ldae.data import ImageSource, iterate_once, open_probe_images
 from ldae.deconstruct.preset import ProbeOptions
-from ldae.deconstruct.unit_folder import StepRecorder, UnitFolder
+from ldae.deconstruct.steps import StepFolder, StepRecorder
 from ldae.evaluation.comparison import compare_linear
 from ldae.evaluation.protocols import GridResult, LinearProbeResult, run_linear_probe, run_logistic_grid
 from ldae.evaluation.searched import run_searched_probes
@@ -23,7 +23,7 @@ from ldae.training.recipe import Recipe
 ALL_BLOCKS_UP_TO = 12  # of a deeper stack, the sweep takes the paper's blocks in proportion
 
 
-def probe_encoder(unit: UnitFolder, recipe: Recipe, options: ProbeOptions, device: torch.device) -> None:
+def probe_encoder(unit: StepFolder, recipe: Recipe, options: ProbeOptions, device: torch.device) -> None:
     """
     Linear-probe a run's encoder, as step `row`.
 
@@ -31,7 +31,7 @@ def probe_encoder(unit: UnitFolder, recipe: Recipe, options: ProbeOptions, devic
     (`"point": "searched"`), and at the recipe's own (`"point": "paper"`); Adam's probe at the latter alone.
 
     Args:
-        unit ([`UnitFolder`]): A finished run.
+        unit ([`StepFolder`]): A finished run.
         recipe ([`Recipe`]): Of that run: its data, budget and precision.
         options ([`ProbeOptions`]): How.
         device (`torch.device`): Where.
@@ -48,7 +48,7 @@ def probe_encoder(unit: UnitFolder, recipe: Recipe, options: ProbeOptions, devic
             _search(unit.path, recipe, options, device, recorder, *grid)
 
 
-def sweep_encoder(unit: UnitFolder, recipe: Recipe, options: ProbeOptions, device: torch.device) -> None:
+def sweep_encoder(unit: StepFolder, recipe: Recipe, options: ProbeOptions, device: torch.device) -> None:
     """
     Sweep a run over blocks (step `blocks`) and over time steps with clean and noisy input (step `timesteps`; App. A).
     The arguments are those of [`probe_encoder`].
@@ -68,13 +68,13 @@ def sweep_encoder(unit: UnitFolder, recipe: Recipe, options: ProbeOptions, devic
 
 
 def compare_baselines(
-    unit: UnitFolder, run: Path, recipe: Recipe, options: ProbeOptions, device: torch.device
+    unit: StepFolder, run: Path, recipe: Recipe, options: ProbeOptions, device: torch.device
 ) -> None:
     """
     Probe what an encoder must beat, as step `baselines`: the same network untrained, its mean latents, raw pixels.
 
     Args:
-        unit ([`UnitFolder`]): Where the results go.
+        unit ([`StepFolder`]): Where the results go.
         run (`Path`): A finished run, whose network and tokenizer are taken.
         recipe, options, device: As of [`probe_encoder`].
     """

@@ -1,4 +1,4 @@
-"""report.md and report.html of an output folder: the paper's figures and tables, ours beside the paper's."""
+"""Write report.md and report.html of an output folder: the paper's figures and tables, ours beside the paper's."""
 
 from pathlib import Path
 
@@ -7,48 +7,51 @@ from safetensors import safe_open
 from ldae.deconstruct import figures
 from ldae.deconstruct.collect import Collection, VariantResults, collect
 from ldae.deconstruct.preset import Preset
+from ldae.deconstruct.report_tables import (
+    baselines_table,
+    dimensions_table,
+    samples_table,
+    steps_table,
+    sweep_table,
+    tokenizers_table,
+    trajectory_table,
+)
 from ldae.deconstruct.report_text import (
     accuracy_text,
-    baselines_table,
     baselines_text,
     data_name,
-    dimensions_table,
+    fid_note,
     how_measured,
     opening,
     paper_notes,
-    row_label,
-    row_number,
-    row_paper,
     run_config,
-    samples_table,
     samples_text,
-    sweep_table,
-    tokenizers_table,
-    trajectory_note,
-    trajectory_table,
+    steps_note,
+    trajectory_caption,
 )
 from ldae.deconstruct.samples import SAMPLES_PICTURE
+from ldae.deconstruct.trajectory import count_steps, row_label, row_number, row_paper, trajectory_steps
 from ldae.files import write_whole
 from ldae.reports.document import Picture, Section, render_html, render_markdown, save_figure
 from ldae.reports.paper_figures import BY_BLOCK_SOURCE, BY_DIMENSION_NOTES, BY_DIMENSION_SOURCE, BY_TIMESTEP_SOURCE
 
 
-SHOWN_ROW = "12"  # whose noise and denoising are shown: l-DAE itself, or else the last row that is finished
+SHOWN_ROW = "12"  # the row whose noise and denoising are shown; if it is not finished, the last one that is
 GROUPS = ("05", "08", "12a")  # first rows of Sec. 4.2, 4.3 and what comes after them
 FILTER_ROWS = ("05", "06", "07")  # VAE, AE, PCA (Fig. 4)
 
 
 def write_report(preset: Preset, output_dir: Path, *, command: str = "") -> Path:
     """
-    Write `report.md`, `report.html` and `figures/` of what an output folder holds so far.
+    Write `report.md`, `report.html` and `figures/` for what an output folder holds so far.
 
     Args:
-        preset ([`Preset`]): Which rows there should be; those that are missing are listed as not run.
+        preset ([`Preset`]): The rows to show; those that are missing are listed as not run.
         output_dir (`Path`): The output folder of `deconstruct`.
         command (`str`): The launch's command line, without rows and seeds.
 
     Returns:
-        The HTML file, which needs nothing beside it.
+        `Path`: The HTML file, which contains its pictures.
     """
     found = collect(preset, output_dir)
     title = f"From DiT to l-DAE on {data_name(found)}"
@@ -81,12 +84,14 @@ def _trajectory(found: Collection) -> Section:
     at_paper = [row.at_paper if searched else None for row in found.rows]
     groups = [i for i, row in enumerate(found.rows) if i and row.variant.key in GROUPS]
     chart = save_figure(figures.trajectory_figure(bars, groups, at_paper), found.folder / "figures" / "trajectory.svg")
-    caption = (
-        "As Figure 6 of the paper: each line changes the one above (12a and 12b change 12). The axes do not begin at zero. "
-        + trajectory_note(found)
-    )
     alt = "Bars of linear-probe accuracy by step, ours and the paper's"
-    return Section("The trajectory", [Picture(chart, alt, caption), trajectory_table(found), *paper_notes(found)])
+    blocks = [Picture(chart, alt, trajectory_caption(found)), trajectory_table(found)]
+    blocks += [*paper_notes(found), *fid_note(found)]
+    steps = trajectory_steps(found)
+    counted = count_steps(steps)
+    if counted:
+        blocks += [f"*{counted}* {steps_note()}", steps_table(steps)]
+    return Section("The trajectory", blocks)
 
 
 def _dimensions(found: Collection) -> Section:

@@ -1,4 +1,4 @@
-"""Samples of a finished run: a grid to look at, FID and KID, by all processes of the launch together."""
+"""Draw samples of a finished run, a grid of pictures, FID and KID, on all processes of the launch."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator
@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 
 from ldae.data import Batch, iterate_once, open_images
 from ldae.deconstruct.preset import GenerationOptions
-from ldae.deconstruct.unit_folder import UnitFolder
+from ldae.deconstruct.steps import StepFolder
 from ldae.evaluation.distances import image_distances
 from ldae.evaluation.extractor import load_extractor
 from ldae.evaluation.generation import Sampling, generate_images, generation_results
@@ -21,41 +21,41 @@ from ldae.reports.samples import sample_grid
 from ldae.training.recipe import Recipe
 
 
-COLUMNS = 10  # of the grid
+GRID_COLUMNS = 10
 SAMPLES_PICTURE = Path("pictures") / "samples.png"
 
 
 def measure_samples(
-    unit: UnitFolder, recipe: Recipe, options: GenerationOptions, extractor: str, device: torch.device
+    folder: StepFolder, recipe: Recipe, options: GenerationOptions, extractor: str, device: torch.device
 ) -> None:
     """
-    Draw samples of a run, and compare them with its training images, as step `samples`.
+    Draw samples of a run and compare them with its training images: the step `samples`.
 
     Args:
-        unit ([`UnitFolder`]): A finished run.
-        recipe ([`Recipe`]): Of that run.
-        options ([`GenerationOptions`]): How many, and how.
-        extractor (`str`): Whose features FID and KID compare, as of [`~ldae.evaluation.extractor.load_extractor`].
-        device (`torch.device`): Where.
+        folder ([`StepFolder`]): A finished run.
+        recipe ([`Recipe`]): The run's recipe.
+        options ([`GenerationOptions`]): Number of images and sampler.
+        extractor (`str`): Network whose features FID and KID compare; see [`~ldae.evaluation.extractor.load_extractor`].
+        device (`torch.device`): Device to draw on.
     """
     state = PartialState()
     config = recipe.model_config()
     chosen = {name: value for name, value in dataclasses.asdict(options).items() if name not in ("rows", "extractor")}
     settings = [chosen, Path(extractor).name, recipe.training.images]
-    done = unit.is_done("samples", settings)
-    state.wait_for_everyone()  # nobody notes that it is done before everybody has looked
+    done = folder.is_done("samples", settings)
+    state.wait_for_everyone()  # no process writes that the step is done before all have looked
     if done:
         return
     sampling = Sampling(
-        steps=None if config.noise_schedule == "constant" else options.steps,  # which has one step
+        steps=None if config.noise_schedule == "constant" else options.steps,  # a constant schedule has one step
         guidance_scale=options.guidance_scale if config.num_class_embeds is not None else 1.0,
         batch_size=options.batch_size,
     )
     network = load_extractor(extractor).to(device)
     source = open_images(recipe.data, recipe.data.split)
     share: dict[str, Any] = {"rank": state.process_index, "world_size": state.num_processes}
-    with unit.step("samples", settings) if state.is_main_process else nullcontext() as recorder:
-        pipeline = LDAEPipeline.from_pretrained(unit.path).to(device)
+    with folder.step("samples", settings) if state.is_main_process else nullcontext() as recorder:
+        pipeline = LDAEPipeline.from_pretrained(folder.path).to(device)
         pipeline.set_progress_bar_config(disable=True)
         shown: list[Batch] = []
         distances = image_distances(
@@ -74,14 +74,14 @@ def measure_samples(
         images = _first_images(shown, options.grid)
         if recorder is None:
             return
-        sample_grid(images, columns=COLUMNS).save(unit.path / SAMPLES_PICTURE)
+        sample_grid(images, columns=GRID_COLUMNS).save(folder.path / SAMPLES_PICTURE)
         weights = "raw" if recipe.training.ema_decay is None else "ema"
         for entry in generation_results(distances, sampling, pipeline, network, weights):
             recorder.add({**entry, "dataset": recipe.data.dataset, "split": recipe.data.split, "checkpoint": "."})
 
 
 def _watched(batches: Iterable[Batch], most: int, shown: list[Batch]) -> Iterator[Batch]:
-    """The batches, of which those that the first `most` images lie in are kept."""
+    """Yield all batches, and append those with the first `most` images to `shown`."""
     for batch in batches:
         if int(batch.positions[0]) < most:
             shown.append(batch)
@@ -89,7 +89,7 @@ def _watched(batches: Iterable[Batch], most: int, shown: list[Batch]) -> Iterato
 
 
 def _first_images(shown: list[Batch], most: int) -> torch.Tensor:
-    """The first `most` images of all processes, in order."""
+    """Gather the first `most` images of all processes in order."""
     mine = [
         (int(position), image)
         for batch in shown

@@ -1,12 +1,11 @@
-"""The runs that a preset stands for: each row, or each latent dimension of a sweep, as a recipe."""
+"""The variants of a preset, its rows and the latent dimensions of its sweep, as recipes."""
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ldae.deconstruct.preset import Preset, row_key
+from ldae.files import hash_settings
 from ldae.models.configuration_ldae import CONV_VAE_DEFAULTS
 from ldae.training.options import FREE_FIELDS
 from ldae.training.recipe import Recipe, build_recipe, read_sections
@@ -18,8 +17,12 @@ class Variant:
     """
     One bar or one point of the report: a row, or a tokenizer at one latent dimension.
 
-    `folder` is its place below the output folder; `key` the row's number (`"07"`), or `"pca-8"` in a sweep; `sections`
-    those of its recipe, before the preset's are laid over it; `tokenizer`, `dimension` say what a sweep varies.
+    Attributes:
+        folder (`str`): Its folder below the output folder.
+        key (`str`): The row's number (`"07"`), or `"pca-8"` in a sweep.
+        name (`str`): The row's name, or the sweep's point in words.
+        sections (`dict`): The sections of its recipe, before the preset's are laid over them.
+        tokenizer (`str`, *optional*), dimension (`int`, *optional*): What a sweep varies.
     """
 
     folder: str
@@ -32,10 +35,10 @@ class Variant:
 
 def list_variants(preset: Preset) -> list[Variant]:
     """
-    All variants of a preset, its rows first.
+    List all variants of a preset, its rows first.
 
     Raises:
-        ValueError: where a recipe is wrong.
+        ValueError: If a recipe is invalid.
     """
     rows = [
         Variant(f"rows/{name}", row_key(name), name, read_sections(preset.recipes / f"{name}.yaml"))
@@ -45,31 +48,31 @@ def list_variants(preset: Preset) -> list[Variant]:
 
 
 def sweep_variant(tokenizer: str, dimension: int, sections: dict[str, dict[str, Any]]) -> Variant:
-    """The point of a sweep for one tokenizer and latent dimension."""
+    """Return the point of a sweep for one tokenizer and latent dimension."""
     name = f"{tokenizer} at d = {dimension}"
     return Variant(f"sweep/{tokenizer}-d{dimension}", f"{tokenizer}-{dimension}", name, sections, tokenizer, dimension)
 
 
 def variant_recipe(variant: Variant, preset: Preset, seed: int, output_dir: Path, num_classes: int | None) -> Recipe:
     """
-    A variant's recipe under a preset.
+    Build a variant's recipe under a preset.
 
-    The preset's sections win over the row's, except that they switch nothing on: `num_class_embeds`,
-    `perceptual_weight`, `adversarial_weight` and `conv_vae_config` change a row that has them. `latent_cache` is the folder
-    of the caches of those runs that can have one.
+    The preset's fields replace the row's, but switch nothing on: `num_class_embeds`, `perceptual_weight`,
+    `adversarial_weight` and `conv_vae_config` apply to rows that use them. `latent_cache` is the folder that holds the
+    caches of those runs that can have one.
 
     Args:
-        variant ([`Variant`]): Which.
-        preset ([`Preset`]): What is laid over it.
-        seed (`int`): Of the pre-training.
+        variant ([`Variant`]): The variant.
+        preset ([`Preset`]): The preset laid over it.
+        seed (`int`): Seed of the pre-training.
         output_dir (`Path`): The run's folder.
-        num_classes (`int`, *optional*): Classes of the data, for a row that is told them.
+        num_classes (`int`, *optional*): Number of classes of the data, for a class-conditional row.
 
     Returns:
         [`Recipe`].
 
     Raises:
-        ValueError: where the two do not go together.
+        ValueError: If the variant and the preset contradict each other.
     """
     laid = {name: dict(values) for name, values in preset.sections.items()}
     own_model, own_tokenizer = variant.sections["model"], variant.sections["tokenizer"]
@@ -90,7 +93,7 @@ def variant_recipe(variant: Variant, preset: Preset, seed: int, output_dir: Path
     sections = {name: {**variant.sections[name], **laid[name]} for name in laid}
     if variant.dimension is not None:
         sections["model"] |= _at_dimension(variant, sections["model"])
-    # What is measured here searches for itself, and compares it with the recipe's own point.
+    # The measurements search the block and time step themselves, and compare them with the recipe's own.
     sections["training"] |= {"seed": seed, "output_dir": str(output_dir), "select_features": False}
     try:
         return build_recipe(sections)
@@ -107,16 +110,11 @@ def tokenizer_name(recipe: Recipe) -> str:
     described = tokenizer_recipe(recipe, "shared").resolved()
     described["tokenizer"]["perceptual_model"] = Path(described["tokenizer"]["perceptual_model"]).name
     config = recipe.model_config()
-    return f"{config.latent_tokenizer}-d{config.latent_dim}-{content_hash(described)}"
-
-
-def content_hash(resolved: dict[str, Any]) -> str:
-    """Eight hexadecimal digits of what of a resolved recipe any trained number depends on."""
-    kept = {
+    kept = {  # the fields that a trained number depends on
         section: {name: value for name, value in values.items() if name not in FREE_FIELDS or name == "images"}
-        for section, values in resolved.items()
+        for section, values in described.items()
     }
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{config.latent_tokenizer}-d{config.latent_dim}-{hash_settings(kept)}"
 
 
 def _sweep_variants(preset: Preset) -> list[Variant]:
@@ -133,7 +131,7 @@ def _sweep_variants(preset: Preset) -> list[Variant]:
 
 
 def _at_dimension(variant: Variant, model: dict[str, Any]) -> dict[str, Any]:
-    """What of the model a latent dimension sets; that of a convolutional VAE follows from its number of channels."""
+    """Return the model fields that set a latent dimension; a convolutional VAE's follows from its number of channels."""
     fields: dict[str, Any] = {"latent_dim": variant.dimension}
     if variant.tokenizer == "conv_vae" and variant.dimension is not None:
         network = {**CONV_VAE_DEFAULTS, **(model.get("conv_vae_config") or {})}
@@ -141,8 +139,9 @@ def _at_dimension(variant: Variant, model: dict[str, Any]) -> dict[str, Any]:
         channels, rest = divmod(variant.dimension, max(1, model.get("patch_size", 16) // stride) ** 2)
         if rest or not channels:
             raise ValueError(
-                f"sweep.dimensions.conv_vae={variant.dimension} is not possible with a stride of {stride} and patch_size="
-                f"{model.get('patch_size', 16)}; give multiples of {(model.get('patch_size', 16) // stride) ** 2}."
+                f"sweep.dimensions.conv_vae={variant.dimension} must be a multiple of "
+                f"{(model.get('patch_size', 16) // stride) ** 2}, for a stride of {stride} and "
+                f"patch_size={model.get('patch_size', 16)}."
             )
         fields["conv_vae_config"] = {**(model.get("conv_vae_config") or {}), "latent_channels": channels}
     return fields

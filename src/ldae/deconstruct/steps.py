@@ -1,6 +1,5 @@
-"""A run's folder as `deconstruct` sees it: which steps are done with which settings, what they measured, what failed."""
+"""A run's folder as `deconstruct` sees it: which steps are finished with which settings, their results and failures."""
 
-import hashlib
 import json
 import time
 from collections.abc import Iterator
@@ -8,50 +7,50 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ldae.files import write_whole
+from ldae.files import hash_settings, write_whole
 from ldae.results import add_result, read_results
 
 
 STEPS_FILE = "deconstruct.json"
 FAILURE_FILE = "failure.json"
-UNIT = "unit"  # the step that is done when all of a unit's are
+ALL_STEPS = "unit"  # the step that is finished when all others of a run are
 
 
-class UnitFolder:
+class StepFolder:
     """
     The folder of one variant and seed, or of the baselines.
 
-    Args:
-        path (`Path`): Its place.
+    `deconstruct.json` holds for each finished step a hash of its settings and its duration. The step's measurements are
+    in results.json, each entry with the step's name and that hash, so that numbers of other settings are told apart.
 
-    `deconstruct.json` has for each step that is done a hash of its settings and its duration. What a step measured is in
-    results.json, each entry with the name of the step and that hash, so that numbers of other settings are told apart.
+    Args:
+        path (`Path`): The folder.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
 
     def is_done(self, step: str, settings: Any) -> bool:
-        """Whether a step was finished with these settings."""
-        return self.steps().get(step, {}).get("settings") == settings_hash(settings)
+        """Return `True` if a step was finished with these settings."""
+        return self.steps().get(step, {}).get("settings") == hash_settings(settings)
 
     def steps(self) -> dict[str, dict[str, Any]]:
-        """The finished steps by name."""
+        """Read the finished steps by name."""
         file = self.path / STEPS_FILE
         return json.loads(file.read_text()) if file.is_file() else {}
 
     @contextmanager
     def step(self, name: str, settings: Any) -> Iterator["StepRecorder"]:
-        """Measure and note a step: it is done where the block ends without an error."""
+        """Yield a recorder for a step's measurements; the step is finished when the block ends without an error."""
         started = time.perf_counter()
-        recorder = StepRecorder(self.path, name, settings_hash(settings))
+        recorder = StepRecorder(self.path, name, hash_settings(settings))
         yield recorder
         done = {"settings": recorder.settings, "seconds": round(time.perf_counter() - started, 1)}
         self.path.mkdir(parents=True, exist_ok=True)
         write_whole(self.path / STEPS_FILE, json.dumps({**self.steps(), name: done}, indent=2) + "\n")
 
     def results(self, step: str) -> list[dict[str, Any]]:
-        """What a step measured when it was last finished."""
+        """Read what a step measured when it was last finished."""
         current = self.steps().get(step, {}).get("settings")
         return [
             entry
@@ -59,17 +58,13 @@ class UnitFolder:
             if entry["protocol"].get("study") == step and entry.get("settings") == current
         ]
 
-    def seconds(self) -> float:
-        """What the finished steps took in all."""
-        return sum(step["seconds"] for step in self.steps().values())
-
     def failure(self) -> str | None:
-        """What went wrong at the last try, in one line; `None` where nothing did."""
+        """Read the error of the last attempt, in one line; `None` if there was none."""
         file = self.path / FAILURE_FILE
         return json.loads(file.read_text())["error"] if file.is_file() else None
 
     def note_failure(self, error: BaseException | None) -> None:
-        """Note what went wrong, or with `None` that nothing does any more."""
+        """Note the error of an attempt, or with `None` that it had none."""
         if error is None:
             (self.path / FAILURE_FILE).unlink(missing_ok=True)
             return
@@ -79,18 +74,13 @@ class UnitFolder:
 
 
 class StepRecorder:
-    """Adds what a step measures to results.json."""
+    """Writer of a step's measurements to results.json."""
 
     def __init__(self, path: Path, step: str, settings: str) -> None:
         self.path, self.name, self.settings = path, step, settings
 
     def add(self, entry: dict[str, Any]) -> None:
-        """An entry of results.json, as of [`~ldae.results.add_result`]; the step's name goes into its protocol."""
+        """Add an entry as [`~ldae.results.add_result`] does, with the step's name in its protocol."""
         self.path.mkdir(parents=True, exist_ok=True)
         protocol = {**entry["protocol"], "study": self.name}
         add_result(self.path, {**entry, "protocol": protocol, "settings": self.settings})
-
-
-def settings_hash(settings: Any) -> str:
-    """Eight hexadecimal digits of plain settings."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:8]

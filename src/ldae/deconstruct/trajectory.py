@@ -1,0 +1,104 @@
+"""Rows of the trajectory and the steps between them: ours beside the paper's."""
+
+import itertools
+import math
+from dataclasses import dataclass
+
+from ldae.deconstruct.collect import Collection, VariantResults
+from ldae.reports.paper_figures import TRAJECTORY, PaperStep, paper_step
+
+
+@dataclass(frozen=True)
+class Step:
+    """
+    A step of the trajectory: the change of accuracy from the row that it is based on.
+
+    Attributes:
+        row, base ([`VariantResults`]): The row, and the row that it changes.
+        ours (`float`, *optional*, in points): Our change; `None` if one of the two is not measured.
+        stderr (`float`, *optional*, in points): Standard error of our change, from the spread of both rows over seeds;
+            `None` with one seed.
+        paper (`float`, *optional*, in points): The paper's change.
+    """
+
+    row: VariantResults
+    base: VariantResults
+    ours: float | None
+    stderr: float | None
+    paper: float | None
+
+    @property
+    def agrees(self) -> bool | None:
+        """The change has the paper's sign; `None` if one is not known, or the paper's is zero."""
+        return self.ours * self.paper > 0 if self.ours is not None and self.paper else None
+
+    @property
+    def is_significant(self) -> bool | None:
+        """Our change exceeds two standard errors; `None` if these are not known."""
+        return None if self.ours is None or self.stderr is None else abs(self.ours) > 2 * self.stderr
+
+
+def trajectory_steps(found: Collection) -> list[Step]:
+    """List the steps between rows of a report, in order; rows 12a and 12b both change row 12."""
+    steps = []
+    for previous, key in itertools.pairwise(step.row for step in TRAJECTORY):
+        base_key = "12" if key in ("12a", "12b") else previous
+        row, base = found.row(key), found.row(base_key)
+        if row is None or base is None:
+            continue
+        ours, stderr, paper = None, None, None
+        if row.accuracy is not None and base.accuracy is not None:
+            ours = 100 * (row.accuracy.mean - base.accuracy.mean)
+            if row.accuracy.stderr is not None and base.accuracy.stderr is not None:
+                stderr = 100 * math.hypot(row.accuracy.stderr, base.accuracy.stderr)
+        theirs, their_base = paper_step(key), paper_step(base_key)
+        if theirs is not None and their_base is not None:
+            paper = round(theirs.accuracy - their_base.accuracy, 6)  # of one decimal
+        steps.append(Step(row, base, ours, stderr, paper))
+    return steps
+
+
+def count_steps(steps: list[Step]) -> str:
+    """
+    Count the steps that go the paper's way, and those beyond two standard errors, in a sentence or two.
+
+    Args:
+        steps (`list[Step]`): The steps of a report.
+
+    Returns:
+        `str`: Empty if none is measured.
+    """
+    measured = [step for step in steps if step.ours is not None]
+    if not measured:
+        return ""
+    agreeing = [step for step in measured if step.agrees]
+    text = f"{len(agreeing)} of {len(measured)} steps go the paper's way"
+    if all(step.stderr is None for step in measured):
+        text += "; with one seed a row there is no standard error to compare them with."
+    else:
+        beyond = sum(bool(step.is_significant) for step in agreeing)
+        against = sum(bool(step.is_significant) for step in measured if step.agrees is False)
+        text += f", {beyond} beyond two standard errors; {against} go the other way beyond two standard errors."
+    flat = [row_number(step.row) for step in measured if step.paper == 0]
+    if flat:
+        text += f" The paper's step to row {', '.join(flat)} is zero, and neither way."
+    if len(measured) < len(steps):
+        text += f" {len(steps) - len(measured)} steps are not measured yet."
+    return text
+
+
+def row_number(row: VariantResults) -> str:
+    """Return a row's number as the paper counts: `0`, `7`, `12a`."""
+    key = row.variant.key
+    return key[1:] if len(key) > 1 and key.startswith("0") else key
+
+
+def row_label(row: VariantResults) -> str:
+    """Return a row's step in words, or the name of a recipe that the paper does not have."""
+    step = paper_step(row.variant.key)
+    return step.step if step is not None else row.variant.name.replace("_", " ")
+
+
+def row_paper(row: VariantResults) -> PaperStep | None:
+    """Return the paper's figures for a row."""
+    return paper_step(row.variant.key)
