@@ -20,9 +20,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from data import write_random_parquet
 from ldae.models.tokenizer_conv_ldae import build_conv_vae
-from ldae.training.pretraining import PretrainingRun
-from ldae.training.progress import Stopwatch
+from ldae.training.loop import Run
+from ldae.training.pretraining import DenoisingTask
 from ldae.training.recipe import Recipe, load_recipe
+from ldae.training.run_folder import RunFolder
 
 
 CASES = [("tiny", 9), ("small", 7)]  # size, timed pairs
@@ -54,9 +55,10 @@ def make_recipe(folder: Path, size: str, name: str, latent_cache: Path | None) -
     return load_recipe(None, fields)
 
 
-def step_of(run: PretrainingRun) -> Callable[[], None]:
-    batches, watch = iter(run.loader), Stopwatch()
-    return lambda: run.step(batches, 1e-4, watch)
+def step_of(recipe: Recipe) -> Callable[[], None]:
+    run = Run(DenoisingTask(recipe), recipe.training, RunFolder.of(recipe))
+    batches = run.start()
+    return lambda: run.step(batches)
 
 
 def run(pairs: int | None = None) -> list[Comparison]:
@@ -71,17 +73,16 @@ def run(pairs: int | None = None) -> list[Comparison]:
             encoding = make_recipe(folder, size, "encoding", None)
             if not results:
                 build_conv_vae(encoding.model_config()).save_pretrained(folder / "autoencoder")
-            peer = PretrainingRun(encoding)
+            peer = step_of(encoding)
             start = time.perf_counter()
-            ours = PretrainingRun(make_recipe(folder, size, "cached", folder / "latents"))
+            ours = step_of(make_recipe(folder, size, "cached", folder / "latents"))
             if not results:
                 seconds = time.perf_counter() - start
                 print(
                     f"latent cache: started and filled with {IMAGES} images and their mirror images in {seconds:.1f} s"
                 )
             title = f"training from cached latents, {size}, 64 pixels, batch {BATCH}"
-            steps = step_of(ours), step_of(peer)
-            results.append(compare(title, *steps, pairs=pairs or default_pairs, target=2.0))
+            results.append(compare(title, ours, peer, pairs=pairs or default_pairs, target=2.0))
     return results
 
 

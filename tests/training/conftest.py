@@ -1,5 +1,7 @@
 """A run small enough for a test: real components, eight steps of thirty-two digits."""
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,7 +9,10 @@ import pytest
 import yaml
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
+from ldae.training.loop import Callback, Run, train
 from ldae.training.recipe import Recipe, load_recipe
+from ldae.training.run_folder import RunFolder
+from ldae.training.task import Task
 
 
 TINY = {
@@ -34,6 +39,32 @@ TINY = {
         "select_features": False,
     },
 }
+
+
+class After(Callback):
+    """Calls a function once, after so many steps."""
+
+    def __init__(self, steps: int, act: Callable[[Run], object]):
+        self.steps, self.act = steps, act
+
+    def after_step(self, run: Run) -> None:
+        if run.images_seen == self.steps * run.options.total_batch_size:
+            self.act(run)
+
+
+def train_task(task: Task, *callbacks: Callback) -> RunFolder:
+    """Train a task in its recipe's folder."""
+    folder = RunFolder.of(task.recipe)
+    train(task, task.options, folder, callbacks)
+    return folder
+
+
+def stop_after(task: Task, steps: int) -> RunFolder:
+    """Train a task until it receives a SIGTERM after so many steps."""
+    with pytest.raises(SystemExit) as stop:
+        train_task(task, After(steps, lambda run: os.kill(os.getpid(), signal.SIGTERM)))
+    assert stop.value.code == 128 + signal.SIGTERM
+    return RunFolder.of(task.recipe)
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,6 @@
 """Runs of a DDAE's recipe: what the folder holds, resuming, probes of it, samples, and what its recipe refuses."""
 
 import json
-import os
-import signal
 
 import pytest
 import torch
@@ -13,10 +11,12 @@ from ldae import DDAEModel, DDAEPipeline
 from ldae.cli import main
 from ldae.data import augment_geometry
 from ldae.results import read_results
-from ldae.training.pretraining import DDAEPretrainingRun, pretrain
+from ldae.training.loop import Callback
+from ldae.training.pretraining import DenoisingTask, pretrain
 from ldae.training.recipe import load_recipe
 from tests.models.test_ddae_conditioning import DIT
 from tests.models.test_ddae_pretraining import UNET
+from tests.training.conftest import stop_after, train_task
 
 
 TINY = {
@@ -72,19 +72,7 @@ def test_a_run_leaves_a_folder_to_probe_and_to_sample_from(make_ddae):
 
 def test_stopping_and_resuming_changes_no_bit_with_dropout_either(make_ddae):
     whole = pretrain(make_ddae("whole", probe_every_images=0)).path
-    run = DDAEPretrainingRun(make_ddae("parts", probe_every_images=0))
-    step, taken = run.step, 0
-
-    def step_and_stop(*arguments):
-        nonlocal taken
-        taken += 1
-        if taken == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(*arguments)
-
-    run.step = step_and_stop
-    with pytest.raises(SystemExit):
-        run.train()
+    stop_after(DenoisingTask(make_ddae("parts", probe_every_images=0)), 2)
     resumed = pretrain(make_ddae("parts", probe_every_images=0)).path
     ours, theirs = load_file(resumed / "model.safetensors"), load_file(whole / "model.safetensors")
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -126,13 +114,17 @@ def test_a_dit_is_trained_with_self_conditioning_and_told_of_augmentation(make_d
         feature_layer="transformer_blocks.2",
         probe_every_images=0,
     )
-    run, told = DDAEPretrainingRun(recipe), []
-    run.model.ddae.augmentation.register_forward_pre_hook(lambda module, args: told.append(args[0]))
+    told = []
+
+    class Listen(Callback):
+        def start(self, run):
+            module = run.task.module.ddae.augmentation
+            module.register_forward_pre_hook(lambda module, args: told.append(args[0]))
+
     seed, images = recipe.training.seed, torch.rand(32, 3, 16, 16)
     labels = augment_geometry(images, torch.arange(32), seed, probability=0.5)[1]
-    run.train()
+    folder = train_task(DenoisingTask(recipe), Listen()).path
     assert len(told) == 4 and torch.equal(told[0], labels) and labels.any(dim=1).sum() > 16
-    folder = run.folder.path
     weights = load_file(folder / "model.safetensors")
     for name in ("denoiser.proj_out_2", "self_conditioning.output", "augmentation"):
         assert weights[f"ddae.{name}.weight"].any(), name

@@ -2,9 +2,7 @@
 
 import copy
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,13 +17,13 @@ from ldae import DDAEConfig, DDAEForPreTraining, LDAEForImageClassification, LDA
 from ldae.cli import main
 from ldae.data import DataConfig, open_images
 from ldae.results import read_results
-from ldae.training.finetuning import FineTuningRun, finetune, load_classifier
+from ldae.training.finetuning import FineTuningTask, finetune, load_classifier
 from ldae.training.finetuning_recipe import load_finetuning_recipe
 from ldae.training.pretraining import pretrain
 from ldae.training.recipe import build_recipe
 from tests.models.small_models import draw_images, open_gates
 from tests.models.test_ddae_pretraining import UNET
-from tests.training.conftest import TINY
+from tests.training.conftest import TINY, stop_after
 
 
 FAST = {
@@ -126,19 +124,7 @@ def test_it_learns(run, tmp_path):
 def test_stopping_and_resuming_changes_no_bit(kind, request, tmp_path):
     checkpoint = request.getfixturevalue(kind)
     whole = finetune(load(checkpoint, tmp_path / "whole", dataset="digits")).path
-    run = FineTuningRun(load(checkpoint, tmp_path / "parts", dataset="digits"))
-    step, taken = run.step, 0
-
-    def step_and_stop(*arguments):
-        nonlocal taken
-        taken += 1
-        if taken == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(*arguments)
-
-    run.step = step_and_stop
-    with pytest.raises(SystemExit):
-        run.train()
+    stop_after(FineTuningTask(load(checkpoint, tmp_path / "parts", dataset="digits")), 2)
     parts = finetune(load(checkpoint, tmp_path / "parts", dataset="digits")).path
     assert (parts / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert losses(parts) == losses(whole) and len(losses(whole)) == 3
@@ -250,7 +236,7 @@ def test_epochs_and_the_rest_of_the_protocol_fill_in_the_budget(run, tmp_path):
         ({"num_hidden_layers": 3}, "num_hidden_layers=3 is not possible; the checkpoint has 2 blocks"),
         ({"feature_layer": 3}, "feature_layer=3 is not possible"),
         ({"epochs": 2}, "epochs=2 and images=96 are both given"),
-        ({"frozen_blocks": 3}, "frozen_blocks=3 is not possible; the encoder has 2 blocks"),
+        ({"frozen_blocks": 3}, "frozen_blocks=3 exceeds the 2 blocks of the encoder"),
         ({"micro_batch_size": 1}, "micro_batch_size=1 is odd, and MixUp and CutMix mix pairs"),
     ],
 )

@@ -19,9 +19,10 @@ from ldae import LDAEConfig
 from ldae.errors import RunError
 from ldae.tokenizers.files import TOKENIZER_FILE
 from ldae.training.latent_cache import storage_dtype
-from ldae.training.pretraining import PretrainingRun, pretrain
+from ldae.training.pretraining import DenoisingTask, pretrain
 from ldae.training.recipe import Recipe
 from ldae.training.tokenizer_training import train_tokenizer
+from tests.training.conftest import train_task
 
 
 LAUNCHER = Path(__file__).parents[2] / "training" / "pretrain.py"
@@ -133,8 +134,9 @@ def test_a_run_may_begin_with_encoding_and_go_on_from_the_cache(make):
     pretrain(make("parts", images=128))
     parts = losses(pretrain(make("parts", "latents", images=256)).path)
     assert parts == pytest.approx(whole, abs=0.1) and len(parts) == 4  # another learning rate at the end of the first
-    run = PretrainingRun(make("parts", "latents", images=512))
-    assert run.examples.latent_cache is not None and run.source.latent_cache is None
+    task = DenoisingTask(make("parts", "latents", images=512))
+    train_task(task)
+    assert task.examples.latent_cache is not None and task.source.latent_cache is None
 
 
 def test_the_cache_of_another_tokenizer_is_refused_before_the_first_step(make, tmp_path):
@@ -148,10 +150,10 @@ def test_the_cache_of_another_tokenizer_is_refused_before_the_first_step(make, t
     with pytest.raises(
         ValueError, match=r"holds latents with other settings \(tokenizer was \w+ and is \w+\); give another folder"
     ):
-        PretrainingRun(make("second", "latents"))
+        pretrain(make("second", "latents"))
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"latent_cache='.*' cannot be written to"):
-        PretrainingRun(make("third", "file/latents"))
+        pretrain(make("third", "file/latents"))
 
 
 @pytest.mark.parametrize(

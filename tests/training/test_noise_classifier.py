@@ -1,8 +1,5 @@
 """Noise-conditional classifiers: where they start, how they fold, and that a stopped run goes on bit for bit."""
 
-import os
-import signal
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -13,14 +10,15 @@ from ldae.data import DataConfig
 from ldae.errors import RunError
 from ldae.training.noise_classifier import (
     NoiseClassifierConfig,
-    NoiseClassifierRun,
+    NoiseClassifierTask,
     NormalizedClassifier,
-    _recipe,
     build_noise_classifier,
     fold,
+    noise_classifier_recipe,
     train_noise_classifier,
 )
 from tests.models.test_ddae_pretraining import UNET
+from tests.training.conftest import stop_after
 
 
 DIGITS = DataConfig("digits", num_workers=0)
@@ -79,19 +77,8 @@ def test_a_stopped_run_ends_as_a_whole_one_and_a_finished_one_stays(classifier, 
     model = AutoModelForImageClassification.from_pretrained(whole)
     assert isinstance(model, DDAEForImageClassification) and model.config.id2label[9] == "9"
 
-    run = NoiseClassifierRun(_recipe(classifier, DIGITS, tmp_path / "parts"), classifier)
-    step, taken = run.step, 0
-
-    def step_and_stop(*arguments):
-        nonlocal taken
-        taken += 1
-        if taken == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(*arguments)
-
-    run.step = step_and_stop
-    with pytest.raises(SystemExit):
-        run.train()
+    recipe = noise_classifier_recipe(classifier, DIGITS, tmp_path / "parts")
+    stop_after(NoiseClassifierTask(recipe, classifier), 2)
     resumed = train_noise_classifier(classifier, DIGITS, tmp_path / "parts")
     ours, theirs = load_file(resumed / "model.safetensors"), load_file(whole / "model.safetensors")
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)

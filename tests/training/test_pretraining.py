@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -15,7 +14,10 @@ from safetensors.torch import load_file
 
 from ldae import LDAEForPreTraining
 from ldae.errors import RunError
-from ldae.training.pretraining import PretrainingRun, pretrain
+from ldae.training.loop import Run
+from ldae.training.pretraining import DenoisingTask, pretrain
+from ldae.training.run_folder import RunFolder
+from tests.training.conftest import After, stop_after, train_task
 
 
 LAUNCHER = Path(__file__).parents[2] / "training" / "pretrain.py"
@@ -70,20 +72,7 @@ def test_a_second_start_of_a_finished_run_changes_nothing(make_recipe, capsys):
 )
 def test_stopping_and_resuming_changes_no_bit(make_recipe, changes):
     whole = pretrain(make_recipe("whole", **changes)).path
-    run = PretrainingRun(make_recipe("parts", **changes))
-    step, taken = run.step, 0
-
-    def step_and_stop(*arguments):
-        nonlocal taken
-        taken += 1
-        if taken == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(*arguments)
-
-    run.step = step_and_stop
-    with pytest.raises(SystemExit) as stop:
-        run.train()
-    assert stop.value.code == 143
+    stop_after(DenoisingTask(make_recipe("parts", **changes)), 3)
     parts = pretrain(make_recipe("parts", **changes)).path
     assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
     assert losses(whole) == losses(parts)
@@ -91,14 +80,18 @@ def test_stopping_and_resuming_changes_no_bit(make_recipe, changes):
 
 def test_images_are_cropped_once_while_decoding_or_afterwards(make_recipe):
     """Of square images both are the same boxes, but for the rounding of the first to 8 bits."""
-    during = PretrainingRun(make_recipe("during", horizontal_flip=False))
-    batch = next(during.loader)
-    pixels = during.pixels(batch, batch.positions)
+
+    def first_pixels(name, **fields):
+        recipe = make_recipe(name, horizontal_flip=False, **fields)
+        run = Run(DenoisingTask(recipe), recipe.training, RunFolder.of(recipe))
+        batch = next(run.loader)
+        return batch, run.task.pixels(batch, batch.positions)
+
+    batch, pixels = first_pixels("during")
     assert torch.equal(pixels, batch.images.float() / 127.5 - 1)
-    after = PretrainingRun(make_recipe("after", horizontal_flip=False, decode_size=16))
-    whole = next(after.loader)
+    whole, cropped = first_pixels("after", decode_size=16)
     assert torch.equal(whole.positions, batch.positions) and not torch.equal(whole.images, batch.images)
-    torch.testing.assert_close(after.pixels(whole, whole.positions), pixels, atol=1.1 / 127.5, rtol=0)
+    torch.testing.assert_close(cropped, pixels, atol=1.1 / 127.5, rtol=0)
 
 
 def test_more_budget_extends_a_finished_run(make_recipe):
@@ -160,24 +153,13 @@ def test_a_killed_run_goes_on_to_the_same_bytes(make_recipe, recipe_file, tmp_pa
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(make_recipe):
-    run = PretrainingRun(make_recipe(images=512, checkpoint_every_images=64))
-    step, taken = run.step, 0
-
-    def step_with_nan(*arguments):
-        nonlocal taken
-        taken += 1
-        if taken == 6:
-            with torch.no_grad():
-                run.model.head.projection.bias.fill_(float("nan"))
-        return step(*arguments)
-
-    run.step = step_with_nan
+    recipe = make_recipe(images=512, checkpoint_every_images=64)
+    spoil = After(5, lambda run: run.task.module.head.projection.bias.data.fill_(float("nan")))
     with pytest.raises(RunError) as error:
-        run.train()
-    assert "in the batch of examples 160 to 191" in str(error.value) and "images-000000000128, is kept" in str(
-        error.value
-    )
-    newest = run.folder.checkpoints / "images-000000000128" / "model.safetensors"
+        train_task(DenoisingTask(recipe), spoil)
+    assert "in the batch of examples 160 to 191" in str(error.value)
+    assert "images-000000000128, is kept" in str(error.value)
+    newest = RunFolder.of(recipe).checkpoints / "images-000000000128" / "model.safetensors"
     assert all(value.isfinite().all() for value in load_file(newest).values())
 
 

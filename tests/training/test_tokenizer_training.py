@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,8 @@ from ldae.results import read_results
 from ldae.tokenizers.files import load_tokenizer
 from ldae.training.pretraining import pretrain
 from ldae.training.resnet_classifier import ResNetClassifierConfig, train_resnet_classifier
-from ldae.training.tokenizer_training import TokenizerRun, tokenizer_recipe, train_tokenizer
+from ldae.training.tokenizer_training import TokenizerTask, tokenizer_recipe, train_tokenizer
+from tests.training.conftest import stop_after
 
 
 TINY_VAE = {"block_out_channels": [8, 16], "layers_per_block": 1, "latent_channels": 1, "norm_num_groups": 4}
@@ -47,22 +46,6 @@ def make(make_recipe):
 
 def records(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def stop_after(run, steps: int) -> None:
-    """Train `run` until it gets a SIGTERM after so many steps."""
-    step, taken = run.step, 0
-
-    def step_and_stop(*arguments):
-        nonlocal taken
-        taken += 1
-        if taken == steps:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(*arguments)
-
-    run.step = step_and_stop
-    with pytest.raises(SystemExit):
-        run.train()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -97,7 +80,7 @@ def test_a_tokenizer_folder_holds_what_a_run_needs(kind, make, tmp_path):
 def test_training_is_stopped_and_resumed_to_the_same_bytes(kind, make):
     whole = train_tokenizer(make("whole", kind, adversarial_weight=0.5))
     parts = make("parts", kind, adversarial_weight=0.5)
-    stop_after(TokenizerRun(tokenizer_recipe(parts)), 3)
+    stop_after(TokenizerTask(tokenizer_recipe(parts)), 3)
     assert not (Path(parts.training.output_dir) / "tokenizer.safetensors").exists()
     folder = train_tokenizer(parts)
     assert (folder / "tokenizer.safetensors").read_bytes() == (whole / "tokenizer.safetensors").read_bytes()

@@ -1,7 +1,5 @@
-"""Fine-tuning an encoder as an image classifier: from a checkpoint and a recipe to a finished run folder."""
+"""Fine-tuning of an encoder as an image classifier: from a checkpoint and a recipe to a finished run folder."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,149 +12,115 @@ from ldae.data.mixing import mix_examples
 from ldae.data.rand_augment import rand_augment
 from ldae.evaluation.features import evaluating
 from ldae.evaluation.images import fixed_subset
-from ldae.hub.model_card import write_model_card
-from ldae.hub.push import HubUploader
 from ldae.models.modeling_ddae import DDAEForImageClassification
 from ldae.models.modeling_ldae import LDAEForImageClassification
 from ldae.reports.finetuning_pictures import draw_finetuning_pictures
 from ldae.results import add_result
-from ldae.training.blocks import Block, depth_of, encoder_blocks
+from ldae.training.blocks import depth_of, encoder_blocks
+from ldae.training.callbacks import DrawPictures, sharing
 from ldae.training.checkpoint import Checkpoint
 from ldae.training.drop_path import DropPath
 from ldae.training.finetuning_recipe import FineTuningRecipe
 from ldae.training.layer_decay import parameter_groups
-from ldae.training.loop import TrainingRun
+from ldae.training.loop import Callback, Run, train
 from ldae.training.lora import add_lora, merged
 from ldae.training.run_folder import RunFolder
+from ldae.training.task import Task, trained_parameters
 
 
 CLASSIFIERS: dict[str, Any] = {"ldae": LDAEForImageClassification, "ddae": DDAEForImageClassification}
 
 
-class FineTuningRun(TrainingRun):
+class FineTuningTask(Task):
     """
-    End-to-end fine-tuning of an encoder with a linear classifier on its mean features, by the protocol of masked
-    autoencoders (l-DAE, App. B): clean input, layer-wise learning-rate decay, drop path, MixUp, CutMix, RandAugment, label
-    smoothing and averaged weights.
+    End-to-end fine-tuning of an encoder with a linear classifier on its mean features.
+
+    The protocol is that of masked autoencoders (l-DAE, App. B): clean input, layer-wise learning-rate decay, drop path,
+    MixUp, CutMix, RandAugment, label smoothing and averaged weights.
 
     Args:
-        recipe ([`FineTuningRecipe`]): With `training.output_dir`.
+        recipe ([`FineTuningRecipe`]): The checkpoint, the images, the regularization and the budget.
     """
 
     activity = "fine-tuning"
-    model: Any
+    product = "the classifier"
     recipe: FineTuningRecipe
-    blocks: list[Block]
-    drop_path: DropPath
     test_source: ImageSource
 
-    def __init__(self, recipe: FineTuningRecipe):
-        super().__init__(recipe)
-        self.scores: dict[str, tuple[float, int]] = {}  # by weights: accuracy, and of how many images
-        self.uploader = None
-        if self.options.push_to_hub and self.is_main:
-            hub = (self.folder.path, self.options.push_to_hub)
-            self.uploader = HubUploader(*hub, private=self.options.hub_private)
-
-    def build(self, checkpoint: Checkpoint | None) -> nn.Module:
-        fine = self.recipe.finetuning
-        if (fine.mixup or fine.cutmix) and self.micro_batch_size % 2:
-            raise ValueError(
-                f"micro_batch_size={self.micro_batch_size} is odd, and MixUp and CutMix mix pairs; choose an even one, or "
-                "give --mixup 0 --cutmix 0."
-            )
-        with self.accelerator.main_process_first():
-            self.source, self.test_source = open_probe_images(self.recipe.data)
+    def open_source(self) -> ImageSource:
+        """Open the training images and the test images, both with labels."""
+        source, self.test_source = open_probe_images(self.recipe.data)
         if self.test_source.label_column is None:
             raise ValueError(f"{self.test_source.description} has no label column; name another eval_split.")
-        self.examples = self.source
+        return source
+
+    def build(self, checkpoint: Checkpoint | None) -> nn.Module:
+        """Load the classifier, freeze its first blocks, and add LoRA factors and drop path."""
+        fine = self.recipe.finetuning
+        micro_batch_size, _ = self.options.batch_layout(self.accelerator.num_processes)
+        if (fine.mixup or fine.cutmix) and micro_batch_size % 2:
+            raise ValueError(
+                f"micro_batch_size={micro_batch_size} is odd, and MixUp and CutMix mix pairs; choose an even one, or give "
+                "--mixup 0 --cutmix 0."
+            )
         model = load_classifier(self.recipe)
         self.blocks = encoder_blocks(model)
         self._freeze(model)
         if fine.lora_rank is not None:
             add_lora(model, self.blocks[fine.frozen_blocks :], fine.lora_rank)
         self.drop_path = DropPath(model, self.blocks, fine.drop_path, first=fine.frozen_blocks)
-        if self.options.activation_checkpointing:
-            model.gradient_checkpointing_enable()
-        if self.options.compile:
-            model.compile(fullgraph=True)
-        return model
+        return self.optimized(model)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return groups whose learning rate falls from block to block towards the input."""
         layer_decay: Any = self.recipe.finetuning.layer_decay  # the recipe has made a number of it
         rates = {"layer_decay": layer_decay, "weight_decay": self.options.weight_decay}
-        return parameter_groups(self._trained(), self.blocks, **rates)
+        return parameter_groups(trained_parameters(self.module), self.blocks, **rates)
 
     def loss(self, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
+        """Augment and mix the batch, drop paths, and compare with the smoothed labels."""
         fine, seed = self.recipe.finetuning, self.options.seed
-        if batch.labels is None or bool((batch.labels < 0).any()):
-            raise ValueError(f"{self.source.description} has images without a label; fine-tune on others.")
+        labels = self.labels(batch, positions)
         pixels = self.pixels(batch, positions)  # (b, C, H, W)
         if fine.rand_augment is not None:
             pixels = rand_augment(pixels, batch.positions, seed, magnitude=fine.rand_augment)
         pixels, targets = mix_examples(
             pixels,
-            batch.labels.to(self.device, non_blocking=True),
+            labels,
             batch.positions,
             seed,
-            num_classes=self.model.num_labels,
+            num_classes=self.module.num_labels,
             mixup=fine.mixup,
             cutmix=fine.cutmix,
             label_smoothing=fine.label_smoothing,
         )
         self.drop_path.draw(positions, seed)
-        # A UNet's own dropout draws from torch's generators: of a batch's place in the run, a resumed run draws the same.
-        torch.manual_seed(seed * 2**32 + int(batch.positions[0]))
         logits = self.network(pixels).logits  # (b, K)
         return F.cross_entropy(logits.float(), targets)
 
-    def measure(self, at_end: bool) -> None:
-        t = self.options
-        every = max(1, t.images // 10) if t.probe_every_images is None else t.probe_every_images
-        if every and self.due(every) and not at_end:  # at the end, all images are measured
-            subset = fixed_subset(self.test_source, t.probe_eval_examples, t.seed)
-            scores = {name: round(value, 4) for name, (value, _) in self._accuracies(subset).items()}
-            self.log({"event": "accuracy", "examples": subset.num_examples, **scores})
-
-    def export(self, weights: dict[str, torch.Tensor]) -> None:
-        model = self.model
+    def export(self, folder: RunFolder, weights: dict[str, torch.Tensor]) -> None:
+        """Write the classifier, with plain layers where LoRA factors trained."""
+        model = self.module
         if self.recipe.finetuning.lora_rank is not None:
             model = merged(model, weights)
             weights = model.state_dict()
-        self.folder.export(model, weights, scheduler=False)
-        if self.uploader and self.images_seen < self.end:
-            self.uploader.push(f"{self.images_seen:,} images seen")
-
-    def conclude_together(self, weights: dict[str, torch.Tensor]) -> None:
-        self.scores = self._accuracies(self.test_source)
-
-    def conclude(self, weights: dict[str, torch.Tensor]) -> None:
-        self.export(weights)
-        for name, (value, count) in self.scores.items():
-            add_result(self.folder.path, self._result(name, value, count))
-            self.say(f"Accuracy on {self.test_source.description}: {value:.2%} ({name} weights, {count:,} images)")
-        draw_finetuning_pictures(self.folder.path)
-        write_model_card(self.folder.path, repo_id=self.options.push_to_hub)
-        if self.uploader:
-            self.uploader.finish("Fine-tuned")
-        self.say(f"Finished: {self.folder.path} holds the classifier.")
+        folder.export(model, weights, scheduler=False)
 
     def describe(self) -> str:
-        fine, counts = self.recipe.finetuning, [p.numel() for p in self.model.parameters()]
-        trained = sum(weight.numel() for weight in self._trained().values())
+        """Describe the size of the model, what of it trains, and where it begins."""
+        fine, trained = self.recipe.finetuning, trained_parameters(self.module).values()
         begin = "untrained" if fine.from_scratch else "with its head" if self.recipe.has_head else "with a new head"
         return (
-            f"Model: {sum(counts) / 1e6:.1f} M weights, {trained / 1e6:.1f} M of them train; {len(self.blocks)} blocks, "
-            f"{self.model.num_labels} classes; {fine.checkpoint}, {begin}; layer_decay {fine.layer_decay}"
+            f"{super().describe()}, {sum(weight.numel() for weight in trained) / 1e6:.1f} M of them train; "
+            f"{len(self.blocks)} blocks, {self.module.num_labels} classes; {fine.checkpoint}, {begin}; layer_decay "
+            f"{fine.layer_decay}"
         )
 
-    # -- parts ---------------------------------------------------------------------------------------------------------
-
     def _freeze(self, model: Any) -> None:
-        """Keep the first blocks, and what comes before them, as they are; their dropout too is off."""
+        """Freeze the first blocks and what comes before them, and switch off their dropout."""
         count = self.recipe.finetuning.frozen_blocks
         if count > len(self.blocks):
-            raise ValueError(f"frozen_blocks={count} is not possible; the encoder has {len(self.blocks)} blocks.")
+            raise ValueError(f"frozen_blocks={count} exceeds the {len(self.blocks)} blocks of the encoder; lower it.")
         if not count:
             return
         for name, parameter in model.named_parameters():
@@ -166,59 +130,79 @@ class FineTuningRun(TrainingRun):
             if isinstance(module, nn.Dropout) and depth_of(name, self.blocks) <= count:
                 module.p = 0.0
 
-    def _accuracies(self, source: ImageSource) -> dict[str, tuple[float, int]]:
-        """Accuracy on a source, and of how many images, with the weights as they train and with their average."""
-        scores = {"raw": self._accuracy(source)}
-        if self.ema is not None:
-            with self._averaged():
-                scores["ema"] = self._accuracy(source)
+
+class MeasureAccuracy(Callback):
+    """
+    Accuracy on the test images, with the trained weights and with their average: on a subset while it trains, on all
+    of them at the end.
+
+    Args:
+        recipe ([`FineTuningRecipe`]): The run's.
+    """
+
+    def __init__(self, recipe: FineTuningRecipe):
+        self.recipe, self.options = recipe, recipe.training
+
+    def after_step(self, run: Run) -> None:
+        """Log the accuracy on a fixed subset."""
+        t = self.options
+        every = max(1, t.images // 10) if t.probe_every_images is None else t.probe_every_images
+        if every and run.due(every) and not run.at_end:
+            subset = fixed_subset(run.task.test_source, t.probe_eval_examples, t.seed)
+            scores = {name: round(value, 4) for name, (value, _) in self._accuracies(run, subset).items()}
+            run.log({"event": "accuracy", "examples": subset.num_examples, **scores})
+
+    def finish(self, run: Run) -> None:
+        """Add the accuracy on all test images to results.json."""
+        source = run.task.test_source
+        for name, (value, count) in self._accuracies(run, source).items():
+            if run.is_main:
+                add_result(run.folder.path, self._result(source, name, value, count))
+            run.say(f"Accuracy on {source.description}: {value:.2%} ({name} weights, {count:,} images)")
+
+    def _accuracies(self, run: Run, source: ImageSource) -> dict[str, tuple[float, int]]:
+        """Return accuracy and number of images, by weights."""
+        scores = {"raw": self._accuracy(run, source)}
+        if run.ema is not None:
+            with run.averaged():
+                scores["ema"] = self._accuracy(run, source)
         return scores
 
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        ema: Any = self.ema
-        weights = list(self._trained().values())
-        ema.store(weights)
-        ema.copy_to(weights)
-        try:
-            yield
-        finally:
-            ema.restore(weights)
-
-    def _accuracy(self, source: ImageSource) -> tuple[float, int]:
-        """Every process measures its share of the images."""
-        c, a = self.model.config, self.accelerator
-        counts = torch.zeros(2, dtype=torch.long, device=self.device)  # right, measured
+    def _accuracy(self, run: Run, source: ImageSource) -> tuple[float, int]:
+        """Measure every process's share of the images."""
+        model, accelerator = run.task.module, run.accelerator
+        c = model.config
+        counts = torch.zeros(2, dtype=torch.long, device=run.device)  # correct, measured
         batches = iterate_once(
             source,
             image_size=c.image_size,
             num_channels=c.num_channels,
             batch_size=256,
-            rank=a.process_index,
-            world_size=a.num_processes,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
             num_workers=self.recipe.data.num_workers,
         )
-        with evaluating(self.model), a.autocast():
+        with evaluating(model), accelerator.autocast():
             for batch in batches:
                 if batch.labels is None:
                     continue
-                images, labels = batch.images.to(self.device), batch.labels.to(self.device)
+                images, labels = batch.images.to(run.device), batch.labels.to(run.device)
                 pixels = prepare_images(images, batch.positions, 0, image_size=c.image_size)
-                chosen = self.model(pixels).logits.argmax(dim=1)  # (b,)
+                chosen = model(pixels).logits.argmax(dim=1)  # (b,)
                 counts += torch.stack([(chosen == labels).sum(), (labels >= 0).sum()])
-        right, measured = a.reduce(counts, "sum").tolist()
+        correct, measured = accelerator.reduce(counts, "sum").tolist()
         if not measured:
             raise ValueError(f"{source.description} has no labels; name another eval_split.")
-        return right / measured, int(measured)
+        return correct / measured, int(measured)
 
-    def _result(self, weights: str, value: float, count: int) -> dict[str, Any]:
+    def _result(self, source: ImageSource, weights: str, value: float, count: int) -> dict[str, Any]:
         t, fine = self.options, self.recipe.resolved()["finetuning"]
         budget = {field: getattr(t, field) for field in ("images", "total_batch_size", "base_learning_rate")}
         return {
             "metric": "accuracy",
             "value": value,
-            "dataset": self.test_source.name,
-            "split": self.test_source.split,
+            "dataset": source.name,
+            "split": source.split,
             "protocol": {"name": "fine-tuning", "weights": weights, **budget, **fine},
             "seed": t.seed,
             "checkpoint": ".",
@@ -228,7 +212,7 @@ class FineTuningRun(TrainingRun):
 
 def load_classifier(recipe: FineTuningRecipe) -> Any:
     """
-    The classifier that a run begins with.
+    Load the classifier that a run begins with.
 
     Args:
         recipe ([`FineTuningRecipe`]): Names the checkpoint, and whether encoder and head are taken from it.
@@ -237,7 +221,7 @@ def load_classifier(recipe: FineTuningRecipe) -> Any:
         [`LDAEForImageClassification`] or [`DDAEForImageClassification`] in float32. A new head is zero.
 
     Raises:
-        ValueError: where the checkpoint lacks weights of the encoder.
+        ValueError: If the checkpoint lacks weights of the encoder.
     """
     kind, fine, config = CLASSIFIERS[recipe.model_type], recipe.finetuning, recipe.config
     with quietly():  # about the head; what else is missing is looked at below
@@ -268,16 +252,16 @@ def load_classifier(recipe: FineTuningRecipe) -> Any:
 
 def finetune(recipe: FineTuningRecipe) -> RunFolder:
     """
-    Run a recipe to its end: the same call on the same folder resumes, and on a finished run changes nothing.
+    Run a recipe to its end. The same call resumes, and changes nothing once the run is finished.
 
     Args:
-        recipe ([`FineTuningRecipe`]): As [`~ldae.training.finetuning_recipe.load_finetuning_recipe`] gives it.
+        recipe ([`FineTuningRecipe`]): As [`~ldae.training.finetuning_recipe.load_finetuning_recipe`] returns it.
 
     Returns:
         [`RunFolder`], finished: a classifier that `AutoModelForImageClassification` and pipelines load.
 
     Raises:
-        ValueError, RunError: as of [`FineTuningRun`].
+        ValueError, RunError: As of [`~ldae.training.loop.train`].
 
     Example:
 
@@ -288,12 +272,8 @@ def finetune(recipe: FineTuningRecipe) -> RunFolder:
     finetune(load_finetuning_recipe("runs/cifar10", overrides={"horizontal_flip": True}, epochs=30))
     ```
     """
-    if recipe.training.output_dir is not None:
-        folder = RunFolder(recipe.training.output_dir)
-        folder.check_recipe(recipe)
-        if folder.finished(recipe.training.images):
-            print(f"{folder.path} is finished ({recipe.training.images:,} images); nothing to do.")
-            return folder
-    run = FineTuningRun(recipe)
-    run.train()
-    return run.folder
+    folder = RunFolder.of(recipe)
+    pictures = DrawPictures(lambda run: draw_finetuning_pictures(run.folder.path))
+    callbacks = [MeasureAccuracy(recipe), pictures, *sharing(recipe.training, "Fine-tuned")]
+    train(FineTuningTask(recipe), recipe.training, folder, callbacks)
+    return folder

@@ -1,7 +1,6 @@
 """Noise-conditional classifiers: an encoder's network that is told t, trained on images noised at random t."""
 
 import dataclasses
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,17 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageClassification,
 
 import ldae  # noqa: F401 - registers the models with transformers
 from ldae.data import Batch, DataConfig
-from ldae.data.image_processor import save_image_processor
 from ldae.evaluation.baselines import untrained_like
 from ldae.evaluation.features import Layer, draw_input_noise
 from ldae.evaluation.linear_probe import BN_EPS
-from ldae.files import move_into
 from ldae.models.randomness_ldae import TIMESTEPS, keyed_uniform
 from ldae.training.checkpoint import Checkpoint
-from ldae.training.loop import TrainingRun
-from ldae.training.options import TokenizerConfig, TrainingConfig
+from ldae.training.loop import train
+from ldae.training.options import TokenizerConfig
 from ldae.training.recipe import Recipe, model_fields
-from ldae.training.run_folder import EXPORT_PREFIX, RunFolder
+from ldae.training.resnet_classifier import classifier_training
+from ldae.training.run_folder import RunFolder
+from ldae.training.task import Task
 
 
 @dataclass(frozen=True)
@@ -86,43 +85,42 @@ def fold(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {**plain, "classifier.weight": weight.to(dtype), "classifier.bias": bias.to(dtype)}
 
 
-class NoiseClassifierRun(TrainingRun):
+class NoiseClassifierTask(Task):
     """
-    Supervised training of a [`NoiseClassifierConfig`]'s network: t is uniform over all time steps (of EDM over the levels
-    of its sampling schedule), and both t and the noise depend on the seed and an example's place in the run alone.
+    Supervised training on images noised at random time steps.
+
+    t is uniform over all time steps (of EDM over the levels of its sampling schedule). Both t and the noise depend on the
+    seed and an example's position in the run only.
 
     Args:
-        recipe ([`Recipe`]): Gives the data, the image size and, under `training`, the budget.
+        recipe ([`Recipe`]): Data, image size and budget.
         classifier ([`NoiseClassifierConfig`]): What is trained.
     """
 
     activity = "noise classifier"
-    model: NormalizedClassifier
+    product = "the classifier"
 
     def __init__(self, recipe: Recipe, classifier: NoiseClassifierConfig):
-        self.classifier = classifier
         super().__init__(recipe)
+        self.classifier = classifier
 
     def build(self, checkpoint: Checkpoint | None) -> NormalizedClassifier:
+        """Build the classifier, with a BatchNorm that is folded away in the end."""
         return NormalizedClassifier(build_noise_classifier(self.classifier))
 
     def loss(self, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
-        if batch.labels is None or bool((batch.labels < 0).any()):
-            raise ValueError(f"{self.source.description} has images without a label; train the classifier on others.")
-        pixels, seed = self.pixels(batch, positions), self.options.seed
+        """Noise the batch, and compare the logits with the labels."""
+        labels, pixels, seed = self.labels(batch, positions), self.pixels(batch, positions), self.options.seed
         u = keyed_uniform(seed, TIMESTEPS, positions, 1)[:, 0]
-        timesteps = (u * self.model.plain.config.num_train_timesteps).long()  # (b,)
-        noise = draw_input_noise(self.model.plain.base_model, pixels, positions, seed)
-        # Dropout draws from torch's own generators: of a batch's place in the run, a resumed run draws the same.
-        torch.manual_seed(seed * 2**32 + int(batch.positions[0]))
+        timesteps = (u * self.module.plain.config.num_train_timesteps).long()  # (b,)
+        noise = draw_input_noise(self.module.plain.base_model, pixels, positions, seed)
         logits = self.network(pixels, timesteps, noise)  # (b, K)
-        return F.cross_entropy(logits.float(), batch.labels.to(self.device))
+        return F.cross_entropy(logits.float(), labels)
 
-    def conclude(self, weights: dict[str, torch.Tensor]) -> None:
-        with tempfile.TemporaryDirectory(prefix=EXPORT_PREFIX, dir=self.folder.path) as staging:
-            self.model.plain.save_pretrained(staging, state_dict=fold(weights))
-            save_image_processor(staging, self.model.plain.config)
-            move_into(Path(staging), self.folder.path)
+    def finish(self, folder: RunFolder, weights: dict[str, torch.Tensor]) -> None:
+        """Write the classifier, its BatchNorm folded into the linear layer."""
+        if self.accelerator.is_main_process:
+            folder.export(self.module.plain, fold(weights), scheduler=False, code=False)
 
 
 def build_noise_classifier(classifier: NoiseClassifierConfig) -> PreTrainedModel:
@@ -158,34 +156,21 @@ def train_noise_classifier(classifier: NoiseClassifierConfig, data: DataConfig, 
         ValueError: where images have no label.
         RunError: where the folder holds another classifier.
     """
-    recipe = _recipe(classifier, data, output_dir)
+    recipe = noise_classifier_recipe(classifier, data, output_dir)
     folder = RunFolder(output_dir)
-    folder.check_recipe(recipe)
-    if not folder.finished(classifier.images):
-        NoiseClassifierRun(recipe, classifier).train()
+    train(NoiseClassifierTask(recipe, classifier), recipe.training, folder)
     return folder.path
 
 
-def _recipe(classifier: NoiseClassifierConfig, data: DataConfig, output_dir: str | Path) -> Recipe:
+def noise_classifier_recipe(classifier: NoiseClassifierConfig, data: DataConfig, output_dir: str | Path) -> Recipe:
+    """Return the recipe of a classifier's training; arguments are those of [`train_noise_classifier`]."""
     c, config = classifier, build_noise_classifier(classifier).config
-    training = TrainingConfig(
-        output_dir=str(output_dir),
-        images=c.images,
-        total_batch_size=c.total_batch_size,
-        base_learning_rate=c.learning_rate * 256 / c.total_batch_size,
-        warmup_images=c.images // 20,
-        weight_decay=c.weight_decay,
-        adam_betas=(0.9, 0.999),
-        mixed_precision=c.mixed_precision,
-        seed=c.seed,
-        log_every_images=max(1, c.images // 20),
-        keep_checkpoints=1,
-        probe_every_images=0,
-    )
     fields = {name: getattr(config, name) for name in model_fields(config.model_type)}
     return Recipe(
         model={"model_type": config.model_type, **fields},
         data=dataclasses.replace(data, random_resized_crop=False, decode_size=None),
         tokenizer=TokenizerConfig(),
-        training=training,
+        training=classifier_training(
+            c, output_dir, warmup_images=c.images // 20, mixed_precision=c.mixed_precision, seed=c.seed
+        ),
     )

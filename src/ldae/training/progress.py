@@ -4,10 +4,13 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 
 import torch
 from tqdm.auto import tqdm
+
+from ldae.data import Batch
 
 
 class StopSignal:
@@ -39,6 +42,13 @@ class Stopwatch:
         self.started = time.perf_counter()
         self.waited = 0.0
         self.images = 0
+
+    def next(self, batches: Iterator[Batch]) -> Batch:
+        """Return the next batch, and count the time spent waiting for it."""
+        waiting = time.perf_counter()
+        batch = next(batches)
+        self.waited += time.perf_counter() - waiting
+        return batch
 
     def lap(self) -> dict[str, float]:
         """Images a second, share of the time spent waiting for data, and peak memory; begins a new lap."""

@@ -1,24 +1,26 @@
-"""A small supervised classifier of a data set: a perceptual network and a feature extractor that needs no download."""
+"""A small supervised ResNet of a data set: a perceptual network and feature extractor that needs no download."""
 
 import dataclasses
 import json
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from ldae.data import Batch
-from ldae.data.image_processor import save_image_processor
 from ldae.errors import RunError
-from ldae.files import move_into
 from ldae.training.checkpoint import Checkpoint
-from ldae.training.loop import TrainingRun
+from ldae.training.loop import train
 from ldae.training.options import TokenizerConfig, TrainingConfig
 from ldae.training.recipe import Recipe
-from ldae.training.run_folder import EXPORT_PREFIX, RunFolder
+from ldae.training.run_folder import RunFolder
+from ldae.training.task import Task
+
+
+SETTINGS_FILE = "classifier.json"  # what the folder's recipe.yaml does not hold
 
 
 @dataclass
@@ -46,32 +48,36 @@ class ResNetClassifierConfig:
     horizontal_flip: bool = False
 
 
-class ClassifierRun(TrainingRun):
+class ResNetTask(Task):
     """
-    Supervised training of a [`ResNetClassifierConfig`]'s network on the images of a recipe.
+    Supervised training of a ResNet on the images of a recipe.
 
     Args:
-        recipe ([`Recipe`]): Gives the data, the image size and, under `training`, the budget.
+        recipe ([`Recipe`]): Data, image size and budget.
         classifier ([`ResNetClassifierConfig`]): The network.
     """
 
     activity = "classifier"
-    model: ResNetForImageClassification
+    product = "the classifier"
 
     def __init__(self, recipe: Recipe, classifier: ResNetClassifierConfig):
-        self.classifier = classifier
         super().__init__(recipe)
+        self.classifier = classifier
 
     def build(self, checkpoint: Checkpoint | None) -> ResNetForImageClassification:
-        if self.source.label_column is None or self.source.class_names is None:
+        """Build the network for the classes of the images."""
+        c, names = self.classifier, self.source.class_names
+        if self.source.label_column is None or names is None:
             raise ValueError(
                 f"{self.source.description} has no named classes, and a classifier needs them; name its label_column, or "
                 "give a trained network as perceptual_model and extractor."
             )
-        c, names = self.classifier, self.source.class_names
+        if self.accelerator.is_main_process:
+            settings = Path(str(self.options.output_dir)) / SETTINGS_FILE
+            settings.write_text(json.dumps(dataclasses.asdict(c)))
         return ResNetForImageClassification(
             ResNetConfig(
-                num_channels=self.recipe.model_config().num_channels,
+                num_channels=self.config.num_channels,
                 embedding_size=c.embedding_size,
                 hidden_sizes=c.hidden_sizes,
                 depths=c.depths,
@@ -82,25 +88,23 @@ class ClassifierRun(TrainingRun):
         )
 
     def loss(self, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
-        if batch.labels is None or bool((batch.labels < 0).any()):
-            raise ValueError(f"{self.source.description} has images without a label; train the classifier on others.")
+        """Compare the logits with the labels."""
+        labels = self.labels(batch, positions)
         logits = self.network(self.pixels(batch, positions)).logits  # (b, K)
-        return F.cross_entropy(logits.float(), batch.labels.to(self.device))
+        return F.cross_entropy(logits.float(), labels)
 
-    def conclude(self, weights: dict[str, torch.Tensor]) -> None:
-        with tempfile.TemporaryDirectory(prefix=EXPORT_PREFIX, dir=self.folder.path) as staging:
-            self.model.save_pretrained(staging, state_dict=weights)
-            save_image_processor(staging, self.recipe.model_config())
-            move_into(Path(staging), self.folder.path)
-        self.say(f"Finished: {self.folder.path} holds the classifier.")
+    def finish(self, folder: RunFolder, weights: dict[str, torch.Tensor]) -> None:
+        """Write the classifier."""
+        if self.accelerator.is_main_process:
+            folder.export(self.module, weights, processor_config=self.config, scheduler=False, code=False)
 
 
 def train_resnet_classifier(recipe: Recipe, classifier: ResNetClassifierConfig, output_dir: str | Path) -> Path:
     """
-    Train a small supervised ResNet on a recipe's images; the same call resumes.
+    Train a small supervised ResNet on the images of a recipe. The same call resumes.
 
     Args:
-        recipe ([`Recipe`]): Gives data, image size, precision and seed.
+        recipe ([`Recipe`]): Data, image size, precision and seed.
         classifier ([`ResNetClassifierConfig`]): The network and its budget.
         output_dir (`str` or `Path`): Its folder.
 
@@ -108,42 +112,44 @@ def train_resnet_classifier(recipe: Recipe, classifier: ResNetClassifierConfig, 
         The folder, which `AutoModel` and `AutoModelForImageClassification` load.
 
     Raises:
-        ValueError: where the images have no classes.
-        RunError: where the folder holds another classifier.
+        ValueError: If the images have no classes.
+        RunError: If the folder holds another classifier.
     """
-    own = _classifier_recipe(recipe, classifier, output_dir)
-    folder, settings = RunFolder(output_dir), Path(output_dir) / "classifier.json"
-    folder.check_recipe(own)
+    config, settings = recipe.model_config(), Path(output_dir) / SETTINGS_FILE
     described = dataclasses.asdict(classifier)
     if settings.is_file() and json.loads(settings.read_text()) != described:
         raise RunError(f"output_dir={str(output_dir)!r} holds another classifier; give another folder.")
-    if folder.finished(classifier.images):
-        return folder.path
-    run = ClassifierRun(own, classifier)
-    if run.is_main:
-        settings.write_text(json.dumps(described))
-    run.train()
-    return folder.path
-
-
-def _classifier_recipe(recipe: Recipe, classifier: ResNetClassifierConfig, output_dir: str | Path) -> Recipe:
-    config = recipe.model_config()
-    training = TrainingConfig(
-        output_dir=str(output_dir),
-        images=classifier.images,
-        total_batch_size=classifier.total_batch_size,
-        base_learning_rate=classifier.learning_rate * 256 / classifier.total_batch_size,
-        weight_decay=classifier.weight_decay,
-        adam_betas=(0.9, 0.999),
-        mixed_precision=recipe.training.mixed_precision,
-        seed=recipe.training.seed,
-        log_every_images=max(1, classifier.images // 20),
-        keep_checkpoints=1,
-        probe_every_images=0,
-    )
+    t = recipe.training
+    training = classifier_training(classifier, output_dir, mixed_precision=t.mixed_precision, seed=t.seed)
     data = dataclasses.replace(
         recipe.data, random_resized_crop=False, decode_size=None, horizontal_flip=classifier.horizontal_flip
     )
     size = {"image_size": config.image_size, "patch_size": config.patch_size, "num_channels": config.num_channels}
     model = {**size, "latent_dim": min(config.latent_dim, config.patch_dim)}
-    return Recipe(model=model, data=data, tokenizer=TokenizerConfig(), training=training)
+    own = Recipe(model=model, data=data, tokenizer=TokenizerConfig(), training=training)
+    folder = RunFolder(output_dir)
+    train(ResNetTask(own, classifier), training, folder)
+    return folder.path
+
+
+def classifier_training(settings: Any, output_dir: str | Path, **fields: Any) -> TrainingConfig:
+    """
+    Return the `training:` section of a classifier's recipe: AdamW with a half-cycle cosine.
+
+    Args:
+        settings: With `images`, `total_batch_size`, `learning_rate` (not per 256 images) and `weight_decay`.
+        output_dir (`str` or `Path`): The run's folder.
+        **fields: Further fields.
+    """
+    return TrainingConfig(
+        output_dir=str(output_dir),
+        images=settings.images,
+        total_batch_size=settings.total_batch_size,
+        base_learning_rate=settings.learning_rate * 256 / settings.total_batch_size,
+        weight_decay=settings.weight_decay,
+        adam_betas=(0.9, 0.999),
+        log_every_images=max(1, settings.images // 20),
+        keep_checkpoints=1,
+        probe_every_images=0,
+        **fields,
+    )

@@ -37,10 +37,19 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.recipe = self.path / "recipe.yaml"
 
+    @classmethod
+    def of(cls, recipe: Recipe) -> "RunFolder":
+        """Return the folder that a recipe names, or raise `ValueError` where it names none."""
+        if recipe.training.output_dir is None:
+            raise ValueError("output_dir is missing; give the run's folder (--output_dir runs/NAME).")
+        return cls(recipe.training.output_dir)
+
     def check_recipe(self, recipe: Recipe) -> None:
         """
+        Refuse a recipe that differs from the folder's in anything that a trained number depends on.
+
         Raises:
-            RunError: if the folder holds a run of a recipe that differs in anything a trained number depends on.
+            RunError: If the folder holds a run of such a recipe.
         """
         if not self.recipe.is_file():
             return
@@ -98,21 +107,37 @@ class RunFolder:
         with self.metrics.open("a") as file:
             file.write(json.dumps(record) + "\n")
 
-    def export(self, model: Any, weights: dict[str, torch.Tensor], *, scheduler: bool = True) -> None:
+    def export(
+        self,
+        model: Any,
+        weights: dict[str, torch.Tensor],
+        *,
+        processor_config: Any = None,
+        scheduler: bool = True,
+        code: bool = True,
+    ) -> None:
         """
-        Put the model into the folder as `from_pretrained` reads it, each file whole or not at all; with its noise schedule
-        for diffusers, unless it is no denoiser (`scheduler=False`).
+        Write the model into the folder as `from_pretrained` reads it, each file whole or not at all.
+
+        Args:
+            model (`PreTrainedModel`): The model.
+            weights (`dict[str, torch.Tensor]`): Its weights and buffers by name.
+            processor_config (*optional*): Gives the image processor's `image_size` and `num_channels`; by default the
+                model's configuration.
+            scheduler (`bool`, defaults to `True`): Whether to write a denoiser's noise schedule for diffusers.
+            code (`bool`, defaults to `True`): Whether to write the code for `trust_remote_code`.
 
         Raises:
-            RunError: if it cannot be written.
+            RunError: If it cannot be written.
         """
         from ldae.schedulers.build import build_scheduler
 
         staging = Path(tempfile.mkdtemp(prefix=EXPORT_PREFIX, dir=self.path))
         try:
             model.save_pretrained(staging, state_dict=weights)
-            save_with_code(staging)
-            save_image_processor(staging, model.config)
+            if code:
+                save_with_code(staging)
+            save_image_processor(staging, processor_config or model.config)
             if scheduler:
                 build_scheduler(model.config).save_pretrained(staging / "scheduler")
             move_into(staging, self.path)

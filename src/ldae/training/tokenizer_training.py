@@ -1,4 +1,4 @@
-"""Latent tokenizers for a run: found, fitted in one pass, or trained by the same loop as the denoiser (Sec. 4.2)."""
+"""Latent tokenizers for a run: read, fitted in one pass, or trained by the same loop as the denoiser (Sec. 4.2)."""
 
 import dataclasses
 import math
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from torch import nn
 
 from ldae.data import Batch, ImageSource, iterate_once, open_images, open_probe_images, prepare_images
 from ldae.evaluation.reconstruction import reconstruction_quality
@@ -20,29 +21,31 @@ from ldae.tokenizers.conv_autoencoder import ConvAutoencoderTraining
 from ldae.tokenizers.files import TOKENIZER_FILE, load_tokenizer, save_tokenizer
 from ldae.tokenizers.linear_autoencoder import LinearAutoencoderTraining
 from ldae.tokenizers.perceptual import PerceptualLoss
+from ldae.training.callbacks import tracking
 from ldae.training.checkpoint import Checkpoint
-from ldae.training.loop import TrainingRun
+from ldae.training.loop import train
 from ldae.training.options import TrainingConfig
 from ldae.training.recipe import Recipe
 from ldae.training.run_folder import RunFolder
+from ldae.training.task import Task
 from ldae.training.tokenizer_fit import fit_on_source, latent_variance, measure_latents, patch_moments
 
 
-TEST_IMAGES = 10_000  # whose reconstructions are measured, at most
+TEST_IMAGES = 10_000  # at most, to measure reconstructions on
 FITTED = ("pca", "pixel")  # the others are trained by gradient
 # The fields of a model that its tokenizer depends on.
 TOKENIZER_FIELDS = (
     "image_size patch_size num_channels latent_tokenizer latent_dim latent_scaling conv_vae_config".split()
 )
-ADVERSARIAL_BETAS = (0.5, 0.9)  # of Adam, as usual against a discriminator; for all tokenizers, so that rows compare
+ADVERSARIAL_BETAS = (0.5, 0.9)  # of Adam, usual against a discriminator; for all tokenizers, so that rows compare
 
 
 def tokenizer_recipe(recipe: Recipe, output_dir: str | Path | None = None) -> Recipe:
     """
-    What of a recipe its tokenizer depends on, and nothing else: recipes with equal ones can share the tokenizer.
+    Reduce a recipe to what its tokenizer depends on, so that recipes which agree in that can share the tokenizer.
 
     Args:
-        recipe ([`Recipe`]): Of a denoiser.
+        recipe ([`Recipe`]): Recipe of a denoiser.
         output_dir (`str` or `Path`, *optional*): The tokenizer's folder; by default the recipe's.
 
     Returns:
@@ -50,7 +53,7 @@ def tokenizer_recipe(recipe: Recipe, output_dir: str | Path | None = None) -> Re
     """
     config, t, k = recipe.model_config(), recipe.training, recipe.tokenizer
     model = {name: getattr(config, name) for name in TOKENIZER_FIELDS}
-    if config.latent_tokenizer not in ("pca", "pixel"):  # a combination that every tokenizer allows
+    if config.latent_tokenizer not in FITTED:  # a combination that every tokenizer allows
         model |= {"input_space": "latent", "prediction_target": "latent"}
     training = TrainingConfig(
         output_dir=t.output_dir if output_dir is None else str(output_dir),
@@ -72,25 +75,25 @@ def tokenizer_recipe(recipe: Recipe, output_dir: str | Path | None = None) -> Re
 
 def obtain_tokenizer(recipe: Recipe, source: ImageSource, accelerator: Accelerator) -> Any:
     """
-    The fitted tokenizer of a denoiser's run: the one that the recipe names, or one that is fitted or trained here.
+    Read the tokenizer that a denoiser's recipe names, or fit or train one.
 
     Args:
-        recipe ([`Recipe`]): Of the denoiser.
+        recipe ([`Recipe`]): Recipe of the denoiser.
         source ([`~ldae.data.ImageSource`]): Its training images.
-        accelerator: Gives the processes.
+        accelerator (`Accelerator`): Gives the processes.
 
     Returns:
-        The tokenizer, the same on every process.
+        The fitted tokenizer on the CPU, the same in every process.
 
     Raises:
-        ValueError: where the recipe names one that does not fit.
+        ValueError: If the tokenizer that the recipe names does not fit the model.
     """
     config, own = recipe.model_config(), tokenizer_recipe(recipe)
     folder = recipe.tokenizer.tokenizer
     if folder is None and config.latent_tokenizer in FITTED:
         return fit_on_source(source, own, accelerator).cpu()
     if folder is None:
-        folder = str(Path(recipe.training.output_dir or ".") / "tokenizer")
+        folder = str(RunFolder.of(recipe).path / "tokenizer")
         train_tokenizer(recipe, folder)
     tokenizer = load_tokenizer(folder, config)
     if not bool(tokenizer.fitted) and isinstance(tokenizer, ConvVAETokenizer):
@@ -102,56 +105,53 @@ def obtain_tokenizer(recipe: Recipe, source: ImageSource, accelerator: Accelerat
 
 def train_tokenizer(recipe: Recipe, output_dir: str | Path | None = None) -> Path:
     """
-    Fit or train the latent tokenizer of a recipe in a folder of its own; the same call resumes.
+    Fit or train the latent tokenizer of a recipe in a folder of its own. The same call resumes.
 
     Args:
-        recipe ([`Recipe`]): Of the tokenizer, or of a denoiser.
+        recipe ([`Recipe`]): Recipe of the tokenizer, or of a denoiser.
         output_dir (`str` or `Path`, *optional*): The folder; by default the recipe's.
 
     Returns:
-        The folder: with `tokenizer.safetensors`, `recipe.yaml`, `results.json` (PSNR, SSIM and squared error of the
-        reconstructions), `pictures/`, and of a trained one `metrics.jsonl` and `checkpoints/`.
+        The folder, with `tokenizer.safetensors`, `recipe.yaml`, `results.json` (PSNR, SSIM and squared error of the
+        reconstructions), `pictures/` and, of a trained tokenizer, `metrics.jsonl` and `checkpoints/`.
 
     Raises:
-        ValueError, RunError: as of [`~ldae.training.loop.TrainingRun`].
+        ValueError, RunError: As of [`~ldae.training.loop.train`].
     """
     own = tokenizer_recipe(recipe, output_dir)
-    if own.training.output_dir is None:
-        raise ValueError("output_dir is missing; give the tokenizer's folder (--output_dir runs/tokenizer).")
-    folder = RunFolder(own.training.output_dir)
+    folder = RunFolder.of(own)
     folder.check_recipe(own)
     config = own.model_config()
     if (folder.path / TOKENIZER_FILE).is_file() and folder.recipe.is_file():
         load_tokenizer(folder.path, config)
         Accelerator().print(f"{folder.path} holds a fitted tokenizer already; nothing to do.")
     elif config.latent_tokenizer not in FITTED:
-        TokenizerRun(own).train()
+        train(TokenizerTask(own), own.training, folder, tracking(own.training))
     else:
         accelerator = Accelerator()
         if accelerator.is_main_process:
             folder.claim(own)
-        source = open_images(own.data, own.data.split)
-        tokenizer = fit_on_source(source, own, accelerator)
+        tokenizer = fit_on_source(open_images(own.data, own.data.split), own, accelerator)
         if accelerator.is_main_process:
             finish_tokenizer(folder.path, own, tokenizer)
         accelerator.wait_for_everyone()
     return folder.path
 
 
-class TokenizerRun(TrainingRun):
+class TokenizerTask(Task):
     """
-    Training of an AE, a VAE or a convolutional VAE.
+    Reconstruction of images by an AE, a VAE or a convolutional VAE.
 
     Args:
         recipe ([`Recipe`]): As [`tokenizer_recipe`] makes it.
     """
 
     activity = "tokenizer"
-    model: LinearAutoencoderTraining | ConvAutoencoderTraining
+    product = "the tokenizer"
 
-    def build(self, checkpoint: Checkpoint | None) -> LinearAutoencoderTraining | ConvAutoencoderTraining:
-        config, k = self.recipe.model_config(), self.recipe.tokenizer
-        self.parts: dict[str, torch.Tensor] = {}
+    def build(self, checkpoint: Checkpoint | None) -> nn.Module:
+        """Build the autoencoder with its losses."""
+        config, k = self.config, self.recipe.tokenizer
         if config.latent_tokenizer == "conv_vae":
             perceptual = PerceptualLoss(k.perceptual_model) if k.perceptual_weight > 0 else None
             return ConvAutoencoderTraining(
@@ -172,38 +172,36 @@ class TokenizerRun(TrainingRun):
         )
 
     def loss(self, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
-        pixels = self.pixels(batch, positions)
-        noise = None
-        if self.recipe.model_config().latent_tokenizer != "ae":
-            count = self.model.noise_size(pixels.shape[-1])
-            noise = keyed_normal(self.options.seed, NOISE, positions, count)  # (b, count)
-        more = {}
-        if isinstance(self.model, ConvAutoencoderTraining):
-            more["adversarial"] = self.images_seen >= self.recipe.tokenizer.adversarial_start_images
-        outputs = self.network(pixels, noise, **more)
+        """Reconstruct the batch from a sample of its posterior."""
+        pixels = self.pixels(batch, positions)  # (b, C, H, W)
+        inputs: dict[str, Any] = {"noise": None}
+        if self.config.latent_tokenizer != "ae":
+            count = self.module.noise_size(pixels.shape[-1])
+            inputs["noise"] = keyed_normal(self.options.seed, NOISE, positions, count)  # (b, count)
+        if self.config.latent_tokenizer == "conv_vae":
+            total = self.options.total_batch_size
+            images_seen = int(batch.positions[0]) // total * total  # before this step
+            inputs["adversarial"] = images_seen >= self.recipe.tokenizer.adversarial_start_images
+        outputs = self.network(pixels, **inputs)
         self.parts = outputs.parts
         return outputs.loss
 
-    def numbers(self) -> dict[str, float]:
-        return {name: round(value.item(), 6) for name, value in self.parts.items()}
-
-    def conclude_together(self, weights: dict[str, torch.Tensor]) -> None:
-        config = self.recipe.model_config()
-        self.model.eval()
-        if isinstance(self.model, LinearAutoencoderTraining):
-            variance = latent_variance(self.model.encoder_weight.detach(), self.moments)
-            self.tokenizer: Any = self.model.to_tokenizer(config.latent_scaling, variance)
-            return
-        self.tokenizer = build_tokenizer(config)
-        self.tokenizer.vae.load_state_dict(self.model.vae.state_dict())
-        measure_latents(self.tokenizer, self.source, self.recipe, self.accelerator)
-
-    def conclude(self, weights: dict[str, torch.Tensor]) -> None:
-        finish_tokenizer(self.folder.path, self.recipe, self.tokenizer)
+    def finish(self, folder: RunFolder, weights: dict[str, torch.Tensor]) -> None:
+        """Measure the latents in every process, then write the tokenizer."""
+        self.module.eval()
+        if self.config.latent_tokenizer == "conv_vae":
+            tokenizer = build_tokenizer(self.config)
+            tokenizer.vae.load_state_dict(self.module.vae.state_dict())
+            measure_latents(tokenizer, self.source, self.recipe, self.accelerator)
+        else:
+            variance = latent_variance(self.module.encoder_weight.detach(), self.moments)
+            tokenizer = self.module.to_tokenizer(self.config.latent_scaling, variance)
+        if self.accelerator.is_main_process:
+            finish_tokenizer(folder.path, self.recipe, tokenizer)
 
 
 def finish_tokenizer(folder: Path, recipe: Recipe, tokenizer: Any) -> None:
-    """Measure a fitted tokenizer's reconstructions of test images, draw some, and write it: last, as it ends a run."""
+    """Measure and draw reconstructions of test images, then write the tokenizer, which marks the folder as finished."""
     config = recipe.model_config()
     _, source = open_probe_images(recipe.data)
     device, counted = tokenizer.mean.device, 0

@@ -1,0 +1,246 @@
+"""What happens beside pre-training and fine-tuning: online probe, pictures, model card, Hub and trackers."""
+
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker, get_available_trackers
+from accelerate.utils import ProjectConfiguration
+from PIL import Image
+from transformers import AutoModelForPreTraining
+
+from ldae.data import DataConfig
+from ldae.evaluation.grid_search import name_layer, write_choice
+from ldae.evaluation.online import OnlineProbe
+from ldae.hub.model_card import write_model_card
+from ldae.hub.push import HubUploader
+from ldae.results import add_result
+from ldae.training.loop import Callback, Run
+from ldae.training.options import TrainingConfig
+
+
+class FeatureProbe(Callback):
+    """
+    Probes of a denoiser's features: some while it trains and, at the end, a search for the best block and time step.
+
+    Args:
+        data ([`~ldae.data.DataConfig`]): Names the labelled images.
+        options ([`TrainingConfig`]): `probe_every_images`, the sizes of the subset, and `select_features`.
+
+    Raises:
+        ValueError: If `select_features` is true and the images have no labels.
+    """
+
+    def __init__(self, data: DataConfig, options: TrainingConfig):
+        self.data, self.options = data, options
+        self.probe: OnlineProbe | None = None
+
+    def start(self, run: Run) -> None:
+        labelled = run.task.source.label_column is not None
+        if self.options.select_features and not labelled:
+            raise ValueError(
+                "select_features=true needs labels, and the data has none; name its label_column, or set "
+                "select_features=false and search by a criterion afterwards (ldae grid_search --criterion rankme)."
+            )
+        self.selecting = labelled if self.options.select_features is None else self.options.select_features
+        if self.options.probe_every_images != 0:
+            self.probe = OnlineProbe.open(self.data, run.task.module.config, self.options)
+
+    def after_step(self, run: Run) -> None:
+        every = self.options.probe_every_images or max(1, self.options.images // 10)
+        if self.probe is not None and run.due(every):
+            run.log({"event": "probe", **self.probe(_encoder(run.task.module))})
+
+    def finish(self, run: Run) -> None:
+        """Search the exported model, and make the best block and time step the defaults in its config.json."""
+        if not (self.selecting and run.is_main):
+            return
+        probe = self.probe or OnlineProbe.open(self.data, run.task.module.config, self.options)
+        if probe is None:  # no image of the label column has a label; `open` has logged that
+            return
+        folder = run.folder.path
+        search = probe.search(_encoder(AutoModelForPreTraining.from_pretrained(folder).to(run.device)))
+        accuracies = search.probes.held_out.tolist()
+        for index in dict.fromkeys((search.chosen, search.paper)):
+            add_result(
+                folder,
+                {
+                    "metric": "held_out_accuracy",
+                    "value": accuracies[index],
+                    "dataset": self.data.dataset,
+                    "split": self.data.split,
+                    "protocol": search.describe(index),
+                    "seed": 0,
+                    "checkpoint": ".",
+                    "chosen": index == search.chosen,
+                },
+            )
+        layer, timestep = search.columns[search.chosen]
+        write_choice(folder, layer, timestep)
+        paper = search.columns[search.paper]
+        run.say(
+            f"Features are read after {name_layer(layer)} at t = {timestep}: {accuracies[search.chosen]:.1%} on held-out "
+            f"training images, {accuracies[search.paper]:.1%} after {name_layer(paper[0])} at t = {paper[1]}."
+        )
+
+
+class DrawPictures(Callback):
+    """
+    Pictures of the finished model, in the folder's `pictures/`.
+
+    Args:
+        draw (`Callable`): Draws them, given the run.
+    """
+
+    def __init__(self, draw: Callable[[Run], Any]):
+        self.draw = draw
+
+    def finish(self, run: Run) -> None:
+        if run.is_main:
+            self.draw(run)
+
+
+class WriteCard(Callback):
+    """
+    The model card of the finished model.
+
+    Args:
+        repo_id (`str`, *optional*): Hub repository that the card names.
+    """
+
+    def __init__(self, repo_id: str | None):
+        self.repo_id = repo_id
+
+    def finish(self, run: Run) -> None:
+        if run.is_main:
+            write_model_card(run.folder.path, repo_id=self.repo_id)
+
+
+class PushToHub(Callback):
+    """
+    Uploads of the folder at checkpoints and at the end. Whatever the Hub does, training goes on.
+
+    Args:
+        repo_id (`str`): The repository.
+        private (`bool`): Whether a repository that has to be created is private.
+        message (`str`): Title of the last commit.
+    """
+
+    def __init__(self, repo_id: str, private: bool, message: str):
+        self.repo_id, self.private, self.message = repo_id, private, message
+
+    def start(self, run: Run) -> None:
+        self.uploader = HubUploader(run.folder.path, self.repo_id, private=self.private) if run.is_main else None
+
+    def saved(self, run: Run) -> None:
+        if self.uploader is not None and not run.at_end:
+            self.uploader.push(f"{run.images_seen:,} images seen")
+
+    def finish(self, run: Run) -> None:
+        if self.uploader is not None:
+            self.uploader.finish(self.message)
+
+
+class Trackers(Callback):
+    """
+    Accelerate's trackers: they receive the resolved recipe, every number of the log, and the pictures at the end.
+
+    A resumed run continues the tracker's run: its id lies in the folder, in `logs/run_id`.
+
+    Args:
+        names (`Sequence[str]`): Such as `tensorboard`, `trackio` or `wandb`; also `GeneralTracker` objects.
+
+    Raises:
+        ValueError: If a tracker is unknown or not installed.
+    """
+
+    def __init__(self, names: Sequence[str | GeneralTracker]):
+        available = [str(name) for name in get_available_trackers()]
+        for name in names:
+            if isinstance(name, str) and name not in (*available, "all"):
+                raise ValueError(
+                    f"report_to={name!r} is not available; pip install 'ldae[tracking]' for tensorboard, trackio and "
+                    f"wandb, or choose one of those installed: {', '.join(available) or 'none'}."
+                )
+        self.names = list(names)
+
+    def start(self, run: Run) -> None:
+        logs = run.folder.path / "logs"
+        project = ProjectConfiguration(str(run.folder.path), logging_dir=str(logs))
+        self.accelerator = Accelerator(log_with=self.names, project_config=project)
+        own_run = _run_id(logs, run)
+        arguments = {
+            "wandb": {"id": own_run, "resume": "allow", "name": run.folder.path.name},
+            "trackio": {"name": own_run, "resume": "allow"},
+        }
+        config = flatten(run.task.recipe.resolved())
+        self.accelerator.init_trackers("ldae", config=config, init_kwargs=arguments)
+
+    def log(self, run: Run, record: dict[str, Any]) -> None:
+        event = record.get("event", "train")
+        numbers = {f"{event}/{key}": value for key, value in record.items() if isinstance(value, int | float)}
+        self.accelerator.log(numbers, step=run.images_seen)
+
+    def finish(self, run: Run) -> None:
+        """Send the pictures, and close the trackers."""
+        pictures = {
+            path.stem: np.asarray(Image.open(path).convert("RGB"))[None]  # (1, H, W, C)
+            for path in sorted(run.folder.pictures.glob("*.png"))
+        }
+        for tracker in self.accelerator.trackers:
+            if pictures and hasattr(tracker, "log_images"):
+                layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images(pictures, step=run.images_seen, **layout)
+            tracker.finish()  # not end_training, which ends the processes' group too
+
+
+def sharing(options: TrainingConfig, message: str) -> list[Callback]:
+    """Return the callbacks that tell others of a finished model: its card, and the Hub and trackers asked for."""
+    callbacks: list[Callback] = [WriteCard(options.push_to_hub)]
+    if options.push_to_hub:
+        callbacks.append(PushToHub(options.push_to_hub, options.hub_private, message))
+    return callbacks + tracking(options)
+
+
+def tracking(options: TrainingConfig) -> list[Callback]:
+    """Return the trackers that were asked for, as callbacks."""
+    return [Trackers(options.report_to)] if options.report_to else []
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """
+    Turn nested options into one level, as trackers want them: lists become text, and what is not set is left out.
+
+    Example:
+
+    ```python
+    >>> flatten({"model": {"size": "nano", "conv_vae_config": None}, "training": {"adam_betas": [0.9, 0.95]}})
+    {'model.size': 'nano', 'training.adam_betas': '[0.9, 0.95]'}
+
+    ```
+    """
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        elif value is not None:
+            flat[f"{prefix}{key}"] = str(value) if isinstance(value, list) else value
+    return flat
+
+
+def _run_id(logs: Path, run: Run) -> str:
+    """Read the id of the run, which the main process draws at the first start."""
+    file = logs / "run_id"
+    if run.is_main and not file.is_file():
+        logs.mkdir(exist_ok=True)
+        file.write_text(uuid.uuid4().hex[:8])
+    run.accelerator.wait_for_everyone()
+    return file.read_text()
+
+
+def _encoder(model: Any) -> Any:
+    """Return the model whose features are probed."""
+    return getattr(model, "ddae", model)

@@ -1,0 +1,151 @@
+"""Tasks: what is trained, on which images and by which loss. The loop in loop.py trains any of them."""
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from ldae.data import Batch, ImageSource, open_images, prepare_images
+from ldae.training.checkpoint import Checkpoint
+from ldae.training.recipe import Recipe
+from ldae.training.run_folder import RunFolder
+
+
+class Task:
+    """
+    What a run trains. A subclass builds the module, computes its loss and writes what the run is for.
+
+    Args:
+        recipe ([`Recipe`]): Data, seed and budget.
+
+    Attributes:
+        activity (`str`): Title of the progress bar.
+        product (`str`): What the folder holds in the end, for the last line that a run prints.
+        config: Configuration of the recipe's model, with `image_size` and `num_channels`.
+        source ([`~ldae.data.ImageSource`]): The training images, once [`~Task.setup`] was called.
+        examples ([`~ldae.data.ImageSource`]): What the loader reads: the source, or latents made from it.
+        module (`nn.Module`): What is trained.
+        network (`nn.Module`): The module as Accelerate wrapped it; the loss calls this one.
+        parts (`dict[str, torch.Tensor]`): Terms of the last loss by name, for the log.
+    """
+
+    activity = "training"
+    product = "the model"
+    module: Any
+    network: Any
+
+    def __init__(self, recipe: Recipe):
+        self.recipe, self.options = recipe, recipe.training
+        self.config = recipe.model_config()
+        self.parts: dict[str, torch.Tensor] = {}
+
+    def setup(self, accelerator: Accelerator, checkpoint: Checkpoint | None) -> None:
+        """
+        Open the images and build the module. The loop calls this in every process, before anything else.
+
+        Args:
+            accelerator (`Accelerator`): Gives the device and the processes.
+            checkpoint ([`Checkpoint`], *optional*): Checkpoint that the run resumes from.
+        """
+        self.accelerator = accelerator
+        with accelerator.main_process_first():  # images are downloaded and prepared once
+            self.source = self.examples = self.open_source()
+        torch.manual_seed(self.options.seed)
+        self.module = self.build(checkpoint)
+
+    def open_source(self) -> ImageSource:
+        """Open the training images."""
+        return open_images(self.recipe.data, self.recipe.data.split)
+
+    def build(self, checkpoint: Checkpoint | None) -> nn.Module:
+        """
+        Build the module on the CPU. It may also replace `self.examples`.
+
+        The weights of a checkpoint are loaded afterwards, by the loop; the checkpoint is given for what the module is
+        built from, such as a fitted tokenizer.
+        """
+        raise NotImplementedError
+
+    def loss(self, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
+        """
+        Compute the loss of a micro-batch through `self.network`.
+
+        Args:
+            batch ([`~ldae.data.Batch`]): The micro-batch, on the CPU.
+            positions (`torch.LongTensor` of shape `(b,)`): Position of each example in the run, on the device.
+
+        Returns:
+            `torch.Tensor` of shape `()`.
+        """
+        raise NotImplementedError
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return AdamW's parameter groups; the learning rate of a group is `lr_scale` times the run's."""
+        return [{"params": list(trained_parameters(self.module).values()), "lr_scale": 1.0}]
+
+    def export(self, folder: RunFolder, weights: dict[str, torch.Tensor]) -> None:
+        """
+        Write the module for others to load. The main process calls this at each checkpoint before the end.
+
+        Args:
+            folder ([`RunFolder`]): The run's folder.
+            weights (`dict[str, torch.Tensor]`): Weights and buffers by name, averaged where the run averages them.
+        """
+
+    def finish(self, folder: RunFolder, weights: dict[str, torch.Tensor]) -> None:
+        """
+        Write what the run is for. Every process calls this after the last step, and again if it was killed meanwhile.
+
+        Args:
+            folder ([`RunFolder`]): The run's folder.
+            weights (`dict[str, torch.Tensor]`): As of [`~Task.export`].
+        """
+        if self.accelerator.is_main_process:
+            self.export(folder, weights)
+
+    def describe(self) -> str:
+        """Describe the module, for the first lines that a run prints."""
+        return f"Model: {sum(p.numel() for p in self.module.parameters()) / 1e6:.1f} M weights"
+
+    # -- parts that losses and modules share ---------------------------------------------------------------------------
+
+    def pixels(self, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
+        """Return the images of a batch `(b, C, H, W)` on the device, cropped and flipped as the recipe says."""
+        data = self.recipe.data
+        return prepare_images(
+            batch.images.to(positions.device, non_blocking=True),
+            positions,
+            self.options.seed,
+            image_size=self.config.image_size,
+            random_resized_crop=data.random_resized_crop and not data.crops_whole_images,
+            crop_scale=data.crop_scale,
+            horizontal_flip=data.horizontal_flip,
+        )
+
+    def labels(self, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
+        """
+        Return the labels of a batch `(b,)` on the device.
+
+        Raises:
+            ValueError: If an image has none.
+        """
+        if batch.labels is None or bool((batch.labels < 0).any()):
+            raise ValueError(
+                f"{self.source.description} has images without a label; train on data in which every image has one."
+            )
+        return batch.labels.to(positions.device, non_blocking=True)
+
+    def optimized(self, model: Any) -> Any:
+        """Switch on activation checkpointing and compilation where the recipe asks for them."""
+        if self.options.activation_checkpointing:  # transformers 5.17 knows the older name only
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable()
+        if self.options.compile:
+            model.compile(fullgraph=True)
+        return model
+
+
+def trained_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that train, by name."""
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
