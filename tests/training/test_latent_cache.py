@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -20,9 +22,9 @@ from ldae.errors import RunError
 from ldae.tokenizers.files import TOKENIZER_FILE
 from ldae.training.latent_cache import storage_dtype
 from ldae.training.pretraining import DenoisingTask, pretrain
-from ldae.training.recipe import Recipe
+from ldae.training.recipe import Recipe, load_recipe
 from ldae.training.tokenizer_training import train_tokenizer
-from tests.training.conftest import train_task
+from tests.training.conftest import TINY, train_task
 
 
 LAUNCHER = Path(__file__).parents[2] / "training" / "pretrain.py"
@@ -47,14 +49,22 @@ ROW_0 = {
 CLEAN_TARGET = {"noise_schedule": "linear_sigma", "prediction_target": "latent", "loss_weighting": "inverse_variance"}
 
 
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the tokenizer of row 0."""
+    place = tmp_path_factory.mktemp("tokenizer")
+    (place / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    fields = {name: yaml.safe_dump(value) for name, value in ROW_0.items()}
+    return train_tokenizer(load_recipe(place / "tiny.yaml", {"output_dir": str(place / "tokenizer"), **fields}))
+
+
 @pytest.fixture
-def make(make_recipe: Callable[..., Recipe], tmp_path: Path) -> Callable[..., Recipe]:
-    """Recipes of row 0 on digits; their tokenizer is trained once for a test."""
-    folder = train_tokenizer(make_recipe("tokenizer", **ROW_0))
+def make(make_recipe: Callable[..., Recipe], tmp_path: Path, tokenizer: Path) -> Callable[..., Recipe]:
+    """Make recipes of row 0 on digits, with the tokenizer that is there."""
 
     def make_row(name: str, cache: str | None = None, **overrides: object) -> Recipe:
         where = None if cache is None else str(tmp_path / cache)
-        return make_recipe(name, **{**ROW_0, "tokenizer": str(folder), "latent_cache": where, **overrides})
+        return make_recipe(name, **{**ROW_0, "tokenizer": str(tokenizer), "latent_cache": where, **overrides})
 
     return make_row
 
@@ -81,39 +91,38 @@ def launch(folder: Path, *arguments: str, env: dict[str, str] | None = None) -> 
     ids=["row 0", "no noise at first"],
 )
 def test_training_from_the_cache_is_training_with_encoding(make, tmp_path, changes, dtype, tolerance):
-    images = {"images": 1536, "log_every_images": 32}  # more than an epoch of 1,437
+    images = {"images": 1536, "total_batch_size": 96, "log_every_images": 96}  # more than an epoch of 1,437
     encoding = losses(pretrain(make("encoding", **images, **changes)).path)
     cached = losses(pretrain(make("cached", "latents", **images, **changes)).path)
-    assert len(cached) == 48 and cached[-1] < cached[0]
+    assert len(cached) == 16 and cached[-1] < cached[0]
     assert cached == pytest.approx(encoding, abs=tolerance)
-    other = losses(pretrain(make("unflipped", **images, **changes, horizontal_flip=False)).path)
-    assert max(abs(a - b) for a, b in zip(other, encoding, strict=True)) > 5 * tolerance  # so the flips are the same
     table = datasets.load_from_disk(str(tmp_path / "latents"))
     assert len(table) == 1437 and table.features["latents"].feature.feature.feature.dtype == dtype
-    again = make("again", "latents", **images, **changes)
-    assert losses(pretrain(again).path) == cached
+    if not changes:
+        other = losses(pretrain(make("unflipped", **images, horizontal_flip=False)).path)
+        assert max(abs(a - b) for a, b in zip(other, encoding, strict=True)) > 5 * tolerance  # flips are the same
+        assert losses(pretrain(make("again", "latents", **images)).path) == cached
 
 
-def test_a_run_killed_while_it_encodes_and_again_while_it_trains_ends_with_the_same_bytes(make, tmp_path):
+def test_a_run_killed_while_it_encodes_ends_with_the_same_bytes(make, tmp_path):
     whole = pretrain(make("whole", "whole_latents")).path
     killed = tmp_path / "killed"
     killed.mkdir()
-    make("killed", "latents", checkpoint_every_images=32).save(killed / "recipe.yaml")
-    for reached in ("latents/data-00001-of-00006.arrow", "killed/checkpoints/images-000000000032"):
-        process = launch(killed, str(LAUNCHER))
-        while not (tmp_path / reached).exists() and process.poll() is None:
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    recipe = make("killed", "latents", checkpoint_every_images=32)
+    recipe.save(killed / "recipe.yaml")
+    process = launch(killed, str(LAUNCHER))
+    while not (tmp_path / "latents/data-00001-of-00006.arrow").exists() and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
     assert not (killed / "checkpoints" / "images-000000000256").exists()
-    again = launch(killed, str(LAUNCHER))
-    output, _ = again.communicate(timeout=120)
-    assert again.returncode == 0 and "Going on from" in output, output
+    pretrain(recipe)
     assert (whole / "model.safetensors").read_bytes() == (killed / "model.safetensors").read_bytes()
     for path in (tmp_path / "whole_latents").glob("*.arrow"):
         assert path.read_bytes() == (tmp_path / "latents" / path.name).read_bytes()
 
 
+@pytest.mark.slow
 def test_two_processes_encode_their_shares_and_follow_the_curve_of_one(make, tmp_path):
     whole = pretrain(make("whole", "whole_latents")).path
     two = tmp_path / "two"
@@ -139,9 +148,11 @@ def test_a_run_may_begin_with_encoding_and_go_on_from_the_cache(make):
     assert task.examples.latent_cache is not None and task.source.latent_cache is None
 
 
-def test_the_cache_of_another_tokenizer_is_refused_before_the_first_step(make, tmp_path):
+def test_the_cache_of_another_tokenizer_is_refused_before_the_first_step(make, tokenizer, tmp_path):
     pretrain(make("first", "latents"))
-    file = tmp_path / "tokenizer" / TOKENIZER_FILE
+    changed = tmp_path / "changed"
+    shutil.copytree(tokenizer, changed)
+    file = changed / TOKENIZER_FILE
     tensors = load_file(file)
     tensors["explained_variance"] *= 2
     with safe_open(file, framework="pt") as opened:
@@ -150,7 +161,7 @@ def test_the_cache_of_another_tokenizer_is_refused_before_the_first_step(make, t
     with pytest.raises(
         ValueError, match=r"holds latents with other settings \(tokenizer was \w+ and is \w+\); give another folder"
     ):
-        pretrain(make("second", "latents"))
+        pretrain(make("second", "latents", tokenizer=str(changed)))
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"latent_cache='.*' cannot be written to"):
         pretrain(make("third", "file/latents"))
