@@ -14,8 +14,9 @@ from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from ldae import DDAEConfig, DDAEForPreTraining, LDAEConfig, LDAEForPreTraining, fit_patch_pca
 from ldae.data import Batch, prepare_images
-from ldae.evaluation.baselines import untrained_like
-from ldae.evaluation.features import evaluating, extract_features
+from ldae.evaluation.encoder import evaluating
+from ldae.evaluation.features import extract_features
+from ldae.evaluation.untrained import untrained_like
 
 
 PATCH, WIDTH, HEADS, ENCODER, DECODER = 4, 192, 3, 4, 2  # of training/recipes/ldae_mini_cifar10.yaml

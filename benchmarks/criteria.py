@@ -19,8 +19,7 @@ from transformers import AutoConfig, AutoModelForPreTraining
 import ldae  # noqa: F401 - registers the models with transformers
 from ldae.data import DataConfig, iterate_once, open_probe_images
 from ldae.evaluation.criteria import CRITERIA, score_cells
-from ldae.evaluation.feature_search import search_features, searched_layers
-from ldae.evaluation.features import encoder_of
+from ldae.evaluation.feature_search import search_features
 from ldae.evaluation.images import fixed_subset
 from ldae.files import write_whole
 
@@ -28,7 +27,7 @@ from ldae.files import write_whole
 def measure(checkpoint: str, dataset: str, num_train: int, num_test: int) -> dict[str, Any]:
     """Score all cells of a checkpoint by labels and without, and compare."""
     config = AutoConfig.from_pretrained(checkpoint)
-    model = encoder_of(AutoModelForPreTraining.from_pretrained(checkpoint).eval())
+    model = AutoModelForPreTraining.from_pretrained(checkpoint).eval().base_model
     size = {"image_size": config.image_size, "num_channels": config.num_channels, "batch_size": 256}
     sources = open_probe_images(DataConfig(dataset))
     train, test = (
@@ -37,7 +36,7 @@ def measure(checkpoint: str, dataset: str, num_train: int, num_test: int) -> dic
     )
     search = search_features(model, train, test)
     timesteps = list(dict.fromkeys(t for _, t in search.columns))
-    found = score_cells(model, train, CRITERIA, layers=searched_layers(model), timesteps=timesteps)
+    found = score_cells(model, train, CRITERIA, layers=model.search_layers, timesteps=timesteps)
     accuracy = search.probes.test
     table = {
         name: {

@@ -22,10 +22,10 @@ from transformers import AutoConfig, AutoModelForPreTraining
 
 import ldae  # noqa: F401 - registers the models with transformers
 from ldae.data import Batch, DataConfig, iterate_once, open_probe_images, prepare_images
-from ldae.evaluation.baselines import pixel_features, untrained_like
+from ldae.evaluation.encoder import PixelEncoder
 from ldae.evaluation.evaluate import Evaluation
 from ldae.evaluation.feature_search import search_features
-from ldae.evaluation.features import Features, encoder_of, extract_features
+from ldae.evaluation.features import Features, extract_features
 from ldae.evaluation.grid_search import name_layer, write_choice
 from ldae.evaluation.images import fixed_subset
 from ldae.evaluation.knn import knn_accuracy
@@ -34,6 +34,7 @@ from ldae.evaluation.metrics import mean_and_stderr
 from ldae.evaluation.probe_features import HOLDOUT, SPLIT_SEED
 from ldae.evaluation.ridge import few_shot_ridge, split_holdout
 from ldae.evaluation.ridge_grid import fit_ridge_grid
+from ldae.evaluation.untrained import untrained_like
 from ldae.hub.model_card import write_model_card
 from ldae.reports.patch_pca import patch_pca_images
 from ldae.reports.run_pictures import image_rows
@@ -142,7 +143,7 @@ def main() -> None:
     size = {"image_size": config.image_size, "num_channels": config.num_channels}
     measurement = Measurement(folder, size, options)
     denoiser = AutoModelForPreTraining.from_pretrained(folder).eval()
-    model = encoder_of(denoiser)
+    model = denoiser.base_model
 
     print(f"{'features':12s} {'read at':36s} {'linear':>8s} {f'{options.shots}-shot':>17s} {'kNN':>8s}")
     if "trained" in parts:
@@ -152,10 +153,11 @@ def main() -> None:
         if paper != chosen:
             measurement.score_model(".", model, paper, chosen=False)
     if "untrained" in parts:
-        fresh = encoder_of(untrained_like(denoiser, seed=0))
+        fresh = untrained_like(denoiser, seed=0).base_model
         measurement.score_model("untrained", fresh, measurement.search(fresh)[0], chosen=True)
     if "pixels" in parts:
-        pixels = [pixel_features(part, image_size=config.image_size) for part in (measurement.train, measurement.test)]
+        raw = PixelEncoder(config.image_size, config.num_channels)
+        pixels = [extract_features(raw, part) for part in (measurement.train, measurement.test)]
         measurement.score("raw pixels", *pixels)
     if "pictures" in parts:
         config = AutoConfig.from_pretrained(folder)

@@ -14,10 +14,11 @@ from harness import Comparison, compare
 
 from ldae import LDAEConfig, LDAEForPreTraining
 from ldae.data import Batch
-from ldae.evaluation.baselines import untrained_like
+from ldae.evaluation.encoder import evaluating
 from ldae.evaluation.feature_search import search_features
-from ldae.evaluation.features import centre_crop, evaluating
+from ldae.evaluation.features import centre_crop
 from ldae.evaluation.grid_search import searched_timesteps
+from ldae.evaluation.untrained import untrained_like
 
 
 IMAGES, CLASSES, BATCH = 6000, 10, 256

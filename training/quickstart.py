@@ -16,7 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from ldae import LDAEForPreTraining
 from ldae.data import Batch, iterate_once, open_probe_images, prepare_images
-from ldae.evaluation.baselines import pca_features, pixel_features, untrained_like
+from ldae.evaluation.encoder import as_encoder, baselines_of
 from ldae.evaluation.features import Features, extract_features
 from ldae.evaluation.few_shot_search import FewShotSearch, search_few_shot
 from ldae.evaluation.grid_search import GridScore, heat_map, paper_point, searched_timesteps, write_choice
@@ -145,13 +145,12 @@ def compare(folder: Path, recipe: Recipe) -> tuple[list[Row], FewShotSearch, Set
     chosen = search.layer, search.timestep
     rows = [score("trained, at the chosen point", fitted, scored, *chosen)]
     rows.append(score("trained, at the paper's t", fitted, scored, *own))
-    fresh_fitted, fresh_scored = features(untrained_like(model, seed=recipe.training.seed))
+    fresh_fitted, fresh_scored = features(as_encoder(model).untrained(recipe.training.seed))
     fresh = search_few_shot(fresh_fitted, shots=SHOTS, draws=DRAWS // 2)
     rows.append(score("untrained, searched alike", fresh_fitted, fresh_scored, fresh.layer, fresh.timestep))
-    rows.append(score("mean PCA coefficients", pca_features(model, train), pca_features(model, test), None, None))
-    side = model.config.image_size
-    pixels = [pixel_features(part, image_size=side) for part in (train, test)]
-    rows.append(score("raw pixels", *pixels, None, None))
+    for encoder in baselines_of(as_encoder(model))[1:]:
+        pooled = [extract_features(encoder, part) for part in (train, test)]
+        rows.append(score(encoder.name, *pooled, None, None))
     return rows, search, Sets(fitted, scored, train, test)
 
 

@@ -4,7 +4,7 @@ import torch
 from ldae import LDAEConfig, LDAEForPreTraining
 from ldae.data import DataConfig, open_images, open_probe_images
 from ldae.data.image_processor import save_image_processor
-from ldae.evaluation.baselines import untrained_like
+from ldae.evaluation.untrained import untrained_like
 
 
 @pytest.fixture(autouse=True)

@@ -5,8 +5,8 @@ import torch
 
 from ldae import DDAEModel, LDAEConfig, LDAEForPreTraining
 from ldae.data import DataConfig, iterate_once, open_probe_images
-from ldae.evaluation.baselines import pixel_features
 from ldae.evaluation.comparison import compare_few_shot, compare_linear, feature_sets
+from ldae.evaluation.encoder import PixelEncoder
 from ldae.evaluation.features import extract_features
 from ldae.evaluation.linear_probe import ProbeSettings
 from ldae.evaluation.ridge import few_shot_ridge
@@ -37,7 +37,7 @@ def test_few_shot_compares_all_on_the_same_draws(inputs):
         *(
             part
             for batches in inputs[1:]
-            for part in (pixel_features(batches, image_size=16).flat[:, 0], labels(batches))
+            for part in (extract_features(PixelEncoder(16), batches).flat[:, 0], labels(batches))
         ),
         shots=3,
         draws=4,

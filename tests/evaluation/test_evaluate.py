@@ -17,8 +17,7 @@ from transformers import (
 )
 
 from ldae import DDAEModel
-from ldae.evaluation import Evaluation, few_shot_ridge, load_encoder, untrained_like
-from ldae.evaluation.encoders import PooledBackbone
+from ldae.evaluation import Evaluation, PooledEncoder, few_shot_ridge, open_encoder, untrained_like
 from ldae.evaluation.features import extract_features
 from ldae.results import read_results
 from ldae.verbs import compare, knn, linear_probe
@@ -64,11 +63,11 @@ def few(few_digits):
 def test_other_peoples_encoders_see_what_their_processor_gives(others):
     images = torch.randint(0, 256, (3, 3, 24, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     for name in ("mae", "dinov2", "ijepa"):
-        encoder = load_encoder(others / name, "cpu")
-        assert isinstance(encoder, PooledBackbone) and encoder.config.image_size == 24
+        encoder = open_encoder(others / name, "cpu")
+        assert isinstance(encoder, PooledEncoder) and encoder.image_size == 24
         with torch.no_grad():
-            found = encoder(images.float() / 127.5 - 1).pooler_output
-            again = encoder(images.float() / 127.5 - 1).pooler_output
+            found = encoder.features(images.float() / 127.5 - 1)[None][0]
+            again = encoder.features(images.float() / 127.5 - 1)[None][0]
             processor = ViTImageProcessorPil(do_resize=False, **NORMALISED)
             pixels = processor(list(images), return_tensors="pt").pixel_values
             plain = AutoModel.from_pretrained(others / name, **({"mask_ratio": 0.0} if name == "mae" else {})).eval()
@@ -77,8 +76,8 @@ def test_other_peoples_encoders_see_what_their_processor_gives(others):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
         assert torch.equal(found, again)  # no patch is masked or drawn
         assert encoder.pooling == ("the model's own" if name == "dinov2" else "mean over tokens or places")
-        fresh = untrained_like(encoder, seed=1)
-        assert not torch.allclose(fresh(images.float() / 127.5 - 1).pooler_output, found, atol=1e-3)
+        fresh = encoder.untrained(1).features(images.float() / 127.5 - 1)[None][0]
+        assert not torch.allclose(fresh, found, atol=1e-3)
 
 
 def test_every_score_says_how_it_was_measured(few, checkpoint):

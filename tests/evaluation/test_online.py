@@ -9,11 +9,11 @@ from torch.distributed.tensor import DTensor
 
 from ldae import LDAEForPreTraining
 from ldae.data import DataConfig, iterate_once, open_probe_images
-from ldae.evaluation.baselines import untrained_like
 from ldae.evaluation.features import extract_features
 from ldae.evaluation.knn import knn_accuracy
 from ldae.evaluation.online import OnlineProbe
 from ldae.evaluation.ridge import ridge_accuracy
+from ldae.evaluation.untrained import untrained_like
 from ldae.training.recipe import TrainingConfig
 
 

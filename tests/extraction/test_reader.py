@@ -4,8 +4,7 @@ from transformers import AutoModel
 
 from ldae import DDAEModel
 from ldae.data import Batch
-from ldae.evaluation.features import extract_features
-from ldae.evaluation.maps import feature_map
+from ldae.evaluation.features import extract_features, feature_map
 from ldae.extraction.reader import FeatureReader
 from tests.models.small_diffusers import draw_input, small_unet
 from tests.models.small_models import draw_images
@@ -87,5 +86,5 @@ def test_half_precision_and_wrong_choices(encoder):
     assert 1e-5 < (values[0] - values[1]).abs().max() < 0.1
     with pytest.raises(ValueError, match="pool='max' is unknown; choose 'mean' or 'none'"):
         FeatureReader(encoder, pixels[:1], pool="max")
-    with pytest.raises(ValueError, match=r"layers=\[4\] is not possible; give different ones of numbers from 1 to 3"):
+    with pytest.raises(ValueError, match=r"layers=\[4\] must be .* the blocks 1 to 3"):
         FeatureReader(encoder, pixels[:1], layers=[4])

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoBackbone, AutoConfig, UperNetConfig, UperNetForSemanticSegmentation
 
 from ldae import DDAEBackbone, DDAEModel, LDAEBackbone, LDAEForPreTraining
-from ldae.evaluation.maps import feature_map
+from ldae.evaluation.features import feature_map
 from tests.models.small_diffusers import draw_input, small_dit, small_unet
 from tests.models.small_models import draw_images, open_gates, small_config
 

@@ -9,7 +9,7 @@ from transformers.dynamic_module_utils import get_imports
 
 from ldae import DDAEConfig, DDAEForImageClassification, DDAEModel, LDAEModel
 from ldae.hub.remote_code import code_files
-from ldae.models.taps_ddae import tokens_of
+from ldae.models.features_ldae import tokens_of
 from tests.models.small_diffusers import (
     call,
     draw_input,

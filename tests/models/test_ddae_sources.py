@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, ViTConfig, ViTModel
 
 from ldae import DDAEModel, LDAEForPreTraining, LDAEModel, LDAEPipeline, LDAEScheduler
-from ldae.models.taps_ddae import tokens_of
+from ldae.models.features_ldae import tokens_of
 from tests.models.small_diffusers import small_conditional_unet, small_dit, small_unet, small_vae
 from tests.models.small_models import draw_images, open_gates, small_config
 from tests.processes import NO_LDAE, run_forked

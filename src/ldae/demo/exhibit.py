@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModel
 import ldae  # noqa: F401 - registers the models with transformers
 from ldae.data import DataConfig, ImageSource, UnreadableImageError, decode_image, iterate_once, open_images
 from ldae.demo.neighbours import Neighbours
-from ldae.evaluation.features import Layer, encoder_of, trunk_of
+from ldae.evaluation.encoder import Layer
 from ldae.evaluation.generation import Sampling, generate_images
 from ldae.models.taps_ddae import block_ends
 from ldae.pipelines.loading import RunFolderPipeline, open_pipeline
@@ -94,13 +94,13 @@ class Exhibit:
     @property
     def encoder(self) -> Any:
         """What features are read from: of a DDAE that can be trained on, the DDAE in it."""
-        return encoder_of(self.model)
+        return self.model.base_model
 
     @property
     def layers(self) -> list[Layer]:
         """Blocks of an l-DAE that are there, counted from 1; of a DDAE one tap for each block of the paper's."""
         if not self.is_ddae:
-            return list(range(1, len(trunk_of(self.model).layers) + 1))
+            return self.encoder.search_layers
         taps = list(self.encoder.feature_layers)
         return [tap for tap in taps if tap in block_ends(taps) or tap == self.config.feature_layer]
 

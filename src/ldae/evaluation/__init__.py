@@ -15,10 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
-    from .baselines import pca_features, pixel_features, untrained_like
-    from .encoders import PooledBackbone, load_encoder
+    from .encoder import (
+        DenoiserEncoder,
+        Encoder,
+        LatentEncoder,
+        PixelEncoder,
+        PooledEncoder,
+        as_encoder,
+        open_encoder,
+    )
     from .evaluate import Evaluation
-    from .features import Features, extract_features, iterate_features
+    from .features import Features, extract_features, feature_map, iterate_features
     from .grid_protocols import run_logistic_grid, run_ridge_grid
     from .knn import knn_accuracy, knn_predict
     from .linear_probe import ProbeSettings, train_linear_probes
@@ -26,31 +33,36 @@ if TYPE_CHECKING:
     from .retrieval import retrieval_map
     from .ridge import few_shot_ridge, fit_ridge, ridge_accuracy
     from .score_table import Score, ScoreTable
+    from .untrained import untrained_like
 
 _LAZY = {
+    "DenoiserEncoder": "encoder",
+    "Encoder": "encoder",
     "Evaluation": "evaluate",
     "Features": "features",
-    "PooledBackbone": "encoders",
+    "LatentEncoder": "encoder",
+    "PixelEncoder": "encoder",
+    "PooledEncoder": "encoder",
     "ProbeSettings": "linear_probe",
     "Protocol": "protocols",
     "Score": "score_table",
     "ScoreTable": "score_table",
+    "as_encoder": "encoder",
     "extract_features": "features",
+    "feature_map": "features",
     "few_shot_ridge": "ridge",
     "fit_ridge": "ridge",
     "iterate_features": "features",
     "knn_accuracy": "knn",
     "knn_predict": "knn",
-    "load_encoder": "encoders",
-    "pca_features": "baselines",
-    "pixel_features": "baselines",
+    "open_encoder": "encoder",
     "retrieval_map": "retrieval",
     "ridge_accuracy": "ridge",
     "run_linear_probe": "protocols",
     "run_logistic_grid": "grid_protocols",
     "run_ridge_grid": "grid_protocols",
     "train_linear_probes": "linear_probe",
-    "untrained_like": "baselines",
+    "untrained_like": "untrained",
 }
 
 
@@ -65,22 +77,26 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "DenoiserEncoder",
+    "Encoder",
     "Evaluation",
     "Features",
-    "PooledBackbone",
+    "LatentEncoder",
+    "PixelEncoder",
+    "PooledEncoder",
     "ProbeSettings",
     "Protocol",
     "Score",
     "ScoreTable",
+    "as_encoder",
     "extract_features",
+    "feature_map",
     "few_shot_ridge",
     "fit_ridge",
     "iterate_features",
     "knn_accuracy",
     "knn_predict",
-    "load_encoder",
-    "pca_features",
-    "pixel_features",
+    "open_encoder",
     "retrieval_map",
     "ridge_accuracy",
     "run_linear_probe",

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 
-from .features import Layer, encoder_of, extract_features
+from .encoder import Layer, as_encoder
+from .features import extract_features
 from .images import ImageSet
 
 
@@ -100,7 +100,7 @@ def default_timesteps(config: Any) -> tuple[int, ...]:
 
 
 def measure_alignment(
-    model: PreTrainedModel,
+    model: Any,
     images: ImageSet,
     *,
     layers: Sequence[Layer],
@@ -137,8 +137,8 @@ def measure_alignment(
     """
     if seeds[0] == seeds[1]:
         raise ValueError(f"seeds={seeds} is not possible; two noisings of an image need two seeds.")
-    encoder = encoder_of(model)
-    device = torch.device(device) if device is not None else next(encoder.parameters()).device
+    encoder = as_encoder(model)
+    device = torch.device(device) if device is not None else encoder.device
     scores = {}
     for t in timesteps:
         first, second = (

@@ -15,7 +15,7 @@ from ldae.models.configuration_ldae import LDAEConfig
 from ldae.models.modeling_ddae import DDAEForImageClassification, DDAEModel
 from ldae.models.modeling_ldae import LDAEForImageClassification, LDAEModel
 
-from .features import Layer
+from .encoder import Layer
 
 
 def build_classifier(

@@ -1,17 +1,14 @@
 """A trained encoder beside what it must beat: the same network untrained, pooled PCA coefficients, raw pixels."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from ldae.data import Batch
-from ldae.models.modeling_ldae import LDAEForPreTraining, LDAEModel
 
-from .baselines import pca_features, pixel_features, untrained_like
-from .features import Features, Layer, extract_features
+from .encoder import Layer, as_encoder, baselines_of
+from .features import Features, extract_features
 from .grid_probes import Part
 from .grid_protocols import describe_logistic
 from .knn import knn_accuracy
@@ -25,7 +22,6 @@ from .ridge_grid import fit_ridge_grid
 
 
 PROBES = ("logistic", "adam", "ridge")
-LATENTS_NAMES = {"pca": "mean PCA coefficients"}
 
 
 @dataclass(frozen=True)
@@ -52,14 +48,14 @@ class ComparedProbe:
 
 
 def feature_sets(
-    model: PreTrainedModel,
+    model: Any,
     train: list[Batch],
     test: list[Batch],
     *,
     layer: Layer | None = None,
     timestep: int | None = None,
     noisy: bool = False,
-) -> dict[str, tuple[Features, Features]]:
+) -> dict[str, tuple[Features, ...]]:
     """
     The encoder's features and those it is compared with: the same network untrained, raw pixels, and of an l-DAE what its
     tokenizer gives.
@@ -74,25 +70,21 @@ def feature_sets(
     Returns:
         `dict` from a name to the features of both parts.
     """
-    untrained, size = untrained_like(model, seed=0), model.config.image_size
+    encoder = as_encoder(model)
     choice: dict[str, Any] = {
         "layers": None if layer is None else [layer],
         "timesteps": None if timestep is None else [timestep],
         "noisy": noisy,
     }
-    kinds: dict[str, Callable[[list[Batch]], Features]] = {
-        "trained encoder": lambda batches: extract_features(model, batches, **choice),
-        "untrained encoder": lambda batches: extract_features(untrained, batches, **choice),
+    encoders = {"trained encoder": encoder} | {other.name: other for other in baselines_of(encoder)}
+    return {
+        name: tuple(extract_features(each, part, **(choice if each.has_choices else {})) for part in (train, test))
+        for name, each in encoders.items()
     }
-    if isinstance(model, LDAEModel | LDAEForPreTraining):
-        name = LATENTS_NAMES.get(model.config.latent_tokenizer, "mean latents")
-        kinds[name] = lambda batches: pca_features(model, batches)
-    kinds["raw pixels"] = lambda batches: pixel_features(batches, image_size=size)
-    return {name: (extract(train), extract(test)) for name, extract in kinds.items()}
 
 
 def compare_few_shot(
-    model: PreTrainedModel,
+    model: Any,
     train: list[Batch],
     test: list[Batch],
     *,
@@ -122,7 +114,7 @@ def compare_few_shot(
 
 
 def compare_linear(
-    model: PreTrainedModel,
+    model: Any,
     train: list[Batch],
     test: list[Batch],
     probe: str = "logistic",

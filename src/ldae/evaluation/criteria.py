@@ -9,7 +9,8 @@ import torch
 from ldae.data import Batch
 
 from .alignment import alignment, uniformity
-from .features import Features, Layer, extract_features
+from .encoder import Layer
+from .features import Features, extract_features
 
 
 MOST_IMAGES = 5000  # that a criterion looks at: RankMe has settled by then, and uniformity compares all pairs

@@ -12,9 +12,8 @@ from transformers import PreTrainedModel
 from ldae.data import DataConfig, open_probe_images
 from ldae.models.randomness_ldae import NOISE, keyed_normal
 
-from .baselines import pixel_features, untrained_like
-from .encoders import PooledBackbone, load_encoder
-from .features import Features, Layer, Prepare, centre_crop, extract_features, pooling_of
+from .encoder import Encoder, Layer, PixelEncoder, as_encoder, open_encoder
+from .features import Features, Prepare, centre_crop, extract_features
 from .images import ImageSet, fixed_subset
 from .knn import knn_accuracy
 from .linear_probe import ProbeSettings, train_linear_probes
@@ -25,7 +24,7 @@ from .ridge import few_shot_ridge, fit_ridge, ridge_accuracy, split_holdout
 from .score_table import Score, ScoreTable, column_title
 
 
-Checkpoint = str | os.PathLike[str] | PreTrainedModel | PooledBackbone
+Checkpoint = str | os.PathLike[str] | PreTrainedModel | Encoder
 METRICS = ("few_shot", "ridge", "knn", "linear", "retrieval", "robustness")
 RAW_PIXELS = 32  # side of the images whose pixels are compared; those of a large model would be a million numbers
 KEPT_ENCODERS = 4  # whose features are kept
@@ -38,7 +37,7 @@ class _Choice:
     """Which features of a checkpoint: a block and a time step, by default its own."""
 
     name: str
-    model: Any
+    encoder: Encoder
     layer: Layer | None
     timestep: int | None
 
@@ -100,7 +99,7 @@ class Evaluation:
         self.split = sources[1].split + ("" if max_test is None else f", at most {max_test} images")
         self._images: dict[tuple[int, int], tuple[ImageSet, ImageSet]] = {}
         self._features: dict[Any, tuple[Features, Features, Any]] = {}
-        self._models: dict[str, Any] = {}
+        self._opened: dict[str, Encoder] = {}
 
     def few_shot(
         self, checkpoint: Checkpoint, *, shots: int = 5, draws: int = 20, seed: int = 0, **choice: Any
@@ -225,11 +224,10 @@ class Evaluation:
             found = self._extract(chosen, 1, timesteps=list(timesteps), noisy=True, seed=seed)
             noisy = {("noise_timestep", t): found.flat[:, index] for index, t in enumerate(timesteps)}
         else:
-            size = chosen.model if isinstance(chosen.model, int) else chosen.model.config.image_size
             for sigma in SIGMAS if sigmas is None else sigmas:
                 if sigma < 0:
                     raise ValueError(f"sigmas={list(sigmas or ())} is not possible; give numbers of 0 or more.")
-                found = self._extract(chosen, 1, prepare=_noisy_crop(size, sigma, seed))
+                found = self._extract(chosen, 1, prepare=_noisy_crop(chosen.encoder.image_size, sigma, seed))
                 noisy["noise_sigma", sigma] = found.flat[:, 0]
         protocol = {"name": "robustness", "probe": "ridge", "penalty": penalty}
         clean = float((probe.predict(test_x) == test_y).double().mean())
@@ -292,15 +290,17 @@ class Evaluation:
         sizes = []
         for checkpoint in checkpoints:
             chosen = self._choose(checkpoint)
-            sizes.append(chosen.model.config.image_size)
+            sizes.append(chosen.encoder.image_size)
             add(chosen.name, chosen)
             if untrained:
-                fresh = replace(chosen, name=f"{chosen.name}, untrained", model=untrained_like(chosen.model, 0))
+                fresh = replace(chosen, name=f"{chosen.name}, untrained", encoder=chosen.encoder.untrained(0))
                 add(fresh.name, fresh)
-            self._models.pop(chosen.name, None)  # one at a time
+            self._opened.pop(chosen.name, None)  # one at a time
         if raw_pixels:
             side = min([RAW_PIXELS, *sizes])
-            add(f"raw pixels, {side} x {side}", _Choice(f"raw pixels, {side} x {side}", side, None, None))
+            add(
+                f"raw pixels, {side} x {side}", _Choice(f"raw pixels, {side} x {side}", PixelEncoder(side), None, None)
+            )
         return ScoreTable(scores)
 
     def _choose(self, checkpoint: Any, layer: Layer | None = None, timestep: int | None = None) -> _Choice:
@@ -308,43 +308,38 @@ class Evaluation:
             return checkpoint
         if isinstance(checkpoint, str | os.PathLike):
             name = os.fspath(checkpoint)
-            model = self._models.get(name)
-            if model is None:
-                self._models = {name: load_encoder(name, self.device)}
-                model = self._models[name]
+            if name not in self._opened:
+                self._opened = {name: open_encoder(name, self.device)}
+            encoder = self._opened[name]
         else:
-            name, model = type(checkpoint).__name__, checkpoint.to(self.device)
-        if getattr(model.config, "model_type", None) in ("ldae", "ddae"):
-            default = model.config.feature_layer or getattr(model.config, "num_hidden_layers", None)
-            layer = default if layer is None else layer
-            timestep = model.config.feature_timestep if timestep is None else timestep
+            encoder = as_encoder(checkpoint).to(self.device)
+            name = encoder.name
+        if encoder.has_choices:
+            layer = encoder.default_layer if layer is None else layer
+            timestep = encoder.default_timestep if timestep is None else timestep
         elif layer is not None or timestep is not None:
             raise ValueError(f"layer and timestep are choices of l-DAE and DDAE models; {name} has neither.")
-        return _Choice(name, model, layer, timestep)
+        return _Choice(name, encoder, layer, timestep)
 
     def _arrays(self, chosen: _Choice) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Features `(n, C)` and classes of the training images, then of the test images."""
+        """Return features `(n, C)` and classes of the training images, then of the test images."""
         key = (chosen.name, chosen.layer, chosen.timestep)
-        if key in self._features and self._features[key][2]() is not chosen.model and chosen.name not in self._models:
+        owner: Any = chosen.encoder.module or chosen.encoder
+        if key in self._features and self._features[key][2]() is not owner and chosen.name not in self._opened:
             del self._features[key]  # of another live model of the same class
         if key not in self._features:
             while len(self._features) >= KEPT_ENCODERS:
                 del self._features[next(iter(self._features))]
-            owner = (lambda: chosen.model) if isinstance(chosen.model, int) else weakref.ref(chosen.model)
-            self._features[key] = (self._extract(chosen, 0), self._extract(chosen, 1), owner)
+            self._features[key] = (self._extract(chosen, 0), self._extract(chosen, 1), weakref.ref(owner))
         train, test, _ = self._features[key]
         return train.flat[:, 0], train.classes, test.flat[:, 0], test.classes
 
     def _extract(self, chosen: _Choice, part: int, **options: Any) -> Features:
-        """Features of the training (0) or the test (1) images."""
-        if isinstance(chosen.model, int):
-            return pixel_features(self._batches(chosen.model, 3, part), image_size=chosen.model, **options)
-        if chosen.layer is not None:
-            options = {"layers": [chosen.layer], "timesteps": [chosen.timestep], **options}
-        size, channels = chosen.model.config.image_size, chosen.model.config.num_channels
-        return extract_features(
-            chosen.model, self._batches(size, channels, part), device=self.device, dtype=self.dtype, **options
-        )
+        """Extract features of the training (0) or the test (1) images."""
+        encoder = chosen.encoder
+        options = {"layers": [chosen.layer], "timesteps": [chosen.timestep], **options}
+        batches = self._batches(encoder.image_size, encoder.num_channels, part)
+        return extract_features(encoder, batches, device=self.device, dtype=self.dtype, **options)
 
     def _batches(self, size: int, channels: int, part: int) -> Any:
         if (size, channels) not in self._images:
@@ -358,11 +353,9 @@ class Evaluation:
         self, chosen: _Choice, protocol: dict[str, Any], value: float, stderr: float | None, seeds: Sequence[int]
     ) -> Score:
         _, labels, _, test_labels = self._arrays(chosen)
-        if isinstance(chosen.model, int):
-            described: dict[str, Any] = {"pooling": "none: pixels in [-1, 1]"}
-        else:
-            pooling = chosen.model.pooling if isinstance(chosen.model, PooledBackbone) else pooling_of(chosen.layer)
-            described = {"layer": chosen.layer, "timestep": chosen.timestep, "input": "clean", "pooling": pooling}
+        described: dict[str, Any] = {"pooling": chosen.encoder.pooling}
+        if chosen.encoder.module is not None:
+            described = {"layer": chosen.layer, "timestep": chosen.timestep, "input": "clean", **described}
         return Score(
             checkpoint=chosen.name,
             metric="accuracy",

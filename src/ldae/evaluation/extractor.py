@@ -10,7 +10,7 @@ from torch import nn
 import ldae  # noqa: F401 - registers the models with transformers
 from ldae.backbone import load_backbone
 
-from .features import pool_tokens
+from .encoder import pool_outputs
 
 
 INCEPTION = "inception"
@@ -77,7 +77,7 @@ class CheckpointExtractor(FeatureExtractor):
     def extract(self, images: torch.Tensor) -> torch.Tensor:
         arrays = list(images.cpu().numpy())  # (C, S, S) each
         pixels = self.processor(images=arrays, input_data_format="channels_first", return_tensors="pt").pixel_values
-        return pool_tokens(self.network, pixels.to(self.device), use_pooler=self.use_pooler)
+        return pool_outputs(self.network(pixel_values=pixels.to(self.device)), self.use_pooler)
 
 
 class InceptionExtractor(FeatureExtractor):

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from ldae.data import Batch
-from ldae.models.taps_ddae import block_ends
 
-from .features import Features, Layer, extract_features, trunk_of
+from .encoder import as_encoder
+from .features import Features, extract_features
 from .grid_search import paper_point, searched_timesteps
 from .probe_features import HOLDOUT, SPLIT_SEED
 from .ridge import split_holdout
@@ -51,15 +51,6 @@ class FeatureSearch:
         }
 
 
-def searched_layers(model: Any) -> list[Layer]:
-    """Return the blocks to search: all that an l-DAE holds, counted from 1; a DDAE's taps, one for each block, and its own."""
-    taps = getattr(model, "feature_layers", None)
-    if taps is None:
-        return list(range(1, len(trunk_of(model).layers) + 1))
-    ends = block_ends(list(taps))
-    return [tap for tap in taps if tap in ends or tap == model.config.feature_layer]
-
-
 def search_features(
     model: Any,
     train: Sequence[Batch],
@@ -86,11 +77,12 @@ def search_features(
     Raises:
         ValueError: if labels are missing, or there are too few images to hold some out.
     """
-    point = paper_point(model.config)
-    steps = tuple(sorted({*(timesteps or searched_timesteps(model.config)), point[1]}))
+    encoder: Any = as_encoder(model)
+    point = paper_point(encoder.config)
+    steps = tuple(sorted({*(timesteps or searched_timesteps(encoder.config)), point[1]}))
 
     def features(batches: Sequence[Batch]) -> Features:
-        return extract_features(model, batches, layers=searched_layers(model), timesteps=steps, **extraction)
+        return extract_features(encoder, batches, layers=encoder.search_layers, timesteps=steps, **extraction)
 
     fitted = features(train)
     labels = fitted.classes

@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from .features import Features, Layer
+from .encoder import Layer
+from .features import Features
 from .probe_features import HOLDOUT, SPLIT_SEED
 from .ridge import few_shot_ridge, split_holdout
 

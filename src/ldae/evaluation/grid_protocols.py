@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from transformers import PreTrainedModel
 
 from ldae.data import ImageSource
 
-from .features import Layer
+from .encoder import Layer
 from .grid_probes import GridProbes
 from .logistic import LOGISTIC_PENALTIES, MAX_ITERATIONS, TOLERANCE, LogisticProbes, fit_logistic_grid
 from .probe_features import HOLDOUT, ProbeFeatures, Reading, compute_features
@@ -115,7 +114,7 @@ def describe_logistic(probes: LogisticProbes, feature_index: int) -> dict[str, A
 
 
 def run_ridge_grid(
-    model: PreTrainedModel,
+    model: Any,
     train_source: ImageSource,
     test_source: ImageSource,
     protocol: Protocol,
@@ -143,7 +142,7 @@ def run_ridge_grid(
 
 
 def run_logistic_grid(
-    model: PreTrainedModel,
+    model: Any,
     train_source: ImageSource,
     test_source: ImageSource,
     protocol: Protocol,
@@ -176,7 +175,7 @@ def run_logistic_grid(
 
 
 def _compute(
-    model: PreTrainedModel,
+    model: Any,
     train_source: ImageSource,
     test_source: ImageSource,
     protocol: Protocol,

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from ldae.files import write_whole
 from ldae.models.configuration_ldae import LDAEConfig
 
-from .features import Layer
+from .encoder import Layer
 from .grid_protocols import GridResult
 from .protocols import LinearProbeResult
 

@@ -7,9 +7,9 @@ import torch
 from transformers import PreTrainedModel
 
 from ldae.data import prepare_images
-from ldae.models.modeling_ddae import DDAEModel
 
-from .features import Layer, centre_crop, draw_input_noise, evaluating, extract_features, trunk_of
+from .encoder import Layer, as_encoder, evaluating
+from .features import centre_crop, extract_features
 from .images import ImageSet
 from .linear_probe import ProbeSettings, score_probes, train_linear_probes
 from .metrics import accuracy
@@ -49,16 +49,16 @@ def noise_levels_of(config: Any) -> tuple[int, ...]:
     return tuple(sorted({int(share * config.num_train_timesteps) for share in SHARES}))
 
 
-def noise_to_signal(model: PreTrainedModel, timesteps: tuple[int, ...]) -> list[float]:
+def noise_to_signal(model: Any, timesteps: tuple[int, ...]) -> list[float]:
     """sigma_t / gamma_t of an l-DAE's latents, or of a DDAE's clean inputs."""
-    owner: Any = model if isinstance(model, DDAEModel) else trunk_of(model)
+    owner: Any = as_encoder(model).module
     corruption = owner.corruption if owner.corruption is not None else owner.denoiser.corruption
     steps = torch.tensor(timesteps, device=corruption.gammas.device)
     return (corruption.sigmas[steps] / corruption.gammas[steps]).tolist()
 
 
 def probe_noise_levels(
-    model: PreTrainedModel,
+    model: Any,
     train: ImageSet,
     test: ImageSet,
     *,
@@ -95,8 +95,9 @@ def probe_noise_levels(
     """
     if draws < 1:
         raise ValueError(f"draws={draws} is not possible; give 1 or more.")
-    device = torch.device(device) if device is not None else next(model.parameters()).device
-    size = model.config.image_size
+    encoder = as_encoder(model)
+    device = torch.device(device) if device is not None else encoder.device
+    size = encoder.image_size
 
     def prepare(images: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         return prepare_images(images, positions, SPLIT_SEED, image_size=size, horizontal_flip=horizontal_flip)
@@ -104,7 +105,7 @@ def probe_noise_levels(
     def extract(images: ImageSet, mask: Any = None, skip: int = 0, seed: int = 0, plain: bool = False) -> Any:
         batches = images.batches(mask, skip_positions=skip)  # other positions draw other noise and flips
         return extract_features(
-            model,
+            encoder,
             batches,
             layers=[layer],
             timesteps=timesteps,
@@ -176,7 +177,7 @@ def noisy_accuracy(
         for batch in images.batches():
             positions = batch.positions.to(device)
             pixels = prepare(batch.images.to(device), positions)
-            noise = draw_input_noise(encoder, pixels, positions, TEST_SEED)
+            noise = encoder.draw_noise(pixels, positions, TEST_SEED)
             logits = [classifier(pixels, timesteps=positions.new_tensor([t]), noise=noise).logits for t in timesteps]
             predictions.append(torch.stack(logits).argmax(dim=-1).cpu())  # (T, b)
             if batch.labels is not None:

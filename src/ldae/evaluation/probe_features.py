@@ -6,13 +6,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from ldae.data import ImageSource, prepare_images
 from ldae.data.augment import RandomCrop
 
+from .encoder import Layer, as_encoder
 from .feature_store import FEATURE_MEMORY, FeatureStore, Rows
-from .features import Features, Layer, Prepare, iterate_features
+from .features import Features, Prepare, iterate_features
 from .images import ImageSet
 from .ridge import HOLDOUT, split_holdout
 
@@ -72,7 +72,7 @@ class ProbeFeatures:
 
 
 def compute_features(
-    model: PreTrainedModel,
+    model: Any,
     train_source: ImageSource,
     test_source: ImageSource,
     protocol: Any,
@@ -93,7 +93,8 @@ def compute_features(
     Raises:
         ValueError: where labels are missing, or a block or time step does not exist.
     """
-    image_size, num_channels = model.config.image_size, model.config.num_channels
+    encoder = as_encoder(model)
+    image_size, num_channels = encoder.image_size, encoder.num_channels
     for source in (train_source, test_source):
         if source.label_column is None:
             raise ValueError(f"{source.description} has no label column, and a probe needs one.")
@@ -111,7 +112,7 @@ def compute_features(
 
     extract = partial(
         iterate_features,
-        model,
+        encoder,
         layers=protocol.layers,
         timesteps=protocol.timesteps,
         noisy=protocol.noisy,

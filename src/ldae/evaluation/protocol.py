@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from .features import Layer, pooling_of
+from .encoder import Layer
+from .features import pooling_of
 from .linear_probe import ProbeSettings
 
 

@@ -5,11 +5,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from ldae.data import ImageSource
 
-from .features import Layer
+from .encoder import Layer, as_encoder
 from .grid_protocols import GridResult, LogisticGridResult, RidgeGridResult, run_logistic_grid, run_ridge_grid
 from .linear_probe import LinearProbes, ProbeReport, ProbeSettings, train_linear_probes
 from .metrics import mean_and_stderr
@@ -100,7 +99,7 @@ class LinearProbeResult:
 
 
 def run_linear_probe(
-    model: PreTrainedModel,
+    model: Any,
     train_source: ImageSource,
     test_source: ImageSource,
     protocol: Protocol,
@@ -139,7 +138,7 @@ def run_linear_probe(
         options,
         choosing=lambda num_sets: num_sets * len(settings.lr_multipliers) > 1,
     )
-    device = options.device or next(model.parameters()).device
+    device = options.device or as_encoder(model).device
 
     def train(settings: ProbeSettings) -> LinearProbes:
         return train_linear_probes(

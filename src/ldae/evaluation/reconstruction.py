@@ -7,7 +7,8 @@ from torchmetrics import MeanSquaredError, MetricCollection
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
 from ldae.data import Batch
-from ldae.evaluation.features import centre_crop, evaluating
+from ldae.evaluation.encoder import evaluating
+from ldae.evaluation.features import centre_crop
 from ldae.models.tokenizer_conv_ldae import ConvVAETokenizer
 from ldae.models.tokenizer_ldae import PatchTokenizer
 

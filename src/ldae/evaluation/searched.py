@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from ldae.data import ImageSource
 
+from .encoder import Layer
 from .feature_store import FEATURE_MEMORY, FeatureStore, Rows, pieces_of
-from .features import Layer
 from .grid_protocols import LogisticGridResult, RidgeGridResult
 from .logistic import fit_logistic_grid
 from .probe_features import Reading, compute_features
@@ -48,7 +47,7 @@ class SearchedResult:
 
 
 def run_searched_probes(
-    model: PreTrainedModel,
+    model: Any,
     train_source: ImageSource,
     test_source: ImageSource,
     protocol: Protocol,

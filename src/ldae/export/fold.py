@@ -199,7 +199,9 @@ def _fold_patches(trunk: LDAEModel, t: torch.Tensor) -> Affine:
     d, p = config.patch_dim, config.patch_size
     probes = torch.cat([torch.zeros(1, d), torch.eye(d)]).double()  # (D + 1, D)
     images = unpatchify(probes[:, None], p, p, p)  # (D + 1, channels, P, P)
-    embedded = front.embeddings.projection(front.input_tokens(images, t.cpu()))[:, 0]  # (D + 1, C)
+    embedded = front.embeddings.projection(
+        front.input_tokens(front.prepare_input(images, None, any_size=True), t.cpu())
+    )[:, 0]  # (D + 1, C)
     columns = embedded[1:] - embedded[0]  # (D, C)
     return columns.T.reshape(-1, config.num_channels, p, p), embedded[0]
 

@@ -7,15 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ldae.evaluation.features import (
-    Layer,
-    draw_input_noise,
-    evaluating,
-    feature_choices,
-    pool_features,
-    pool_tokens,
-)
-from ldae.evaluation.maps import feature_maps
+from ldae.evaluation.encoder import Encoder, Layer, PooledEncoder, as_encoder
 
 
 FEATURES = "features"  # the column where there is one; of several, what their names begin with
@@ -82,9 +74,14 @@ class FeatureReader:
     ) -> None:
         if pool not in POOLS:
             raise ValueError(f"pool={pool!r} is unknown; choose 'mean' or 'none'.")
-        self.model: Any = model
-        self.noisy, self.seed, self.pool, self.use_pooler, self.dtype = noisy, seed, pool, use_pooler, dtype
-        self.layers, self.timesteps = feature_choices(model, layers, timesteps, noisy)
+        self.encoder: Encoder = as_encoder(model)
+        if isinstance(self.encoder, PooledEncoder):
+            self.encoder.use_pooler = use_pooler
+        self.noisy, self.seed, self.dtype = noisy, seed, dtype
+        self.pool = pool
+        self._layers, self._timesteps = self.encoder.choices(layers, timesteps, noisy)
+        chosen = self.encoder.has_choices
+        self.layers, self.timesteps = (self._layers, self._timesteps) if chosen else (None, None)
         found = self._read(pixels, torch.zeros(1, dtype=torch.int64, device=pixels.device))
         several = len(found) > 1
         self.names = {choice: self._name(*choice) if several else FEATURES for choice in found}
@@ -107,29 +104,12 @@ class FeatureReader:
         return {self.names[choice]: values for choice, values in self._read(pixels, positions).items()}
 
     def _read(self, pixels: torch.Tensor, positions: torch.Tensor) -> dict[Any, torch.Tensor]:
-        with evaluating(self.model), torch.autocast(pixels.device.type, self.dtype, enabled=self.dtype is not None):
-            if self.layers is None:
-                if self.pool == "mean":
-                    return {(None, None): pool_tokens(self.model, pixels, use_pooler=self.use_pooler)}
-                return {(None, None): self.model(pixel_values=pixels).last_hidden_state}
-            noise = draw_input_noise(self.model, pixels, positions, self.seed) if self.noisy else None
-            if self.pool == "none":
-                return dict(feature_maps(self._trunk, pixels, self.layers, self.timesteps, noise))
-            pooled = pool_features(self.model, pixels, self.layers, self.timesteps, noise)  # (b, L, T, C)
-        return {
-            (layer, t): pooled[:, i, j, : self._width(layer)]
-            for i, layer in enumerate(self.layers)
-            for j, t in enumerate(self.timesteps)
-        }
-
-    @property
-    def _trunk(self) -> Any:
-        return getattr(self.model, "ldae", self.model)
-
-    def _width(self, layer: Any) -> int | None:
-        """Features of a tap, which may be fewer than the widest one's."""
-        shape = getattr(self.model, "feature_layers", {}).get(layer)
-        return None if shape is None else shape[0] if len(shape) == 3 else shape[-1]
+        autocast = torch.autocast(pixels.device.type, self.dtype, enabled=self.dtype is not None)
+        with self.encoder.evaluating(), autocast:
+            noise = self.encoder.draw_noise(pixels, positions, self.seed) if self.noisy else None
+            pool = "map" if self.pool == "none" and self.encoder.has_choices else self.pool
+            found = self.encoder.features(pixels, self._layers, self._timesteps, noise, pool)
+        return {(layer, t): found[layer][i] for layer in self._layers for i, t in enumerate(self._timesteps)}
 
     @staticmethod
     def _name(layer: Any, timestep: Any) -> str:

@@ -123,7 +123,7 @@ def extract_table(
         if value is not None and value < 1:
             raise ValueError(f"{name}={value} is not possible; give 1 or more.")
     state = PartialState()
-    pixels = pixels or CroppedPixels(reader.model.config.num_channels, reader.model.config.image_size)
+    pixels = pixels or CroppedPixels(reader.encoder.num_channels, reader.encoder.image_size)
     rows = RowReader(source, pixels, named=_first_name(source) is not None, root=root)
     features = table_features(rows.features, reader.columns, dtype)
     place = FeatureFolder(Path(folder), _split_name(source), source.streaming)
@@ -132,7 +132,7 @@ def extract_table(
         chosen = chosen or choose_rows_per_shard(reader.columns, dtype, source.num_examples)
         identity = {
             **(settings or {}),
-            "model": hash_model(reader.model),
+            "model": hash_model(reader.encoder.module),
             "pixels": str(pixels),
             "images": None if source.streaming else hash_source(source),
             "streaming": source.streaming,
@@ -153,7 +153,7 @@ def extract_table(
     finished = broadcast_object_list([place.finished()])[0]  # as the main process sees it: all divide the same rest
     begun_at = time.perf_counter()
     pieces = _pieces(rows, finished, chosen, batch_size, num_workers, state)
-    device = next(reader.model.parameters()).device
+    device = reader.encoder.device
     images = _write(pieces, reader, place, features, device, on_images)
     seconds = time.perf_counter() - begun_at
     state.wait_for_everyone()

@@ -12,7 +12,7 @@ from transformers.utils import TransformersKwargs, auto_docstring, can_return_tu
 from .configuration_ddae import DDAEConfig
 from .modeling_ddae import DDAEModel, DDAEPreTrainedModel
 from .networks_ddae import ADAPTERS
-from .taps_ddae import block_ends, choose_tap, map_of
+from .taps_ddae import block_ends, choose_tap
 
 
 @auto_docstring(
@@ -103,9 +103,8 @@ class DDAEBackbone(BackboneMixin, DDAEPreTrainedModel):
         """
         recorded = bool(kwargs.get("output_hidden_states", self.config.output_hidden_states))
         wanted = self.stage_names if recorded else self.out_features
-        taps = self.ddae.features(pixel_values, wanted, noise=noise, pool="none", interpolate_pos_encoding=True)
-        height, width = pixel_values.shape[2:]
-        maps = {name: map_of(values[0], height, width) for name, values in taps.items()}  # (B, C, h, w)
+        taps = self.ddae.features(pixel_values, wanted, noise=noise, pool="map", interpolate_pos_encoding=True)
+        maps = {name: values[0] for name, values in taps.items()}  # (B, C, h, w)
         chosen: Any = tuple(maps[name] for name in self.out_features)
         hidden: Any = tuple(maps.values()) if recorded else None
         return BackboneOutput(feature_maps=chosen, hidden_states=hidden)

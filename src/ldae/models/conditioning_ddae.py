@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .diffusers_ddae import small_normal, start_with, xavier, zeros
-from .taps_ddae import tokens_of
+from .features_ldae import tokens_of
 
 
 AUGMENTATION_LABELS = 9  # flips (2), scale, rotation (2), anisotropy (2), translation (2)

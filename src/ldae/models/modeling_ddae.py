@@ -1,7 +1,8 @@
 """DDAE (Xiang et al. 2023, arXiv 2303.09769): the network of a diffusion model as an encoder of images."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,10 +16,11 @@ from transformers.utils import TransformersKwargs, auto_docstring, can_return_tu
 from .conditioning_ddae import AUGMENTATION_LABELS, SelfConditioning
 from .configuration_ddae import DDAEConfig
 from .diffusers_ddae import build_network, diffusers_class, refuse_missing, reset
+from .features_ldae import FeatureExtractionMixin, tokens_of
 from .networks_ddae import ADAPTERS, NetworkAdapter
 from .noise_ddae import NoiseProcess
 from .sources_ddae import read_source
-from .taps_ddae import choose_tap, record, tokens_of
+from .taps_ddae import block_ends, choose_tap, record
 from .tokenizer_conv_ldae import posterior_mean
 
 
@@ -78,7 +80,9 @@ class DDAEPreTrainedModel(PreTrainedModel):
     built. [`DDAEModel.from_diffusers`] makes one of a diffusion model.
     """
 )
-class DDAEModel(DDAEPreTrainedModel):
+class DDAEModel(FeatureExtractionMixin, DDAEPreTrainedModel):
+    pooling = "mean over space or tokens"
+    fixed_prefixes = ("vae.", "empty_prompt", "denoiser.tokenizer.")
     empty_prompt: torch.Tensor | None
 
     def __init__(self, config: DDAEConfig, whole: bool = False):
@@ -88,7 +92,7 @@ class DDAEModel(DDAEPreTrainedModel):
         """
         super().__init__(config)
         config = self.config
-        self.stride, self.num_train_timesteps = config.stride, config.num_train_timesteps
+        self.stride = config.stride
         self.denoiser: Any = self.adapter.build(config)
         taps = self.adapter.taps(self.denoiser)
         config.feature_layer = choose_tap(taps, config.feature_layer, self.adapter.default_tap(config, taps))
@@ -253,50 +257,43 @@ class DDAEModel(DDAEPreTrainedModel):
         tokens = tokens_of(activation)  # (B, N, C)
         return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=tokens.mean(dim=1))
 
-    def features(
+    @property
+    def default_layer(self) -> str:
+        """The tap that features are read at by default."""
+        return str(self.config.feature_layer)
+
+    @property
+    def search_layers(self) -> list[str]:
+        """One tap for each block of the paper's, and the default one."""
+        ends = block_ends(list(self.feature_layers))
+        return [tap for tap in self.feature_layers if tap in ends or tap == self.default_layer]
+
+    @property
+    def build_options(self) -> dict[str, Any]:
+        """Arguments that build a model of the same size."""
+        return {"whole": self.whole}
+
+    def prepare_input(self, pixel_values: torch.Tensor, noise: torch.Tensor | None, any_size: bool) -> torch.Tensor:
+        """Check images `(B, C, H, W)` and give the network's clean input x_0."""
+        self._check_images(pixel_values, any_size)
+        return self.encode(pixel_values)
+
+    def activations(
         self,
-        pixel_values: torch.Tensor,
-        layers: Sequence[str] | None = None,
-        timesteps: Sequence[int] | None = None,
-        noise: torch.Tensor | None = None,
-        pool: str = "mean",
-        interpolate_pos_encoding: bool = False,
+        clean: torch.Tensor,
+        layers: Sequence[str],
+        timesteps: torch.Tensor,
+        noise: torch.Tensor | None,
+        read: Callable[[torch.Tensor], torch.Tensor],
+        size: tuple[int, int],
     ) -> dict[str, torch.Tensor]:
-        """
-        Features at several taps and time steps: one forward for each time step, which ends at the last of the taps.
+        """Run the network up to the last of the taps and read each one's raw activation."""
+        run = partial(self.adapter.run, self, clean, timesteps, noise)
+        return record(self.denoiser, layers, run, lambda activation: read(self._read(activation)))
 
-        Args:
-            pixel_values (`torch.FloatTensor` of shape `(B, C, H, W)`): Images in [-1, 1].
-            layers (`Sequence[str]`, *optional*): Taps, of `feature_layers`; by default `config.feature_layer`.
-            timesteps (`Sequence[int]`, *optional*): Time steps; by default `config.feature_timestep`.
-            noise (`torch.FloatTensor`, *optional*): As of [`~DDAEModel.forward`], the same at every time step.
-            pool (`str`, defaults to `"mean"`): `"mean"` over space or tokens, or `"none"`: maps and tokens as they are.
-            interpolate_pos_encoding (`bool`, defaults to `False`): Whether images of any size are taken.
-
-        Returns:
-            `dict[str, torch.Tensor]`: for each of `layers` a tensor `(T, B, C)`, in the order of `timesteps`; with
-            `pool="none"` `(T, B, C, H, W)` or `(T, B, N, C)`.
-
-        Raises:
-            ValueError: for a tap that is unknown or was cut off, a time step that does not exist, or another `pool`.
-        """
-        layers = [str(self.config.feature_layer)] if layers is None else list(layers)
-        steps = [self.config.feature_timestep] if timesteps is None else list(timesteps)
-        self._check_images(pixel_values, interpolate_pos_encoding)
-        self._check_choices(layers, steps, pool)
-
-        def read(activation: torch.Tensor) -> torch.Tensor:
-            activation = self._read(activation)
-            return tokens_of(activation).mean(dim=1) if pool == "mean" else activation
-
-        x0 = self.encode(pixel_values)
-
-        def features_at(t: Any) -> dict[str, torch.Tensor]:
-            timesteps = self._shared_timestep(t, pixel_values)
-            return record(self.denoiser, layers, lambda: self.adapter.run(self, x0, timesteps, noise), read)
-
-        found = [features_at(t) for t in steps]
-        return {name: torch.stack([at_t[name] for at_t in found]) for name in layers}
+    def noise_shape(self, pixel_values: torch.Tensor) -> tuple[int, ...]:
+        """Return the shape of one image's noise: that of the network's input."""
+        return self.adapter.noise_shape(self, pixel_values)
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """
@@ -334,19 +331,6 @@ class DDAEModel(DDAEPreTrainedModel):
             )
         if height % self.stride or width % self.stride:
             raise ValueError(f"pixel_values is {height}x{width}; both must be multiples of {self.stride}.")
-
-    def _check_choices(self, layers: list[str], timesteps: list[Any], pool: str) -> None:
-        unknown = [name for name in layers if name not in self.feature_layers]
-        if unknown or not layers or len(set(layers)) < len(layers):
-            raise ValueError(
-                f"layers={layers} is not possible; give different ones of {', '.join(self.feature_layers)} (the network "
-                f"was cut after feature_layer={self.config.feature_layer!r})."
-            )
-        last = self.num_train_timesteps - 1
-        if not timesteps or not all(0 <= t <= last for t in timesteps):
-            raise ValueError(f"timesteps={timesteps} is not possible; give numbers from 0 to {last}.")
-        if pool not in ("mean", "none"):
-            raise ValueError(f"pool={pool!r} is unknown; choose 'mean' or 'none'.")
 
 
 @auto_docstring(

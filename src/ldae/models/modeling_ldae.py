@@ -1,5 +1,6 @@
 """The l-DAE models (Chen et al. 2024, arXiv 2401.14404): pre-training, encoder, classifier, backbone."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_ldae import LDAEConfig
 from .corruption_ldae import LDAECorruption, draw_noise
+from .features_ldae import FeatureExtractionMixin
 from .hidden_states_ldae import hidden_states_by_index, record_every
 from .objective_ldae import LDAEObjective, clean_latent, loss_weight_table
 from .randomness_ldae import CLASS_DROPOUT, TIMESTEPS, keyed_uniform
@@ -107,7 +109,10 @@ class LDAEPreTrainedModel(PreTrainedModel):
     The l-DAE encoder: images in, features out. Clean input at one time step by default, hence deterministic.
     """
 )
-class LDAEModel(LDAEPreTrainedModel):
+class LDAEModel(FeatureExtractionMixin, LDAEPreTrainedModel):
+    pooling = "mean of tokens, LayerNorm without affine"
+    fixed_prefixes = ("tokenizer.",)
+
     def __init__(self, config: LDAEConfig, num_layers: int | None = None):
         r"""
         num_layers (`int`, *optional*):
@@ -123,6 +128,8 @@ class LDAEModel(LDAEPreTrainedModel):
         # By name: for the whole tokenizer, transformers would turn the boolean `fitted` into a float32 too.
         floats = (name for name, value in self.tokenizer.state_dict().items() if value.is_floating_point())
         self._keep_in_fp32_modules_strict = {f"tokenizer.{name.partition('.')[0]}" for name in floats}
+        shape = (config.num_patches, config.hidden_size)
+        self.feature_layers: dict[int, tuple[int, ...]] = dict.fromkeys(range(1, num_layers + 1), shape)
         self.post_init()
 
     @merge_with_config_defaults
@@ -155,15 +162,14 @@ class LDAEModel(LDAEPreTrainedModel):
 
         ```
         """
-        height, width = self._grid_of(pixel_values, bool(interpolate_pos_encoding))
         if timesteps is None:
             shared_t = self.config.feature_timestep
             timesteps = torch.full((1,), shared_t, dtype=torch.long, device=pixel_values.device)
-        tokens = self.input_tokens(pixel_values, timesteps, noise)  # (B, N, input_dim)
-        hidden = self.embeddings(tokens, height, width)  # (B, N, C)
+        clean = self.prepare_input(pixel_values, noise, bool(interpolate_pos_encoding))
+        hidden = self._embed(clean, timesteps, noise, pixel_values.shape[2:])  # (B, N, C)
         conditioning = self.conditioning(timesteps)  # (B or 1, c)
 
-        depth = self.config.feature_layer or self.config.num_hidden_layers
+        depth = self.default_layer
         for layer in self.layers[:depth]:
             hidden = layer(hidden, conditioning, **kwargs)
         features = self.normalize(hidden)
@@ -172,14 +178,70 @@ class LDAEModel(LDAEPreTrainedModel):
                 hidden = layer(hidden, conditioning, **kwargs)
         return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=features.mean(dim=1))
 
-    def input_tokens(
-        self, pixel_values: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Images `(B, C, H, W)` to what enters the blocks `(B, N, input_dim)`, clean where there is no noise."""
+    @property
+    def default_layer(self) -> int:
+        """The block that features are read after by default, counted from 1."""
+        return self.config.feature_layer or self.config.num_hidden_layers
+
+    @property
+    def search_layers(self) -> list[int]:
+        """All blocks that the model holds."""
+        return list(self.feature_layers)
+
+    @property
+    def build_options(self) -> dict[str, Any]:
+        """Arguments that build a model of the same size."""
+        return {"num_layers": len(self.layers)}
+
+    def prepare_input(self, pixel_values: torch.Tensor, noise: torch.Tensor | None, any_size: bool) -> torch.Tensor:
+        """
+        Check images `(B, C, H, W)` and give what the time steps share.
+
+        Returns:
+            `torch.Tensor`: clean latents `(B, N, d)`, or the patches `(B, N, D)` where no noise is added and
+            `config.project_clean_input` is false.
+        """
+        self._grid_of(pixel_values, any_size)
         if noise is None and not self.config.project_clean_input:
-            return patchify(pixel_values, self.config.patch_size)  # (B, N, D)
-        zt = self.corruption(self.encode(pixel_values), noise, timesteps)  # (B, N, d)
-        return self.blocks_input(zt)
+            return patchify(pixel_values, self.config.patch_size)
+        return self.encode(pixel_values)
+
+    def input_tokens(
+        self, clean: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Corrupt what [`~LDAEModel.prepare_input`] gave to the blocks' input `(B, N, input_dim)`."""
+        if noise is None and not self.config.project_clean_input:
+            return clean
+        return self.blocks_input(self.corruption(clean, noise, timesteps))
+
+    def _embed(
+        self, clean: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor | None, size: Sequence[int]
+    ) -> torch.Tensor:
+        height, width = (side // self.config.patch_size for side in size)
+        return self.embeddings(self.input_tokens(clean, timesteps, noise), height, width)  # (B, N, C)
+
+    def activations(
+        self,
+        clean: torch.Tensor,
+        layers: Sequence[int],
+        timesteps: torch.Tensor,
+        noise: torch.Tensor | None,
+        read: Callable[[torch.Tensor], torch.Tensor],
+        size: tuple[int, int],
+    ) -> dict[int, torch.Tensor]:
+        """Run the blocks up to the deepest of `layers`, and read the tokens after each through the LayerNorm."""
+        hidden = self._embed(clean, timesteps, noise, size)  # (B, N, C)
+        conditioning = self.conditioning(timesteps)  # (1, c)
+        found = {}
+        for number, layer in enumerate(self.layers[: max(layers)], start=1):
+            hidden = layer(hidden, conditioning)
+            if number in layers:
+                found[number] = read(self.normalize(hidden.float()))
+        return found
+
+    def noise_shape(self, pixel_values: torch.Tensor) -> tuple[int, int]:
+        """Return the shape of one image's noise, `(N, d)`."""
+        return self.config.num_patches, self.config.latent_dim
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Images `(B, C, H, W)` to clean latents z_0 `(B, N, d)`, in float32 also under autocast."""

@@ -53,6 +53,10 @@ class NetworkAdapter(ABC):
             `torch.Tensor`: the activation at the last tap.
         """
 
+    def noise_shape(self, model: Any, pixel_values: torch.Tensor) -> tuple[int, ...]:
+        """Return the shape of the noise of one of the images `(B, C, H, W)`."""
+        return tuple(model.encode(pixel_values).shape[1:])
+
     def build_noise_process(self, config: DDAEConfig) -> NoiseProcess | None:
         """Build what adds noise to the network's input; `None` for a network that adds it itself."""
         return None
@@ -257,6 +261,9 @@ class LDAEAdapter(NetworkAdapter):
     def run(self, model: Any, x0: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
         """As of [`NetworkAdapter.run`], with images `(B, C, H, W)` and noise `(B, N, d)` of their latents."""
         return model.denoiser(x0, timesteps, noise, interpolate_pos_encoding=True).last_hidden_state
+
+    def noise_shape(self, model: Any, pixel_values: torch.Tensor) -> tuple[int, ...]:
+        return model.denoiser.noise_shape(pixel_values)
 
     def read(self, network: Any, activation: torch.Tensor) -> torch.Tensor:
         return network.normalize(activation)

@@ -59,19 +59,6 @@ def record(
     return {name: found[name] for name in taps}
 
 
-def tokens_of(activation: torch.Tensor) -> torch.Tensor:
-    """A map `(B, C, H, W)` as tokens `(B, H * W, C)`; tokens as they are."""
-    return activation.flatten(2).transpose(1, 2) if activation.ndim == 4 else activation
-
-
-def map_of(activation: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Tokens `(B, N, C)` of images of `height` x `width`, row by row, as a map `(B, C, h, w)`; a map as it is."""
-    if activation.ndim == 4:
-        return activation
-    rows = round((activation.shape[1] * height / width) ** 0.5)
-    return activation.transpose(1, 2).unflatten(2, (rows, -1))
-
-
 def unet_taps(unet: Any) -> list[str]:
     """Names of all residual and attention blocks of a UNet of diffusers, in the order in which they run."""
     places = [(f"down_blocks.{i}", block) for i, block in enumerate(unet.down_blocks)]

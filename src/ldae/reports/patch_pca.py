@@ -3,8 +3,8 @@
 import torch
 from transformers import PreTrainedModel
 
-from ldae.evaluation.features import Layer
-from ldae.evaluation.maps import feature_map
+from ldae.evaluation.encoder import Layer
+from ldae.evaluation.features import feature_map
 
 
 TAIL = (

@@ -10,7 +10,7 @@ from ldae.backbone import quietly
 from ldae.data import Batch, ImageSource, iterate_once, open_probe_images, prepare_images
 from ldae.data.mixing import mix_examples
 from ldae.data.rand_augment import rand_augment
-from ldae.evaluation.features import evaluating
+from ldae.evaluation.encoder import evaluating
 from ldae.evaluation.images import fixed_subset
 from ldae.models.modeling_ddae import DDAEForImageClassification
 from ldae.models.modeling_ldae import LDAEForImageClassification

@@ -12,9 +12,9 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageClassification,
 
 import ldae  # noqa: F401 - registers the models with transformers
 from ldae.data import Batch, DataConfig
-from ldae.evaluation.baselines import untrained_like
-from ldae.evaluation.features import Layer, draw_input_noise
+from ldae.evaluation.encoder import Layer
 from ldae.evaluation.linear_probe import BN_EPS
+from ldae.evaluation.untrained import untrained_like
 from ldae.models.randomness_ldae import TIMESTEPS, keyed_uniform
 from ldae.training.checkpoint import Checkpoint
 from ldae.training.loop import train
@@ -113,7 +113,7 @@ class NoiseClassifierTask(Task):
         labels, pixels, seed = self.labels(batch, positions), self.pixels(batch, positions), self.options.seed
         u = keyed_uniform(seed, TIMESTEPS, positions, 1)[:, 0]
         timesteps = (u * self.module.plain.config.num_train_timesteps).long()  # (b,)
-        noise = draw_input_noise(self.module.plain.base_model, pixels, positions, seed)
+        noise = self.module.plain.base_model.draw_noise(pixels, positions, seed)
         logits = self.network(pixels, timesteps, noise)  # (b, K)
         return F.cross_entropy(logits.float(), labels)
 

@@ -71,8 +71,8 @@ def main(argv: list[str]) -> int:
     source = fixed_subset(inputs.test_source, options.num_images, 0)
     images = ImageSet(
         source,
-        image_size=inputs.config.image_size,
-        num_channels=inputs.config.num_channels,
+        image_size=inputs.encoder.image_size,
+        num_channels=inputs.encoder.num_channels,
         batch_size=options.forward_batch_size,
         num_workers=inputs.data.num_workers,
     )
@@ -99,7 +99,7 @@ def main(argv: list[str]) -> int:
 def _models(inputs: ProbeInputs, checkpoints: bool) -> Iterator[tuple[int, str, Any]]:
     """Images seen (0 where that is not asked), what results call it, and the model."""
     if not checkpoints:
-        yield 0, inputs.checkpoint_name, inputs.model
+        yield 0, inputs.checkpoint_name, inputs.encoder
         return
     place = "" if inputs.checkpoint_name == "." else f"{inputs.checkpoint_name}/"
     for seen, model in checkpoint_models(inputs.checkpoint):

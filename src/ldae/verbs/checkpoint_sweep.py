@@ -20,7 +20,7 @@ from ldae.evaluation.checkpoint_sweep import (
 )
 from ldae.evaluation.distances import ReferenceFeatures, image_distances, read_reference
 from ldae.evaluation.extractor import FeatureExtractor, load_extractor
-from ldae.evaluation.features import Features, encoder_of, extract_features, pooling_of
+from ldae.evaluation.features import Features, extract_features, pooling_of
 from ldae.evaluation.generation import Sampling, generate_images, generation_results, shown_count
 from ldae.evaluation.images import ImageSet
 from ldae.evaluation.probe_features import HOLDOUT
@@ -190,8 +190,8 @@ class _Sweep:
         self.images: tuple[ImageSet, ...] = tuple(
             ImageSet(
                 source,
-                image_size=i.config.image_size,
-                num_channels=i.config.num_channels,
+                image_size=i.encoder.image_size,
+                num_channels=i.encoder.num_channels,
                 batch_size=o.forward_batch_size,
                 num_workers=i.data.num_workers,
             )
@@ -223,8 +223,7 @@ class _Sweep:
             found = [e for e in held if _is_of(e, {"metric": metric, "split": split, **seed}, protocol)]
             if found:
                 points[name] = SweepPoint(seen, name, found[-1]["value"], found[-1].get("held_out_value"))
-        encoder = encoder_of(model)
-        for entry in self._probe(encoder, [name for name in self.probes if name not in points]):
+        for entry in self._probe(model, [name for name in self.probes if name not in points]):
             new.append({**entry, "split": self.inputs.test_split, "n": entry.pop("n")})
         if self.generated and any(name not in points for name in self.generated.metrics):
             new += [{**entry, "split": self.generated.split} for entry in self.generated.measure(model)]

@@ -154,7 +154,7 @@ def _extract(
     where = {"data": {name: getattr(data, name) for name in names}}
     if accelerator.is_main_process:
         print(f"Features of {source.description} by {options.checkpoint}, on {accelerator.num_processes} x ", end="")
-        print(f"{next(reader.model.parameters()).device}: " + ", ".join(_columns_in_words(reader)), flush=True)
+        print(f"{reader.encoder.device}: " + ", ".join(_columns_in_words(reader)), flush=True)
     with progress_bar(source.num_examples, 0, accelerator.is_main_process, "images") as bar:
         return extract_table(
             reader,

@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 
 from ldae.data import iterate_once
 from ldae.evaluation.criteria import CRITERIA, MOST_IMAGES, score_cells
-from ldae.evaluation.feature_search import searched_layers
 from ldae.evaluation.grid_protocols import GridResult
 from ldae.evaluation.grid_search import (
     GridScore,
@@ -182,9 +181,9 @@ def _run(inputs: ProbeInputs, options: argparse.Namespace, protocol: Protocol) -
     sources, reading = (inputs.train_source, inputs.test_source), reading_options(options, inputs)
     if options.probe != "adam":
         run_grid = run_ridge_grid if options.probe == "ridge" else run_logistic_grid
-        return run_grid(inputs.model, *sources, protocol, **reading)
+        return run_grid(inputs.encoder, *sources, protocol, **reading)
     progress = partial(show_progress, epochs=protocol.settings.epochs)
-    return run_linear_probe(inputs.model, *sources, protocol, on_epoch=progress, **reading)
+    return run_linear_probe(inputs.encoder, *sources, protocol, on_epoch=progress, **reading)
 
 
 def _report(
@@ -244,20 +243,24 @@ def _draw(figure: Figure, inputs: ProbeInputs) -> None:
 
 def _search_by_criterion(inputs: ProbeInputs, options: argparse.Namespace, timesteps: tuple[int, ...]) -> int:
     """Search without labels: score the cells, report, and write the best into config.json."""
-    name, c = options.criterion, inputs.config
+    name, c = options.criterion, inputs.encoder
     source = fixed_subset(inputs.train_source, MOST_IMAGES, seed=0)
-    size = {"image_size": c.image_size, "num_channels": c.num_channels, "num_workers": inputs.data.num_workers}
+    size: dict[str, Any] = {
+        "image_size": c.image_size,
+        "num_channels": c.num_channels,
+        "num_workers": inputs.data.num_workers,
+    }
     batches = list(iterate_once(source, **size, batch_size=256))
-    layers = inputs.layers or tuple(searched_layers(inputs.model))
+    layers = inputs.layers or tuple(inputs.encoder.search_layers)
     n = sum(len(batch.images) for batch in batches)
     print(f"Search by {name} ({CRITERIA[name].meaning}) of {n:,} images, {len(layers)} blocks x {len(timesteps)} t")
-    found = score_cells(inputs.model, batches, [name], layers=layers, timesteps=timesteps)[name]
+    found = score_cells(inputs.encoder, batches, [name], layers=layers, timesteps=timesteps)[name]
     scores = [
         GridScore(layer, t, False, value, value, None)
         for layer, values in zip(layers, found.tolist(), strict=True)
         for t, value in zip(timesteps, values, strict=True)
     ]
-    winner, paper = best_score(scores), paper_point(c)
+    winner, paper = best_score(scores), paper_point(inputs.config)
     print(
         table(
             [

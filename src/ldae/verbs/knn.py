@@ -28,11 +28,11 @@ def main(argv: list[str]) -> int:
     inputs.show_header("kNN")
     train, test = (
         extract_features(
-            inputs.model,
+            inputs.encoder,
             ImageSet(
                 source,
-                image_size=inputs.config.image_size,
-                num_channels=inputs.config.num_channels,
+                image_size=inputs.encoder.image_size,
+                num_channels=inputs.encoder.num_channels,
                 batch_size=options.forward_batch_size,
                 num_workers=inputs.data.num_workers,
             ).batches(),

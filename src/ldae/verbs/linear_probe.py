@@ -9,7 +9,7 @@ import torch
 
 from ldae.evaluation.classifier import build_classifier, save_classifier
 from ldae.evaluation.comparison import PROBES
-from ldae.evaluation.features import Layer
+from ldae.evaluation.encoder import Layer
 from ldae.evaluation.linear_probe import ProbeSettings
 from ldae.evaluation.protocols import (
     PROTOCOLS,
@@ -177,13 +177,13 @@ def _run(
         epochs = protocol.settings.epochs
         results.append(
             run_linear_probe(
-                inputs.model, *sources, protocol, **reading, on_epoch=lambda done: show_progress(done, epochs)
+                inputs.encoder, *sources, protocol, **reading, on_epoch=lambda done: show_progress(done, epochs)
             )
         )
     if probe == "logistic" or protocol.name == "paper":
-        results.append(run_logistic_grid(inputs.model, *sources, replace(protocol, name="cached"), **reading))
+        results.append(run_logistic_grid(inputs.encoder, *sources, replace(protocol, name="cached"), **reading))
     if probe == "ridge":
-        results.append(run_ridge_grid(inputs.model, *sources, protocol, **reading))
+        results.append(run_ridge_grid(inputs.encoder, *sources, protocol, **reading))
     return results
 
 

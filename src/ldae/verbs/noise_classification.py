@@ -8,8 +8,6 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from transformers import AutoModelForImageClassification
 
-from ldae.evaluation.baselines import untrained_like
-from ldae.evaluation.features import feature_choices
 from ldae.evaluation.images import ImageSet
 from ldae.evaluation.linear_probe import ProbeSettings
 from ldae.evaluation.metrics import mean_and_stderr
@@ -81,7 +79,7 @@ def main(argv: list[str]) -> int:
     layers = inputs.layers or ()
     if len(layers) != 1:
         raise ValueError(f"layers={options.layers} is not possible here; give one block, such as {layers[0]}.")
-    feature_choices(inputs.model, layers, timesteps, noisy=True)  # refuses what does not exist
+    inputs.encoder.choices(layers, timesteps, noisy=True)  # refuses what does not exist
     if options.horizontal_flip is None:
         options.horizontal_flip = inputs.data.horizontal_flip
     comparison = _Comparison(inputs, options, layers[0], timesteps, numbers(options.seeds, "seeds") or ())
@@ -103,12 +101,12 @@ class _Comparison:
             lr_multipliers=numbers(options.head_learning_rates, "head_learning_rates", float) or (),
             seeds=seeds,
         )
-        size = {"image_size": inputs.config.image_size, "num_channels": inputs.config.num_channels}
+        size: dict[str, Any] = {"image_size": inputs.encoder.image_size, "num_channels": inputs.encoder.num_channels}
         self.train, self.test = (
             ImageSet(source, **size, batch_size=options.forward_batch_size, num_workers=inputs.data.num_workers)
             for source in (inputs.train_source, inputs.test_source)
         )
-        self.levels = noise_to_signal(inputs.model, timesteps)
+        self.levels = noise_to_signal(inputs.encoder, timesteps)
         self.curves: dict[str, list[tuple[float, float | None]]] = {}
 
     def run(self) -> None:
@@ -121,8 +119,8 @@ class _Comparison:
         fitted = self.num_train - round(HOLDOUT * self.num_train)
         epochs = max(1, round(options.images / fitted))
         self.settings = dataclasses.replace(self.settings, epochs=epochs)
-        self._heads(HEADS, inputs.model, inputs.checkpoint_name)
-        self._heads(UNTRAINED, untrained_like(inputs.model, seed=0), "untrained")
+        self._heads(HEADS, inputs.encoder, inputs.checkpoint_name)
+        self._heads(UNTRAINED, inputs.encoder.untrained(0), "untrained")
         self._networks(SCRATCH, pretrained=False)
         if options.finetune:
             self._networks(FINETUNED, pretrained=True)

@@ -33,7 +33,7 @@ def compare_with_baselines(
         "timestep": inputs.timesteps and inputs.timesteps[0],
         "noisy": options.noisy,
     }
-    size = {"image_size": inputs.config.image_size, "num_channels": inputs.config.num_channels}
+    size: dict[str, Any] = {"image_size": inputs.encoder.image_size, "num_channels": inputs.encoder.num_channels}
     train, test = (
         list(iterate_once(source, **size, batch_size=options.forward_batch_size))
         for source in (inputs.train_source, inputs.test_source)
@@ -44,7 +44,7 @@ def compare_with_baselines(
     inputs.show_header(f"Linear probe ({probe}) of features computed once, without augmentation")
     rows = [["features", "accuracy", "+-", "lr" if probe == "adam" else "penalty"]]
     seeds: dict[str, Any] = {"seeds": list(settings.seeds)} if probe == "adam" else {"seed": 0}
-    for index, c in enumerate(compare_linear(inputs.model, train, test, probe, settings, **choice)):
+    for index, c in enumerate(compare_linear(inputs.encoder, train, test, probe, settings, **choice)):
         strength = c.protocol["learning_rate" if probe == "adam" else "penalty"]
         rows.append([c.name, *_shown(c.accuracy, c.stderr), f"{strength:.2g}"])
         protocol = {"preset": "baselines", **c.protocol, **shared}
@@ -65,7 +65,7 @@ def _few_shot(
     shared: dict[str, Any],
 ) -> int:
     shots, draws = options.shots, options.draws
-    compared = compare_few_shot(inputs.model, train, test, shots=shots, draws=draws, knn=False, **choice)
+    compared = compare_few_shot(inputs.encoder, train, test, shots=shots, draws=draws, knn=False, **choice)
     inputs.show_header(f"Ridge probe of {shots} labels a class")
     rows = [["features", "accuracy", "+-"]]
     protocol = {"name": "ridge", "labels_per_class": shots, "draws": draws, "penalty": "leave-one-out", **shared}

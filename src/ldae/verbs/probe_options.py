@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 import yaml
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
 import ldae  # noqa: F401 - registers the models with transformers
 from ldae.data import DataConfig, ImageSource, open_images, open_probe_images
-from ldae.evaluation import encoders
+from ldae.evaluation.encoder import Encoder, as_encoder, open_encoder
 from ldae.evaluation.feature_store import FEATURE_MEMORY
 from ldae.models.taps_ddae import block_ends
 from ldae.training.recipe import build_recipe, load_recipe, read_sections
@@ -32,7 +32,7 @@ class ProbeInputs:
     """The model, its images and where results go. `layers` and `timesteps` are `None` for models without them."""
 
     checkpoint: str
-    model: PreTrainedModel
+    encoder: Encoder
     config: PreTrainedConfig
     data: DataConfig
     train_source: ImageSource
@@ -189,11 +189,11 @@ def open_inputs(options: argparse.Namespace, labelled: bool = True) -> ProbeInpu
     output_dir.mkdir(parents=True, exist_ok=True)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model, layers, timesteps = load_encoder(options, config)
-    model.to(device)
+    encoder = as_encoder(model).to(device)
     return ProbeInputs(
         checkpoint=options.checkpoint,
-        model=model,
-        config=config if config.model_type in ("ldae", "ddae") else model.config,
+        encoder=encoder,
+        config=config,
         data=data,
         train_source=train_source,
         test_source=test_source,
@@ -221,7 +221,7 @@ def load_encoder(
         return model, *_ddae_choices(options, model, own_layer)
     layers, timesteps = block_choices(options, config)
     if config.model_type != "ldae":
-        return encoders.load_encoder(options.checkpoint, "cpu"), None, None
+        return open_encoder(options.checkpoint, "cpu"), None, None
     cut: dict[str, Any] = {} if layers is None else {"num_hidden_layers": max(layers), "feature_layer": None}
     return _load_model(options.checkpoint, **cut), layers, timesteps
 

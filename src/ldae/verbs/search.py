@@ -102,7 +102,7 @@ def _open_model(
         reader, pixels = open_reader(chosen, device)
     except ValueError as error:
         raise ValueError(f"{error} Say with --checkpoint where the model of the table is now.") from error
-    if hash_model(reader.model) != noted["model"]:
+    if hash_model(reader.encoder.module) != noted["model"]:
         raise ValueError(
             f"checkpoint={checkpoint!r} is not the model of the table in {options.folder}; give the one it was made with."
         )

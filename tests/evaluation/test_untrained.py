@@ -3,9 +3,8 @@ import torch
 
 from ldae import DDAEConfig, DDAEForPreTraining, DDAEModel
 from ldae.data import iterate_once
-from ldae.evaluation.baselines import pca_features, pixel_features, untrained_like
 from ldae.evaluation.features import extract_features
-from ldae.models.tokenizer_ldae import patchify
+from ldae.evaluation.untrained import untrained_like
 from ldae.models.transformer_ldae import LDAEModulation
 
 from ..models.small_diffusers import small_dit, small_unet, small_vae
@@ -13,23 +12,6 @@ from ..models.small_diffusers import small_dit, small_unet, small_vae
 
 def batches(digits):
     return list(iterate_once(digits[1], image_size=16, batch_size=10, limit=30))
-
-
-def test_pixels(digits):
-    features = pixel_features(batches(digits), image_size=16)
-    images = torch.cat([batch.images for batch in batches(digits)])
-    assert torch.equal(features.flat[:, 0], images.flatten(1).float() / 127.5 - 1)
-    assert len(features.classes) == 30
-
-
-def test_pooled_pca_coefficients_are_those_of_the_mean_patch(model, digits):
-    tokenizer = model.ldae.tokenizer
-    tokenizer.mean.normal_(generator=torch.Generator().manual_seed(0))
-    features = pca_features(model, batches(digits)).flat[:, 0]
-    pixels = pixel_features(batches(digits), image_size=16).flat.view(30, 3, 16, 16)
-    expected = tokenizer.encode(patchify(pixels, 4).mean(dim=1))
-    assert features.shape == (30, 8)
-    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_untrained_has_the_same_shape_and_tokenizer_and_new_weights(model):
