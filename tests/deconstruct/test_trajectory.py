@@ -42,8 +42,8 @@ def test_each_step_has_its_change_its_sign_and_its_size_against_the_spread():
     assert [step.agrees for step in steps] == [True, False, None, True, True]
     assert [step.is_significant for step in steps] == [True, False, False, False, True]
     assert count_steps(steps) == (
-        "3 of 5 steps go the paper's way, 2 beyond two standard errors; 0 go the other way beyond two standard errors. "
-        "The paper's step to row 10 is zero, and neither way."
+        "3 of 5 steps go the paper's way, 2 of them beyond two standard errors. Beyond two standard errors in the other "
+        "direction: 0. The paper's step to row 10 is zero and has no direction."
     )
     table = [cells[2:] for cells in steps_table(steps).rows]
     assert table[0] == ["+10.0 ± 1.4", "+5.0", "the paper's", "yes"]
@@ -59,6 +59,6 @@ def test_with_one_seed_there_is_no_verdict():
     ]
     assert count_steps(steps) == (
         "1 of 1 steps go the paper's way; with one seed a row there is no standard error to compare them with. "
-        "1 steps are not measured yet."
+        "Not measured yet: 1."
     )
     assert count_steps(steps_of(row("00"), row("01"))) == ""

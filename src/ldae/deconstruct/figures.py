@@ -1,7 +1,7 @@
-"""The charts of the report: ours beside the paper's, each in the look of the figure or table that it goes back to."""
+"""The charts of the report, ours beside the paper's, each drawn like the figure or table that it follows."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,11 +33,11 @@ def trajectory_figure(
     at_paper: Sequence[Summary | None] = (),
 ) -> Figure:
     """
-    Fig. 6: the trajectory as bars, a step a line, ours on the left and the paper's on the right.
+    Draw the trajectory (Fig. 6) as bars, a row a line, ours on the left and the paper's on the right.
 
     Args:
-        rows: For each the number, the step in words, our accuracy and the paper's figures.
-        separators (`Sequence[int]`): Lines before which a group of steps begins.
+        rows: The number of each row, its step in words, our accuracy and the paper's figures.
+        separators (`Sequence[int]`): Lines that begin a group of steps.
         at_paper (`Sequence[Summary | None]`): Our accuracies at the recipe's own point (t = 10), drawn as diamonds.
     """
     figure = Figure(figsize=(5.8, 0.8 + 0.29 * len(rows)), layout="constrained")
@@ -51,7 +51,7 @@ def trajectory_figure(
     ours = [(i, 100 * s.mean, 100 * (s.stderr or 0)) for i, (_, _, s, _) in enumerate(rows) if s is not None]
     paper = [(i, step.accuracy, 0.0) for i, (_, _, _, step) in enumerate(rows) if step is not None]
     own = [(i, 100 * s.mean) for i, s in enumerate(at_paper) if s is not None]
-    _bars(left, ours, OURS)
+    _bars(left, ours, OURS, dict(own))
     if own:
         low, high = left.get_xlim()
         places, values = zip(*own, strict=True)
@@ -76,7 +76,7 @@ def trajectory_figure(
 
 def dimensions_figure(sweep: Sequence[VariantResults], patch_dim: int) -> Figure:
     """
-    Tab. 2 and Fig. 5: accuracy against the latent dimension of a token, for each tokenizer, ours and the paper's.
+    Draw accuracy against the latent dimension of a token for each tokenizer (Tab. 2, Fig. 5), ours and the paper's.
 
     Args:
         sweep: The variants of a sweep.
@@ -112,12 +112,12 @@ def dimensions_figure(sweep: Sequence[VariantResults], patch_dim: int) -> Figure
 
 def blocks_figure(blocks: dict[int, Summary], encoder: int, total: int) -> Figure:
     """
-    App. A: accuracy against the block after which features are read; the paper's dotted, its 24 blocks scaled to ours.
+    Draw accuracy against the block after which features are read (App. A), and the paper's with its 24 blocks scaled.
 
     Args:
-        blocks: Ours by block.
-        encoder (`int`): The blocks E of the encoder.
-        total (`int`): All blocks, E + D.
+        blocks: Our accuracies by block.
+        encoder (`int`): Number E of blocks in the encoder.
+        total (`int`): Number E + D of all blocks.
     """
     figure, axes, other = _with_paper_axis("block after which features are read")
     _measured(axes, blocks, "ours", OURS, "-")
@@ -130,7 +130,7 @@ def blocks_figure(blocks: dict[int, Summary], encoder: int, total: int) -> Figur
 
 
 def timesteps_figure(timesteps: dict[str, dict[int, Summary]]) -> Figure:
-    """App. A: accuracy against the fixed time step of the features, clean and noisy input; the paper's dotted."""
+    """Draw accuracy against the time step of the features, with clean and noisy input (App. A); the paper's is dotted."""
     figure, axes, other = _with_paper_axis("time step t of 1000")
     for given, colour in (("clean", OURS), ("noisy", "#c1622d")):
         if given in timesteps:
@@ -142,7 +142,7 @@ def timesteps_figure(timesteps: dict[str, dict[int, Summary]]) -> Figure:
 
 
 def schedules_figure(num_timesteps: int, beta_start: float, beta_end: float) -> Figure:
-    """Fig. 3: the signal's share gamma_t^2 over t, of DDPM's schedule and of the one linear in gamma^2."""
+    """Draw the signal's share gamma_t^2 over t (Fig. 3) for DDPM's schedule and the one linear in gamma^2."""
     figure = Figure(figsize=(4.6, 2.9), layout="constrained")
     axes = figure.subplots()
     for name, label, colour in (
@@ -160,12 +160,12 @@ def schedules_figure(num_timesteps: int, beta_start: float, beta_end: float) -> 
 
 def filters_figure(filters: Sequence[tuple[str, torch.Tensor]], most: int = 16, columns: int = 8) -> Figure:
     """
-    Fig. 4: the filters, rows of V, of patch-wise tokenizers, one below the other.
+    Draw the filters, rows of V, of patch-wise tokenizers below each other (Fig. 4).
 
     Args:
-        filters: For each tokenizer its name and V as tiles `(d, C, P, P)`.
-        most (`int`, defaults to 16): Filters shown of each.
-        columns (`int`, defaults to 8): Of them on one line.
+        filters: The name of each tokenizer, and V as tiles `(d, C, P, P)`.
+        most (`int`, defaults to 16): Number of filters shown.
+        columns (`int`, defaults to 8): Number of filters on a line.
     """
     rows: list[tuple[str, torch.Tensor]] = []
     for name, tiles in filters:
@@ -174,19 +174,22 @@ def filters_figure(filters: Sequence[tuple[str, torch.Tensor]], most: int = 16, 
     return image_rows(rows)
 
 
-def _bars(axes: Axes, bars: Sequence[tuple[int, float, float]], colour: str) -> None:
-    """Horizontal bars at (line, value, error), with their values written beside them."""
+def _bars(
+    axes: Axes, bars: Sequence[tuple[int, float, float]], colour: str, markers: Mapping[int, float] | None = None
+) -> None:
+    """Draw horizontal bars at (line, value, error), with their values beside them, clear of the line's marker."""
     if not bars:
         return
     low, high = min(value for _, value, _ in bars), max(value + error for _, value, error in bars)
-    # Steps of a few points would not be seen from zero; the axis says where it begins.
+    # Steps of a few points would be invisible on an axis from zero; the axis shows where it begins.
     begin = max(0.0, 5 * np.floor((low - 0.35 * max(high - low, 5)) / 5))
     axes.set_xlim(begin, high + 0.3 * (high - begin))
     for at, value, error in bars:
         axes.barh(at, value, height=0.66, color=colour)
         if error:
             axes.errorbar(value, at, xerr=error, fmt="none", ecolor=INK, elinewidth=1, capsize=2)
-        axes.text(value + error + 0.02 * (high - begin), at, f"{value:.1f}", va="center", fontsize=8.5, color=INK)
+        end = max(value + error, (markers or {}).get(at, 0) + 0.02 * (high - begin))
+        axes.text(end + 0.02 * (high - begin), at, f"{value:.1f}", va="center", fontsize=8.5, color=INK)
 
 
 def _line(tokenizer: str) -> dict[str, Any]:
@@ -201,7 +204,7 @@ def _measured(axes: Axes, points: dict[int, Summary], label: str, colour: str, s
 
 
 def _with_paper_axis(xlabel: str) -> tuple[Figure, Axes, Axes]:
-    """A figure with our axis on the left and, for dotted lines, the paper's on the right."""
+    """Create a figure with our axis on the left and, for dotted lines, the paper's on the right."""
     figure = Figure(figsize=(4.6, 3.0), layout="constrained")
     axes = figure.subplots()
     other = axes.twinx()

@@ -35,11 +35,11 @@ def trajectory_table(found: Collection) -> Table:
         "step",
         SEARCHED,
         AT_PAPER,
-        "seeds",
         "paper, %",
-        "paper's source",
         *fid_head,
+        "seeds",
         "images seen",
+        "paper's source",
         "command",
     ]
     rows = []
@@ -51,15 +51,15 @@ def trajectory_table(found: Collection) -> Table:
                 row_number(row),
                 row_label(row),
                 *_both_points(row),
-                _seeds(row),
                 "" if paper is None else f"{paper.accuracy:.1f}",
-                "" if paper is None else paper.source + ("*" if paper.note else ""),
                 *(fid if fid_head else []),
+                _seeds(row),
                 _images(row),
+                "" if paper is None else paper.source + ("*" if paper.note else ""),
                 f"`--rows {row_number(row)}`",
             ]
         )
-    return Table(head, rows, numbers=(SEARCHED, AT_PAPER, "seeds", "paper, %", *fid_head, "images seen"))
+    return Table(head, rows, numbers=(SEARCHED, AT_PAPER, "paper, %", *fid_head, "seeds", "images seen"))
 
 
 def steps_table(steps: list[Step]) -> Table:

@@ -92,8 +92,8 @@ def fid_note(found: Collection) -> list[str]:
 def steps_note() -> str:
     """Explain the table of steps."""
     return (
-        "Each step's change of accuracy at the searched point, in points. Its standard error is the root of the sum of both "
-        "rows' squared standard errors over seeds."
+        "The table has each step's change of accuracy at the searched point. Its standard error combines those of both rows "
+        "over seeds: the root of the sum of their squares."
     )
 
 
