@@ -82,7 +82,7 @@ def test_its_folder_samples_in_eighteen_steps(tmp_path):
     pipe.set_progress_bar_config(disable=True)
     assert pipe(2, output_type="pt").images.shape == (2, 3, 16, 16)
     assert pipe.num_timesteps == 18 and pipe.describe_sampler(None, 0.0) == "EDM (Heun)"
-    with pytest.raises(ValueError, match=r"eta=1.0 is not possible with sampler='heun'"):
+    with pytest.raises(ValueError, match=r"eta=1.0 contradicts sampler='heun'"):
         pipe(eta=1.0)
     pipe.scheduler.register_to_config(sigma_max=50.0)
     with pytest.raises(ValueError, match="its sigma_max is 50"):

@@ -109,20 +109,20 @@ def test_an_ldae_names_its_samplers_too():
     pipe, shared = make_pipeline(), {"num_inference_steps": 3, "output_type": "pt"}
     by_name = pipe(sampler="ancestral", generator=seeded(0), **shared).images
     torch.testing.assert_close(by_name, pipe(eta=1.0, generator=seeded(0), **shared).images)
-    with pytest.raises(ValueError, match="sampler='heun' is not possible; this model has ddim, ancestral"):
+    with pytest.raises(ValueError, match="sampler='heun' is unknown; this model has ddim, ancestral"):
         pipe(sampler="heun", **shared)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sampler": "euler"}, "sampler='euler' is not possible; this model has ddim, ancestral, heun"),
+        ({"sampler": "euler"}, "sampler='euler' is unknown; this model has ddim, ancestral, heun"),
         (
             {"sampler": "heun", "eta": 1.0},
-            "eta=1.0 is not possible with sampler='heun', which has 0; give one of them",
+            "eta=1.0 contradicts sampler='heun', whose eta is 0; leave out one of them",
         ),
-        ({"sampler": "ancestral", "eta": 0.5}, "eta=0.5 is not possible with sampler='ancestral', which has 1"),
-        ({"num_inference_steps": 0}, "num_inference_steps=0 is not possible"),
+        ({"sampler": "ancestral", "eta": 0.5}, "eta=0.5 contradicts sampler='ancestral', whose eta is 1"),
+        ({"num_inference_steps": 0}, "num_inference_steps=0 is too small"),
     ],
 )
 def test_what_is_not_possible_is_refused(options, message):

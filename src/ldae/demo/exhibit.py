@@ -17,7 +17,8 @@ from ldae.demo.neighbours import Neighbours
 from ldae.evaluation.encoder import Layer
 from ldae.evaluation.generation import Sampling, generate_images
 from ldae.models.taps_ddae import block_ends
-from ldae.pipelines.loading import RunFolderPipeline, open_pipeline
+from ldae.pipelines.loading import open_pipeline
+from ldae.pipelines.run_folder import RunFolderPipeline
 from ldae.reports.patch_pca import patch_pca_images
 from ldae.reports.samples import sample_grid
 from ldae.reports.tile_grid import tile_grid
@@ -55,7 +56,7 @@ class Exhibit:
     Args:
         name (`str`): What the page calls the checkpoint.
         model (`PreTrainedModel`): An l-DAE or a DDAE, of which features are read.
-        pipeline ([`~ldae.pipelines.loading.RunFolderPipeline`], *optional*): What denoises and generates; `None` for a
+        pipeline ([`~ldae.pipelines.run_folder.RunFolderPipeline`], *optional*): What denoises and generates; `None` for a
             checkpoint that holds an encoder alone.
         source ([`~ldae.data.ImageSource`], *optional*): The images that neighbours are looked for in.
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ldae.data import Batch
-from ldae.pipelines.loading import RunFolderPipeline
+from ldae.pipelines.run_folder import RunFolderPipeline
 
 from .distances import KID_SUBSETS, ImageDistances
 from .extractor import FeatureExtractor

@@ -1,23 +1,55 @@
-"""Pictures to the model's pixels, and back to what a caller of a pipeline asked for."""
+"""Conversion between pictures and a model's pixels, and the arguments and outputs of pipelines."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import PIL.Image
 import torch
+from diffusers.utils import BaseOutput
 
 
 Images = list[PIL.Image.Image] | np.ndarray | torch.Tensor
+Generators = torch.Generator | list[torch.Generator] | None
+Labels = int | Sequence[int] | torch.Tensor | None
 OUTPUT_TYPES = ("pil", "np", "pt")
+
+
+@dataclass
+class LDAEDenoisingOutput(BaseOutput):
+    """
+    Images before and after denoising.
+
+    Args:
+        images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`): The denoised images.
+        noisy_images (as `images`): The noisy ones; for an l-DAE its noisy latents, decoded by the tokenizer.
+    """
+
+    images: Images
+    noisy_images: Images
+
+
+def require_known(name: str, given: Sequence[str], known: Sequence[str]) -> None:
+    """
+    Check that an argument has only known values.
+
+    Raises:
+        ValueError: For the first unknown value.
+    """
+    unknown = [value for value in given if value not in known]
+    if unknown:
+        raise ValueError(f"{name}={unknown[0]!r} is unknown; choose {', '.join(known)}.")
 
 
 def to_pixels(
     images: PIL.Image.Image | Sequence[PIL.Image.Image] | torch.Tensor, image_size: int, num_channels: int
 ) -> torch.Tensor:
     """
+    Convert pictures to a model's pixels.
+
     Args:
         images (`PIL.Image.Image`, a sequence of them, or `torch.Tensor` of shape `(B, C, S, S)` or `(C, S, S)`): Pictures
-            of any kind, converted, resized and cropped as in training; or pixels in [0, 1], taken as they are.
+            of any kind, which are converted, resized and cropped as in training; or pixels in [0, 1], which are not.
         image_size (`int`): S, in pixels.
         num_channels (`int`): C.
 
@@ -25,10 +57,10 @@ def to_pixels(
         `torch.FloatTensor` of shape `(B, C, S, S)` in [-1, 1].
 
     Raises:
-        ValueError: for a tensor of another shape or range.
+        ValueError: If a tensor has another shape or range.
     """
     if not isinstance(images, torch.Tensor):
-        from ldae.data.decode import image_to_pixels  # it comes with all sources of images: only where it is needed
+        from ldae.data.decode import image_to_pixels  # loads all of ldae.data: only when needed
 
         images = [images] if isinstance(images, PIL.Image.Image) else images
         decoded = np.stack([image_to_pixels(image, num_channels, image_size) for image in images])
@@ -43,16 +75,18 @@ def to_pixels(
     low, high = pixels.min().item(), pixels.max().item()
     if not 0 <= low <= high <= 1:
         raise ValueError(
-            f"images has values from {low:.3g} to {high:.3g}; a pipeline of diffusers takes tensors in [0, 1]. From "
-            "[-1, 1] it is (images + 1) / 2."
+            f"images has values from {low:.3g} to {high:.3g}; a pipeline of diffusers takes tensors in [0, 1]. Convert "
+            "from [-1, 1] with (images + 1) / 2."
         )
     return pixels.float() * 2 - 1
 
 
 def from_pixels(pixels: torch.Tensor, output_type: str) -> Images:
     """
+    Convert pixels to the images that a caller asked for.
+
     Args:
-        pixels (`torch.Tensor` of shape `(B, C, S, S)`): About [-1, 1]; what is beyond is clamped.
+        pixels (`torch.Tensor` of shape `(B, C, S, S)`): Pixels, clamped to [-1, 1].
         output_type (`str`): `"pil"`, `"np"` or `"pt"`.
 
     Returns:

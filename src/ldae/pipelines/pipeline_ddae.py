@@ -1,10 +1,7 @@
 """A DDAE as a diffusers pipeline: images from noise, by the weights that features are read from."""
 
-import inspect
-from collections.abc import Sequence
 from typing import Any
 
-import PIL.Image
 import torch
 from diffusers import DDIMScheduler
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
@@ -12,9 +9,8 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from ldae.models.noise_ddae import NoiseProcess
 from ldae.models.pretraining_ddae import DDAEForPreTraining
-from ldae.pipelines.images import OUTPUT_TYPES, Images, from_pixels, to_pixels
-from ldae.pipelines.loading import RunFolderPipeline
-from ldae.pipelines.pipeline_ldae import LDAEDenoisingOutput
+from ldae.pipelines.images import OUTPUT_TYPES, Generators, Images, from_pixels, require_known
+from ldae.pipelines.run_folder import RunFolderPipeline
 from ldae.schedulers.build import build_scheduler
 from ldae.schedulers.euler_edm import euler_sample
 from ldae.schedulers.heun_edm import heun_sample
@@ -22,18 +18,18 @@ from ldae.schedulers.heun_edm import heun_sample
 
 class DDAEPipeline(RunFolderPipeline):
     """
-    Generates images with a DDAE that was pre-trained here, and denoises given ones.
+    A pipeline that generates images with a pre-trained DDAE, and denoises given ones.
 
-    It lives in a run's folder: [`~RunFolderPipeline.from_pretrained`] reads `config.json`, `model.safetensors` and
-    `scheduler/` there, or in a Hub repository of the same layout.
+    [`~RunFolderPipeline.from_pretrained`] reads it from a run's folder (`config.json`, `model.safetensors` and `scheduler/`)
+    or from a Hub repository of the same layout.
 
     Args:
         model ([`DDAEForPreTraining`]): The denoiser.
-        scheduler (`DDIMScheduler`): Its noise schedule. Another one of diffusers may take its place where it says the same:
-            `pipe.scheduler = DDPMScheduler.from_config(pipe.scheduler.config)`.
+        scheduler (`DDIMScheduler`): Its noise schedule. Another scheduler of diffusers with the same schedule may replace
+            it: `pipe.scheduler = DDPMScheduler.from_config(pipe.scheduler.config)`.
 
     Raises:
-        ValueError: for a scheduler that disagrees with the model's configuration, here or when it is used.
+        ValueError: If the scheduler disagrees with the model's configuration, now or in a later call.
 
     Example:
 
@@ -54,7 +50,6 @@ class DDAEPipeline(RunFolderPipeline):
     """
 
     model_class = DDAEForPreTraining
-    model_cpu_offload_seq = "model"  # type: ignore[assignment] # diffusers leaves it None for want of a type
 
     @property
     def samplers(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -74,7 +69,7 @@ class DDAEPipeline(RunFolderPipeline):
         num_inference_steps: int | None = None,
         eta: float = 0.0,
         sampler: str | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: Generators = None,
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -83,24 +78,22 @@ class DDAEPipeline(RunFolderPipeline):
         Generate images.
 
         Args:
-            batch_size (`int`, *optional*): How many; by default as many as there are generators or latents, else 1.
-            class_labels, guidance_scale: Not possible: the model is trained without labels.
-            num_inference_steps (`int`, *optional*): Steps; by default 50 of `"ddim"`, 1000 (at most T) of `"ancestral"`, 18
-                of `"heun"`, each but the last of which calls the network twice.
-            eta (`float`, defaults to 0): Of a DDPM whose sampler is not named: from 0, deterministic (DDIM), to 1,
-                ancestral.
+            batch_size (`int`, *optional*): Number of images; by default as many as there are generators or latents, else 1.
+            class_labels, guidance_scale: Refused: the model is trained without labels.
+            num_inference_steps (`int`, *optional*): Number of steps; by default 50 for `"ddim"`, 1000 (at most T) for
+                `"ancestral"`, and 18 for `"heun"`, whose steps call the network twice, except for the last.
+            eta (`float`, defaults to 0): From 0, deterministic (DDIM), to 1, ancestral; only for a DDPM without `sampler`.
             sampler (`str`, *optional*): `"ddim"`, deterministic and of first order; `"ancestral"`, with fresh noise in each
-                step; `"heun"`, deterministic and of second order. By default `"heun"` of EDM, else `"ddim"`. A DDPM is
-                sampled by Heun's method at EDM's levels sigma, being told the time step at which sigma_t / gamma_t is
-                sigma, with a fraction (see [`DDAEForPreTraining.denoise_at`]), and its estimates of the clean image stay in
-                [-1, 1] as in its chain; an EDM is sampled by all three at its levels.
-            generator (`torch.Generator` or a list of one for each image, *optional*): Of all randomness. With a list,
-                an image does not depend on the others of its batch.
+                step; `"heun"`, deterministic and of second order. The default is `"heun"` for EDM and `"ddim"` for DDPM.
+                An EDM runs all three at its own noise levels. A DDPM runs Heun's method at EDM's levels (see
+                [`DDAEForPreTraining.denoise_at`]), and its estimates of the clean image stay in [-1, 1].
+            generator (`torch.Generator` or a list of one for each image, *optional*): Generator of all noise. With a list,
+                an image does not depend on the others in its batch.
             latents (`torch.Tensor` of shape `(B, C, H, W)`, *optional*): Standard normal noise to start from; drawn by
                 default.
             output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` `(B, H, W, C)` or `"pt"` `(B, C, H, W)`, the last two
                 in [0, 1].
-            return_dict (`bool`, defaults to `True`): Whether to return an `ImagePipelineOutput` or a tuple.
+            return_dict (`bool`, defaults to `True`): Return an `ImagePipelineOutput`, or else a tuple.
 
         Returns:
             `ImagePipelineOutput` with `images`, or a tuple of these.
@@ -108,80 +101,45 @@ class DDAEPipeline(RunFolderPipeline):
         Raises:
             ValueError: naming the argument, its value and what is allowed.
         """
-        if class_labels is not None or guidance_scale != 1:
-            raise ValueError(
-                f"class_labels={class_labels}, guidance_scale={guidance_scale} are not possible: this model is trained "
-                "without labels, and has no class to be guided to. Leave them out."
-            )
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type={output_type!r} is unknown; choose {', '.join(OUTPUT_TYPES)}.")
+        self._prepare_labels(class_labels, 1, guidance_scale)
+        require_known("output_type", [output_type], OUTPUT_TYPES)
         self.check_scheduler()
         chosen, eta = self.resolve_sampler(sampler, eta)
         if num_inference_steps is not None and num_inference_steps < 1:
-            raise ValueError(f"num_inference_steps={num_inference_steps} is not possible; give 1 or more.")
+            raise ValueError(f"num_inference_steps={num_inference_steps} is too small; give 1 or more.")
         self.num_timesteps = num_inference_steps or self.steps_by_default(sampler)
-        xt = self._normal("latents", batch_size, latents, generator)  # (B, C, H, W)
+        count = self._count_images(batch_size, None, latents, generator)
+        xt = self._normal("latents", latents, count, generator)  # (B, C, H, W)
         self._load_onto_device()
         if self.noise_process.samples_by_scheduler and chosen != "heun":
-            xt = self._chain(xt, eta, generator)
+            xt = self._run_scheduler(xt, eta, generator)
         else:
-            xt = self._along_levels(xt, chosen, eta, generator)
+            xt = self._run_levels(xt, chosen, eta, generator)
         images = from_pixels(xt, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images) if return_dict else (images,)  # type: ignore[arg-type] # it names no tensor
-
-    @torch.no_grad()
-    def denoise(
-        self,
-        images: PIL.Image.Image | Sequence[PIL.Image.Image] | torch.Tensor,
-        timestep: int,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        noise: torch.Tensor | None = None,
-        output_type: str = "pil",
-        return_dict: bool = True,
-    ) -> LDAEDenoisingOutput | tuple[Images, Images]:
-        """
-        Add noise to images and take it away by one prediction, as in training.
-
-        Args:
-            images (`PIL.Image.Image`, a sequence of them, or `torch.Tensor` of shape `(B, C, H, W)`): Pictures, which are
-                resized and cropped as in training, or pixels in [0, 1] at the model's `image_size`.
-            timestep (`int`): t, how much noise, from 0 to T - 1; of EDM the number of one of its T noise levels.
-            generator (`torch.Generator` or a list of one for each image, *optional*): Of the noise.
-            noise (`torch.Tensor` of shape `(B, C, H, W)`, *optional*): The standard normal noise itself.
-            output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`, as of the call.
-            return_dict (`bool`, defaults to `True`): Whether to return an [`LDAEDenoisingOutput`] or a tuple.
-
-        Returns:
-            [`LDAEDenoisingOutput`] with `images` and `noisy_images`, or a tuple of these.
-
-        Raises:
-            ValueError: naming the argument, its value and what is allowed.
-        """
-        c = self.model.config
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type={output_type!r} is unknown; choose {', '.join(OUTPUT_TYPES)}.")
-        if not 0 <= timestep < c.num_train_timesteps:
-            raise ValueError(f"timestep={timestep} is not possible; give 0 to {c.num_train_timesteps - 1}.")
-        self._load_onto_device()
-        x0 = to_pixels(images, c.image_size, c.num_channels).to(self._execution_device)
-        eps = self._normal("noise", len(x0), noise, generator)  # (B, C, H, W)
-        t = torch.full((1,), timestep, device=x0.device)
-        times = self.noise_process.times_at(t)
-        noisy = self.noise_process.add_noise(x0, eps, times)
-        prediction = self.noise_process.predict(self.model.denoise, noisy, times).float()
-        denoised = self.noise_process.reconstruct(prediction, noisy, times)
-        shown = (from_pixels(denoised, output_type), from_pixels(noisy, output_type))
-        self.maybe_free_model_hooks()
-        return LDAEDenoisingOutput(*shown) if return_dict else shown
 
     @property
     def noise_process(self) -> NoiseProcess:
         """The model's noise process."""
         return self.model.ddae.corruption
 
-    def _along_levels(self, noise: torch.Tensor, sampler: str, eta: float, generator: Any) -> torch.Tensor:
-        """By D(x; sigma), from standard normal noise to images, both `(B, C, H, W)`."""
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Shape `(C, H, W)` of one image."""
+        c = self.model.config
+        return c.num_channels, c.image_size, c.image_size
+
+    def _denoise_once(
+        self, pixels: torch.Tensor, eps: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        process, times = self.noise_process, self.noise_process.times_at(t)
+        noisy = process.add_noise(pixels, eps, times)
+        prediction = process.predict(self.model.denoise, noisy, times).float()
+        return process.reconstruct(prediction, noisy, times), noisy
+
+    def _run_levels(self, noise: torch.Tensor, sampler: str, eta: float, generator: Any) -> torch.Tensor:
+        """Turn standard normal noise into images by D(x; sigma), both `(B, C, H, W)`."""
         levels = self.noise_process.sampling_levels(self.num_timesteps).tolist()
         x = noise * levels[0]
         if sampler == "heun":
@@ -193,14 +151,16 @@ class DDAEPipeline(RunFolderPipeline):
         return euler_sample(self._denoise, x, levels, eta, draw_noise, self.progress_bar)
 
     def _denoise(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        """D(x; sigma), kept in the range that the scheduler keeps its own estimates of the clean image in."""
+        """Estimate clean images by D(x; sigma), clipped as the scheduler clips its own estimates."""
         denoised, c = self.model.denoise_at(x, sigma), self.scheduler.config
         return denoised.clamp(-c.clip_sample_range, c.clip_sample_range) if c.get("clip_sample") else denoised
 
-    def _chain(self, xt: torch.Tensor, eta: float, generator: Any) -> torch.Tensor:
-        """By the scheduler, from standard normal noise to images, both `(B, C, H, W)`."""
+    def _run_scheduler(self, xt: torch.Tensor, eta: float, generator: Any) -> torch.Tensor:
+        """Turn standard normal noise into images by the scheduler, both `(B, C, H, W)`."""
         self.scheduler.set_timesteps(self.num_timesteps, device=self._execution_device)
-        options = self._step_options(eta, generator)
+        # Noise that fits the clean image after clipping, as in DDPM's posterior; with diffusers' default the two disagree,
+        # and samples get worse with more steps.
+        options = self._step_options(eta=eta, generator=generator, use_clipped_model_output=True)
         xt = xt * self.scheduler.init_noise_sigma
         for t in self.progress_bar(self.scheduler.timesteps):
             scaled = self.scheduler.scale_model_input(xt, t)
@@ -210,64 +170,23 @@ class DDAEPipeline(RunFolderPipeline):
 
     @property
     def most_steps(self) -> int:
-        """Of a DDPM's chain its T; EDM's levels may be as many as are asked for."""
+        """The largest number of steps: the scheduler's T, or no limit for EDM's levels."""
         return super().most_steps if self.noise_process.samples_by_scheduler else 2**31
 
     def check_scheduler(self) -> None:
         """
+        Check that the scheduler has the model's noise schedule and prediction type.
+
         Raises:
-            ValueError: where the scheduler has another schedule, or another word for what is predicted, than the model.
+            ValueError: If either differs.
         """
-        if not self.noise_process.samples_by_scheduler:
-            ours, given = build_scheduler(self.model.config).config, self.scheduler.config
-            names = ("sigma_min", "sigma_max", "sigma_data", "rho")
-            if wrong_names := [name for name in names if given.get(name) != ours[name]]:
-                name = wrong_names[0]
+        if self.noise_process.samples_by_scheduler:
+            super().check_scheduler()
+            return
+        ours, given = build_scheduler(self.model.config).config, self.scheduler.config
+        for name in ("sigma_min", "sigma_max", "sigma_data", "rho"):
+            if given.get(name) != ours[name]:
                 raise ValueError(
                     f"scheduler={type(self.scheduler).__name__} does not fit: its {name} is {given.get(name)}, the model's "
-                    f"{ours[name]}. Make it by build_scheduler(model.config)."
+                    f"{ours[name]}. Make it with build_scheduler(model.config)."
                 )
-            return
-        scheduler, gammas = self.scheduler, self.model.ddae.corruption.gammas.cpu()
-        gamma2 = getattr(scheduler, "alphas_cumprod", None)
-        if gamma2 is None or gamma2.shape != gammas.shape or not torch.allclose(gamma2, gammas**2, atol=1e-5):
-            wrong = "its schedule is not the model's"
-        elif scheduler.config.prediction_type != "epsilon":
-            wrong = f"its prediction_type={scheduler.config.prediction_type!r} must be 'epsilon'"
-        else:
-            return
-        raise ValueError(
-            f"scheduler={type(scheduler).__name__} does not fit: {wrong}. Make it from the model's own, "
-            f"{type(scheduler).__name__}.from_config(build_scheduler(model.config).config)."
-        )
-
-    def _step_options(self, eta: float, generator: Any) -> dict[str, Any]:
-        """Those of `scheduler.step`; not every scheduler of diffusers takes both."""
-        known = inspect.signature(self.scheduler.step).parameters
-        if eta and "eta" not in known:
-            raise ValueError(f"eta={eta} is not possible with a {type(self.scheduler).__name__}; leave it out.")
-        # Noise that fits the clean image which was kept in range, as in DDPM's posterior; diffusers' default has the two
-        # disagree, and samples that get worse with more steps.
-        options = {"eta": eta, "generator": generator, "use_clipped_model_output": True}
-        return {name: value for name, value in options.items() if name in known}
-
-    def _load_onto_device(self) -> None:
-        """Where `enable_model_cpu_offload` keeps the model away: its hook waits for a forward, which is not called."""
-        hook = getattr(self.model, "_hf_hook", None)
-        if hook is not None:
-            hook.pre_forward(self.model)
-
-    def _normal(self, name: str, batch_size: int | None, given: torch.Tensor | None, generator: Any) -> torch.Tensor:
-        """Standard normal noise `(B, C, H, W)` in float32: the given one, or drawn."""
-        counts = {len(given)} if given is not None else set()
-        counts |= {len(generator)} if isinstance(generator, list) else set()
-        counts |= {batch_size} if batch_size is not None else set()
-        if len(counts) > 1 or not all(counts):
-            raise ValueError(f"the numbers of images disagree or are 0 ({sorted(counts)}); give as many of each.")
-        c = self.model.config
-        shape = (next(iter(counts), 1), c.num_channels, c.image_size, c.image_size)
-        if given is None:
-            return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
-        if given.shape != shape:
-            raise ValueError(f"{name} has shape {tuple(given.shape)}; it must be (B, C, H, W) = {shape}.")
-        return given.to(self._execution_device, torch.float32)

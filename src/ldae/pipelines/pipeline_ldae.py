@@ -1,38 +1,17 @@
 """l-DAE as a diffusers pipeline: images from noise, and given images denoised (Fig. 8)."""
 
-import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import PIL.Image
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
-from diffusers.utils import BaseOutput
-from diffusers.utils.torch_utils import randn_tensor
 
 from ldae.models.modeling_ldae import LDAEForPreTraining
 from ldae.models.tokenizer_ldae import unpatchify
-from ldae.pipelines.images import OUTPUT_TYPES, Images, from_pixels, to_pixels
-from ldae.pipelines.loading import RunFolderPipeline
+from ldae.pipelines.images import OUTPUT_TYPES, Generators, Images, Labels, from_pixels, require_known
+from ldae.pipelines.run_folder import RunFolderPipeline
 from ldae.schedulers.scheduling_ldae import LDAEScheduler
-
-
-Generators = torch.Generator | list[torch.Generator] | None
-Labels = int | Sequence[int] | torch.Tensor | None
-
-
-@dataclass
-class LDAEDenoisingOutput(BaseOutput):
-    """
-    Args:
-        images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`): The denoised images.
-        noisy_images (as `images`): The noisy ones; of an l-DAE what its noisy latents look like, shown by the tokenizer.
-    """
-
-    images: Images
-    noisy_images: Images
 
 
 class LDAEPipeline(RunFolderPipeline):
@@ -71,8 +50,8 @@ class LDAEPipeline(RunFolderPipeline):
     ```
     """
 
+    model_class = LDAEForPreTraining
     model: LDAEForPreTraining
-    model_cpu_offload_seq = "model"  # type: ignore[assignment] # diffusers leaves it None for want of a type
     _callback_tensor_inputs = ["latents", "pred_original_sample"]
 
     def __init__(self, model: LDAEForPreTraining, scheduler: LDAEScheduler):
@@ -129,17 +108,17 @@ class LDAEPipeline(RunFolderPipeline):
         """
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        _require_known("output_type", [output_type], [*OUTPUT_TYPES, "latent"])
-        _require_known(
+        require_known("output_type", [output_type], [*OUTPUT_TYPES, "latent"])
+        require_known(
             "callback_on_step_end_tensor_inputs", callback_on_step_end_tensor_inputs, self._callback_tensor_inputs
         )
         self.check_scheduler()
-        batch_size = _count_images(batch_size, class_labels, latents, generator)
+        batch_size = self._count_images(batch_size, class_labels, latents, generator)
         labels = self._prepare_labels(class_labels, batch_size, guidance_scale)  # (B,) or None
         self._guidance_scale, self._interrupt = guidance_scale, False
         _, eta = self.resolve_sampler(sampler, eta)
         self._set_timesteps(num_inference_steps, sampler)
-        options = self._step_options(eta, generator)
+        options = self._step_options(eta=eta, generator=generator)
         zt = self._normal("latents", latents, batch_size, generator) * self.scheduler.init_noise_sigma  # (B, N, d)
         self._load_onto_device()
 
@@ -162,55 +141,6 @@ class LDAEPipeline(RunFolderPipeline):
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images) if return_dict else (images,)  # type: ignore[arg-type] # it names no tensor
 
-    @torch.no_grad()
-    def denoise(
-        self,
-        images: PIL.Image.Image | Sequence[PIL.Image.Image] | torch.Tensor,
-        timestep: int,
-        generator: Generators = None,
-        noise: torch.Tensor | None = None,
-        class_labels: Labels = None,
-        output_type: str = "pil",
-        return_dict: bool = True,
-    ) -> LDAEDenoisingOutput | tuple[Images, Images]:
-        """
-        Add noise to images and take it away by one prediction, as in training (Fig. 8).
-
-        Args:
-            images (`PIL.Image.Image`, a sequence of them, or `torch.Tensor` of shape `(B, C, H, W)`): Pictures, which are
-                resized and cropped as in training, or pixels in [0, 1] at the model's `image_size`.
-            timestep (`int`): t, how much noise, from 0 to T - 1.
-            generator (`torch.Generator` or a list of one for each image, *optional*): Of the noise.
-            noise (`torch.Tensor` of shape `(B, N, d)`, *optional*): The standard normal noise itself.
-            class_labels: As of the call.
-            output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`, as of the call.
-            return_dict (`bool`, defaults to `True`): Whether to return an [`LDAEDenoisingOutput`] or a tuple.
-
-        Returns:
-            [`LDAEDenoisingOutput`] with `images` and `noisy_images`, or a tuple of these.
-
-        Raises:
-            ValueError: naming the argument, its value and what is allowed.
-        """
-        config, trunk = self.model.config, self.model.ldae
-        _require_known("output_type", [output_type], OUTPUT_TYPES)
-        if not 0 <= timestep < config.num_train_timesteps:
-            raise ValueError(f"timestep={timestep} is not possible; give 0 to {config.num_train_timesteps - 1}.")
-        self._load_onto_device()
-        pixels = to_pixels(images, config.image_size, config.num_channels).to(self._execution_device)
-        labels = self._prepare_labels(class_labels, len(pixels), guidance_scale=1.0)
-        eps = self._normal("noise", noise, len(pixels), generator)  # (B, N, d)
-        t = torch.full((1,), timestep, device=pixels.device)
-        self._guidance_scale = 1.0
-        zt = trunk.corruption(trunk.encode(pixels), eps, t)  # (B, N, d)
-        prediction = self._predict(zt, t, labels)
-        with torch.autocast(zt.device.type, enabled=False):
-            noisy = trunk.tokenizer.decode_images(zt, config.image_size, config.image_size)
-            denoised = self.model.predicted_images(prediction, zt, t)
-        shown = (from_pixels(denoised, output_type), from_pixels(noisy, output_type))
-        self.maybe_free_model_hooks()
-        return LDAEDenoisingOutput(*shown) if return_dict else shown
-
     @property
     def guidance_scale(self) -> float:
         """Of the call that runs or ran last; a callback may set `pipe._guidance_scale`."""
@@ -227,6 +157,22 @@ class LDAEPipeline(RunFolderPipeline):
         return self._interrupt
 
     # -- a step --------------------------------------------------------------------------------------------------------
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Shape `(N, d)` of one image's latents."""
+        return self.model.config.num_patches, self.model.config.latent_dim
+
+    def _denoise_once(
+        self, pixels: torch.Tensor, eps: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        ldae, size = self.model.ldae, self.model.config.image_size
+        self._guidance_scale = 1.0
+        zt = ldae.corruption(ldae.encode(pixels), eps, t)  # (B, N, d)
+        prediction = self._predict(zt, t, labels)
+        with torch.autocast(zt.device.type, enabled=False):
+            noisy = ldae.tokenizer.decode_images(zt, size, size)
+            return self.model.predicted_images(prediction, zt, t), noisy
 
     def _predict(self, zt: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
         """What the network predicts from `(B, N, d)`, with guidance, in float32."""
@@ -258,90 +204,8 @@ class LDAEPipeline(RunFolderPipeline):
                 pixels = pixels + unpatchify(rest, config.patch_size, *size)
         return pixels
 
-    # -- before the chain ----------------------------------------------------------------------------------------------
-
-    def _prepare_labels(self, class_labels: Labels, count: int, guidance_scale: float) -> torch.Tensor | None:
-        """Classes `(B,)`, or `None` for the null class."""
-        classes = self.model.config.num_class_embeds
-        if classes is None:
-            for name, given in (("class_labels", class_labels), ("guidance_scale", guidance_scale)):
-                if given is not None and (name, given) != ("guidance_scale", 1):
-                    raise ValueError(
-                        f"{name}={given} is not possible with num_class_embeds=None: this model is trained without "
-                        "labels, and has no class to be guided to. Leave it out."
-                    )
-            return None
-        unguided = self.model.config.class_dropout_prob == 0
-        if class_labels is None or (unguided and guidance_scale != 1):
-            if unguided:
-                raise ValueError(
-                    "class_dropout_prob=0: this model never saw the null class, so it can neither generate without "
-                    "class_labels nor with a guidance_scale other than 1."
-                )
-            if guidance_scale != 1:
-                raise ValueError(
-                    f"guidance_scale={guidance_scale} needs class_labels: guidance leads from the null class to them."
-                )
-            return None
-        labels = torch.as_tensor(class_labels, device=self._execution_device).long().reshape(-1)
-        if labels.min() < 0 or labels.max() > classes:
-            raise ValueError(
-                f"class_labels={class_labels} is not possible; the classes are 0 to {classes - 1}, and {classes} is the "
-                "null class."
-            )
-        return labels.expand(count)
-
     def _set_timesteps(self, num_inference_steps: int | None, sampler: str | None) -> None:
         if num_inference_steps is None:
             constant = self.model.config.noise_schedule == "constant"
             num_inference_steps = 1 if constant else self.steps_by_default(sampler)
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
-
-    def _step_options(self, eta: float, generator: Generators) -> dict[str, Any]:
-        """Those of `scheduler.step`; not every scheduler of diffusers takes both."""
-        known = inspect.signature(self.scheduler.step).parameters
-        if eta and "eta" not in known:
-            raise ValueError(f"eta={eta} is not possible with a {type(self.scheduler).__name__}; leave it out.")
-        return {name: value for name, value in {"eta": eta, "generator": generator}.items() if name in known}
-
-    def _normal(self, name: str, given: torch.Tensor | None, count: int, generator: Generators) -> torch.Tensor:
-        """Standard normal noise `(B, N, d)` in float32: the given one, or drawn."""
-        shape = (count, self.model.config.num_patches, self.model.config.latent_dim)
-        device = self._execution_device
-        if given is None:
-            return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        if given.shape != shape:
-            raise ValueError(f"{name} has shape {tuple(given.shape)}; it must be (B, N, d) = {shape}.")
-        return given.to(device, torch.float32)
-
-    def _load_onto_device(self) -> None:
-        """Where `enable_model_cpu_offload` keeps the model away: its hook waits for a forward, which is not called."""
-        hook = getattr(self.model, "_hf_hook", None)
-        if hook is not None:
-            hook.pre_forward(self.model)
-
-
-def _require_known(name: str, given: Sequence[str], known: Sequence[str]) -> None:
-    unknown = [value for value in given if value not in known]
-    if unknown:
-        raise ValueError(f"{name}={unknown[0]!r} is unknown; choose {', '.join(known)}.")
-
-
-def _count_images(
-    batch_size: int | None, class_labels: Labels, latents: torch.Tensor | None, generator: Generators
-) -> int:
-    """The number of images that all arguments agree on."""
-    counts = {} if batch_size is None else {"batch_size": batch_size}
-    if class_labels is not None and not isinstance(class_labels, int):
-        counts["class_labels"] = len(class_labels)
-    if latents is not None:
-        counts["latents"] = len(latents)
-    if isinstance(generator, list):
-        counts["generator"] = len(generator)
-    if len(set(counts.values())) > 1:
-        said = ", ".join(f"{name}: {count}" for name, count in counts.items())
-        raise ValueError(f"the numbers of images disagree ({said}); give as many of each.")
-    count = next(iter(counts.values()), 1)
-    if count < 1:
-        raise ValueError(f"batch_size={count} is not possible; give 1 or more.")
-    return count

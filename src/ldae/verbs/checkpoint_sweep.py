@@ -25,7 +25,7 @@ from ldae.evaluation.generation import Sampling, generate_images, generation_res
 from ldae.evaluation.images import ImageSet
 from ldae.evaluation.probe_features import HOLDOUT
 from ldae.evaluation.protocols import run_linear_probe
-from ldae.pipelines.loading import pipeline_of
+from ldae.pipelines.loading import build_pipeline
 from ldae.reports.checkpoint_course import checkpoint_course
 from ldae.results import add_result, read_results
 from ldae.training.checkpoint_models import checkpoint_models
@@ -133,7 +133,7 @@ class _Generated:
 
     def asked(self, model: Any) -> dict[str, Any]:
         """What of the protocol is known before anything is measured."""
-        pipeline, chosen = pipeline_of(model), self.sampling.sampler
+        pipeline, chosen = build_pipeline(model), self.sampling.sampler
         asked = {
             "name": "generation",
             "extractor": self.extractor.name,
@@ -158,7 +158,7 @@ class _Generated:
                 num_workers=self.inputs.data.num_workers,
             )
             self._reference = read_reference(batches, self.extractor, kid=self.options.kid is not None)
-        pipeline = pipeline_of(model.to(self.inputs.device))
+        pipeline = build_pipeline(model.to(self.inputs.device))
         pipeline.set_progress_bar_config(disable=True)
         distances = image_distances(
             generate_images(pipeline, self.count, self.sampling),

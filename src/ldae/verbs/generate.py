@@ -14,7 +14,8 @@ from ldae.data import Batch, DataConfig, ImageSource, iterate_once, open_images
 from ldae.evaluation.distances import ImageDistances, image_distances, read_reference
 from ldae.evaluation.extractor import INCEPTION, FeatureExtractor, load_extractor
 from ldae.evaluation.generation import Sampling, generate_images, generation_results
-from ldae.pipelines.loading import HEUN, RunFolderPipeline, open_pipeline
+from ldae.pipelines.loading import open_pipeline
+from ldae.pipelines.run_folder import HEUN, RunFolderPipeline
 from ldae.reports.samples import sample_grid
 from ldae.results import add_result
 from ldae.training.progress import progress_bar
