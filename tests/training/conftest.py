@@ -59,10 +59,10 @@ def train_task(task: Task, *callbacks: Callback) -> RunFolder:
     return folder
 
 
-def stop_after(task: Task, steps: int) -> RunFolder:
+def stop_after(task: Task, steps: int, *callbacks: Callback) -> RunFolder:
     """Train a task until it receives a SIGTERM after so many steps."""
     with pytest.raises(SystemExit) as stop:
-        train_task(task, After(steps, lambda run: os.kill(os.getpid(), signal.SIGTERM)))
+        train_task(task, *callbacks, After(steps, lambda run: os.kill(os.getpid(), signal.SIGTERM)))
     assert stop.value.code == 128 + signal.SIGTERM
     return RunFolder.of(task.recipe)
 
