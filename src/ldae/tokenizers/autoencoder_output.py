@@ -8,8 +8,7 @@ from transformers.utils import ModelOutput
 
 @dataclass
 class AutoencoderOutput(ModelOutput):
-    """
-    Output of the training modules of tokenizers.
+    """Output of the training modules of tokenizers.
 
     Args:
         loss (`torch.FloatTensor` of shape `()`): What to descend; one backward pass serves all networks of the module.
@@ -25,15 +24,13 @@ class AutoencoderOutput(ModelOutput):
 
 
 def gaussian_kl(mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
-    """
-    KL[N(mean, exp(log_variance)) | N(0, 1)] of each latent number, in nats, computed in float32 (Sec. 4.2).
+    """KL[N(mean, exp(log_variance)) | N(0, 1)] of each latent number, in nats, computed in float32 (Sec. 4.2).
 
     Args:
         mean (`torch.Tensor`): Any shape.
         log_variance (`torch.Tensor`): Broadcasts with it.
 
     Example:
-
     ```python
     >>> import torch
     >>> gaussian_kl(torch.tensor([0.0, 2.0]), torch.zeros(2))
@@ -46,8 +43,7 @@ def gaussian_kl(mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
 
 
 def as_noise_of(latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """
-    Standard normal numbers in the shape of the latents; both begin with the batch.
+    """Standard normal numbers in the shape of the latents; both begin with the batch.
 
     Raises:
         ValueError: where their numbers are not as many.

@@ -13,8 +13,7 @@ from ldae.tokenizers.perceptual import PerceptualLoss
 
 
 class ConvAutoencoderTraining(nn.Module):
-    """
-    ||x - g(f(x))||^2 + KL[f(x)|N] and, where they are asked for, a perceptual and an adversarial loss. The squared error
+    """||x - g(f(x))||^2 + KL[f(x)|N] and, where they are asked for, a perceptual and an adversarial loss. The squared error
     is the paper's (Sec. 4.2; latent diffusion takes the absolute one), the rest is latent diffusion's (Rombach et al.
     2022, arXiv 2112.10752): a discriminator of patches with the hinge loss, whose word to the decoder has the adaptive
     weight of VQGAN.
@@ -34,7 +33,6 @@ class ConvAutoencoderTraining(nn.Module):
         image_size (`int`, *optional*): Side of the images, in pixels; by default the `sample_size` of `vae`.
 
     Example:
-
     ```python
     >>> import torch
     >>> from diffusers import AutoencoderKL
@@ -78,8 +76,7 @@ class ConvAutoencoderTraining(nn.Module):
     def forward(
         self, pixel_values: torch.Tensor, noise: torch.Tensor | None = None, adversarial: bool = True
     ) -> AutoencoderOutput:
-        """
-        Args:
+        """Args:
             pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): In [-1, 1].
             noise (`torch.Tensor` of shape `(B, c, h, w)`, or the same numbers in another shape, *optional*): Standard
                 normal; without it the latent is the posterior's mean.

@@ -7,8 +7,7 @@ from torch import nn
 
 
 class PatchDiscriminator(nn.Module):
-    """
-    PatchGAN: strided 4 x 4 convolutions that give a map of scores, each of a window of the image (Isola et al. 2017,
+    """PatchGAN: strided 4 x 4 convolutions that give a map of scores, each of a window of the image (Isola et al. 2017,
     arXiv 1611.07004), with GroupNorm: it keeps no running statistics, so that looking at images does not change it.
 
     Args:
@@ -21,7 +20,6 @@ class PatchDiscriminator(nn.Module):
         ValueError: for images that are too small.
 
     Example:
-
     ```python
     >>> import torch
     >>> PatchDiscriminator(3, image_size=32, width=8)(torch.zeros(2, 3, 32, 32)).shape
@@ -68,8 +66,7 @@ def hinge_loss(real_scores: torch.Tensor, fake_scores: torch.Tensor) -> torch.Te
 def adaptive_weight(
     reconstruction_loss: torch.Tensor, generator_loss: torch.Tensor, last_weight: torch.Tensor
 ) -> torch.Tensor:
-    """
-    How much of the generator's loss is as strong as the reconstruction at the decoder's last layer: the ratio of the two
+    """How much of the generator's loss is as strong as the reconstruction at the decoder's last layer: the ratio of the two
     gradients' norms there, ||grad reconstruction|| / (||grad generator|| + 1e-4), at most 1e4 (VQGAN, Esser et al. 2021,
     arXiv 2012.09841, eq. 7).
 

@@ -21,8 +21,7 @@ _IN_MODEL = "ldae.tokenizer."
 
 
 def save_tokenizer(folder: str | os.PathLike[str], tokenizer: PatchTokenizer | ConvVAETokenizer) -> None:
-    """
-    Write a fitted tokenizer as `tokenizer.safetensors`.
+    """Write a fitted tokenizer as `tokenizer.safetensors`.
 
     Args:
         folder (`str` or path): Made where it is missing.
@@ -46,8 +45,7 @@ def save_tokenizer(folder: str | os.PathLike[str], tokenizer: PatchTokenizer | C
 
 
 def load_tokenizer(folder: str | os.PathLike[str], config: LDAEConfig) -> Any:
-    """
-    Read a latent tokenizer for a model's configuration. Of a PCA with more components the leading `config.latent_dim`
+    """Read a latent tokenizer for a model's configuration. Of a PCA with more components the leading `config.latent_dim`
     are taken. An `AutoencoderKL` of diffusers comes with `fitted` False: the scale of its latents is to be measured.
 
     Args:

@@ -14,8 +14,7 @@ SMALLEST_VARIANCE = 1e-12  # that a posterior starts from, where kl_weight is (n
 
 
 class LinearAutoencoderTraining(nn.Module):
-    """
-    ||x - U^T V x||^2, and with `variational` + KL[V x|N], on centred patches (Sec. 4.2).
+    """||x - U^T V x||^2, and with `variational` + KL[V x|N], on centred patches (Sec. 4.2).
 
     V and U start from one random orthonormal set of rows, the posterior from the optimum of a direction of variance 1.
     The VAE's posterior is N(V x, diag(s^2)) with one learnt variance for each latent dimension: for a linear decoder
@@ -36,7 +35,6 @@ class LinearAutoencoderTraining(nn.Module):
     `log_variance (d,)`.
 
     Example:
-
     ```python
     >>> import torch
     >>> model = LinearAutoencoderTraining(4, 3, 8, torch.zeros(48), variational=True, kl_weight=0.01)
@@ -86,8 +84,7 @@ class LinearAutoencoderTraining(nn.Module):
         return (image_size // self.patch_size) ** 2 * self.latent_dim if self.variational else 0
 
     def forward(self, pixel_values: torch.Tensor, noise: torch.Tensor | None = None) -> AutoencoderOutput:
-        """
-        Args:
+        """Args:
             pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): In [-1, 1].
             noise (`torch.Tensor` of shape `(B, N, d)`, or the same numbers in another shape, *optional*): Standard
                 normal, of the VAE; without it the latent is the posterior's mean.
@@ -124,8 +121,7 @@ class LinearAutoencoderTraining(nn.Module):
         return AutoencoderOutput(loss=loss, reconstruction=reconstruction, parts=parts)
 
     def to_tokenizer(self, latent_scaling: str, variance: torch.Tensor) -> PatchAutoencoder:
-        """
-        The tokenizer that a denoiser uses.
+        """The tokenizer that a denoiser uses.
 
         Args:
             latent_scaling (`str`): As of [`~ldae.LDAEConfig`].

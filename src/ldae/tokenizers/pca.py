@@ -10,8 +10,7 @@ from ldae.models.tokenizer_ldae import PatchPCA, patchify
 
 
 class PatchMoments:
-    """
-    Count, mean and scatter matrix of patches, in float64: all that PCA needs to know of them.
+    """Count, mean and scatter matrix of patches, in float64: all that PCA needs to know of them.
 
     Moments of two sets can be merged, so patches come in chunks, from several processes, and in a run that was stopped
     and resumed. Every chunk is centred on its own mean before it is squared, so nothing cancels. Memory is D x D and
@@ -25,7 +24,6 @@ class PatchMoments:
         mean (`torch.DoubleTensor` of shape `(D,)`): Their mean.
 
     Example:
-
     ```python
     >>> import torch
     >>> from ldae import PatchMoments
@@ -47,8 +45,7 @@ class PatchMoments:
         self._scatter = torch.zeros(patch_dim, patch_dim, dtype=torch.float64)  # only its upper triangle is kept
 
     def update(self, patches: torch.Tensor, chunk_size: int = 2048) -> "PatchMoments":
-        """
-        Take in patches.
+        """Take in patches.
 
         Args:
             patches (`torch.FloatTensor` of shape `(..., D)`): As [`patchify`] gives them, of any floating type. The
@@ -91,8 +88,7 @@ class PatchMoments:
         return self
 
     def all_reduce(self) -> "PatchMoments":
-        """
-        Merge the moments of all processes of `torch.distributed`'s default group, in place: afterwards every process
+        """Merge the moments of all processes of `torch.distributed`'s default group, in place: afterwards every process
         holds the whole. Call it once, after the last update, in every process. Without a process group it does nothing.
         """
         if not (dist.is_available() and dist.is_initialized()):
@@ -167,8 +163,7 @@ def fit_patch_pca(
     moments: PatchMoments | None = None,
     chunk_size: int = 2048,
 ) -> PatchPCA:
-    """
-    Fit the patch-wise PCA of images in one pass (Sec. 4.2).
+    """Fit the patch-wise PCA of images in one pass (Sec. 4.2).
 
     Args:
         images (`torch.FloatTensor` of shape `(B, C, H, W)`, or an iterable of such batches): Pixels in [-1, 1]. Batches
@@ -189,7 +184,6 @@ def fit_patch_pca(
             are integers or not finite, images without any variance, and `latent_dim` beyond a patch's size.
 
     Example:
-
     ```python
     >>> import torch
     >>> from ldae import PatchMoments, fit_patch_pca
@@ -238,8 +232,7 @@ def fit_patch_pca(
 def pca_from_moments(
     moments: PatchMoments, *, patch_size: int, num_channels: int, latent_dim: int, latent_scaling: str = "none"
 ) -> PatchPCA:
-    """
-    The PCA of the patches that went into the moments, by an eigendecomposition in float64.
+    """The PCA of the patches that went into the moments, by an eigendecomposition in float64.
 
     Each component has its entry of largest magnitude positive. Variances have n - 1 in the denominator. Where the
     patches span fewer than `latent_dim` directions (grey images in three channels span at most P * P, n patches n - 1)

@@ -11,8 +11,7 @@ from ldae.backbone import load_backbone
 
 
 class PerceptualLoss(nn.Module):
-    """
-    Squared distance between images in the hidden states of a pre-trained network: each position's feature vector is
+    """Squared distance between images in the hidden states of a pre-trained network: each position's feature vector is
     brought to unit length and the squared differences are summed over channels and averaged over positions, layers and
     images. That is LPIPS (Zhang et al. 2018, arXiv 1801.03924) without its learnt weights of channels, for any
     supervised backbone of transformers, so that no weights outside of it are needed.
@@ -54,8 +53,7 @@ class PerceptualLoss(nn.Module):
         return super()._apply(fn, recurse)
 
     def forward(self, reconstruction: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
-        """
-        Args:
+        """Args:
             reconstruction (`torch.Tensor` of shape `(B, C, H, W)`): In [-1, 1]; gradients flow to it.
             pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): The originals in [-1, 1]; none flow to them.
 

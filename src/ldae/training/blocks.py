@@ -12,8 +12,7 @@ _SAMPLER = re.compile(r"((?:down|up)_blocks\.\d+)\.(?:down|up)samplers$")
 
 @dataclass(frozen=True)
 class Block:
-    """
-    One block of an encoder.
+    """One block of an encoder.
 
     Args:
         modules (`tuple[str, ...]`): Names of its modules in the classifier. A residual block of a UNet goes with the
@@ -28,8 +27,7 @@ class Block:
 
 
 def encoder_blocks(model: Any) -> list[Block]:
-    """
-    The blocks of a classifier's encoder, first to last.
+    """The blocks of a classifier's encoder, first to last.
 
     Args:
         model (`LDAEForImageClassification` or `DDAEForImageClassification`): The classifier.
@@ -38,7 +36,6 @@ def encoder_blocks(model: Any) -> list[Block]:
         `list[Block]`: transformer blocks; of a UNet what its paper counts as layers, residual(+attention) blocks.
 
     Example:
-
     ```python
     >>> from ldae import LDAEConfig, LDAEForImageClassification
     >>> from ldae.training.blocks import encoder_blocks
@@ -66,8 +63,7 @@ def encoder_blocks(model: Any) -> list[Block]:
 
 
 def depth_of(name: str, blocks: list[Block]) -> int:
-    """
-    How deep a parameter lies: 0 for embeddings, i + 1 for those of block i, `len(blocks) + 1` for the classifier.
+    """How deep a parameter lies: 0 for embeddings, i + 1 for those of block i, `len(blocks) + 1` for the classifier.
 
     Args:
         name (`str`): The parameter's.

@@ -23,8 +23,7 @@ from ldae.training.options import TrainingConfig
 
 
 class FeatureProbe(Callback):
-    """
-    Probes of a denoiser's features: some while it trains and, at the end, a search for the best block and time step.
+    """Probes of a denoiser's features: some while it trains and, at the end, a search for the best block and time step.
 
     Args:
         data ([`~ldae.data.DataConfig`]): Names the labelled images.
@@ -88,8 +87,7 @@ class FeatureProbe(Callback):
 
 
 class DrawPictures(Callback):
-    """
-    Pictures of the finished model, in the folder's `pictures/`.
+    """Pictures of the finished model, in the folder's `pictures/`.
 
     Args:
         draw (`Callable`): Draws them, given the run.
@@ -104,8 +102,7 @@ class DrawPictures(Callback):
 
 
 class WriteCard(Callback):
-    """
-    The model card of the finished model.
+    """The model card of the finished model.
 
     Args:
         repo_id (`str`, *optional*): Hub repository that the card names.
@@ -120,8 +117,7 @@ class WriteCard(Callback):
 
 
 class PushToHub(Callback):
-    """
-    Uploads of the folder at checkpoints and at the end. Whatever the Hub does, training goes on.
+    """Uploads of the folder at checkpoints and at the end. Whatever the Hub does, training goes on.
 
     Args:
         repo_id (`str`): The repository.
@@ -145,8 +141,7 @@ class PushToHub(Callback):
 
 
 class Trackers(Callback):
-    """
-    Accelerate's trackers: they receive the resolved recipe, every number of the log, and the pictures at the end.
+    """Accelerate's trackers: they receive the resolved recipe, every number of the log, and the pictures at the end.
 
     A resumed run continues the tracker's run: its id lies in the folder, in `logs/run_id`.
 
@@ -211,11 +206,9 @@ def tracking(options: TrainingConfig) -> list[Callback]:
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """
-    Turn nested options into one level, as trackers want them: lists become text, and what is not set is left out.
+    """Turn nested options into one level, as trackers want them: lists become text, and what is not set is left out.
 
     Example:
-
     ```python
     >>> flatten({"model": {"size": "nano", "conv_vae_config": None}, "training": {"adam_betas": [0.9, 0.95]}})
     {'model.size': 'nano', 'training.adam_betas': '[0.9, 0.95]'}

@@ -29,8 +29,7 @@ _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 @dataclass
 class Checkpoint:
-    """
-    Everything a run goes on from.
+    """Everything a run goes on from.
 
     Args:
         model: Weights and persistent buffers by name.
@@ -50,8 +49,7 @@ class Checkpoint:
 
 
 def collect_model(model: nn.Module) -> dict[str, torch.Tensor]:
-    """
-    Weights and persistent buffers, whole and on the CPU, under DDP and FSDP2 alike. Every process must call it; those
+    """Weights and persistent buffers, whole and on the CPU, under DDP and FSDP2 alike. Every process must call it; those
     beside the main one may get nothing. On the CPU the tensors are the model's own: save them before the next step.
     """
     state: dict[str, Any] = get_model_state_dict(model, options=_WHOLE)
@@ -82,8 +80,7 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """
-    Write a checkpoint beside the others, then rename it into place, then remove all but the newest `keep`.
+    """Write a checkpoint beside the others, then rename it into place, then remove all but the newest `keep`.
 
     Raises:
         RunError: if it cannot be written; the checkpoints that stood before stand still.
@@ -131,8 +128,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def exported_weights(path: Path, raw: bool = False) -> dict[str, torch.Tensor]:
-    """
-    The weights and buffers of a checkpoint by name, as the run would have exported them then.
+    """The weights and buffers of a checkpoint by name, as the run would have exported them then.
 
     Args:
         path (`Path`): The checkpoint.

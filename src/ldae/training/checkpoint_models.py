@@ -13,8 +13,7 @@ from ldae.training.run_folder import RunFolder
 
 
 def checkpoint_models(folder: str | os.PathLike[str], *, raw: bool = False) -> Iterator[tuple[int, Any]]:
-    """
-    The models of a pre-training run's checkpoints, oldest first, each opened only when it is asked for.
+    """The models of a pre-training run's checkpoints, oldest first, each opened only when it is asked for.
 
     A run keeps `keep_checkpoints` of them, two by default; the last of a finished run is the model in its folder.
 
@@ -32,7 +31,6 @@ def checkpoint_models(folder: str | os.PathLike[str], *, raw: bool = False) -> I
         ValueError: where the folder is no run's, or holds no checkpoints.
 
     Example:
-
     ```python
     for images, model in checkpoint_models("runs/ddae_digits"):
         print(images, sum(weight.square().sum() for weight in model.parameters()).sqrt())

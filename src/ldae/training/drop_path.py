@@ -12,8 +12,7 @@ from ldae.training.blocks import Block
 
 
 class DropPath:
-    """
-    While a model trains, leaves out residual branches of single examples (Huang et al. 2016), and scales the others up.
+    """While a model trains, leaves out residual branches of single examples (Huang et al. 2016), and scales the others up.
 
     The rate rises linearly from 0 at the first block to `rate` at the last. Which branches an example loses depends on the
     seed and on its position in the run, and on nothing else. The model itself stays as it is: once trained, it is saved
@@ -42,8 +41,7 @@ class DropPath:
                     self.rates.append(block_rate)
 
     def draw(self, positions: torch.Tensor, seed: int) -> None:
-        """
-        Choose the branches that the examples of the next forward keep.
+        """Choose the branches that the examples of the next forward keep.
 
         Args:
             positions (`torch.LongTensor` of shape `(b,)`): Position of each example in the run, on the model's device.

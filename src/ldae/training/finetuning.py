@@ -32,8 +32,7 @@ CLASSIFIERS: dict[str, Any] = {"ldae": LDAEForImageClassification, "ddae": DDAEF
 
 
 class FineTuningTask(Task):
-    """
-    End-to-end fine-tuning of an encoder with a linear classifier on its mean features.
+    """End-to-end fine-tuning of an encoder with a linear classifier on its mean features.
 
     The protocol is that of masked autoencoders (l-DAE, App. B): clean input, layer-wise learning-rate decay, drop path,
     MixUp, CutMix, RandAugment, label smoothing and averaged weights.
@@ -132,8 +131,7 @@ class FineTuningTask(Task):
 
 
 class MeasureAccuracy(Callback):
-    """
-    Accuracy on the test images, with the trained weights and with their average: on a subset while it trains, on all
+    """Accuracy on the test images, with the trained weights and with their average: on a subset while it trains, on all
     of them at the end.
 
     Args:
@@ -211,8 +209,7 @@ class MeasureAccuracy(Callback):
 
 
 def load_classifier(recipe: FineTuningRecipe) -> Any:
-    """
-    Load the classifier that a run begins with.
+    """Load the classifier that a run begins with.
 
     Args:
         recipe ([`FineTuningRecipe`]): Names the checkpoint, and whether encoder and head are taken from it.
@@ -251,8 +248,7 @@ def load_classifier(recipe: FineTuningRecipe) -> Any:
 
 
 def finetune(recipe: FineTuningRecipe) -> RunFolder:
-    """
-    Run a recipe to its end. The same call resumes, and changes nothing once the run is finished.
+    """Run a recipe to its end. The same call resumes, and changes nothing once the run is finished.
 
     Args:
         recipe ([`FineTuningRecipe`]): As [`~ldae.training.finetuning_recipe.load_finetuning_recipe`] returns it.
@@ -264,7 +260,6 @@ def finetune(recipe: FineTuningRecipe) -> RunFolder:
         ValueError, RunError: As of [`~ldae.training.loop.train`].
 
     Example:
-
     ```python
     from ldae.training.finetuning import finetune
     from ldae.training.finetuning_recipe import load_finetuning_recipe

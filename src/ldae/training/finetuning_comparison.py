@@ -38,8 +38,7 @@ def compare_with_scratch(
     epochs: int | None = None,
     seeds: Sequence[int] = (0, 1, 2),
 ) -> list[ComparedRuns]:
-    """
-    Fine-tune a checkpoint and train the same network from scratch, with the same images, augmentation and budget.
+    """Fine-tune a checkpoint and train the same network from scratch, with the same images, augmentation and budget.
 
     What is finished is not done again, so the same call goes on where it was stopped.
 

@@ -20,8 +20,7 @@ NEGLIGIBLE = 1 / 20  # of the first noise level
 def latent_source(
     recipe: Recipe, tokenizer: ConvVAETokenizer, source: ImageSource, accelerator: Accelerator
 ) -> ImageSource:
-    """
-    What a run reads: its images, or their latents where the recipe has a `latent_cache`, encoded now where they are not
+    """What a run reads: its images, or their latents where the recipe has a `latent_cache`, encoded now where they are not
     there yet.
 
     Args:
@@ -73,8 +72,7 @@ def latent_source(
 
 
 def storage_dtype(config: LDAEConfig) -> str:
-    """
-    `"float16"` where its rounding is negligible beside the noise that every time step adds, else `"float32"`: where the
+    """`"float16"` where its rounding is negligible beside the noise that every time step adds, else `"float32"`: where the
     first level has next to no noise (`linear_sigma`), or the latents' scale is not known (`latent_scaling="none"`).
     """
     _, sigmas = noise_schedule_tables(

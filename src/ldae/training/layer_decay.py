@@ -10,8 +10,7 @@ from ldae.training.blocks import Block, depth_of
 def parameter_groups(
     parameters: dict[str, nn.Parameter], blocks: list[Block], *, layer_decay: float, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """
-    AdamW's groups for fine-tuning (Clark et al. 2020, Bao et al. 2022; App. B of l-DAE has 0.85 and 0.65).
+    """AdamW's groups for fine-tuning (Clark et al. 2020, Bao et al. 2022; App. B of l-DAE has 0.85 and 0.65).
 
     A weight at depth i of L blocks (0: embeddings, L + 1: the classifier) trains at `layer_decay ** (L + 1 - i)` of the
     learning rate. Biases and scales of norms, which have one dimension, are not decayed.
@@ -26,7 +25,6 @@ def parameter_groups(
         `list[dict]` with `params`, `lr_scale` and `weight_decay`, from the input to the classifier.
 
     Example:
-
     ```python
     >>> import torch
     >>> from ldae.training.blocks import Block

@@ -6,8 +6,7 @@ import math
 def learning_rate(
     images_seen: int, *, images: int, warmup_images: int, total_batch_size: int, base_learning_rate: float
 ) -> float:
-    """
-    Linear warm-up, then a half-cycle cosine to 0 at the end of the budget (App. A).
+    """Linear warm-up, then a half-cycle cosine to 0 at the end of the budget (App. A).
 
     Args:
         images_seen (`int`): Images before the step that the rate is for.
@@ -20,7 +19,6 @@ def learning_rate(
         `float`.
 
     Example:
-
     ```python
     >>> from ldae.training.learning_rate import learning_rate
     >>> rule = dict(images=1000, warmup_images=100, total_batch_size=512, base_learning_rate=1e-4)

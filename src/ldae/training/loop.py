@@ -50,8 +50,7 @@ class Callback:
 
 
 def train(task: Task, options: TrainingConfig, folder: RunFolder, callbacks: Sequence[Callback] = ()) -> None:
-    """
-    Train a task to the end of its budget. The same call resumes, and changes nothing once the run is finished.
+    """Train a task to the end of its budget. The same call resumes, and changes nothing once the run is finished.
 
     Args:
         task ([`Task`]): What is trained.
@@ -87,8 +86,7 @@ def train(task: Task, options: TrainingConfig, folder: RunFolder, callbacks: Seq
 
 
 class Run:
-    """
-    A task under way: network, optimizer, averaged weights, place in the data, images seen. See [`train`] for arguments.
+    """A task under way: network, optimizer, averaged weights, place in the data, images seen. See [`train`] for arguments.
 
     Building it resumes from the newest checkpoint in the folder.
     """

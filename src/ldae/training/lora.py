@@ -14,8 +14,7 @@ TARGETS = "q_proj k_proj v_proj o_proj fc1 fc2 to_q to_k to_v to_out.0 net.0.pro
 
 
 def add_lora(model: Any, blocks: list[Block], rank: int) -> None:
-    """
-    Freeze a classifier but for its head, and put factors of a rank beside the layers of some blocks (Hu et al. 2022).
+    """Freeze a classifier but for its head, and put factors of a rank beside the layers of some blocks (Hu et al. 2022).
 
     Args:
         model (`nn.Module`): The classifier; it is changed in place.
@@ -45,8 +44,7 @@ def add_lora(model: Any, blocks: list[Block], rank: int) -> None:
 
 
 def merged(model: Any, weights: dict[str, torch.Tensor]) -> Any:
-    """
-    A classifier without factors.
+    """A classifier without factors.
 
     Args:
         model (`nn.Module`): A classifier that [`add_lora`] has changed; it stays as it is.

@@ -27,8 +27,7 @@ from ldae.training.task import Task
 
 @dataclass(frozen=True)
 class NoiseClassifierConfig:
-    """
-    A noise-conditional classifier and its training, by AdamW with a half-cycle cosine.
+    """A noise-conditional classifier and its training, by AdamW with a half-cycle cosine.
 
     Args:
         checkpoint: Folder or Hub id of the l-DAE or DDAE whose network it is.
@@ -56,8 +55,7 @@ class NoiseClassifierConfig:
 
 
 class NormalizedClassifier(nn.Module):
-    """
-    A classifier with a BatchNorm without affine parameters before its linear layer, as probes have it: what pooled
+    """A classifier with a BatchNorm without affine parameters before its linear layer, as probes have it: what pooled
     features share would slow the layer down. In the end it is folded into the layer.
 
     Args:
@@ -86,8 +84,7 @@ def fold(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 class NoiseClassifierTask(Task):
-    """
-    Supervised training on images noised at random time steps.
+    """Supervised training on images noised at random time steps.
 
     t is uniform over all time steps (of EDM over the levels of its sampling schedule). Both t and the noise depend on the
     seed and an example's position in the run only.
@@ -124,8 +121,7 @@ class NoiseClassifierTask(Task):
 
 
 def build_noise_classifier(classifier: NoiseClassifierConfig) -> PreTrainedModel:
-    """
-    The classifier before its training: the network of its checkpoint, cut after the block, and a linear layer on its
+    """The classifier before its training: the network of its checkpoint, cut after the block, and a linear layer on its
     pooled features. A tokenizer or autoencoder in front of the network is the checkpoint's in either case.
     """
     c = classifier
@@ -141,8 +137,7 @@ def build_noise_classifier(classifier: NoiseClassifierConfig) -> PreTrainedModel
 
 
 def train_noise_classifier(classifier: NoiseClassifierConfig, data: DataConfig, output_dir: str | Path) -> Path:
-    """
-    Train a noise-conditional classifier; the same call resumes, and on a finished one changes nothing.
+    """Train a noise-conditional classifier; the same call resumes, and on a finished one changes nothing.
 
     Args:
         classifier ([`NoiseClassifierConfig`]): What is trained, and how.

@@ -20,8 +20,7 @@ from ldae.training.tokenizer_training import obtain_tokenizer
 
 
 class DenoisingTask(Task):
-    """
-    Denoising of images, or of their latents: an [`LDAEForPreTraining`] or a [`DDAEForPreTraining`].
+    """Denoising of images, or of their latents: an [`LDAEForPreTraining`] or a [`DDAEForPreTraining`].
 
     The latent tokenizer of an l-DAE is fitted or trained first where the recipe names none.
     """
@@ -87,8 +86,7 @@ class DenoisingTask(Task):
 
 
 def pretrain(recipe: Recipe) -> RunFolder:
-    """
-    Run a recipe to its end. The same call resumes, and changes nothing once the run is finished.
+    """Run a recipe to its end. The same call resumes, and changes nothing once the run is finished.
 
     Args:
         recipe ([`Recipe`]): With `training.output_dir`.

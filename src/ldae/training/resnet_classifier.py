@@ -25,8 +25,7 @@ SETTINGS_FILE = "classifier.json"  # what the folder's recipe.yaml does not hold
 
 @dataclass
 class ResNetClassifierConfig:
-    """
-    A ResNet of transformers and its training, by AdamW with a half-cycle cosine.
+    """A ResNet of transformers and its training, by AdamW with a half-cycle cosine.
 
     Args:
         images: Budget, in images seen.
@@ -49,8 +48,7 @@ class ResNetClassifierConfig:
 
 
 class ResNetTask(Task):
-    """
-    Supervised training of a ResNet on the images of a recipe.
+    """Supervised training of a ResNet on the images of a recipe.
 
     Args:
         recipe ([`Recipe`]): Data, image size and budget.
@@ -100,8 +98,7 @@ class ResNetTask(Task):
 
 
 def train_resnet_classifier(recipe: Recipe, classifier: ResNetClassifierConfig, output_dir: str | Path) -> Path:
-    """
-    Train a small supervised ResNet on the images of a recipe. The same call resumes.
+    """Train a small supervised ResNet on the images of a recipe. The same call resumes.
 
     Args:
         recipe ([`Recipe`]): Data, image size, precision and seed.
@@ -133,8 +130,7 @@ def train_resnet_classifier(recipe: Recipe, classifier: ResNetClassifierConfig, 
 
 
 def classifier_training(settings: Any, output_dir: str | Path, **fields: Any) -> TrainingConfig:
-    """
-    Return the `training:` section of a classifier's recipe: AdamW with a half-cycle cosine.
+    """Return the `training:` section of a classifier's recipe: AdamW with a half-cycle cosine.
 
     Args:
         settings: With `images`, `total_batch_size`, `learning_rate` (not per 256 images) and `weight_decay`.

@@ -23,8 +23,7 @@ EXPORT_PREFIX = ".export-"  # of a folder that a model is written to before it t
 
 
 class RunFolder:
-    """
-    The folder of one pre-training run.
+    """The folder of one pre-training run.
 
     Args:
         path: The folder; it is made by `claim`.
@@ -45,8 +44,7 @@ class RunFolder:
         return cls(recipe.training.output_dir)
 
     def check_recipe(self, recipe: Recipe) -> None:
-        """
-        Refuse a recipe that differs from the folder's in anything that a trained number depends on.
+        """Refuse a recipe that differs from the folder's in anything that a trained number depends on.
 
         Raises:
             RunError: If the folder holds a run of such a recipe.
@@ -61,8 +59,7 @@ class RunFolder:
             )
 
     def claim(self, recipe: Recipe) -> None:
-        """
-        Make the folder, see that it can be written to, remove what a killed start left half-written, and note the
+        """Make the folder, see that it can be written to, remove what a killed start left half-written, and note the
         recipe.
 
         Raises:
@@ -116,8 +113,7 @@ class RunFolder:
         scheduler: bool = True,
         code: bool = True,
     ) -> None:
-        """
-        Write the model into the folder as `from_pretrained` reads it, each file whole or not at all.
+        """Write the model into the folder as `from_pretrained` reads it, each file whole or not at all.
 
         Args:
             model (`PreTrainedModel`): The model.

@@ -13,8 +13,7 @@ from ldae.training.run_folder import RunFolder
 
 
 class Task:
-    """
-    What a run trains. A subclass builds the module, computes its loss and writes what the run is for.
+    """What a run trains. A subclass builds the module, computes its loss and writes what the run is for.
 
     Args:
         recipe ([`Recipe`]): Data, seed and budget.
@@ -41,8 +40,7 @@ class Task:
         self.parts: dict[str, torch.Tensor] = {}
 
     def setup(self, accelerator: Accelerator, checkpoint: Checkpoint | None) -> None:
-        """
-        Open the images and build the module. The loop calls this in every process, before anything else.
+        """Open the images and build the module. The loop calls this in every process, before anything else.
 
         Args:
             accelerator (`Accelerator`): Gives the device and the processes.
@@ -59,8 +57,7 @@ class Task:
         return open_images(self.recipe.data, self.recipe.data.split)
 
     def build(self, checkpoint: Checkpoint | None) -> nn.Module:
-        """
-        Build the module on the CPU. It may also replace `self.examples`.
+        """Build the module on the CPU. It may also replace `self.examples`.
 
         The weights of a checkpoint are loaded afterwards, by the loop; the checkpoint is given for what the module is
         built from, such as a fitted tokenizer.
@@ -68,8 +65,7 @@ class Task:
         raise NotImplementedError
 
     def loss(self, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
-        """
-        Compute the loss of a micro-batch through `self.network`.
+        """Compute the loss of a micro-batch through `self.network`.
 
         Args:
             batch ([`~ldae.data.Batch`]): The micro-batch, on the CPU.
@@ -85,8 +81,7 @@ class Task:
         return [{"params": list(trained_parameters(self.module).values()), "lr_scale": 1.0}]
 
     def export(self, folder: RunFolder, weights: dict[str, torch.Tensor]) -> None:
-        """
-        Write the module for others to load. The main process calls this at each checkpoint before the end.
+        """Write the module for others to load. The main process calls this at each checkpoint before the end.
 
         Args:
             folder ([`RunFolder`]): The run's folder.
@@ -94,8 +89,7 @@ class Task:
         """
 
     def finish(self, folder: RunFolder, weights: dict[str, torch.Tensor]) -> None:
-        """
-        Write what the run is for. Every process calls this after the last step, and again if it was killed meanwhile.
+        """Write what the run is for. Every process calls this after the last step, and again if it was killed meanwhile.
 
         Args:
             folder ([`RunFolder`]): The run's folder.
@@ -124,8 +118,7 @@ class Task:
         )
 
     def labels(self, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
-        """
-        Return the labels of a batch `(b,)` on the device.
+        """Return the labels of a batch `(b,)` on the device.
 
         Raises:
             ValueError: If an image has none.

@@ -18,8 +18,7 @@ FIT_BATCH_SIZE = 64
 
 
 def sample_images(source: ImageSource, recipe: Recipe, accelerator: Accelerator) -> Iterator[torch.Tensor]:
-    """
-    The first `tokenizer_images` of the shuffled data, at most all there are: this process's share of them, in batches.
+    """The first `tokenizer_images` of the shuffled data, at most all there are: this process's share of them, in batches.
 
     Args:
         source ([`~ldae.data.ImageSource`]): The training images.
@@ -64,8 +63,7 @@ def patch_moments(source: ImageSource, recipe: Recipe, accelerator: Accelerator)
 
 
 def fit_on_source(source: ImageSource, recipe: Recipe, accelerator: Accelerator) -> PatchPCA:
-    """
-    Fit the patch-wise PCA, or measure the pixels of resized images, on the first images of the shuffled data.
+    """Fit the patch-wise PCA, or measure the pixels of resized images, on the first images of the shuffled data.
 
     Args:
         source ([`~ldae.data.ImageSource`]): The training images.

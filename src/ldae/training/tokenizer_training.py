@@ -41,8 +41,7 @@ ADVERSARIAL_BETAS = (0.5, 0.9)  # of Adam, usual against a discriminator; for al
 
 
 def tokenizer_recipe(recipe: Recipe, output_dir: str | Path | None = None) -> Recipe:
-    """
-    Reduce a recipe to what its tokenizer depends on, so that recipes which agree in that can share the tokenizer.
+    """Reduce a recipe to what its tokenizer depends on, so that recipes which agree in that can share the tokenizer.
 
     Args:
         recipe ([`Recipe`]): Recipe of a denoiser.
@@ -74,8 +73,7 @@ def tokenizer_recipe(recipe: Recipe, output_dir: str | Path | None = None) -> Re
 
 
 def obtain_tokenizer(recipe: Recipe, source: ImageSource, accelerator: Accelerator) -> Any:
-    """
-    Read the tokenizer that a denoiser's recipe names, or fit or train one.
+    """Read the tokenizer that a denoiser's recipe names, or fit or train one.
 
     Args:
         recipe ([`Recipe`]): Recipe of the denoiser.
@@ -104,8 +102,7 @@ def obtain_tokenizer(recipe: Recipe, source: ImageSource, accelerator: Accelerat
 
 
 def train_tokenizer(recipe: Recipe, output_dir: str | Path | None = None) -> Path:
-    """
-    Fit or train the latent tokenizer of a recipe in a folder of its own. The same call resumes.
+    """Fit or train the latent tokenizer of a recipe in a folder of its own. The same call resumes.
 
     Args:
         recipe ([`Recipe`]): Recipe of the tokenizer, or of a denoiser.
@@ -139,8 +136,7 @@ def train_tokenizer(recipe: Recipe, output_dir: str | Path | None = None) -> Pat
 
 
 class TokenizerTask(Task):
-    """
-    Reconstruction of images by an AE, a VAE or a convolutional VAE.
+    """Reconstruction of images by an AE, a VAE or a convolutional VAE.
 
     Args:
         recipe ([`Recipe`]): As [`tokenizer_recipe`] makes it.
