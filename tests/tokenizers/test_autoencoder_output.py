@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from ldae.tokenizers.autoencoder_output import as_noise_of, gaussian_kl
+from ldae.tokenizers.autoencoder_output import gaussian_kl, reshape_noise
 
 
 def test_the_kl_divergence_is_that_of_torch() -> None:
@@ -25,7 +25,7 @@ def test_the_kl_divergence_is_computed_in_float32() -> None:
 
 def test_noise_takes_the_shape_and_precision_of_the_latents() -> None:
     latents, noise = torch.zeros(2, 3, 4, dtype=torch.float64), torch.randn(2, 12)
-    assert torch.equal(as_noise_of(latents, noise), noise.reshape(2, 3, 4).double())
+    assert torch.equal(reshape_noise(noise, latents), noise.reshape(2, 3, 4).double())
     for shape in ((2, 11), (3, 8), (4, 6)):
         with pytest.raises(ValueError, match="give 12 numbers for each of the 2 images"):
-            as_noise_of(latents, torch.zeros(shape))
+            reshape_noise(torch.zeros(shape), latents)

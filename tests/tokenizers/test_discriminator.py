@@ -32,7 +32,7 @@ def test_an_images_scores_depend_on_it_alone() -> None:
 
 @pytest.mark.parametrize("sizes", [{"image_size": 7}, {"layers": 0}, {"width": 0}])
 def test_what_makes_no_discriminator_is_refused(sizes: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="make no discriminator; give images of at least 8 pixels"):
+    with pytest.raises(ValueError, match="must be at least 8, and width"):
         PatchDiscriminator(3, **{"image_size": 16, "width": 8, "layers": 3} | sizes)
 
 

@@ -152,7 +152,7 @@ def test_adam_trains_a_vae_of_small_kl_weight_in_a_small_budget() -> None:
 
 def test_what_makes_no_sense_is_refused_with_the_reason() -> None:
     images, mean = draw_images(2), torch.zeros(D)
-    with pytest.raises(ValueError, match="latent_dim=13 is not possible; a patch has 12 values"):
+    with pytest.raises(ValueError, match="latent_dim=13 must be from 1 to 12"):
         LinearAutoencoderTraining(PATCH, CHANNELS, 13, mean, variational=False, kl_weight=0.0)
     with pytest.raises(ValueError, match=r"mean has shape \(3,\); a patch has 12 values"):
         LinearAutoencoderTraining(PATCH, CHANNELS, 4, mean[:3], variational=False, kl_weight=0.0)

@@ -108,7 +108,7 @@ def test_grey_images_are_shown_in_three_channels(folder: Path) -> None:
     loss, first, second = PerceptualLoss(folder), draw_images(channels=1), draw_images(channels=1, seed=1)
     three = loss(first.expand(-1, 3, -1, -1), second.expand(-1, 3, -1, -1))
     torch.testing.assert_close(loss(first, second), three)
-    with pytest.raises(ValueError, match="takes 3 channels, the images have 4"):
+    with pytest.raises(ValueError, match="takes 3 channels, but the images have 4"):
         loss(draw_images(channels=4), draw_images(channels=4))
 
 

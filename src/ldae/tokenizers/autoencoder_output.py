@@ -1,4 +1,4 @@
-"""What the training of every autoencoder returns, and the KL divergence that the variational ones share."""
+"""The output of an autoencoder's training, and the KL divergence and noise of variational ones."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ class AutoencoderOutput(ModelOutput):
     """Output of the training modules of tokenizers.
 
     Args:
-        loss (`torch.FloatTensor` of shape `()`): What to descend; one backward pass serves all networks of the module.
+        loss (`torch.FloatTensor` of shape `()`): The loss to minimize.
         reconstruction (`torch.FloatTensor` of shape `(B, C, H, W)`): The images, encoded and decoded, attached to the
             graph.
         parts (`dict[str, torch.FloatTensor]`): The terms of the loss before their weights, detached, of shape `()`:
@@ -24,11 +24,11 @@ class AutoencoderOutput(ModelOutput):
 
 
 def gaussian_kl(mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
-    """KL[N(mean, exp(log_variance)) | N(0, 1)] of each latent number, in nats, computed in float32 (Sec. 4.2).
+    """Return KL[N(mean, exp(log_variance)) | N(0, 1)] of each latent value, in nats, computed in float32 (Sec. 4.2).
 
     Args:
-        mean (`torch.Tensor`): Any shape.
-        log_variance (`torch.Tensor`): Broadcasts with it.
+        mean (`torch.Tensor`): Of any shape.
+        log_variance (`torch.Tensor`): Broadcasts with `mean`.
 
     Example:
     ```python
@@ -42,11 +42,11 @@ def gaussian_kl(mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
 
 
-def as_noise_of(latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Standard normal numbers in the shape of the latents; both begin with the batch.
+def reshape_noise(noise: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+    """Return noise in the shape and precision of latents; both begin with the batch.
 
     Raises:
-        ValueError: where their numbers are not as many.
+        ValueError: If the two differ in size.
     """
     if noise.shape[0] != latents.shape[0] or noise.numel() != latents.numel():
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The adversary of the convolutional VAE: a discriminator of patches, and how strongly it is listened to (Sec. 4.1)."""
+"""The adversary of the convolutional VAE: a discriminator of patches, its loss, and the weight of its gradient (Sec. 4.1)."""
 
 import math
 
@@ -7,17 +7,18 @@ from torch import nn
 
 
 class PatchDiscriminator(nn.Module):
-    """PatchGAN: strided 4 x 4 convolutions that give a map of scores, each of a window of the image (Isola et al. 2017,
-    arXiv 1611.07004), with GroupNorm: it keeps no running statistics, so that looking at images does not change it.
+    """PatchGAN: strided 4 x 4 convolutions that score windows of an image (Isola et al. 2017, arXiv 1611.07004).
+
+    It has GroupNorm, which keeps no running statistics, so that a forward pass does not change it.
 
     Args:
-        num_channels (`int`): Of the images.
-        image_size (`int`): Side of the images, in pixels, at least 8; other sides from that on are possible too.
-        width (`int`, defaults to 64): Channels after the first layer; each further one has twice as many, up to 8 times.
+        num_channels (`int`): Channels of the images.
+        image_size (`int`): Side of the images, in pixels, at least 8. The forward pass also takes larger ones.
+        width (`int`, defaults to 64): Channels after the first layer; they double from layer to layer, up to 8 times.
         layers (`int`, defaults to 3): Strided layers; fewer on small images, so that the map of scores has at least 2 x 2.
 
     Raises:
-        ValueError: for images that are too small.
+        ValueError: If the images are too small.
 
     Example:
     ```python
@@ -32,10 +33,9 @@ class PatchDiscriminator(nn.Module):
         super().__init__()
         if image_size < 8 or layers < 1 or width < 1:
             raise ValueError(
-                f"image_size={image_size}, width={width}, layers={layers} make no discriminator; give images of at "
-                "least 8 pixels, and width and layers of at least 1."
+                f"image_size={image_size} must be at least 8, and width={width} and layers={layers} at least 1."
             )
-        # Two more convolutions of stride 1 each take one off the map's side.
+        # The two convolutions of stride 1 that follow each reduce the map's side by one.
         strided = min(layers, int(math.log2(image_size / 4)))
         widths = [width * min(2**i, 8) for i in range(strided + 1)]
         self.layers = nn.Sequential(nn.Conv2d(num_channels, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2))
@@ -54,29 +54,31 @@ class PatchDiscriminator(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Images `(B, C, H, W)` to scores `(B, 1, h, w)`: above 0 for real ones."""
+        """Score images `(B, C, H, W)` by a map `(B, 1, h, w)`: above 0 for real ones."""
         return self.layers(pixel_values)
 
 
 def hinge_loss(real_scores: torch.Tensor, fake_scores: torch.Tensor) -> torch.Tensor:
-    """The discriminator's loss, (mean max(0, 1 - real) + mean max(0, 1 + fake)) / 2, in float32."""
+    """Return the discriminator's loss, (mean max(0, 1 - real) + mean max(0, 1 + fake)) / 2, in float32."""
     return 0.5 * ((1 - real_scores.float()).relu().mean() + (1 + fake_scores.float()).relu().mean())
 
 
 def adaptive_weight(
     reconstruction_loss: torch.Tensor, generator_loss: torch.Tensor, last_weight: torch.Tensor
 ) -> torch.Tensor:
-    """How much of the generator's loss is as strong as the reconstruction at the decoder's last layer: the ratio of the two
-    gradients' norms there, ||grad reconstruction|| / (||grad generator|| + 1e-4), at most 1e4 (VQGAN, Esser et al. 2021,
-    arXiv 2012.09841, eq. 7).
+    """Return the weight that makes the generator's gradient as strong as the reconstruction's at the decoder's last layer.
+
+    It is ||grad reconstruction|| / (||grad generator|| + 1e-4), at most 1e4 (VQGAN, Esser et al. 2021, arXiv 2012.09841,
+    eq. 7).
 
     Args:
-        reconstruction_loss, generator_loss (`torch.Tensor` of shape `()`): Their graphs are kept.
-        last_weight (`torch.Tensor`): The weight that both are differentiated by.
+        reconstruction_loss (`torch.Tensor` of shape `()`): The loss to compare with; its graph is kept.
+        generator_loss (`torch.Tensor` of shape `()`): The loss to weight; its graph is kept.
+        last_weight (`torch.Tensor`): The weight by which both are differentiated.
 
     Returns:
         `torch.FloatTensor` of shape `()`, detached.
     """
-    (of_reconstruction,) = torch.autograd.grad(reconstruction_loss, last_weight, retain_graph=True)
-    (of_generator,) = torch.autograd.grad(generator_loss, last_weight, retain_graph=True)
-    return (of_reconstruction.float().norm() / (of_generator.float().norm() + 1e-4)).clamp(max=1e4).detach()
+    (reconstruction,) = torch.autograd.grad(reconstruction_loss, last_weight, retain_graph=True)
+    (generator,) = torch.autograd.grad(generator_loss, last_weight, retain_graph=True)
+    return (reconstruction.float().norm() / (generator.float().norm() + 1e-4)).clamp(max=1e4).detach()

@@ -1,4 +1,4 @@
-"""Fitted latent tokenizers on disk."""
+"""Save and load fitted latent tokenizers."""
 
 import json
 import os
@@ -24,11 +24,11 @@ def save_tokenizer(folder: str | os.PathLike[str], tokenizer: PatchTokenizer | C
     """Write a fitted tokenizer as `tokenizer.safetensors`.
 
     Args:
-        folder (`str` or path): Made where it is missing.
-        tokenizer: Fitted.
+        folder (`str` or path): The folder; it is created if it is missing.
+        tokenizer: The tokenizer.
 
     Raises:
-        ValueError: if it was never fitted.
+        ValueError: If it was never fitted.
     """
     if not bool(tokenizer.fitted):
         raise ValueError("tokenizer.fitted=False: the tokenizer was never fitted; fit it with fit_patch_pca.")
@@ -45,36 +45,38 @@ def save_tokenizer(folder: str | os.PathLike[str], tokenizer: PatchTokenizer | C
 
 
 def load_tokenizer(folder: str | os.PathLike[str], config: LDAEConfig) -> Any:
-    """Read a latent tokenizer for a model's configuration. Of a PCA with more components the leading `config.latent_dim`
-    are taken. An `AutoencoderKL` of diffusers comes with `fitted` False: the scale of its latents is to be measured.
+    """Read a latent tokenizer for a model's configuration.
+
+    A PCA may have more components than the model's `latent_dim`: the leading ones are used. An `AutoencoderKL` of diffusers
+    has `fitted` False, as the scale of its latents is still to be measured.
 
     Args:
         folder (`str` or path): A `train_tokenizer` folder (with `tokenizer.safetensors`), a run (with `config.json` and
             `model.safetensors`) or, for `conv_vae`, a folder or Hub id of an `AutoencoderKL`.
-        config ([`LDAEConfig`]): The model that it is for.
+        config ([`LDAEConfig`]): Configuration of the model that uses it.
 
     Returns:
-        The tokenizer that `config` asks for.
+        The tokenizer that `config` names.
 
     Raises:
-        ValueError: if there is none, or it is of another kind, for other patches, or has fewer components.
+        ValueError: If there is none, or it does not fit the configuration.
     """
     settings, tensors = _read(folder, config)
     wanted = build_tokenizer(config)
     if settings["type"] != type(wanted).__name__:
         raise ValueError(
-            f"tokenizer={str(folder)!r} is a {settings['type']}, not a {type(wanted).__name__}, which "
-            f"latent_tokenizer={config.latent_tokenizer!r} asks for; train one with `ldae train_tokenizer`."
+            f"tokenizer={str(folder)!r} is a {settings['type']}, but latent_tokenizer={config.latent_tokenizer!r} needs a "
+            f"{type(wanted).__name__}; train one with `ldae train_tokenizer`."
         )
     for name in ("patch_size", "num_channels"):
         if settings.get(name) != getattr(config, name):
             raise ValueError(
-                f"tokenizer={str(folder)!r} was fitted with {name}={settings.get(name)}, the model has "
+                f"tokenizer={str(folder)!r} was fitted with {name}={settings.get(name)}, but the model has "
                 f"{name}={getattr(config, name)}; fit one for this model with `ldae train_tokenizer`."
             )
     if settings.get("conv_vae_config") != config.conv_vae_config:
         raise ValueError(
-            f"tokenizer={str(folder)!r} is not the network that conv_vae_config describes; write conv_vae_config: "
+            f"tokenizer={str(folder)!r} is not the network that conv_vae_config describes; set conv_vae_config: "
             f"{json.dumps(settings.get('conv_vae_config'))}."
         )
     if isinstance(wanted, PatchTokenizer):
@@ -95,16 +97,16 @@ def _take_leading(tensors: dict[str, torch.Tensor], wanted: PatchTokenizer, fold
 
 
 def _read(folder: str | os.PathLike[str], config: LDAEConfig) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Settings and tensors of a tokenizer, wherever it lies."""
+    """Return the settings and tensors of a tokenizer in any kind of folder."""
     own, model, described = (Path(folder) / name for name in (TOKENIZER_FILE, "model.safetensors", "config.json"))
     if own.is_file():
         with safe_open(own, framework="pt") as file:
             settings = {"type": "PatchPCA", **json.loads(file.metadata()["ldae"])}
             return settings, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if model.is_file() and described.is_file() and json.loads(described.read_text()).get("model_type") == "ldae":
-        of_run = LDAEConfig.from_pretrained(folder)
-        kind: type[nn.Module] = PATCH_TOKENIZERS.get(of_run.latent_tokenizer, ConvVAETokenizer)
-        settings = {name: getattr(of_run, name) for name in ("patch_size", "num_channels", "conv_vae_config")}
+        run_config = LDAEConfig.from_pretrained(folder)
+        kind: type[nn.Module] = PATCH_TOKENIZERS.get(run_config.latent_tokenizer, ConvVAETokenizer)
+        settings = {name: getattr(run_config, name) for name in ("patch_size", "num_channels", "conv_vae_config")}
         with safe_open(model, framework="pt") as file:
             names = [name for name in file.keys() if name.startswith(_IN_MODEL)]  # noqa: SIM118
             tensors = {name.removeprefix(_IN_MODEL): file.get_tensor(name) for name in names}
@@ -117,7 +119,7 @@ def _read(folder: str | os.PathLike[str], config: LDAEConfig) -> tuple[dict[str,
 def _read_autoencoder(
     folder: str | os.PathLike[str], config: LDAEConfig
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """An `AutoencoderKL` that others trained. The patches are the model's choice."""
+    """Return the settings and tensors of an `AutoencoderKL`. The model chooses the size of the patches."""
     from diffusers import AutoencoderKL
 
     try:
@@ -132,5 +134,5 @@ def _read_autoencoder(
     settings = {"type": "ConvVAETokenizer", "conv_vae_config": network, "patch_size": config.patch_size}
     tensors = {f"vae.{name}": value for name, value in vae.state_dict().items()}
     if network == config.conv_vae_config:
-        tensors |= build_tokenizer(config).unfitted_state()  # its scale is still to be measured
+        tensors |= build_tokenizer(config).unfitted_state()  # the scale of its latents is still to be measured
     return {**settings, "num_channels": vae.config.in_channels}, tensors

@@ -1,4 +1,4 @@
-"""Training of the patch-wise AE and VAE: two linear maps of a flattened patch, by gradient (Sec. 4.2)."""
+"""Training of the patch-wise AE and VAE, two linear maps of a flattened patch (Sec. 4.2)."""
 
 import math
 
@@ -7,29 +7,28 @@ from torch import nn
 from torch.nn import functional as F
 
 from ldae.models.tokenizer_ldae import PatchAutoencoder, patchify, unpatchify
-from ldae.tokenizers.autoencoder_output import AutoencoderOutput, as_noise_of, gaussian_kl
+from ldae.tokenizers.autoencoder_output import AutoencoderOutput, gaussian_kl, reshape_noise
 
 
-SMALLEST_VARIANCE = 1e-12  # that a posterior starts from, where kl_weight is (next to) 0
+SMALLEST_VARIANCE = 1e-12  # of the initial posterior, where kl_weight is close to 0
 
 
 class LinearAutoencoderTraining(nn.Module):
-    """||x - U^T V x||^2, and with `variational` + KL[V x|N], on centred patches (Sec. 4.2).
+    """Loss of a linear AE, ||x - U^T V x||^2, or VAE, + KL[V x|N], on centred patches (Sec. 4.2).
 
     V and U start from one random orthonormal set of rows, the posterior from the optimum of a direction of variance 1.
-    The VAE's posterior is N(V x, diag(s^2)) with one learnt variance for each latent dimension: for a linear decoder
-    the best posterior variance does not depend on x, so that nothing is lost by it (Lucas et al. 2019, arXiv
-    1911.02469). At its optimum such a VAE is probabilistic PCA of noise variance `kl_weight / 2`: a principal direction
-    of variance lambda is kept, with s^2 = kl_weight / (2 lambda), where lambda exceeds `kl_weight / 2`, and ignored
-    where it does not.
+    The VAE's posterior is N(V x, diag(s^2)) with one learnt variance per latent dimension: with a linear decoder the best
+    posterior variance does not depend on x (Lucas et al. 2019, arXiv 1911.02469). At its optimum such a VAE is
+    probabilistic PCA with noise variance `kl_weight / 2`: it keeps the principal directions whose variance lambda exceeds
+    `kl_weight / 2`, with s^2 = kl_weight / (2 lambda), and ignores the others.
 
     Args:
         patch_size (`int`): P, in pixels.
         num_channels (`int`): C. A patch has D = C * P * P values.
         latent_dim (`int`): d.
-        mean (`torch.Tensor` of shape `(D,)`): Of the patches; a buffer.
-        variational (`bool`): VAE instead of AE.
-        kl_weight (`float`): Weight of the KL divergence; 1 is the paper's sum. The AE has none.
+        mean (`torch.Tensor` of shape `(D,)`): Mean of the patches.
+        variational (`bool`): Whether it is a VAE.
+        kl_weight (`float`): Weight of a VAE's KL divergence; 1 is the paper's sum.
 
     Parameters: `encoder_weight (d, D)`, the rows of V, `decoder_weight (d, D)`, the rows of U, and the VAE's
     `log_variance (d,)`.
@@ -62,7 +61,7 @@ class LinearAutoencoderTraining(nn.Module):
         patch_dim = num_channels * patch_size**2
         if not 0 < latent_dim <= patch_dim:
             raise ValueError(
-                f"latent_dim={latent_dim} is not possible; a patch has {patch_dim} values, give 1 to that."
+                f"latent_dim={latent_dim} must be from 1 to {patch_dim}, the number of values in a patch."
             )
         if mean.shape != (patch_dim,):
             raise ValueError(
@@ -75,27 +74,28 @@ class LinearAutoencoderTraining(nn.Module):
         self.encoder_weight = nn.Parameter(rows)
         self.decoder_weight = nn.Parameter(rows.clone())
         if variational:
-            # Far from its optimum it would cross many nats, of which a small kl_weight gives hardly any gradient.
+            # Near the optimum: a small kl_weight has hardly any gradient to cross the nats from far away.
             s2 = min(max(kl_weight / 2, SMALLEST_VARIANCE), 1.0)
             self.log_variance = nn.Parameter(torch.full((latent_dim,), math.log(s2)))
 
     def noise_size(self, image_size: int) -> int:
-        """Random numbers that an image of this side needs: N * d of the VAE, none of the AE."""
+        """Return how many random numbers an image of this side needs: N * d for the VAE, 0 for the AE."""
         return (image_size // self.patch_size) ** 2 * self.latent_dim if self.variational else 0
 
     def forward(self, pixel_values: torch.Tensor, noise: torch.Tensor | None = None) -> AutoencoderOutput:
-        """Args:
+        """Compute the loss.
+
+        Args:
             pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): In [-1, 1].
-            noise (`torch.Tensor` of shape `(B, N, d)`, or the same numbers in another shape, *optional*): Standard
-                normal, of the VAE; without it the latent is the posterior's mean.
+            noise (`torch.Tensor` of shape `(B, N, d)` or of as many values, *optional*): Standard normal, for a VAE; by
+                default the latent is the mean of the posterior.
 
         Returns:
             [`AutoencoderOutput`]: The loss is the mean squared error of a pixel value plus `kl_weight` times the KL
-            divergence summed over latents and divided by the number of pixel values, so that the two stand to each
-            other as the paper's sums; `parts` are `mse` and `kl`.
+            divergence summed over latents and divided by the number of pixel values: the ratio of the paper's sums.
 
         Raises:
-            ValueError: for noise of another size, or of an AE, and images of other channels.
+            ValueError: If the noise has another size or is given to an AE, or the images have other channels.
         """
         if pixel_values.shape[1] != self.num_channels:
             raise ValueError(
@@ -107,9 +107,11 @@ class LinearAutoencoderTraining(nn.Module):
         if self.variational:
             kl = gaussian_kl(z, self.log_variance).sum(dim=-1).mean() / self.mean.numel()  # nats a pixel value
             if noise is not None:
-                z = z + (0.5 * self.log_variance).exp() * as_noise_of(z, noise)
+                z = z + (0.5 * self.log_variance).exp() * reshape_noise(noise, z)
         elif noise is not None:
-            raise ValueError("noise is not possible with variational=False; an AE has no posterior to draw from.")
+            raise ValueError(
+                "noise was given with variational=False; an AE has no posterior to draw from, so leave it out."
+            )
         decoded = (z @ self.decoder_weight).float() + self.mean  # (B, N, D)
         mse = F.mse_loss(decoded, x.float())
         parts = {"mse": mse.detach()}
@@ -121,11 +123,11 @@ class LinearAutoencoderTraining(nn.Module):
         return AutoencoderOutput(loss=loss, reconstruction=reconstruction, parts=parts)
 
     def to_tokenizer(self, latent_scaling: str, variance: torch.Tensor) -> PatchAutoencoder:
-        """The tokenizer that a denoiser uses.
+        """Build the tokenizer that a denoiser uses.
 
         Args:
-            latent_scaling (`str`): As of [`~ldae.LDAEConfig`].
-            variance (`torch.Tensor` of shape `(d,)`): Of the latents V (x - mean) over the data.
+            latent_scaling (`str`): As in [`~ldae.LDAEConfig`].
+            variance (`torch.Tensor` of shape `(d,)`): Variance of the latents V (x - mean) over the data.
 
         Returns:
             [`~ldae.models.tokenizer_ldae.PatchAutoencoder`] on the CPU, with `fitted` set.

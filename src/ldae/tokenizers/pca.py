@@ -10,27 +10,25 @@ from ldae.models.tokenizer_ldae import PatchPCA, patchify
 
 
 class PatchMoments:
-    """Count, mean and scatter matrix of patches, in float64: all that PCA needs to know of them.
+    """Count, mean and scatter matrix of patches in float64: all that PCA needs.
 
-    Moments of two sets can be merged, so patches come in chunks, from several processes, and in a run that was stopped
-    and resumed. Every chunk is centred on its own mean before it is squared, so nothing cancels. Memory is D x D and
-    one chunk, whatever the number of patches.
+    Patches come in chunks and from several processes. Each chunk is centred on its own mean before it is squared, so
+    nothing cancels. Memory is D x D and one chunk, whatever the number of patches.
 
     Args:
         patch_dim (`int`): D = C * P * P, the number of values in a patch.
 
     Attributes:
         count (`int`): Patches seen.
-        mean (`torch.DoubleTensor` of shape `(D,)`): Their mean.
+        mean (`torch.DoubleTensor` of shape `(D,)`): Mean of the patches.
 
     Example:
     ```python
     >>> import torch
     >>> from ldae import PatchMoments
-    >>> a, b = torch.rand(50, 12), torch.rand(30, 12)
-    >>> one_pass = PatchMoments(12).update(torch.cat([a, b]))
-    >>> merged = PatchMoments(12).update(a).merge(PatchMoments(12).update(b))
-    >>> merged.count, torch.allclose(merged.covariance, one_pass.covariance)
+    >>> patches = torch.rand(80, 12)
+    >>> once, twice = PatchMoments(12).update(patches), PatchMoments(12).update(patches[:50]).update(patches[50:])
+    >>> twice.count, torch.allclose(twice.covariance, once.covariance)
     (80, True)
 
     ```
@@ -38,26 +36,26 @@ class PatchMoments:
 
     def __init__(self, patch_dim: int):
         if patch_dim < 1:
-            raise ValueError(f"patch_dim={patch_dim} is not possible; it must be 1 or more.")
+            raise ValueError(f"patch_dim={patch_dim} must be 1 or more.")
         self.patch_dim = patch_dim
         self.count = 0
         self.mean = torch.zeros(patch_dim, dtype=torch.float64)
         self._scatter = torch.zeros(patch_dim, patch_dim, dtype=torch.float64)  # only its upper triangle is kept
 
     def update(self, patches: torch.Tensor, chunk_size: int = 2048) -> "PatchMoments":
-        """Take in patches.
+        """Add patches.
 
         Args:
-            patches (`torch.FloatTensor` of shape `(..., D)`): As [`patchify`] gives them, of any floating type. The
-                moments move to their device (they stay on the CPU for a device without float64).
-            chunk_size (`int`, defaults to 2048): Patches turned to float64 at a time.
+            patches (`torch.FloatTensor` of shape `(..., D)`): Patches from [`patchify`], of any floating type. The moments
+                move to their device (but stay on the CPU for a device without float64).
+            chunk_size (`int`, defaults to 2048): Patches converted to float64 at a time.
 
         Returns:
-            [`PatchMoments`]: itself.
+            [`PatchMoments`]: The object itself.
 
         Raises:
-            ValueError: for patches of another size, integers, and values that are not finite; the moments are then as
-                they were before the offending chunk.
+            ValueError: If the patches have another size, are integers, or are not finite. Chunks before the one that is
+                not finite have been added.
         """
         if patches.ndim < 1 or patches.shape[-1] != self.patch_dim:
             raise ValueError(f"patches has shape {tuple(patches.shape)}; the last size must be D={self.patch_dim}.")
@@ -70,26 +68,22 @@ class PatchMoments:
                 continue
             rows = torch.empty(n + 1, self.patch_dim, dtype=torch.float64, device=self.mean.device)
             rows[:n] = chunk
-            chunk_mean = rows[:n].T @ rows.new_full((n,), 1 / n)  # (D,), in less time than mean(dim=0)
-            if not chunk_mean.isfinite().all():
-                raise ValueError("patches hold values that are NaN or infinite; find the image and leave it out.")
-            rows[:n] -= chunk_mean
-            self._absorb(n, chunk_mean, rows)
-        return self
-
-    def merge(self, other: "PatchMoments") -> "PatchMoments":
-        """Take in the patches that another one has seen. Returns itself; the other stays as it is."""
-        if other.patch_dim != self.patch_dim:
-            raise ValueError(f"patch_dim={other.patch_dim} cannot be merged into patch_dim={self.patch_dim}.")
-        if other.count:
-            device = self.mean.device
-            self._scatter += other._scatter.to(device)
-            self._absorb(other.count, other.mean.to(device), torch.empty_like(self.mean)[None])
+            mean = rows[:n].T @ rows.new_full((n,), 1 / n)  # (D,), in less time than mean(dim=0)
+            if not mean.isfinite().all():
+                raise ValueError("patches contains values that are NaN or infinite; find the image and leave it out.")
+            rows[:n] -= mean
+            shift, total = mean - self.mean, self.count + n
+            # Chan, Golub, LeVeque 1983: the square of this row is the update for the shift of the mean.
+            rows[n] = (self.count * n / total) ** 0.5 * shift
+            self._add_gram(rows)
+            self.mean = self.mean + (n / total) * shift
+            self.count = total
         return self
 
     def all_reduce(self) -> "PatchMoments":
-        """Merge the moments of all processes of `torch.distributed`'s default group, in place: afterwards every process
-        holds the whole. Call it once, after the last update, in every process. Without a process group it does nothing.
+        """Merge the moments of all processes of `torch.distributed`'s default group, in place.
+
+        Call it once in every process, after the last update. Without a process group it does nothing.
         """
         if not (dist.is_available() and dist.is_initialized()):
             return self
@@ -101,7 +95,7 @@ class PatchMoments:
         if total == 0:
             return self
         mean = sums[:-1] / total
-        if self.count:  # the scatter about the common mean can be summed
+        if self.count:  # scatters about the common mean can be summed
             self._add_gram((self.count**0.5 * (self.mean - mean))[None])
         dist.all_reduce(self._scatter)
         self.count, self.mean = total, mean
@@ -109,7 +103,7 @@ class PatchMoments:
 
     @property
     def covariance(self) -> torch.Tensor:
-        """`(D, D)` in float64, with n - 1 in the denominator, as scikit-learn has it."""
+        """Covariance `(D, D)` in float64, with n - 1 in the denominator, as in scikit-learn."""
         if self.count < 2:
             raise ValueError(f"count={self.count} patches have no covariance; give at least 2.")
         upper = self._scatter.triu()
@@ -117,30 +111,10 @@ class PatchMoments:
 
     @property
     def total_variance(self) -> float:
-        """Trace of the covariance. `pca.explained_variance.sum() / total_variance` is the share that a PCA explains."""
+        """Trace of the covariance; a PCA explains `pca.explained_variance.sum() / total_variance` of it."""
         if self.count < 2:
             raise ValueError(f"count={self.count} patches have no variance; give at least 2.")
         return self._scatter.diagonal().sum().item() / (self.count - 1)
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """`count ()`, `mean (D,)`, `scatter (D, D)`: tensors that safetensors can save. Training on from them is exact."""
-        return {"count": torch.tensor(self.count), "mean": self.mean.clone(), "scatter": self._scatter.triu()}
-
-    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        """Set what [`state_dict`] gave; `ValueError` for another patch size."""
-        if state["mean"].shape != self.mean.shape:
-            raise ValueError(f"the state is of patch_dim={state['mean'].numel()}, not of {self.patch_dim}.")
-        self.count = int(state["count"])
-        self.mean, self._scatter = state["mean"].double().clone(), state["scatter"].double().clone()
-
-    def _absorb(self, n: int, mean: torch.Tensor, rows: torch.Tensor) -> None:
-        """Merge n patches of that mean; rows are their centred ones, with a free last row for the shift of the mean."""
-        shift = mean - self.mean
-        total = self.count + n
-        rows[-1] = (self.count * n / total) ** 0.5 * shift  # Chan, Golub, LeVeque 1983: its square is the update
-        self._add_gram(rows)
-        self.mean = self.mean + (n / total) * shift
-        self.count = total
 
     def _add_gram(self, rows: torch.Tensor) -> None:
         """Add rows^T rows to the upper triangle, in four stripes: five eighths of the work of the whole product."""
@@ -170,18 +144,18 @@ def fit_patch_pca(
             may differ in B, H and W; H and W are multiples of `patch_size`.
         patch_size (`int`): P, in pixels.
         latent_dim (`int`): d, at most C * P * P.
-        latent_scaling (`str`, defaults to `"none"`): As of [`PatchPCA`].
-        num_channels (`int`, *optional*): C; by default the first batch's.
-        moments ([`PatchMoments`], *optional*): Accumulate into these, which may already hold patches; they afterwards
-            tell the total variance.
-        chunk_size (`int`, defaults to 2048): Patches worked on at a time.
+        latent_scaling (`str`, defaults to `"none"`): As in [`PatchPCA`].
+        num_channels (`int`, *optional*): C; by default that of the first batch.
+        moments ([`PatchMoments`], *optional*): Moments to add to, which may already hold patches and afterwards give the
+            total variance.
+        chunk_size (`int`, defaults to 2048): Patches processed at a time.
 
     Returns:
         [`PatchPCA`] with `fitted` set; see [`pca_from_moments`].
 
     Raises:
-        ValueError: for no images, another number of channels, sizes that are not multiples of the patch, pixels that
-            are integers or not finite, images without any variance, and `latent_dim` beyond a patch's size.
+        ValueError: If there are no images, or they have other channels, sizes that are not multiples of the patch, integer
+            or non-finite pixels, or no variance; or if `latent_dim` exceeds the size of a patch.
 
     Example:
     ```python
@@ -205,19 +179,19 @@ def fit_patch_pca(
         if num_channels is None:
             num_channels = channels
         if channels != num_channels:
-            raise ValueError(f"images has {channels} channels where num_channels={num_channels}; convert them to one.")
+            raise ValueError(
+                f"images has {channels} channels where num_channels={num_channels}; convert them all to one mode."
+            )
         if height % patch_size or width % patch_size:
             raise ValueError(f"images is {height}x{width}; both must be multiples of patch_size={patch_size}.")
         if moments is None:
-            PatchPCA(
-                patch_size, channels, latent_dim, latent_scaling
-            )  # a d that is too large need not wait for the end
+            PatchPCA(patch_size, channels, latent_dim, latent_scaling)  # refuses a latent_dim that is too large
             moments = PatchMoments(channels * patch_size**2)
         patches_each = (height // patch_size) * (width // patch_size)
         for part in batch.split(max(1, chunk_size // max(1, patches_each))):
             moments.update(patchify(part, patch_size), chunk_size)
     if moments is None or moments.count == 0:
-        raise ValueError("images is empty; PCA needs images to be fitted on.")
+        raise ValueError("images is empty; give at least one image that varies.")
     if num_channels is None:
         num_channels = moments.patch_dim // patch_size**2
     return pca_from_moments(
@@ -232,35 +206,38 @@ def fit_patch_pca(
 def pca_from_moments(
     moments: PatchMoments, *, patch_size: int, num_channels: int, latent_dim: int, latent_scaling: str = "none"
 ) -> PatchPCA:
-    """The PCA of the patches that went into the moments, by an eigendecomposition in float64.
+    """Compute the PCA of the patches that went into the moments, by an eigendecomposition in float64.
 
-    Each component has its entry of largest magnitude positive. Variances have n - 1 in the denominator. Where the
-    patches span fewer than `latent_dim` directions (grey images in three channels span at most P * P, n patches n - 1)
-    the remaining components are any that keep the rows orthonormal, their variance is zero, and a warning says so.
+    The entry of largest magnitude of each component is positive. Variances have n - 1 in the denominator. Where the patches
+    span fewer than `latent_dim` directions (grey images in three channels span at most P * P, n patches n - 1), the other
+    components are arbitrary orthonormal rows with zero variance, and a warning says so.
 
     Args:
-        moments ([`PatchMoments`]): Of at least two patches, not all the same; after `all_reduce` if there are several
-            processes.
-        patch_size, num_channels, latent_dim, latent_scaling: As of [`PatchPCA`].
+        moments ([`PatchMoments`]): Moments of at least two different patches; with several processes, after `all_reduce`.
+        patch_size (`int`): P, in pixels.
+        num_channels (`int`): C.
+        latent_dim (`int`): d, at most C * P * P.
+        latent_scaling (`str`, defaults to `"none"`): As in [`PatchPCA`].
 
     Returns:
         [`PatchPCA`] on the CPU, with `fitted` set.
 
     Raises:
-        ValueError: for moments of another patch size, patches without variance, and `latent_dim` beyond a patch's size.
+        ValueError: If the moments are of another patch size or without variance, or `latent_dim` exceeds the size of a
+            patch.
     """
     pca = PatchPCA(patch_size, num_channels, latent_dim, latent_scaling)
     if moments.patch_dim != pca.mean.numel():
         raise ValueError(
-            f"moments is of patch_dim={moments.patch_dim}; patch_size={patch_size} and num_channels={num_channels} "
+            f"moments has patch_dim={moments.patch_dim}; patch_size={patch_size} and num_channels={num_channels} "
             f"make {pca.mean.numel()}."
         )
-    # A pixel in float32 is off by up to 2^-24 of its size: what varies less is constant.
+    # A float32 pixel is off by up to 2^-24 of its size: less variation than that is none.
     mean_square = moments.mean.square().mean().item()
     if moments.count < 2 or moments.total_variance <= moments.patch_dim * 2.0**-46 * mean_square:
         raise ValueError(
-            f"the {moments.count} patches of the images are all the same; PCA needs images that vary. Check that they "
-            "are decoded and not cropped to a plain border."
+            f"the {moments.count} patches of the images are all the same, and PCA needs images that vary. Check that "
+            "they are decoded and not cropped to a plain border."
         )
     variances, vectors = torch.linalg.eigh(moments.covariance.cpu())  # rising, (D,) and columns of (D, D)
     variances, components = variances.flip(0), vectors.flip(1).T
@@ -268,7 +245,7 @@ def pca_from_moments(
     if latent_dim > rank:
         warnings.warn(
             f"latent_dim={latent_dim} exceeds the rank of the patches: {moments.count} of them span {rank} directions "
-            f"of {moments.patch_dim}. The other {latent_dim - rank} components carry no variance; choose latent_dim <= "
+            f"of {moments.patch_dim}. The other {latent_dim - rank} components have no variance; choose latent_dim <= "
             f"{rank}, or give more varied images.",
             stacklevel=2,
         )

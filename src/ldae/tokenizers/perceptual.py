@@ -1,4 +1,4 @@
-"""The perceptual loss: how far two images are apart in the features of a frozen, supervised network (Sec. 4.1)."""
+"""The perceptual loss: a distance between images in the features of a frozen, supervised network (Sec. 4.1)."""
 
 import os
 from collections.abc import Callable
@@ -11,21 +11,22 @@ from ldae.backbone import load_backbone
 
 
 class PerceptualLoss(nn.Module):
-    """Squared distance between images in the hidden states of a pre-trained network: each position's feature vector is
-    brought to unit length and the squared differences are summed over channels and averaged over positions, layers and
-    images. That is LPIPS (Zhang et al. 2018, arXiv 1801.03924) without its learnt weights of channels, for any
-    supervised backbone of transformers, so that no weights outside of it are needed.
+    """Squared distance between images in the hidden states of a pre-trained network.
 
-    The network is no submodule: it has no parameters to train, to synchronise or to save, and stays in evaluation mode
-    whatever the module is put in. It follows the module to its device and precision.
+    The feature vector of each position is scaled to unit length; squared differences are summed over channels and
+    averaged over positions, layers and images. This is LPIPS (Zhang et al. 2018, arXiv 1801.03924) without its learnt
+    channel weights, for any supervised backbone of transformers.
+
+    The network is not a submodule: it has no parameters to train, synchronize or save, and always stays in evaluation
+    mode. It follows the module to its device and precision.
 
     Args:
         model (`str` or path): Folder or Hub id of a checkpoint of `AutoModel` with `hidden_states`, such as
-            `"microsoft/resnet-50"`; its preprocessor_config.json says how it takes its pixels. Images are not resized; grey
-            ones are shown to a network of three channels in all of them.
+            `"microsoft/resnet-50"`; pixels are normalized as its preprocessor_config.json says. Images are not resized;
+            grey images are repeated for a network of three channels.
 
     Raises:
-        ValueError: where it cannot be loaded, and in the forward pass for images of other channels.
+        ValueError: If it cannot be loaded or, in the forward pass, if the images have other channels.
     """
 
     scale: torch.Tensor
@@ -53,9 +54,11 @@ class PerceptualLoss(nn.Module):
         return super()._apply(fn, recurse)
 
     def forward(self, reconstruction: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Args:
-            reconstruction (`torch.Tensor` of shape `(B, C, H, W)`): In [-1, 1]; gradients flow to it.
-            pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): The originals in [-1, 1]; none flow to them.
+        """Return the distance.
+
+        Args:
+            reconstruction (`torch.Tensor` of shape `(B, C, H, W)`): Images in [-1, 1] that receive gradients.
+            pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): The originals in [-1, 1], which receive none.
 
         Returns:
             `torch.FloatTensor` of shape `()`.
@@ -63,19 +66,19 @@ class PerceptualLoss(nn.Module):
         with torch.no_grad():
             wanted = self._features(pixel_values)
         found = self._features(reconstruction)
-        # Of each layer (B, c, ...): a mean over images and positions of a sum over channels.
+        # (B, c, ...) of each layer: sum over channels, mean over images and positions
         distances = [(f - w).square().sum(dim=1).mean() for f, w in zip(found, wanted, strict=True)]
         return torch.stack(distances).mean()
 
     def _features(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
-        """Of each hidden state the features of unit length, channels in dimension 1."""
+        """Return the features of each hidden state, scaled to unit length, with channels in dimension 1."""
         wanted = getattr(self.backbone.config, "num_channels", pixel_values.shape[1])
         if pixel_values.shape[1] == 1 and wanted == 3:
             pixel_values = pixel_values.expand(-1, 3, -1, -1)
         if pixel_values.shape[1] != wanted:
             raise ValueError(
-                f"perceptual_model={self.model_name!r} takes {wanted} channels, the images have "
-                f"{pixel_values.shape[1]}; give one that takes as many."
+                f"perceptual_model={self.model_name!r} takes {wanted} channels, but the images have "
+                f"{pixel_values.shape[1]}; choose a model that takes as many."
             )
         pixels = pixel_values * self.scale + self.shift  # as the network's own image processor gives them
         states = self.backbone(pixel_values=pixels, output_hidden_states=True).hidden_states
