@@ -56,7 +56,7 @@ def make_recipe(folder: Path, size: str, name: str, latent_cache: Path | None) -
 
 
 def step_of(recipe: Recipe) -> Callable[[], None]:
-    run = Run(DenoisingTask(recipe), recipe.training, RunFolder.of(recipe))
+    run = Run(DenoisingTask(recipe), recipe.training, RunFolder.from_recipe(recipe))
     batches = run.start()
     return lambda: run.step(batches)
 

@@ -54,7 +54,7 @@ class After(Callback):
 
 def train_task(task: Task, *callbacks: Callback) -> RunFolder:
     """Train a task in its recipe's folder."""
-    folder = RunFolder.of(task.recipe)
+    folder = RunFolder.from_recipe(task.recipe)
     train(task, task.options, folder, callbacks)
     return folder
 
@@ -64,7 +64,7 @@ def stop_after(task: Task, steps: int, *callbacks: Callback) -> RunFolder:
     with pytest.raises(SystemExit) as stop:
         train_task(task, *callbacks, After(steps, lambda run: os.kill(os.getpid(), signal.SIGTERM)))
     assert stop.value.code == 128 + signal.SIGTERM
-    return RunFolder.of(task.recipe)
+    return RunFolder.from_recipe(task.recipe)
 
 
 @pytest.fixture(autouse=True)

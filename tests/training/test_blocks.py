@@ -5,9 +5,8 @@ import torch
 from torch import nn
 
 from ldae import DDAEConfig, DDAEForImageClassification, DDAEModel, LDAEForImageClassification
-from ldae.training.blocks import depth_of, encoder_blocks
+from ldae.training.blocks import depth_of, encoder_blocks, parameter_groups
 from ldae.training.drop_path import DropPath
-from ldae.training.layer_decay import parameter_groups
 from ldae.training.lora import add_lora, merged
 from tests.models.small_diffusers import small_conditional_unet, small_dit, small_unet, small_vae
 from tests.models.small_models import draw_images, open_gates, small_config

@@ -260,4 +260,4 @@ def test_checkpoints_and_images_that_cannot_be_fine_tuned_are_named(run, ddae, t
     assert main(["finetune", str(run), "--seeds", "0,1"]) == 2
     assert "seeds=0,1 is of --compare_from_scratch" in capsys.readouterr().err
     assert main(["finetune", str(run), "--compare_from_scratch", "--seed", "1"]) == 2
-    assert "seed=1 is not possible with a comparison" in capsys.readouterr().err
+    assert "seed=1 does not apply to a comparison" in capsys.readouterr().err

@@ -92,7 +92,7 @@ def test_images_are_cropped_once_while_decoding_or_afterwards(make_recipe):
 
     def first_pixels(name, **fields):
         recipe = make_recipe(name, horizontal_flip=False, **fields)
-        run = Run(DenoisingTask(recipe), recipe.training, RunFolder.of(recipe))
+        run = Run(DenoisingTask(recipe), recipe.training, RunFolder.from_recipe(recipe))
         batch = next(run.loader)
         return batch, run.task.pixels(batch, batch.positions)
 
@@ -164,7 +164,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(make_recipe
         train_task(DenoisingTask(recipe), spoil)
     assert "in the batch of examples 160 to 191" in str(error.value)
     assert "images-000000000128, is kept" in str(error.value)
-    newest = RunFolder.of(recipe).checkpoints / "images-000000000128" / "model.safetensors"
+    newest = RunFolder.from_recipe(recipe).checkpoints / "images-000000000128" / "model.safetensors"
     assert all(value.isfinite().all() for value in load_file(newest).values())
 
 

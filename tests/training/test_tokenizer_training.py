@@ -121,17 +121,13 @@ def test_an_autoencoder_of_diffusers_serves_by_its_folder(make, tmp_path):
     other = make(
         "other", "conv_vae", conv_vae_config={**TINY_VAE, "layers_per_block": 2}, tokenizer=str(tmp_path / "vae")
     )
-    with pytest.raises(
-        ValueError, match=r"is not the network that conv_vae_config describes; set .*layers_per_block"
-    ):
+    with pytest.raises(ValueError, match=r"is not the network that conv_vae_config describes; set .*layers_per_block"):
         pretrain(other)
 
 
 def test_a_tokenizer_of_another_kind_is_refused(make, tmp_path):
     folder = train_tokenizer(make("tokenizer", "ae"))
-    with pytest.raises(
-        ValueError, match="is a PatchAutoencoder, but latent_tokenizer='pca' needs a PatchPCA"
-    ):
+    with pytest.raises(ValueError, match="is a PatchAutoencoder, but latent_tokenizer='pca' needs a PatchPCA"):
         load_tokenizer(folder, make("run", "pca").model_config())
     with pytest.raises(ValueError, match="holds neither tokenizer"):
         load_tokenizer(tmp_path / "nowhere", make("run", "pca").model_config())

@@ -1,8 +1,10 @@
-"""The blocks of an image classifier in the order in which they run: what is frozen, dropped, and trains at what rate."""
+"""The blocks of an image classifier in running order, and layer-wise learning-rate decay over them."""
 
 import re
 from dataclasses import dataclass
 from typing import Any
+
+from torch import nn
 
 from ldae.models.taps_ddae import block_ends
 
@@ -15,25 +17,25 @@ class Block:
     """One block of an encoder.
 
     Args:
-        modules (`tuple[str, ...]`): Names of its modules in the classifier. A residual block of a UNet goes with the
-            attention that follows it, and with the change of resolution after that.
+        modules (`tuple[str, ...]`): Names of its modules in the classifier. A residual block of a UNet includes the
+            attention and the change of resolution that follow it.
     """
 
     modules: tuple[str, ...]
 
     def holds(self, name: str) -> bool:
-        """Whether a parameter, or a module, is the block's."""
+        """Return whether the block contains a parameter or a module of that name."""
         return any(name == module or name.startswith(f"{module}.") for module in self.modules)
 
 
 def encoder_blocks(model: Any) -> list[Block]:
-    """The blocks of a classifier's encoder, first to last.
+    """List the blocks of a classifier's encoder, first to last.
 
     Args:
         model (`LDAEForImageClassification` or `DDAEForImageClassification`): The classifier.
 
     Returns:
-        `list[Block]`: transformer blocks; of a UNet what its paper counts as layers, residual(+attention) blocks.
+        `list[Block]`: Transformer blocks, or the residual(+attention) blocks of a UNet, which its paper counts as layers.
 
     Example:
     ```python
@@ -63,12 +65,54 @@ def encoder_blocks(model: Any) -> list[Block]:
 
 
 def depth_of(name: str, blocks: list[Block]) -> int:
-    """How deep a parameter lies: 0 for embeddings, i + 1 for those of block i, `len(blocks) + 1` for the classifier.
+    """Return a parameter's depth: 0 for embeddings, i + 1 for block i, `len(blocks) + 1` for the classifier.
 
     Args:
-        name (`str`): The parameter's.
-        blocks (`list[Block]`): As of [`encoder_blocks`].
+        name (`str`): Name of the parameter.
+        blocks (`list[Block]`): Blocks from [`encoder_blocks`].
     """
     if name.startswith("classifier."):
         return len(blocks) + 1
     return next((index + 1 for index, block in enumerate(blocks) if block.holds(name)), 0)
+
+
+def parameter_groups(
+    parameters: dict[str, nn.Parameter], blocks: list[Block], *, layer_decay: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Group parameters for AdamW with layer-wise learning-rate decay (Clark et al. 2020, Bao et al. 2022).
+
+    A weight at depth i of L blocks trains at `layer_decay ** (L + 1 - i)` of the learning rate. Weight decay leaves out
+    parameters of one dimension: biases and the scales of norms.
+
+    Args:
+        parameters (`dict[str, nn.Parameter]`): Trained parameters by name.
+        blocks (`list[Block]`): Blocks from [`encoder_blocks`].
+        layer_decay (`float`): Factor from one block to the one before it; 1 for none (App. B: 0.85 and 0.65).
+        weight_decay (`float`): Weight decay.
+
+    Returns:
+        `list[dict]` with `params`, `lr_scale` and `weight_decay`, from the input to the classifier.
+
+    Example:
+    ```python
+    >>> import torch
+    >>> from ldae.training.blocks import Block, parameter_groups
+    >>> names = ("embed.weight", "layers.0.weight", "layers.0.bias", "classifier.weight")
+    >>> weights = {name: torch.nn.Parameter(torch.zeros(2, 2) if "weight" in name else torch.zeros(2)) for name in names}
+    >>> groups = parameter_groups(weights, [Block(("layers.0",))], layer_decay=0.5, weight_decay=0.05)
+    >>> [(group["lr_scale"], group["weight_decay"]) for group in groups]
+    [(0.25, 0.05), (0.5, 0.05), (0.5, 0.0), (1.0, 0.05)]
+
+    ```
+    """
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        groups.setdefault((depth_of(name, blocks), parameter.ndim < 2), []).append(parameter)
+    return [
+        {
+            "params": groups[depth, flat],
+            "lr_scale": layer_decay ** (len(blocks) + 1 - depth),
+            "weight_decay": 0.0 if flat else weight_decay,
+        }
+        for depth, flat in sorted(groups)
+    ]

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: atomic, free of pickles, rotated."""
+"""Checkpoints of a run: written atomically, without pickles, and rotated."""
 
 import json
 import os
@@ -29,13 +29,13 @@ _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 @dataclass
 class Checkpoint:
-    """Everything a run goes on from.
+    """Everything that a run resumes from.
 
     Args:
-        model: Weights and persistent buffers by name.
-        optimizer: AdamW's state by `weight name/state name`; empty before the first step.
-        ema: Averaged weights by name; empty where there is no average.
-        state: JSON-able: images seen, each process's position in the data, ...
+        model (`dict[str, torch.Tensor]`): Weights and persistent buffers by name.
+        optimizer (`dict[str, torch.Tensor]`): AdamW's state by `weight name/state name`; empty before the first step.
+        ema (`dict[str, torch.Tensor]`): Averaged weights by name; empty where there is no average.
+        state (`dict[str, Any]`): Values that JSON can hold: images seen, each process's position in the data, ...
     """
 
     model: dict[str, torch.Tensor]
@@ -45,19 +45,22 @@ class Checkpoint:
 
     @property
     def images_seen(self) -> int:
+        """Images seen when it was written."""
         return self.state["images_seen"]
 
 
 def collect_model(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Weights and persistent buffers, whole and on the CPU, under DDP and FSDP2 alike. Every process must call it; those
-    beside the main one may get nothing. On the CPU the tensors are the model's own: save them before the next step.
+    """Return whole weights and persistent buffers on the CPU, under DDP and FSDP2 alike.
+
+    Every process must call it; the result is complete in the main process only. Of a model on the CPU the tensors are the
+    model's own: save them before the next step.
     """
     state: dict[str, Any] = get_model_state_dict(model, options=_WHOLE)
     return state
 
 
 def collect_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimizer's state by `weight name/state name`; otherwise as [`collect_model`]."""
+    """Return the optimizer's state by `weight name/state name`; otherwise like [`collect_model`]."""
     state: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=_WHOLE)
     return {
         f"{weight}/{name}": value
@@ -67,7 +70,7 @@ def collect_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 
 
 def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put weights and optimizer state back. Every process must call it."""
+    """Load weights and optimizer state. Every process must call it."""
     whole = StateDictOptions(full_state_dict=True)
     set_model_state_dict(model, dict(checkpoint.model), options=whole)
     if checkpoint.optimizer:
@@ -80,10 +83,10 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write a checkpoint beside the others, then rename it into place, then remove all but the newest `keep`.
+    """Write a checkpoint, rename it into place, and remove all but the newest `keep`.
 
     Raises:
-        RunError: if it cannot be written; the checkpoints that stood before stand still.
+        RunError: If it cannot be written. Older checkpoints are kept.
     """
     name = f"images-{checkpoint.images_seen:012d}"
     incomplete, final = folder / f"{INCOMPLETE_PREFIX}{name}", folder / name
@@ -117,22 +120,22 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints of a `checkpoints/` folder, oldest first."""
+    """List the complete checkpoints of a `checkpoints/` folder, oldest first."""
     return sorted(folder.glob("images-*"))
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint of a `checkpoints/` folder."""
+    """Return the newest complete checkpoint of a `checkpoints/` folder."""
     complete = complete_checkpoints(folder)
     return complete[-1] if complete else None
 
 
 def exported_weights(path: Path, raw: bool = False) -> dict[str, torch.Tensor]:
-    """The weights and buffers of a checkpoint by name, as the run would have exported them then.
+    """Read the weights and buffers of a checkpoint by name, as the run would have exported them.
 
     Args:
         path (`Path`): The checkpoint.
-        raw (`bool`, defaults to `False`): The trained weights, also where the run averages them.
+        raw (`bool`, defaults to `False`): Whether to read the trained weights even if the run averages them.
     """
     weights, average = load_file(path / "model.safetensors"), path / "ema.safetensors"
     return weights if raw or not average.exists() else {**weights, **load_file(average)}

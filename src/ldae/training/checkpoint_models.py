@@ -1,4 +1,4 @@
-"""The models that a run passed through on its way: each of its checkpoints, opened as a model."""
+"""The checkpoints of a run, opened as models."""
 
 import os
 from collections.abc import Iterator
@@ -13,22 +13,22 @@ from ldae.training.run_folder import RunFolder
 
 
 def checkpoint_models(folder: str | os.PathLike[str], *, raw: bool = False) -> Iterator[tuple[int, Any]]:
-    """The models of a pre-training run's checkpoints, oldest first, each opened only when it is asked for.
+    """Open the checkpoints of a pre-training run as models, oldest first, one at a time.
 
-    A run keeps `keep_checkpoints` of them, two by default; the last of a finished run is the model in its folder.
+    A run keeps `keep_checkpoints` of them, two by default; the last one of a finished run is the model in its folder.
 
     Args:
-        folder (`str` or path): The run's, with config.json and `checkpoints/`.
-        raw (`bool`, defaults to `False`): The weights as they train, also where the run averages them. By default the
-            average where there is one, which is what the run exports.
+        folder (`str` or path): The run's folder, with config.json and `checkpoints/`.
+        raw (`bool`, defaults to `False`): Whether to read the trained weights even if the run averages them. By default
+            the average is read where there is one, as the run exports it.
 
     Returns:
-        `Iterator[tuple[int, PreTrainedModel]]`: images seen, and an [`LDAEForPreTraining`] or [`DDAEForPreTraining`] on
-        the CPU in evaluation mode, configured as config.json is now: with the block and time step that a grid search
-        chose.
+        `Iterator[tuple[int, PreTrainedModel]]`: Images seen, and an [`LDAEForPreTraining`] or [`DDAEForPreTraining`] on
+        the CPU in evaluation mode. Its configuration is the config.json of the folder, with the block and time step that
+        a grid search chose.
 
     Raises:
-        ValueError: where the folder is no run's, or holds no checkpoints.
+        ValueError: If the folder holds no run or no checkpoints.
 
     Example:
     ```python

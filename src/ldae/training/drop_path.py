@@ -1,4 +1,4 @@
-"""Drop path (stochastic depth) for encoders that know nothing of it: hooks on the last layer of each residual branch."""
+"""Drop path (stochastic depth) by hooks on the last layer of each residual branch, for any encoder."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,20 +12,19 @@ from ldae.training.blocks import Block
 
 
 class DropPath:
-    """While a model trains, leaves out residual branches of single examples (Huang et al. 2016), and scales the others up.
+    """Stochastic depth: drops residual branches of single examples in training, and scales up the others (Huang et al. 2016).
 
-    The rate rises linearly from 0 at the first block to `rate` at the last. Which branches an example loses depends on the
-    seed and on its position in the run, and on nothing else. The model itself stays as it is: once trained, it is saved
-    without a trace of this.
+    The rate rises linearly from 0 at the first block to `rate` at the last. The branches that an example loses depend only
+    on the seed and on its position in the run. The saved model holds no trace of the hooks.
 
     Args:
         model (`nn.Module`): A classifier.
-        blocks (`list[Block]`): As of [`~ldae.training.blocks.encoder_blocks`].
-        rate (`float`): Of the last block, from 0 to below 1.
-        first (`int`, defaults to 0): Blocks at the beginning that are left alone.
+        blocks (`list[Block]`): Blocks from [`~ldae.training.blocks.encoder_blocks`].
+        rate (`float`): Rate of the last block, at least 0 and below 1.
+        first (`int`, defaults to 0): Number of blocks at the beginning without drop path.
 
     Raises:
-        ValueError: for a block whose branches are not known.
+        ValueError: If the branches of a block are unknown.
     """
 
     def __init__(self, model: nn.Module, blocks: list[Block], rate: float, first: int = 0):
@@ -62,7 +61,7 @@ class DropPath:
 
 
 def _branches(module: Any, name: str) -> list[nn.Module]:
-    """The modules whose outputs are added to what a block was given."""
+    """Return the modules whose outputs are added to the input of a block."""
     from diffusers.models.attention import BasicTransformerBlock
     from diffusers.models.attention_processor import Attention
     from diffusers.models.resnet import ResnetBlock2D, ResnetBlockCondNorm2D
@@ -78,6 +77,6 @@ def _branches(module: Any, name: str) -> list[nn.Module]:
         return [module.conv2]
     if isinstance(module, Attention):
         return [module.to_out[0]]
-    if isinstance(module, nn.ModuleList):  # what changes the resolution has no residual branch
+    if isinstance(module, nn.ModuleList):  # changes of resolution have no residual branch
         return []
-    raise ValueError(f"drop_path is not possible in {name}, a {type(module).__name__}; give drop_path 0.")
+    raise ValueError(f"drop_path does not know the branches of {name}, a {type(module).__name__}; set drop_path to 0.")

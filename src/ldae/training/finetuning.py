@@ -16,12 +16,11 @@ from ldae.models.modeling_ddae import DDAEForImageClassification
 from ldae.models.modeling_ldae import LDAEForImageClassification
 from ldae.reports.finetuning_pictures import draw_finetuning_pictures
 from ldae.results import add_result
-from ldae.training.blocks import depth_of, encoder_blocks
+from ldae.training.blocks import depth_of, encoder_blocks, parameter_groups
 from ldae.training.callbacks import DrawPictures, sharing
 from ldae.training.checkpoint import Checkpoint
 from ldae.training.drop_path import DropPath
 from ldae.training.finetuning_recipe import FineTuningRecipe
-from ldae.training.layer_decay import parameter_groups
 from ldae.training.loop import Callback, Run, train
 from ldae.training.lora import add_lora, merged
 from ldae.training.run_folder import RunFolder
@@ -267,7 +266,7 @@ def finetune(recipe: FineTuningRecipe) -> RunFolder:
     finetune(load_finetuning_recipe("runs/cifar10", overrides={"horizontal_flip": True}, epochs=30))
     ```
     """
-    folder = RunFolder.of(recipe)
+    folder = RunFolder.from_recipe(recipe)
     pictures = DrawPictures(lambda run: draw_finetuning_pictures(run.folder.path))
     callbacks = [MeasureAccuracy(recipe), pictures, *sharing(recipe.training, "Fine-tuned")]
     train(FineTuningTask(recipe), recipe.training, folder, callbacks)

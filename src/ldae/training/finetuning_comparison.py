@@ -1,4 +1,4 @@
-"""Fine-tuning against training the same network from scratch, at one budget, over several seeds."""
+"""Comparison of fine-tuning with training the same network from scratch, over several seeds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from ldae.training.finetuning_recipe import load_finetuning_recipe
 
 @dataclass(frozen=True)
 class ComparedRuns:
-    """Runs that differ in their seed alone: their mean test accuracy, and its standard error (`None` for one run)."""
+    """Test accuracies of runs that differ only in their seed, with mean and standard error (`None` for one run)."""
 
     start: str  # "finetuned" or "from_scratch"
     weights: str  # "raw" or "ema"
@@ -40,31 +40,33 @@ def compare_with_scratch(
 ) -> list[ComparedRuns]:
     """Fine-tune a checkpoint and train the same network from scratch, with the same images, augmentation and budget.
 
-    What is finished is not done again, so the same call goes on where it was stopped.
+    The same call resumes: finished runs are not repeated.
 
     Args:
-        checkpoint (`str`), path (`str`, *optional*), overrides (`dict`, *optional*), epochs (`int`, *optional*): As of
-            [`~ldae.training.finetuning_recipe.load_finetuning_recipe`]. `output_dir` is by default
+        checkpoint (`str`): Folder or Hub id of the encoder.
+        path (`str`, *optional*): YAML file of [`~ldae.training.finetuning_recipe.load_finetuning_recipe`].
+        overrides (`dict`, *optional*): Values by field name. `output_dir` is by default
             `CHECKPOINT/finetuning_comparison`.
-        seeds (`Sequence[int]`, defaults to `(0, 1, 2)`): A pair of runs for each.
+        epochs (`int`, *optional*): Budget in passes over the training images.
+        seeds (`Sequence[int]`, defaults to `(0, 1, 2)`): Seeds; there is a pair of runs for each.
 
     Returns:
-        `list[ComparedRuns]`, also in the results.json of the output folder, with seeds and standard error.
+        `list[ComparedRuns]`, which are also added to the results.json of the output folder.
 
     Raises:
-        ValueError, RunError: as of a fine-tuning run.
+        ValueError, RunError: As of [`~ldae.training.loop.train`].
     """
     overrides = dict(overrides or {})
     for name in ("seed", "from_scratch"):
         if name in overrides:
-            raise ValueError(
-                f"{name}={overrides[name]} is not possible with a comparison, which sets it; leave it out."
-            )
+            raise ValueError(f"{name}={overrides[name]} does not apply to a comparison, which sets it; leave it out.")
     if len(set(seeds)) != len(seeds):
-        raise ValueError(f"seeds={list(seeds)} repeat; give different ones.")
+        raise ValueError(f"seeds={list(seeds)} contains a seed twice; give different ones.")
     folder = overrides.pop("output_dir", None)
     if folder is None and not Path(checkpoint).is_dir():
-        raise ValueError(f"output_dir is missing: checkpoint={checkpoint!r} is no folder that could hold the runs.")
+        raise ValueError(
+            f"output_dir is missing, and checkpoint={checkpoint!r} is not a folder that can hold the runs; give one."
+        )
     output_dir = Path(checkpoint) / "finetuning_comparison" if folder is None else Path(folder)
     compared = []
     for start in ("finetuned", "from_scratch"):

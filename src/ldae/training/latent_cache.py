@@ -1,18 +1,17 @@
-"""A run's cache of latents: filled before the first step, by all processes, and read in place of the images."""
+"""A run's cache of latents, which all processes fill before the first step."""
 
-import torch
 from accelerate import Accelerator
 
 from ldae.data import ImageSource, cache_latents, describe_counts, open_latents
 from ldae.errors import RunError
 from ldae.models.configuration_ldae import LDAEConfig
-from ldae.models.corruption_ldae import noise_schedule_tables
+from ldae.models.corruption_ldae import LDAECorruption
 from ldae.models.tokenizer_conv_ldae import ConvVAETokenizer
 from ldae.training.progress import progress_bar
 from ldae.training.recipe import Recipe
 
 
-ENCODED_BATCH_SIZE = 64  # which images are encoded together must not depend on the batch size of the training
+ENCODED_BATCH_SIZE = 64  # fixed: latents must not depend on the batch size of the training
 HALF_PRECISION_ERROR = 2e-4  # of latents of unit variance, root mean square
 NEGLIGIBLE = 1 / 20  # of the first noise level
 
@@ -20,21 +19,22 @@ NEGLIGIBLE = 1 / 20  # of the first noise level
 def latent_source(
     recipe: Recipe, tokenizer: ConvVAETokenizer, source: ImageSource, accelerator: Accelerator
 ) -> ImageSource:
-    """What a run reads: its images, or their latents where the recipe has a `latent_cache`, encoded now where they are not
-    there yet.
+    """Return the images that a run reads, or their latents where the recipe has a `latent_cache`.
+
+    Latents that are missing from the cache are encoded first.
 
     Args:
-        recipe ([`Recipe`]): Of the denoiser.
-        tokenizer ([`ConvVAETokenizer`]): Fitted. It comes back on the CPU.
+        recipe ([`Recipe`]): Recipe of the denoiser.
+        tokenizer ([`ConvVAETokenizer`]): Fitted tokenizer. It is moved to the CPU in the end.
         source ([`~ldae.data.ImageSource`]): The training images.
-        accelerator: Gives the processes; each encodes its share.
+        accelerator (`Accelerator`): Gives the processes; each encodes its share.
 
     Returns:
         [`~ldae.data.ImageSource`].
 
     Raises:
-        ValueError: where the folder holds the latents of something else.
-        RunError: where it cannot be written to.
+        ValueError: If the folder holds other latents.
+        RunError: If the folder cannot be written to.
     """
     folder = recipe.training.latent_cache
     if folder is None:
@@ -72,16 +72,11 @@ def latent_source(
 
 
 def storage_dtype(config: LDAEConfig) -> str:
-    """`"float16"` where its rounding is negligible beside the noise that every time step adds, else `"float32"`: where the
-    first level has next to no noise (`linear_sigma`), or the latents' scale is not known (`latent_scaling="none"`).
+    """Return the precision of stored latents: `"float16"` where rounding is negligible beside the noise, or `"float32"`.
+
+    It is not negligible where the first level has next to no noise (`linear_sigma`), or where the scale of the latents is
+    unknown (`latent_scaling="none"`).
     """
-    _, sigmas = noise_schedule_tables(
-        config.noise_schedule,
-        config.num_train_timesteps,
-        beta_start=config.beta_start,
-        beta_end=config.beta_end,
-        sigma_max=config.sigma_max,
-        sigma=config.sigma,
-    )
-    negligible = config.latent_scaling != "none" and NEGLIGIBLE * torch.min(sigmas).item() >= HALF_PRECISION_ERROR
+    lowest = LDAECorruption(config).sigmas.min().item()
+    negligible = config.latent_scaling != "none" and NEGLIGIBLE * lowest >= HALF_PRECISION_ERROR
     return "float16" if negligible else "float32"

@@ -6,14 +6,14 @@ import math
 def learning_rate(
     images_seen: int, *, images: int, warmup_images: int, total_batch_size: int, base_learning_rate: float
 ) -> float:
-    """Linear warm-up, then a half-cycle cosine to 0 at the end of the budget (App. A).
+    """Return the learning rate: linear warm-up, then a half-cycle cosine to 0 at the end of the budget (App. A).
 
     Args:
-        images_seen (`int`): Images before the step that the rate is for.
+        images_seen (`int`): Images seen before the step.
         images (`int`): The budget.
         warmup_images (`int`): Length of the warm-up.
-        total_batch_size (`int`): The peak is `base_learning_rate * total_batch_size / 256`.
-        base_learning_rate (`float`).
+        total_batch_size (`int`): Images in a step.
+        base_learning_rate (`float`): Peak rate for 256 images; the peak is this times `total_batch_size / 256`.
 
     Returns:
         `float`.

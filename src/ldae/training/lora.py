@@ -1,4 +1,4 @@
-"""LoRA by peft: small factors beside the frozen weights of an encoder, which are multiplied out when it is saved."""
+"""LoRA by peft: low-rank factors beside the frozen weights of an encoder, merged when it is saved."""
 
 import copy
 from typing import Any
@@ -14,15 +14,15 @@ TARGETS = "q_proj k_proj v_proj o_proj fc1 fc2 to_q to_k to_v to_out.0 net.0.pro
 
 
 def add_lora(model: Any, blocks: list[Block], rank: int) -> None:
-    """Freeze a classifier but for its head, and put factors of a rank beside the layers of some blocks (Hu et al. 2022).
+    """Freeze a classifier except for its head, and add LoRA factors to the layers of some blocks (Hu et al. 2022).
 
     Args:
-        model (`nn.Module`): The classifier; it is changed in place.
+        model (`nn.Module`): The classifier, changed in place.
         blocks (`list[Block]`): Blocks whose attention, MLP and convolutions get factors.
-        rank (`int`): Of the factors; their product is added as it is (alpha = rank).
+        rank (`int`): Rank of the factors; their product is not scaled (alpha = rank).
 
     Raises:
-        ValueError: where peft is not installed, or no layer is there to put factors beside.
+        ValueError: If peft is not installed, or no layer can have factors.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -38,20 +38,20 @@ def add_lora(model: Any, blocks: list[Block], rank: int) -> None:
         and any(block.holds(name) for block in blocks)
     ]
     if not names:
-        raise ValueError(f"lora_rank={rank} is not possible where all blocks are frozen; lower frozen_blocks.")
+        raise ValueError(f"lora_rank={rank} needs a block that is not frozen; lower frozen_blocks.")
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=names), model)
     model.classifier.requires_grad_(True)
 
 
 def merged(model: Any, weights: dict[str, torch.Tensor]) -> Any:
-    """A classifier without factors.
+    """Return a copy of a classifier whose LoRA factors are merged into plain layers.
 
     Args:
-        model (`nn.Module`): A classifier that [`add_lora`] has changed; it stays as it is.
-        weights (`dict[str, torch.Tensor]`): The values of its tensors.
+        model (`nn.Module`): A classifier after [`add_lora`].
+        weights (`dict[str, torch.Tensor]`): Its weights and buffers by name.
 
     Returns:
-        A classifier on the CPU with plain layers, the products of the factors added to their weights.
+        The copy, on the CPU.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 

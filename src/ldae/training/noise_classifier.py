@@ -1,4 +1,4 @@
-"""Noise-conditional classifiers: an encoder's network that is told t, trained on images noised at random t."""
+"""Noise-conditional classifiers: an encoder conditioned on t, trained on images noised at random t."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -27,19 +27,19 @@ from ldae.training.task import Task
 
 @dataclass(frozen=True)
 class NoiseClassifierConfig:
-    """A noise-conditional classifier and its training, by AdamW with a half-cycle cosine.
+    """A noise-conditional classifier and its training by AdamW with a half-cycle cosine.
 
     Args:
-        checkpoint: Folder or Hub id of the l-DAE or DDAE whose network it is.
-        layer: Block after which that is cut, counted from 1, or a DDAE's tap by name.
-        class_names: Of the classes, in order.
-        pretrained: Whether it starts from the checkpoint's weights, to fine-tune them, or from fresh ones.
-        images: Budget, in images seen, each noised at one t.
+        checkpoint: Folder or Hub id of the l-DAE or DDAE that gives the network.
+        layer: Block after which the network is cut, counted from 1, or a DDAE's tap by name.
+        class_names: Names of the classes, in order.
+        pretrained: Whether to fine-tune the checkpoint's weights; by default weights are initialized anew.
+        images: Budget in images seen, each noised at one t.
         total_batch_size: Images in an optimizer step.
-        learning_rate: Its peak, as it stands (not per 256 images); a twentieth of the budget warms up.
-        weight_decay: Of AdamW.
+        learning_rate: Peak learning rate (not per 256 images); a twentieth of the budget warms up.
+        weight_decay: Weight decay of AdamW.
         mixed_precision: `no` or `bf16`.
-        seed: Of weights, order, flips, time steps and noise.
+        seed: Seed of weights, order, flips, time steps and noise.
     """
 
     checkpoint: str
@@ -55,8 +55,9 @@ class NoiseClassifierConfig:
 
 
 class NormalizedClassifier(nn.Module):
-    """A classifier with a BatchNorm without affine parameters before its linear layer, as probes have it: what pooled
-    features share would slow the layer down. In the end it is folded into the layer.
+    """A classifier with a BatchNorm without affine parameters before its linear layer, as in linear probes.
+
+    Without it, the mean that pooled features share would slow the layer down. It is folded into the layer in the end.
 
     Args:
         plain (`PreTrainedModel`): An `LDAEForImageClassification` or a `DDAEForImageClassification`.
@@ -68,13 +69,13 @@ class NormalizedClassifier(nn.Module):
         self.norm = nn.BatchNorm1d(plain.config.hidden_size, eps=BN_EPS, affine=False)
 
     def forward(self, pixel_values: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """Logits `(B, K)` of images `(B, C, S, S)` noised at `timesteps` `(B,)`."""
+        """Return the logits `(B, K)` of images `(B, C, S, S)` noised at `timesteps` `(B,)`."""
         pooled = self.plain.base_model(pixel_values, timesteps, noise).pooler_output  # (B, C)
         return self.plain.classifier(self.norm(pooled.float()).to(pooled.dtype))
 
 
 def fold(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Weights of a [`NormalizedClassifier`] as those of its plain classifier, which gives the same logits."""
+    """Fold the BatchNorm of a [`NormalizedClassifier`]'s weights into its plain classifier: the logits stay the same."""
     plain = {name.removeprefix("plain."): w for name, w in weights.items() if name.startswith("plain.")}
     scale = (weights["norm.running_var"].double() + BN_EPS).rsqrt()  # (C,)
     weight = plain["classifier.weight"].double() * scale  # (K, C)
@@ -121,15 +122,16 @@ class NoiseClassifierTask(Task):
 
 
 def build_noise_classifier(classifier: NoiseClassifierConfig) -> PreTrainedModel:
-    """The classifier before its training: the network of its checkpoint, cut after the block, and a linear layer on its
-    pooled features. A tokenizer or autoencoder in front of the network is the checkpoint's in either case.
+    """Build the untrained classifier: the checkpoint's network, cut after the block, and a linear layer.
+
+    A tokenizer or autoencoder in front of the network keeps the checkpoint's weights in either case.
     """
     c = classifier
     cut = {"num_hidden_layers": c.layer, "feature_layer": None} if isinstance(c.layer, int) else {}
     names = {"id2label": dict(enumerate(c.class_names)), "label2id": {n: i for i, n in enumerate(c.class_names)}}
     config: Any = AutoConfig.from_pretrained(c.checkpoint, **{"feature_layer": c.layer} | cut | names)
     if hasattr(config, "auto_map"):
-        del config.auto_map  # names the checkpoint's copy of the code, which the classifier's folder does not hold
+        del config.auto_map  # it names code that the classifier's folder does not hold
     encoder = AutoModel.from_pretrained(c.checkpoint, config=config)
     model = AutoModelForImageClassification.from_config(encoder.config)
     setattr(model, model.base_model_prefix, encoder)
@@ -137,19 +139,19 @@ def build_noise_classifier(classifier: NoiseClassifierConfig) -> PreTrainedModel
 
 
 def train_noise_classifier(classifier: NoiseClassifierConfig, data: DataConfig, output_dir: str | Path) -> Path:
-    """Train a noise-conditional classifier; the same call resumes, and on a finished one changes nothing.
+    """Train a noise-conditional classifier. The same call resumes, and changes nothing once it is finished.
 
     Args:
-        classifier ([`NoiseClassifierConfig`]): What is trained, and how.
-        data ([`~ldae.data.DataConfig`]): The images; of its augmentation only `horizontal_flip` is used.
-        output_dir (`str` or `Path`): Its folder.
+        classifier ([`NoiseClassifierConfig`]): The network and its budget.
+        data ([`~ldae.data.DataConfig`]): The images; `horizontal_flip` is the only augmentation used.
+        output_dir (`str` or `Path`): The run's folder.
 
     Returns:
         The folder, which `AutoModelForImageClassification` loads.
 
     Raises:
-        ValueError: where images have no label.
-        RunError: where the folder holds another classifier.
+        ValueError: If an image has no label.
+        RunError: If the folder holds another classifier.
     """
     recipe = noise_classifier_recipe(classifier, data, output_dir)
     folder = RunFolder(output_dir)

@@ -97,7 +97,7 @@ def pretrain(recipe: Recipe) -> RunFolder:
     Raises:
         ValueError, RunError: As of [`~ldae.training.loop.train`].
     """
-    folder = RunFolder.of(recipe)
+    folder = RunFolder.from_recipe(recipe)
     probe = FeatureProbe(recipe.data, recipe.training)
     callbacks = [probe, DrawPictures(_draw), *sharing(recipe.training, "Trained")]
     train(DenoisingTask(recipe), recipe.training, folder, callbacks)

@@ -1,4 +1,4 @@
-"""What a run shows while it goes: a progress bar, lines of numbers, a clean stop on a signal."""
+"""Signals, timing and the progress bar of a run."""
 
 import resource
 import signal
@@ -14,7 +14,7 @@ from ldae.data import Batch
 
 
 class StopSignal:
-    """While entered, SIGTERM and SIGINT set `received` instead of ending the process; a second SIGINT ends it."""
+    """Context in which SIGTERM and SIGINT set `received` instead of ending the process; a second SIGINT ends it."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -36,7 +36,7 @@ class StopSignal:
 
 
 class Stopwatch:
-    """Splits a run's time into waiting for data and the rest, between two lines of the log."""
+    """Timer of a run between two lines of its log: images, and time spent waiting for data."""
 
     def __init__(self) -> None:
         self.started = time.perf_counter()
@@ -51,7 +51,7 @@ class Stopwatch:
         return batch
 
     def lap(self) -> dict[str, float]:
-        """Images a second, share of the time spent waiting for data, and peak memory; begins a new lap."""
+        """Return images per second, share of time spent waiting for data and peak memory, and start a new lap."""
         elapsed = time.perf_counter() - self.started
         lap = {
             "images_per_second": round(self.images / elapsed, 2),
@@ -63,7 +63,7 @@ class Stopwatch:
 
 
 def peak_memory_gib() -> float:
-    """Peak memory in GiB: of the accelerator where there is one, else of the process."""
+    """Return the peak memory in GiB, of the accelerator or, without one, of the process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -71,14 +71,14 @@ def peak_memory_gib() -> float:
 
 
 def hardware() -> str:
-    """The machine in words, for metrics and cards."""
+    """Describe the machine, for metrics and cards."""
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
     return f"CPU, {torch.get_num_threads()} threads"
 
 
 def progress_bar(images: int | None, seen: int, shown: bool, activity: str) -> tqdm:
-    """A bar over images; on a file or a pipe it moves every half minute only."""
+    """Return a bar over images; into a file or a pipe it is written every half minute."""
     interval = 0.5 if sys.stderr.isatty() else 30.0
     return tqdm(
         total=images,
@@ -88,6 +88,6 @@ def progress_bar(images: int | None, seen: int, shown: bool, activity: str) -> t
         desc=activity,
         mininterval=interval,
         maxinterval=interval,
-        delay=1.0,  # what takes less is not shown
+        delay=1.0,  # a shorter run shows no bar
         disable=not shown,
     )

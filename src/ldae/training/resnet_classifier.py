@@ -25,16 +25,17 @@ SETTINGS_FILE = "classifier.json"  # what the folder's recipe.yaml does not hold
 
 @dataclass
 class ResNetClassifierConfig:
-    """A ResNet of transformers and its training, by AdamW with a half-cycle cosine.
+    """A ResNet of transformers and its training by AdamW with a half-cycle cosine.
 
     Args:
-        images: Budget, in images seen.
+        images: Budget in images seen.
         total_batch_size: Images in an optimizer step.
-        learning_rate: Its peak, as it stands (not per 256 images).
-        weight_decay: Of AdamW.
-        hidden_sizes, depths: Widths of the stages and basic blocks in each; a stage but the first halves the map.
-        embedding_size: Width of the first convolution, which with its pooling takes a quarter of the side.
-        horizontal_flip: Mirror half of the images; not for digits.
+        learning_rate: Peak learning rate (not per 256 images).
+        weight_decay: Weight decay of AdamW.
+        hidden_sizes: Widths of the stages; every stage but the first halves the side of the map.
+        depths: Number of basic blocks in each stage.
+        embedding_size: Width of the first convolution, which together with its pooling quarters the side.
+        horizontal_flip: Whether to mirror half of the images; not for digits.
     """
 
     images: int = 50_000

@@ -1,4 +1,4 @@
-"""A run's folder: what lies where, what has been logged, and whether it belongs to the recipe at hand."""
+"""A run's folder: its files, its log, and the recipe that it belongs to."""
 
 import json
 import os
@@ -19,14 +19,14 @@ from ldae.training.checkpoint import INCOMPLETE_PREFIX
 from ldae.training.recipe import Recipe, differences
 
 
-EXPORT_PREFIX = ".export-"  # of a folder that a model is written to before it takes the place of the last one
+EXPORT_PREFIX = ".export-"  # of a folder in which a model is written before its files are moved
 
 
 class RunFolder:
-    """The folder of one pre-training run.
+    """The folder of a run.
 
     Args:
-        path: The folder; it is made by `claim`.
+        path (`str` or path): The folder; [`~RunFolder.claim`] creates it.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -37,8 +37,8 @@ class RunFolder:
         self.recipe = self.path / "recipe.yaml"
 
     @classmethod
-    def of(cls, recipe: Recipe) -> "RunFolder":
-        """Return the folder that a recipe names, or raise `ValueError` where it names none."""
+    def from_recipe(cls, recipe: Recipe) -> "RunFolder":
+        """Return the folder that a recipe names; raise `ValueError` if it names none."""
         if recipe.training.output_dir is None:
             raise ValueError("output_dir is missing; give the run's folder (--output_dir runs/NAME).")
         return cls(recipe.training.output_dir)
@@ -59,11 +59,10 @@ class RunFolder:
             )
 
     def claim(self, recipe: Recipe) -> None:
-        """Make the folder, see that it can be written to, remove what a killed start left half-written, and note the
-        recipe.
+        """Create the folder, remove what a killed run left half-written, and write the recipe.
 
         Raises:
-            RunError: if it cannot be written to.
+            RunError: If the folder cannot be written to.
         """
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -77,12 +76,12 @@ class RunFolder:
             ) from error
 
     def finished(self, images: int) -> bool:
-        """Whether a run of at least that budget came to its end here."""
+        """Return whether a run of at least that budget has finished here."""
         records = self.records()
         return bool(records) and records[-1].get("event") == "finished" and records[-1]["images"] >= images
 
     def records(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; a last line that a kill cut short is left out."""
+        """Read the lines of metrics.jsonl, except for a last line that a kill cut short."""
         if not self.metrics.is_file():
             return []
         records = []
@@ -94,13 +93,13 @@ class RunFolder:
         return records
 
     def forget_after(self, images: int) -> None:
-        """Drop the lines of metrics.jsonl that the run will write again."""
+        """Remove the lines of metrics.jsonl that a run will write again from that many images on."""
         kept = [r for r in self.records() if r["images"] <= images and r.get("event") not in ("trained", "finished")]
         if self.metrics.is_file():
             write_whole(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append a line to metrics.jsonl; `record` has `images`, the images seen."""
+        """Append a line to metrics.jsonl; `record['images']` is the number of images seen."""
         with self.metrics.open("a") as file:
             file.write(json.dumps(record) + "\n")
 

@@ -1,4 +1,4 @@
-"""Statistics of a run's own images, over all processes: fits PCA and pixels, and measures what trained tokenizers need."""
+"""Statistics of a run's images over all processes, to fit PCA and pixels and to scale the latents of trained tokenizers."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -13,21 +13,20 @@ from ldae.tokenizers.pca import PatchMoments, pca_from_moments
 from ldae.training.recipe import Recipe
 
 
-# A batch of the fit: which images are read must not depend on the batch size of the training.
-FIT_BATCH_SIZE = 64
+FIT_BATCH_SIZE = 64  # fixed: the images must not depend on the batch size of the training
 
 
 def sample_images(source: ImageSource, recipe: Recipe, accelerator: Accelerator) -> Iterator[torch.Tensor]:
-    """The first `tokenizer_images` of the shuffled data, at most all there are: this process's share of them, in batches.
+    """Yield this process's share of the first `tokenizer_images` of the shuffled data, in batches.
 
     Args:
         source ([`~ldae.data.ImageSource`]): The training images.
         recipe ([`Recipe`]): Gives the number of images, their size and the seed.
-        accelerator: Gives the processes.
+        accelerator (`Accelerator`): Gives the processes.
 
-    Returns:
-        Iterator of pixels `(b, C, S, S)` in [-1, 1], the centre crops, on the device. Unless the source is streamed, they
-        are the same images on any number of processes.
+    Yields:
+        Pixels `(b, C, S, S)` of centre crops in [-1, 1], on the device. Unless the source is streamed, the images are the
+        same for any number of processes.
     """
     config, world = recipe.model_config(), accelerator.num_processes
     wanted = recipe.tokenizer.tokenizer_images
@@ -53,7 +52,7 @@ def sample_images(source: ImageSource, recipe: Recipe, accelerator: Accelerator)
 
 
 def patch_moments(source: ImageSource, recipe: Recipe, accelerator: Accelerator) -> PatchMoments:
-    """Mean and covariance of the patches of [`sample_images`], the same on every process."""
+    """Measure mean and covariance of the patches of [`sample_images`], the same in every process."""
     config = recipe.model_config()
     moments = PatchMoments(config.patch_dim)
     for pixels in sample_images(source, recipe, accelerator):
@@ -63,15 +62,15 @@ def patch_moments(source: ImageSource, recipe: Recipe, accelerator: Accelerator)
 
 
 def fit_on_source(source: ImageSource, recipe: Recipe, accelerator: Accelerator) -> PatchPCA:
-    """Fit the patch-wise PCA, or measure the pixels of resized images, on the first images of the shuffled data.
+    """Fit the patch-wise PCA, or the pixels of resized images, on the first images of the shuffled data.
 
     Args:
         source ([`~ldae.data.ImageSource`]): The training images.
         recipe ([`Recipe`]): With `latent_tokenizer` `pca` or `pixel`.
-        accelerator: Gives the processes; each reads its share.
+        accelerator (`Accelerator`): Gives the processes; each reads its share.
 
     Returns:
-        [`PatchPCA`] or [`PatchPixels`], the same on every process.
+        [`PatchPCA`] or [`PatchPixels`], the same in every process.
     """
     config = recipe.model_config()
     moments = patch_moments(source, recipe, accelerator)
@@ -92,7 +91,7 @@ def fit_on_source(source: ImageSource, recipe: Recipe, accelerator: Accelerator)
 
 
 def latent_variance(components: torch.Tensor, moments: PatchMoments) -> torch.Tensor:
-    """Variance `(d,)` of V x for patches of given moments: the diagonal of V cov V^T; `components` is V `(d, D)`."""
+    """Return the variance `(d,)` of V x, the diagonal of V cov V^T; `components` is V `(d, D)`."""
     v = components.to(moments.covariance)
     return ((v @ moments.covariance) * v).sum(dim=1)
 
@@ -101,7 +100,7 @@ def latent_variance(components: torch.Tensor, moments: PatchMoments) -> torch.Te
 def measure_latents(
     tokenizer: ConvVAETokenizer, source: ImageSource, recipe: Recipe, accelerator: Accelerator
 ) -> None:
-    """Set a convolutional VAE's latent mean and variances from the images of [`sample_images`], and mark it fitted."""
+    """Measure mean and variances of a convolutional VAE's latents on [`sample_images`], and mark it as fitted."""
     tokenizer.to(accelerator.device).eval()
     moments = PatchMoments(tokenizer.latent_dim)
     for pixels in sample_images(source, recipe, accelerator):

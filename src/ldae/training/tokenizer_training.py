@@ -91,7 +91,7 @@ def obtain_tokenizer(recipe: Recipe, source: ImageSource, accelerator: Accelerat
     if folder is None and config.latent_tokenizer in FITTED:
         return fit_on_source(source, own, accelerator).cpu()
     if folder is None:
-        folder = str(RunFolder.of(recipe).path / "tokenizer")
+        folder = str(RunFolder.from_recipe(recipe).path / "tokenizer")
         train_tokenizer(recipe, folder)
     tokenizer = load_tokenizer(folder, config)
     if not bool(tokenizer.fitted) and isinstance(tokenizer, ConvVAETokenizer):
@@ -116,7 +116,7 @@ def train_tokenizer(recipe: Recipe, output_dir: str | Path | None = None) -> Pat
         ValueError, RunError: As of [`~ldae.training.loop.train`].
     """
     own = tokenizer_recipe(recipe, output_dir)
-    folder = RunFolder.of(own)
+    folder = RunFolder.from_recipe(own)
     folder.check_recipe(own)
     config = own.model_config()
     if (folder.path / TOKENIZER_FILE).is_file() and folder.recipe.is_file():
