@@ -38,7 +38,7 @@ from ldae.evaluation.untrained import untrained_like
 from ldae.hub.model_card import write_model_card
 from ldae.reports.patch_pca import patch_pca_images
 from ldae.reports.run_pictures import image_rows
-from ldae.results import add_result
+from ldae.results import Result, add_result
 
 
 MOST_LOGISTIC = 1024  # dimensions; of wider features, such as raw pixels, a ridge probe in closed form takes the place
@@ -92,9 +92,9 @@ class Measurement:
         values = f"{scores[0][0]:8.2%} {few:9.2%} ± {stderr or 0:.2%} {scores[2][0]:8.2%}"
         print(f"{checkpoint:12s} {where:36s} {values}", flush=True)
         for value, error, protocol in scores:
-            entry = {"metric": "accuracy", "value": value, "dataset": self.name, "split": "test", "n": len(truth)}
-            entry |= {"protocol": {**protocol, **place, "augmentation": []}, "seed": 0, "checkpoint": checkpoint}
-            add_result(self.folder, {**entry, **more} if error is None else {**entry, **more, "stderr": error})
+            about = {"checkpoint": checkpoint, "stderr": error, "n": len(truth), "details": more}
+            protocol = {**protocol, **place, "augmentation": []}
+            add_result(self.folder, Result("accuracy", value, self.name, "test", protocol, **about))
 
     def score_model(self, checkpoint: str, model: Any, point: tuple[Any, int], chosen: bool) -> None:
         """Score a model at one block and time step."""

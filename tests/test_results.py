@@ -3,35 +3,33 @@ from pathlib import Path
 
 import pytest
 
-from ldae.results import add_result, read_results
+from ldae.results import Result, add_result, read_results
 
 
-ENTRY = {
+FIELDS = {
     "metric": "accuracy",
     "value": 0.5,
     "dataset": "digits",
     "split": "test",
     "protocol": {"name": "linear", "blocks": (1, 2)},
-    "seed": 0,
-    "checkpoint": ".",
 }
 
 
 def test_the_same_measurement_is_replaced_and_others_are_kept(tmp_path: Path) -> None:
     assert read_results(tmp_path) == []
-    add_result(tmp_path, ENTRY)
-    add_result(tmp_path, {**ENTRY, "seed": 1, "value": 0.6})
-    add_result(tmp_path, {**ENTRY, "protocol": {"name": "knn"}, "value": 0.7})
-    add_result(tmp_path, {**ENTRY, "value": 0.8})
+    add_result(tmp_path, Result(**FIELDS))
+    add_result(tmp_path, Result(**{**FIELDS, "seeds": 1, "value": 0.6}))
+    add_result(tmp_path, Result(**{**FIELDS, "protocol": {"name": "knn"}, "value": 0.7}))
+    add_result(tmp_path, Result(**{**FIELDS, "value": 0.8}))
     assert [entry["value"] for entry in read_results(tmp_path)] == [0.8, 0.6, 0.7]
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"], "no temporary file stays"
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    add_result(tmp_path, ENTRY)
+    add_result(tmp_path, Result(**FIELDS))
     before = (tmp_path / "results.json").read_bytes()
     with pytest.raises(TypeError):
-        add_result(tmp_path, {**ENTRY, "note": object()})
+        add_result(tmp_path, Result(**{**FIELDS, "details": {"note": object()}}))
     assert (tmp_path / "results.json").read_bytes() == before
 
 
@@ -47,14 +45,17 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 )
 def test_a_wrong_entry_is_refused(tmp_path: Path, change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        add_result(tmp_path, {**ENTRY, **change})
+        add_result(tmp_path, Result(**{**FIELDS, **change}))
     assert read_results(tmp_path) == []
 
 
-def test_a_missing_key_is_named(tmp_path: Path) -> None:
-    entry = {key: value for key, value in ENTRY.items() if key not in ("seed", "split")}
-    with pytest.raises(ValueError, match=r"split, seed \(or seeds\)"):
-        add_result(tmp_path, entry)
+def test_an_entry_has_the_keys_that_are_known() -> None:
+    plain = Result(**FIELDS).entry()
+    assert list(plain) == ["metric", "value", "dataset", "split", "protocol", "seed", "checkpoint"]
+    full = Result(**FIELDS, seeds=(1, 2), stderr=0.1, n=9, checkpoint="x", details={"chosen": True}).entry()
+    assert "seed" not in full and (full["seeds"], full["stderr"], full["n"]) == ([1, 2], 0.1, 9)
+    assert full["chosen"] and full["checkpoint"] == "x"
+    assert Result.from_entry(full).entry() == full and Result.from_entry(plain).entry() == plain
 
 
 @pytest.mark.parametrize("text", ["[{", json.dumps({"value": 1}), "[1]"])

@@ -27,7 +27,7 @@ from ldae.hub.model_card import write_model_card
 from ldae.reports.neighbours import neighbour_picture
 from ldae.reports.patch_pca import patch_pca_images
 from ldae.reports.run_pictures import image_rows
-from ldae.results import add_result
+from ldae.results import Result, add_result
 from ldae.training.pretraining import pretrain
 from ldae.training.recipe import Recipe, load_recipe
 
@@ -187,12 +187,15 @@ def record(folder: Path, rows: list[Row], search: FewShotSearch, seed: int) -> N
         place = {} if r.layer is None else {"layer": r.layer, "timestep": r.timestep, "input": "clean"}
         ridge = {"name": "ridge", "labels_per_class": SHOTS, "draws": DRAWS, "pooling": "mean", **place}
         knn = {"name": "knn", "k": 20, "pooling": "mean", **place}
-        entry = {"metric": "accuracy", "dataset": "digits", "split": "test", "n": 360, "seed": seed}
-        entry["checkpoint"] = "." if r.name.startswith("trained") else r.name
+        about: dict[str, Any] = {
+            "n": 360,
+            "seeds": seed,
+            "checkpoint": "." if r.name.startswith("trained") else r.name,
+        }
         chosen = {"held_out_value": search.accuracy, "chosen": True} if r is rows[0] else {}
-        few_shot = {"value": r.few_shot, "stderr": r.few_shot_stderr, "protocol": ridge}
-        add_result(folder, {**entry, **few_shot, **chosen})
-        add_result(folder, {**entry, "value": r.knn, "protocol": knn})
+        few_shot = {**about, "stderr": r.few_shot_stderr, "details": chosen}
+        add_result(folder, Result("accuracy", r.few_shot, "digits", "test", ridge, **few_shot))
+        add_result(folder, Result("accuracy", r.knn, "digits", "test", knn, **about))
 
 
 def draw(folder: Path, search: FewShotSearch, sets: Sets) -> None:

@@ -17,6 +17,8 @@ The file is a JSON list of entries. An entry has these keys, and may have more (
 import json
 import math
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +26,94 @@ from ldae.files import write_whole
 
 
 RESULTS_FILE = "results.json"
-REQUIRED_KEYS = ("metric", "value", "dataset", "split", "protocol", "checkpoint")
 IDENTITY_KEYS = ("metric", "dataset", "split", "protocol", "seed", "seeds", "checkpoint")
 
 
-def read_results(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Reads the entries of a folder's results.json.
+@dataclass(frozen=True)
+class Result:
+    """
+    One measured number with what is needed to measure it again.
 
     Args:
-        folder: a run's folder.
-
-    Returns:
-        The entries in the order they were first added; an empty list where there is no results.json.
+        metric (`str`): What was measured, such as `"accuracy"`.
+        value (`float`): The measured value; accuracies are fractions between 0 and 1.
+        dataset (`str`): Name of the data set.
+        split (`str`): Its split.
+        protocol (`dict`): How it was measured; `protocol["name"]` names the kind.
+        seeds (`int` or `Sequence[int]`): The seed, or all seeds that `value` is the mean over.
+        checkpoint (`str`, defaults to `"."`): What was measured.
+        stderr (`float`, *optional*): Standard error over draws or seeds.
+        n (`int`, *optional*): Number of examples.
+        details (`dict`): Further keys of the entry, such as `chosen` or `held_out_value`.
 
     Raises:
-        ValueError: the file is not a JSON list of objects.
+        ValueError: If the protocol has no name, or the value is not a finite number.
+
+    Example:
+        >>> result = Result("accuracy", 0.75, "digits", "test", {"name": "knn", "k": 20}, stderr=0.01)
+        >>> str(result), result.entry()["seed"]
+        ('75.0% ± 1.0%', 0)
+    """
+
+    metric: str
+    value: float
+    dataset: str
+    split: str
+    protocol: dict[str, Any]
+    seeds: int | Sequence[int] = 0
+    checkpoint: str = "."
+    stderr: float | None = None
+    n: int | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.protocol, dict) or "name" not in self.protocol:
+            raise ValueError(f"protocol={self.protocol!r} must be a dict with a 'name', such as {{'name': 'knn'}}")
+        if isinstance(self.value, bool) or not isinstance(self.value, int | float):
+            raise ValueError(f"value={self.value!r} must be a number; give a tensor's .item()")
+        if not math.isfinite(self.value):
+            raise ValueError(f"value={self.value!r} of {self.metric} is not finite; a failed run has no result")
+
+    def __str__(self) -> str:
+        return f"{self.value:.1%}" if self.stderr is None else f"{self.value:.1%} ± {self.stderr:.1%}"
+
+    @classmethod
+    def from_entry(cls, entry: dict[str, Any]) -> "Result":
+        """Make the result of an entry of results.json."""
+        names = {field.name for field in fields(cls)} - {"details", "seeds"}
+        given = {name: value for name, value in entry.items() if name in names}
+        more = {name: value for name, value in entry.items() if name not in names | {"seed", "seeds"}}
+        return cls(**given, seeds=entry.get("seeds", entry.get("seed", 0)), details=more)
+
+    def entry(self) -> dict[str, Any]:
+        """Build the entry of results.json."""
+        seeds = {"seed": self.seeds} if isinstance(self.seeds, int) else {"seeds": list(self.seeds)}
+        optional = {"n": self.n, "stderr": self.stderr}
+        return {
+            "metric": self.metric,
+            "value": self.value,
+            "dataset": self.dataset,
+            "split": self.split,
+            "protocol": self.protocol,
+            **seeds,
+            "checkpoint": self.checkpoint,
+            **{key: value for key, value in optional.items() if value is not None},
+            **self.details,
+        }
+
+
+def read_results(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """
+    Read the entries of a folder's results.json.
+
+    Args:
+        folder (`str` or path): A run's folder.
+
+    Returns:
+        `list[dict]`: the entries in the order they were first added; empty without a results.json.
+
+    Raises:
+        ValueError: If the file is not a JSON list of objects.
     """
     path = Path(folder) / RESULTS_FILE
     if not path.exists():
@@ -52,41 +127,26 @@ def read_results(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return entries
 
 
-def add_result(folder: str | os.PathLike[str], entry: dict[str, Any]) -> None:
-    """Adds one entry to a folder's results.json, in place of the one that measured the same thing.
+def add_result(folder: str | os.PathLike[str], result: Result) -> None:
+    """
+    Add a result to a folder's results.json, in place of the one that measured the same thing.
 
-    Two entries measure the same thing where metric, dataset, split, protocol, seeds and checkpoint are equal. The new
+    Two entries measure the same thing if metric, dataset, split, protocol, seeds and checkpoint are equal. The new
     file is written beside the old one and then renamed over it, so a reader never sees half a file.
 
     Args:
-        folder: a run's folder; it must exist.
-        entry: the result, with the keys that this module's docstring lists.
-
-    Raises:
-        ValueError: a key is missing, the protocol has no name, or the value is not a finite number.
+        folder (`str` or path): A run's folder; it must exist.
+        result ([`Result`]): What was measured.
 
     Example:
         >>> import tempfile
         >>> folder = tempfile.mkdtemp()
-        >>> protocol = {"name": "ridge", "labels_per_class": 5}
-        >>> entry = {"metric": "accuracy", "value": 0.5, "dataset": "digits", "split": "test", "seed": 0}
-        >>> add_result(folder, {**entry, "protocol": protocol, "checkpoint": "."})
-        >>> add_result(folder, {**entry, "protocol": protocol, "checkpoint": ".", "value": 0.75})
-        >>> [result["value"] for result in read_results(folder)]
+        >>> for value in (0.5, 0.75):
+        ...     add_result(folder, Result("accuracy", value, "digits", "test", {"name": "ridge"}))
+        >>> [entry["value"] for entry in read_results(folder)]
         [0.75]
     """
-    missing = [key for key in REQUIRED_KEYS if key not in entry]
-    if "seed" not in entry and "seeds" not in entry:
-        missing.append("seed (or seeds)")
-    if missing:
-        raise ValueError(f"a result needs {', '.join(missing)}; given were {', '.join(sorted(entry))}")
-    if not isinstance(entry["protocol"], dict) or "name" not in entry["protocol"]:
-        raise ValueError(f"protocol={entry['protocol']!r} must be a dict with a 'name', such as {{'name': 'knn'}}")
-    if isinstance(entry["value"], bool) or not isinstance(entry["value"], int | float):
-        raise ValueError(f"value={entry['value']!r} must be a number; give a tensor's .item()")
-    if not math.isfinite(entry["value"]):
-        raise ValueError(f"value={entry['value']!r} of {entry['metric']} is not finite; a failed run has no result")
-    entry = json.loads(json.dumps(entry))  # compare and keep what the file will hold: tuples become lists
+    entry = json.loads(json.dumps(result.entry()))  # compare and keep what the file will hold: tuples become lists
     entries = read_results(folder)
     identity = [entry.get(key) for key in IDENTITY_KEYS]
     same = [i for i, old in enumerate(entries) if [old.get(key) for key in IDENTITY_KEYS] == identity]

@@ -66,9 +66,9 @@ def test_results_say_all_that_a_score_depends_on(pipe, checkpoint):
     sampling = Sampling(steps=2, eta=1.0, seed=3)
     next(generate_images(pipe, 2, sampling))
     measured = ImageDistances(50_000, 1437, fid=2.5, kid=0.1, kid_std=0.01, kid_subset_size=1000)
-    fid, kid = generation_results(measured, sampling, pipe, extractor, "ema")
-    assert (fid["metric"], fid["value"], fid["n"], fid["seed"]) == ("FID-50K", 2.5, 50_000, 3)
-    assert fid["protocol"] == {
+    fid, kid = generation_results(measured, sampling, pipe, extractor, "ema", dataset="digits", split="test")
+    assert (fid.metric, fid.value, fid.n, fid.seeds) == ("FID-50K", 2.5, 50_000, 3)
+    assert fid.protocol == {
         "name": "generation",
         "extractor": "run (LDAEModel)",
         "features": 32,
@@ -79,6 +79,8 @@ def test_results_say_all_that_a_score_depends_on(pipe, checkpoint):
         "guidance_scale": 1.0,
         "weights": "ema",
     }
-    assert (kid["metric"], kid["subset_std"], kid["protocol"]["subset_size"]) == ("KID-50K", 0.01, 1000)
-    (only,) = generation_results(ImageDistances(360, 100, fid=1.0), sampling, pipe, extractor, "raw")
-    assert only["metric"] == "FID-360"
+    assert (kid.metric, kid.details["subset_std"], kid.protocol["subset_size"]) == ("KID-50K", 0.01, 1000)
+    (only,) = generation_results(
+        ImageDistances(360, 100, fid=1.0), sampling, pipe, extractor, "raw", dataset="digits", split="test"
+    )
+    assert only.metric == "FID-360"

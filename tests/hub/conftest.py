@@ -11,7 +11,7 @@ from PIL import Image
 
 from ldae import LDAEConfig, LDAEForPreTraining, LDAEScheduler
 from ldae.data.image_processor import save_image_processor
-from ldae.results import add_result
+from ldae.results import Result, add_result
 
 
 def make_run_folder(folder: Path, *, fitted: bool = True) -> Path:
@@ -35,8 +35,11 @@ def make_run_folder(folder: Path, *, fitted: bool = True) -> Path:
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     entry = {"metric": "accuracy", "dataset": "digits", "split": "test", "checkpoint": ".", "n": 360}
     ridge = {"name": "ridge", "labels_per_class": 5, "timestep": 10}
-    add_result(folder, {**entry, "value": 0.8125, "stderr": 0.004, "protocol": ridge, "seeds": list(range(20))})
-    add_result(folder, {**entry, "value": 0.75, "protocol": {"name": "knn", "k": 20}, "seed": 0})
+    add_result(
+        folder,
+        Result.from_entry({**entry, "value": 0.8125, "stderr": 0.004, "protocol": ridge, "seeds": list(range(20))}),
+    )
+    add_result(folder, Result.from_entry({**entry, "value": 0.75, "protocol": {"name": "knn", "k": 20}, "seed": 0}))
     (folder / "pictures").mkdir()
     Image.new("RGB", (8, 8)).save(folder / "pictures" / "denoising_digits.png")
     (folder / "checkpoints" / "step-1").mkdir(parents=True)

@@ -13,7 +13,7 @@ from ldae.cli import run_verb
 from ldae.hub.model_card import TEMPLATE, passed_over, render_model_card, write_model_card
 from ldae.hub.remote_code import save_with_code
 from ldae.hub.upload import is_sealed_card, seal_card
-from ldae.results import add_result
+from ldae.results import Result, add_result
 from ldae.verbs.card import main
 from tests.processes import Runner
 
@@ -45,7 +45,7 @@ def test_metadata_names_the_widget_and_every_result(run_folder: Path) -> None:
 def test_scores_of_generated_images_are_another_task(run_folder: Path) -> None:
     protocol = {"name": "generation", "extractor": "microsoft/resnet-50 (ResNetModel)", "steps": 50}
     entry = {"metric": "FID-50K", "value": 12.345, "dataset": "digits", "split": "train", "seed": 0, "n": 50_000}
-    add_result(run_folder, {**entry, "protocol": protocol, "checkpoint": "."})
+    add_result(run_folder, Result.from_entry({**entry, "protocol": protocol, "checkpoint": "."}))
     card = str(render_model_card(run_folder))
     _, results = model_index_to_eval_results(metadata_of(card)["model-index"])
     tasks = {result.metric_type: result.task_type for result in results}
@@ -74,7 +74,7 @@ def test_text_shows_the_run(run_folder: Path) -> None:
 def test_baselines_are_in_the_table_and_not_in_the_model_index(run_folder: Path) -> None:
     entry = {"metric": "accuracy", "value": 0.125, "dataset": "digits", "split": "test", "seed": 0}
     protocol = {"name": "ridge", "layer": None}
-    add_result(run_folder, {**entry, "checkpoint": "untrained encoder", "protocol": protocol})
+    add_result(run_folder, Result.from_entry({**entry, "checkpoint": "untrained encoder", "protocol": protocol}))
     card = str(render_model_card(run_folder))
     assert "| 12.50 % | digits, test |  | 0 | untrained encoder |  |" in section(card, "ridge")
     assert "0.125" not in json.dumps(metadata_of(card))
@@ -84,7 +84,9 @@ def test_of_a_grid_search_a_card_has_the_winner(run_folder: Path) -> None:
     entry = {"metric": "accuracy", "dataset": "digits", "split": "test", "seed": 0, "checkpoint": "."}
     for layer, value in ((1, 0.375), (2, 0.625)):
         protocol = {"name": "ridge", "layer": layer, "search": "grid"}
-        add_result(run_folder, {**entry, "value": value, "protocol": protocol, "chosen": layer == 2})
+        add_result(
+            run_folder, Result.from_entry({**entry, "value": value, "protocol": protocol, "chosen": layer == 2})
+        )
     card = str(render_model_card(run_folder))
     assert "62.50 %" in section(card, "ridge") and "0.625" in json.dumps(metadata_of(card))
     assert "37.50 %" not in card and "0.375" not in card
@@ -104,7 +106,7 @@ def test_a_bare_folder_says_what_it_does_not_know(run_folder: Path) -> None:
 def test_a_local_folder_of_images_is_named_without_its_path(run_folder: Path) -> None:
     (run_folder / "recipe.yaml").write_text("data:\n  dataset: /home/someone/photos\n")
     entry = {"metric": "accuracy", "value": 0.5, "split": "test", "protocol": {"name": "knn"}, "seed": 0}
-    add_result(run_folder, {**entry, "dataset": "/home/someone/photos", "checkpoint": "."})
+    add_result(run_folder, Result.from_entry({**entry, "dataset": "/home/someone/photos", "checkpoint": "."}))
     card = str(render_model_card(run_folder))
     assert "datasets" not in metadata_of(card)
     assert "`photos`" in section(card, "Training data")
@@ -167,7 +169,9 @@ def test_a_probes_card_says_what_its_encoder_learnt_from_and_what_it_reached(run
     entry = {"metric": "accuracy", "dataset": "digits", "split": "test", "checkpoint": ".", "seeds": [0, 1], "n": 360}
     for layer, value in ((1, 0.5), (2, 0.625)):
         protocol = {"name": "linear", "layer": layer, "timestep": 10}
-        add_result(run_folder, {**entry, "value": value, "protocol": protocol, "chosen": layer == 2})
+        add_result(
+            run_folder, Result.from_entry({**entry, "value": value, "protocol": protocol, "chosen": layer == 2})
+        )
     recipe = run_folder / "recipe.yaml"
     recipe.write_text(recipe.read_text() + "  push_to_hub: tester/nano\n")
     card = str(render_model_card(probe))
@@ -189,7 +193,7 @@ def test_our_own_card_is_brought_up_to_date(run_folder: Path) -> None:
     assert write_model_card(run_folder) == "written"
     assert (run_folder / "README.md").read_text() == first, "nothing changed, the licence included"
     entry = {"metric": "accuracy", "value": 0.9, "dataset": "digits", "split": "test", "checkpoint": "."}
-    add_result(run_folder, {**entry, "protocol": {"name": "linear"}, "seed": 0})
+    add_result(run_folder, Result.from_entry({**entry, "protocol": {"name": "linear"}, "seed": 0}))
     assert write_model_card(run_folder) == "written"
     assert "90.00 %" in section((run_folder / "README.md").read_text(), "linear")
 

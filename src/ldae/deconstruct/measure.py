@@ -17,6 +17,7 @@ from ldae.evaluation.protocols import GridResult, LinearProbeResult, run_linear_
 from ldae.evaluation.searched import run_searched_probes
 from ldae.models.configuration_ldae import LDAEConfig
 from ldae.reports.paper_figures import BY_BLOCK, TOTAL_BLOCKS
+from ldae.results import Result
 from ldae.training.recipe import Recipe
 
 
@@ -90,19 +91,17 @@ def compare_baselines(
         for source in sources
     )
     probe = options.make_protocol().settings
-    seeds: dict[str, Any] = {"seeds": list(probe.seeds)} if options.probe == "adam" else {"seed": 0}
+    about = {
+        "seeds": probe.seeds if options.probe == "adam" else 0,
+        "n": sum(len(batch.images) for batch in test),
+        **_about(sources[1]),
+    }
     with unit.step("baselines", settings) as recorder:
         # The first is the trained encoder itself.
         for compared in compare_linear(model, train, test, options.probe, probe)[1:]:
-            entry = {
-                "metric": "accuracy",
-                "value": compared.accuracy,
-                "protocol": {**compared.protocol, "features": compared.name, **size},
-                **seeds,
-            }
-            entry |= {"stderr": compared.stderr} if compared.stderr is not None else {}
-            n = sum(len(batch.images) for batch in test)
-            recorder.add({**entry, **_about(sources[1]), "checkpoint": compared.name, "n": n})
+            protocol = {**compared.protocol, "features": compared.name, **size}
+            fields: dict[str, Any] = {**about, "checkpoint": compared.name, "stderr": compared.stderr}
+            recorder.add(Result("accuracy", compared.accuracy, protocol=protocol, **fields))
 
 
 def swept_blocks(total: int) -> list[int]:
@@ -168,7 +167,7 @@ def _probe(
     result = run_probe(model, train, test, protocol, **_reading(recipe, options, device))
     for index in range(len(result.columns)):
         protocol_of_set = {**result.describe(index), **({} if point is None else {"point": point})}
-        recorder.add(_entry(result, index, protocol_of_set, test))
+        recorder.add(_result(result, index, protocol_of_set, test))
 
 
 def _search(
@@ -187,7 +186,7 @@ def _search(
     protocol = options.make_protocol(layers, timesteps)
     found = run_searched_probes(model, train, test, protocol, given=given, **_reading(recipe, options, device))
     for point, index in (("searched", found.searched), ("paper", found.given[0])):
-        recorder.add(_entry(found.logistic, index, found.describe(index, point), test))
+        recorder.add(_result(found.logistic, index, found.describe(index, point), test))
 
 
 def _load(run: Path, layers: tuple[int, ...] | None, device: torch.device) -> PreTrainedModel:
@@ -206,21 +205,11 @@ def _reading(recipe: Recipe, options: ProbeOptions, device: torch.device) -> dic
     }
 
 
-def _entry(
-    result: LinearProbeResult | GridResult, index: int, protocol: dict[str, Any], test: ImageSource
-) -> dict[str, Any]:
+def _result(result: LinearProbeResult | GridResult, index: int, protocol: dict[str, Any], test: ImageSource) -> Result:
     value, stderr = result.score(index)
-    seeds = {"seeds": list(result.protocol.settings.seeds)} if isinstance(result, LinearProbeResult) else {"seed": 0}
-    entry = {
-        "metric": "accuracy",
-        "value": value,
-        "protocol": protocol,
-        **seeds,
-        "checkpoint": ".",
-        "n": result.num_test,
-        **_about(test),
-    }
-    return entry if stderr is None else {**entry, "stderr": stderr}
+    seeds = result.protocol.settings.seeds if isinstance(result, LinearProbeResult) else 0
+    fields: dict[str, Any] = {"seeds": seeds, "stderr": stderr, "n": result.num_test, **_about(test)}
+    return Result("accuracy", value, protocol=protocol, **fields)
 
 
 def _about(test: ImageSource) -> dict[str, Any]:

@@ -76,8 +76,9 @@ def measure_samples(
             return
         sample_grid(images, columns=GRID_COLUMNS).save(folder.path / SAMPLES_PICTURE)
         weights = "raw" if recipe.training.ema_decay is None else "ema"
-        for entry in generation_results(distances, sampling, pipeline, network, weights):
-            recorder.add({**entry, "dataset": recipe.data.dataset, "split": recipe.data.split, "checkpoint": "."})
+        about = {"dataset": recipe.data.dataset, "split": recipe.data.split}
+        for result in generation_results(distances, sampling, pipeline, network, weights, **about):
+            recorder.add(result)
 
 
 def _watched(batches: Iterable[Batch], most: int, shown: list[Batch]) -> Iterator[Batch]:

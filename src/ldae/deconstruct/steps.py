@@ -4,11 +4,12 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ldae.files import hash_settings, write_whole
-from ldae.results import add_result, read_results
+from ldae.results import Result, add_result, read_results
 
 
 STEPS_FILE = "deconstruct.json"
@@ -79,8 +80,10 @@ class StepRecorder:
     def __init__(self, path: Path, step: str, settings: str) -> None:
         self.path, self.name, self.settings = path, step, settings
 
-    def add(self, entry: dict[str, Any]) -> None:
-        """Add an entry as [`~ldae.results.add_result`] does, with the step's name in its protocol."""
+    def add(self, result: Result) -> None:
+        """Add a result as [`~ldae.results.add_result`] does, with the step's name in its protocol."""
         self.path.mkdir(parents=True, exist_ok=True)
-        protocol = {**entry["protocol"], "study": self.name}
-        add_result(self.path, {**entry, "protocol": protocol, "settings": self.settings})
+        protocol = {**result.protocol, "study": self.name}
+        add_result(
+            self.path, replace(result, protocol=protocol, details={**result.details, "settings": self.settings})
+        )

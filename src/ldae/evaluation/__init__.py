@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .protocols import Protocol, run_linear_probe
     from .retrieval import retrieval_map
     from .ridge import few_shot_ridge, fit_ridge, ridge_accuracy
-    from .score_table import Score, ScoreTable
+    from .score_table import ScoreTable
     from .untrained import untrained_like
 
 _LAZY = {
@@ -45,7 +45,6 @@ _LAZY = {
     "PooledEncoder": "encoder",
     "ProbeSettings": "linear_probe",
     "Protocol": "protocols",
-    "Score": "score_table",
     "ScoreTable": "score_table",
     "as_encoder": "encoder",
     "extract_features": "features",
@@ -86,7 +85,6 @@ __all__ = [
     "PooledEncoder",
     "ProbeSettings",
     "Protocol",
-    "Score",
     "ScoreTable",
     "as_encoder",
     "extract_features",

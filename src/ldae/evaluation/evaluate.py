@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from ldae.data import DataConfig, open_probe_images
 from ldae.models.randomness_ldae import NOISE, keyed_normal
+from ldae.results import Result
 
 from .encoder import Encoder, Layer, PixelEncoder, as_encoder, open_encoder
 from .features import Features, Prepare, centre_crop, extract_features
@@ -21,7 +22,7 @@ from .metrics import mean_and_stderr
 from .probe_features import HOLDOUT, SPLIT_SEED
 from .retrieval import retrieval_map
 from .ridge import few_shot_ridge, fit_ridge, ridge_accuracy, split_holdout
-from .score_table import Score, ScoreTable, column_title
+from .score_table import ScoreTable, column_title
 
 
 Checkpoint = str | os.PathLike[str] | PreTrainedModel | Encoder
@@ -103,7 +104,7 @@ class Evaluation:
 
     def few_shot(
         self, checkpoint: Checkpoint, *, shots: int = 5, draws: int = 20, seed: int = 0, **choice: Any
-    ) -> Score:
+    ) -> Result:
         """
         Accuracy of ridge probes with a few labels of each class: mean and standard error over draws of these, the same
         for every encoder. See [`~ldae.evaluation.ridge.few_shot_ridge`].
@@ -120,7 +121,7 @@ class Evaluation:
         protocol = {"name": "ridge", "labels_per_class": shots, "draws": draws, "penalty": "leave-one-out"}
         return self._score(chosen, protocol, value, stderr, (seed,))
 
-    def ridge(self, checkpoint: Checkpoint, *, seed: int = 0, **choice: Any) -> Score:
+    def ridge(self, checkpoint: Checkpoint, *, seed: int = 0, **choice: Any) -> Result:
         """
         Accuracy of a ridge probe with all labels, a tenth of the training images choosing its penalty. See
         [`~ldae.evaluation.ridge.ridge_accuracy`]; arguments as of [`~Evaluation.few_shot`].
@@ -130,7 +131,7 @@ class Evaluation:
         protocol = {"name": "ridge", "penalty": result.penalty, "holdout": HOLDOUT}
         return self._score(chosen, protocol, result.accuracy, None, (seed,))
 
-    def knn(self, checkpoint: Checkpoint, *, k: int = 20, temperature: float = 0.07, **choice: Any) -> Score:
+    def knn(self, checkpoint: Checkpoint, *, k: int = 20, temperature: float = 0.07, **choice: Any) -> Result:
         """
         Accuracy of the vote of the k nearest training images. See [`~ldae.evaluation.knn.knn_predict`]; nothing is random
         in it.
@@ -141,7 +142,7 @@ class Evaluation:
             chosen, {"name": "knn", "k": k, "temperature": temperature, "similarity": "cosine"}, value, None, (0,)
         )
 
-    def linear(self, checkpoint: Checkpoint, settings: ProbeSettings = LINEAR, **choice: Any) -> Score:
+    def linear(self, checkpoint: Checkpoint, settings: ProbeSettings = LINEAR, **choice: Any) -> Result:
         """
         Accuracy of linear probes on features computed once: mean and standard error over the settings' seeds, a tenth of
         the training images choosing the learning rate. (The papers' protocols, with augmentation, are
@@ -170,7 +171,7 @@ class Evaluation:
         }
         return self._score(chosen, protocol, value, stderr, settings.seeds)
 
-    def retrieval(self, checkpoint: Checkpoint, **choice: Any) -> Score:
+    def retrieval(self, checkpoint: Checkpoint, **choice: Any) -> Result:
         """
         Mean average precision of test images that look for their class among the training images. See
         [`~ldae.evaluation.retrieval.retrieval_map`]; nothing is random in it.
@@ -188,7 +189,7 @@ class Evaluation:
         timesteps: Sequence[int] | None = None,
         seed: int = 0,
         **choice: Any,
-    ) -> list[Score]:
+    ) -> list[Result]:
         """
         Accuracy of one fixed probe over noise levels: a ridge probe of clean training images classifies test images with
         Gaussian noise, the same for every encoder and at every level.
@@ -204,7 +205,7 @@ class Evaluation:
             **choice: As of [`~Evaluation.few_shot`].
 
         Returns:
-            `list[Score]`: the clean score first, then one for each level.
+            `list[Result]`: the clean score first, then one for each level.
 
         Raises:
             ValueError: where both are given, for time steps of another model, or ones that do not exist.
@@ -277,7 +278,7 @@ class Evaluation:
         stray = [name for name in options if not any(name in taken[metric] for metric in metrics)]
         if stray:
             raise ValueError(f"{stray[0]}={options[stray[0]]!r} is no option of {', '.join(metrics)}.")
-        scores: dict[str, dict[str, Score]] = {}
+        scores: dict[str, dict[str, Result]] = {}
 
         def add(name: str, measured: Any) -> None:
             scores[name] = {}
@@ -351,12 +352,12 @@ class Evaluation:
 
     def _score(
         self, chosen: _Choice, protocol: dict[str, Any], value: float, stderr: float | None, seeds: Sequence[int]
-    ) -> Score:
+    ) -> Result:
         _, labels, _, test_labels = self._arrays(chosen)
         described: dict[str, Any] = {"pooling": chosen.encoder.pooling}
         if chosen.encoder.module is not None:
             described = {"layer": chosen.layer, "timestep": chosen.timestep, "input": "clean", **described}
-        return Score(
+        return Result(
             checkpoint=chosen.name,
             metric="accuracy",
             value=value,

@@ -9,6 +9,7 @@ import torch
 
 from ldae.data import Batch
 from ldae.pipelines.run_folder import RunFolderPipeline
+from ldae.results import Result
 
 from .distances import KID_SUBSETS, ImageDistances
 from .extractor import FeatureExtractor
@@ -101,10 +102,10 @@ def generation_results(
     pipeline: RunFolderPipeline,
     extractor: FeatureExtractor,
     weights: str,
-) -> list[dict[str, Any]]:
+    **about: Any,
+) -> list[Result]:
     """
-    Entries of results.json, without the data set, the split and the checkpoint that the caller knows: FID-n and KID-n with
-    all that they depend on.
+    Make results of the distances: FID-n and KID-n with all that they depend on.
 
     Args:
         distances ([`~ldae.evaluation.distances.ImageDistances`]): What was measured.
@@ -112,9 +113,10 @@ def generation_results(
         pipeline ([`LDAEPipeline`] or [`DDAEPipeline`]): By which: it says in how many steps.
         extractor ([`FeatureExtractor`]): Whose features were compared.
         weights (`str`): `"ema"`, `"raw"`, or `"unknown"`.
+        **about: `dataset`, `split` and `checkpoint` of the results, and further `details`.
 
     Returns:
-        `list[dict]`.
+        `list[Result]`.
     """
     n = distances.num_generated
     protocol: dict[str, Any] = {
@@ -131,12 +133,13 @@ def generation_results(
     if pipeline.model.config.num_class_embeds is not None:
         protocol["classes"] = "all, in turn" if sampling.classes is None else list(sampling.classes)
     shown = shown_count(n)
-    shared = {"seed": sampling.seed, "n": n}
-    entries = []
+    about |= {"seeds": sampling.seed, "n": n}
+    details = about.pop("details", {})
+    results = []
     if distances.fid is not None:
-        entries.append({"metric": f"FID-{shown}", "value": distances.fid, "protocol": protocol, **shared})
+        results.append(Result(f"FID-{shown}", distances.fid, protocol=protocol, details=details, **about))
     if distances.kid is not None:
         subsets = {"subsets": KID_SUBSETS, "subset_size": distances.kid_subset_size}
-        entry = {"metric": f"KID-{shown}", "value": distances.kid, "protocol": protocol | subsets, **shared}
-        entries.append(entry | {"subset_std": distances.kid_std})
-    return entries
+        details = {**details, "subset_std": distances.kid_std}
+        results.append(Result(f"KID-{shown}", distances.kid, protocol=protocol | subsets, details=details, **about))
+    return results

@@ -1,53 +1,17 @@
-"""Scores that carry their protocol, and a table of them that prints, is saved, and shows itself in a notebook."""
+"""A table of several encoders' results that prints, is saved, and shows itself in a notebook."""
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from ldae.results import add_result
+from ldae.results import Result, add_result
 
 
 LEVELS = {"noise_sigma": "noise", "noise_timestep": "noise of t ="}
 
 
-@dataclass(frozen=True)
-class Score:
-    """
-    One measured number with what is needed to measure it again; [`~Score.entry`] is its entry in a results.json.
-
-    Args:
-        checkpoint (`str`): What was measured.
-        metric (`str`): `"accuracy"`, or `"map"` (mean average precision).
-        value (`float`): Between 0 and 1.
-        stderr (`float`, *optional*): Standard error over draws or seeds.
-        protocol (`dict`): How it was measured.
-        seeds (`tuple[int, ...]`): Of what is random in it; 0 where nothing is.
-        dataset, split (`str`): On what.
-        n (`int`): Test images.
-    """
-
-    checkpoint: str
-    metric: str
-    value: float
-    stderr: float | None
-    protocol: dict[str, Any]
-    seeds: tuple[int, ...]
-    dataset: str
-    split: str
-    n: int
-
-    def __str__(self) -> str:
-        return f"{self.value:.1%}" if self.stderr is None else f"{self.value:.1%} ± {self.stderr:.1%}"
-
-    def entry(self) -> dict[str, Any]:
-        """As [`~ldae.results.add_result`] takes it."""
-        described = {key: value for key, value in asdict(self).items() if value is not None}
-        return {**described, "seeds": list(self.seeds)}
-
-
-def column_title(score: Score) -> str:
-    """What a column of such scores is called: its measure, never shared by two."""
+def column_title(score: Result) -> str:
+    """Name the column of such scores after their measure, so that no two measures share one."""
     protocol = score.protocol
     name = protocol["name"]
     if name == "ridge" and "labels_per_class" in protocol:
@@ -62,10 +26,11 @@ def column_title(score: Score) -> str:
 @dataclass(frozen=True)
 class ScoreTable:
     """
-    Scores of several encoders: `scores[encoder][column]`, by the columns' titles. `print(table)` is Markdown, and so is what a notebook shows.
+    Scores of several encoders, `scores[encoder][column]` by the columns' titles. `print(table)` gives Markdown, and a
+    notebook shows it.
     """
 
-    scores: dict[str, dict[str, Score]]
+    scores: dict[str, dict[str, Result]]
 
     def __str__(self) -> str:
         rows = [self._cells(name, found) for name, found in self.scores.items()]
@@ -107,10 +72,10 @@ class ScoreTable:
         place.mkdir(parents=True, exist_ok=True)
         for found in self.scores.values():
             for score in found.values():
-                add_result(place, score.entry())
+                add_result(place, score)
         (place / "comparison.md").write_text(f"{self}\n", encoding="utf-8")
         return place / "results.json"
 
     @staticmethod
-    def _cells(name: str, found: dict[str, Score]) -> list[str]:
+    def _cells(name: str, found: dict[str, Result]) -> list[str]:
         return [name, *(str(score) for score in found.values())]

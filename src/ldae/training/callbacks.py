@@ -17,7 +17,7 @@ from ldae.evaluation.grid_search import name_layer, write_choice
 from ldae.evaluation.online import OnlineProbe
 from ldae.hub.model_card import write_model_card
 from ldae.hub.push import HubUploader
-from ldae.results import add_result
+from ldae.results import Result, add_result
 from ldae.training.loop import Callback, Run
 from ldae.training.options import TrainingConfig
 
@@ -64,19 +64,15 @@ class FeatureProbe(Callback):
         search = probe.search(_encoder(AutoModelForPreTraining.from_pretrained(folder).to(run.device)))
         accuracies = search.probes.held_out.tolist()
         for index in dict.fromkeys((search.chosen, search.paper)):
-            add_result(
-                folder,
-                {
-                    "metric": "held_out_accuracy",
-                    "value": accuracies[index],
-                    "dataset": self.data.dataset,
-                    "split": self.data.split,
-                    "protocol": search.describe(index),
-                    "seed": 0,
-                    "checkpoint": ".",
-                    "chosen": index == search.chosen,
-                },
+            result = Result(
+                "held_out_accuracy",
+                accuracies[index],
+                self.data.dataset,
+                self.data.split,
+                search.describe(index),
+                details={"chosen": index == search.chosen},
             )
+            add_result(folder, result)
         layer, timestep = search.columns[search.chosen]
         write_choice(folder, layer, timestep)
         paper = search.columns[search.paper]

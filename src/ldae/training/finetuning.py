@@ -15,7 +15,7 @@ from ldae.evaluation.images import fixed_subset
 from ldae.models.modeling_ddae import DDAEForImageClassification
 from ldae.models.modeling_ldae import LDAEForImageClassification
 from ldae.reports.finetuning_pictures import draw_finetuning_pictures
-from ldae.results import add_result
+from ldae.results import Result, add_result
 from ldae.training.blocks import depth_of, encoder_blocks, parameter_groups
 from ldae.training.callbacks import DrawPictures, sharing
 from ldae.training.checkpoint import Checkpoint
@@ -192,19 +192,11 @@ class MeasureAccuracy(Callback):
             raise ValueError(f"{source.description} has no labels; name another eval_split.")
         return correct / measured, int(measured)
 
-    def _result(self, source: ImageSource, weights: str, value: float, count: int) -> dict[str, Any]:
+    def _result(self, source: ImageSource, weights: str, value: float, count: int) -> Result:
         t, fine = self.options, self.recipe.resolved()["finetuning"]
         budget = {field: getattr(t, field) for field in ("images", "total_batch_size", "base_learning_rate")}
-        return {
-            "metric": "accuracy",
-            "value": value,
-            "dataset": source.name,
-            "split": source.split,
-            "protocol": {"name": "fine-tuning", "weights": weights, **budget, **fine},
-            "seed": t.seed,
-            "checkpoint": ".",
-            "n": count,
-        }
+        protocol = {"name": "fine-tuning", "weights": weights, **budget, **fine}
+        return Result("accuracy", value, source.name, source.split, protocol, seeds=t.seed, n=count)
 
 
 def load_classifier(recipe: FineTuningRecipe) -> Any:

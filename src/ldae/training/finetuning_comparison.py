@@ -1,14 +1,14 @@
 """Comparison of fine-tuning with training the same network from scratch, over several seeds."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 
 from ldae.evaluation.metrics import mean_and_stderr
-from ldae.results import add_result, read_results
+from ldae.results import Result, add_result, read_results
 from ldae.training.finetuning import finetune
 from ldae.training.finetuning_recipe import load_finetuning_recipe
 
@@ -84,7 +84,6 @@ def compare_with_scratch(
             runs = ComparedRuns(start, weights, tuple(entry["value"] for entry in chosen))
             compared.append(runs)
             if PartialState().is_main_process:
-                result = {**chosen[0], "value": runs.mean, "seeds": list(seeds), "checkpoint": start}
-                del result["seed"]
-                add_result(output_dir, result if runs.stderr is None else {**result, "stderr": runs.stderr})
+                about: dict[str, Any] = {"seeds": seeds, "checkpoint": start, "stderr": runs.stderr}
+                add_result(output_dir, replace(Result.from_entry(chosen[0]), value=runs.mean, **about))
     return compared

@@ -16,7 +16,7 @@ from ldae.evaluation.reconstruction import reconstruction_quality
 from ldae.models.randomness_ldae import NOISE, keyed_normal
 from ldae.models.tokenizer_conv_ldae import ConvVAETokenizer, build_conv_vae, build_tokenizer
 from ldae.reports.run_pictures import reconstruction_figure
-from ldae.results import add_result
+from ldae.results import Result, add_result
 from ldae.tokenizers.conv_autoencoder import ConvAutoencoderTraining
 from ldae.tokenizers.files import TOKENIZER_FILE, load_tokenizer, save_tokenizer
 from ldae.tokenizers.linear_autoencoder import LinearAutoencoderTraining
@@ -218,17 +218,16 @@ def finish_tokenizer(folder: Path, recipe: Recipe, tokenizer: Any) -> None:
     )
     counted = 0
     quality = reconstruction_quality(tokenizer, test_images(TEST_IMAGES), config.image_size, device)
-    about = {
+    about: dict[str, Any] = {
         "dataset": recipe.data.dataset,
         "split": source.description,
         "protocol": {"name": "reconstruction", "latent_tokenizer": config.latent_tokenizer, "d": config.latent_dim},
-        "seed": recipe.training.seed,
-        "checkpoint": ".",
+        "seeds": recipe.training.seed,
         "n": counted,
     }
     for metric, value in quality.items():
         if math.isfinite(value):  # all pixels kept give an infinite PSNR
-            add_result(folder, {**about, "metric": metric, "value": value})
+            add_result(folder, Result(metric, value, **about))
     print(
         f"Reconstruction of {counted:,} test images: PSNR {quality['psnr']:.2f} dB, SSIM {quality['ssim']:.3f}, squared "
         f"error {quality['mse']:.5f} (pixels in [-1, 1])"

@@ -124,17 +124,9 @@ def _record(
             "autocast": None if inputs.dtype is None else "bfloat16",
         }
         for metric in ("alignment", "uniformity"):
-            entry: dict[str, Any] = {
-                "metric": metric,
-                "value": getattr(score, metric),
-                "dataset": inputs.dataset_name,
-                "split": inputs.test_split,
-                "protocol": protocol,
-                "seeds": list(seeds),
-                "checkpoint": name,
-                "n": score.n,
-            }
-            add_result(inputs.output_dir, {**entry, "images_seen": seen} if seen else entry)
+            details = {"images_seen": seen} if seen else {}
+            about = {"metric": metric, "seeds": seeds, "checkpoint": name, "n": score.n, "details": details}
+            add_result(inputs.output_dir, inputs.result(getattr(score, metric), protocol, **about))
 
 
 def _show(found: dict[int, list[SphereScore]], inputs: ProbeInputs, centred: bool) -> None:

@@ -27,7 +27,7 @@ from ldae.evaluation.probe_features import HOLDOUT
 from ldae.evaluation.protocols import run_linear_probe
 from ldae.pipelines.loading import build_pipeline
 from ldae.reports.checkpoint_course import checkpoint_course
-from ldae.results import add_result, read_results
+from ldae.results import Result, add_result, read_results
 from ldae.training.checkpoint_models import checkpoint_models
 from ldae.training.run_folder import RunFolder
 from ldae.verbs.generate import add_score_options, count_scored, weights_kind
@@ -145,8 +145,8 @@ class _Generated:
         known = [n for n in (self.source.num_examples, self.options.reference_images) if n is not None]
         return asked | ({"reference_images": min(known)} if known else {})
 
-    def measure(self, model: Any) -> list[dict[str, Any]]:
-        """Entries of results.json."""
+    def measure(self, model: Any, **about: Any) -> list[Result]:
+        """Generate images and compare them with the reference."""
         config = self.inputs.config
         if self._reference is None:
             batches = iterate_once(
@@ -167,7 +167,8 @@ class _Generated:
             fid=self.options.fid is not None,
             kid=self.options.kid is not None,
         )
-        return generation_results(distances, self.sampling, pipeline, self.extractor, self.weights)
+        about |= {"split": self.split}
+        return generation_results(distances, self.sampling, pipeline, self.extractor, self.weights, **about)
 
 
 @dataclass
@@ -202,14 +203,11 @@ class _Sweep:
         """All measures of one checkpoint; those that are new are added to results.json."""
         folder = RunFolder(self.inputs.checkpoint).checkpoints / f"images-{seen:012d}"
         place = "" if self.inputs.checkpoint_name == "." else f"{self.inputs.checkpoint_name}/"
-        shared = {
-            "dataset": self.inputs.dataset_name,
-            "checkpoint": f"{place}checkpoints/{folder.name}",
-            "images_seen": seen,
-            "weights_hash": _hash_of(folder),
-        }
+        about = {"dataset": self.inputs.dataset_name, "checkpoint": f"{place}checkpoints/{folder.name}"}
+        details = {"images_seen": seen, "weights_hash": _hash_of(folder)}
+        shared = about | details
         held = [e for e in read_results(self.inputs.output_dir) if all(e.get(k) == v for k, v in shared.items())]
-        points, new = {}, []
+        points: dict[str, SweepPoint] = {}
         wanted: dict[str, tuple[str, str, dict[str, Any]]] = {name: self._asked(name) for name in self.probes}
         if self.generated:
             asked = self.generated.asked(model)
@@ -223,14 +221,13 @@ class _Sweep:
             found = [e for e in held if _is_of(e, {"metric": metric, "split": split, **seed}, protocol)]
             if found:
                 points[name] = SweepPoint(seen, name, found[-1]["value"], found[-1].get("held_out_value"))
-        for entry in self._probe(model, [name for name in self.probes if name not in points]):
-            new.append({**entry, "split": self.inputs.test_split, "n": entry.pop("n")})
+        new = self._probe(model, [name for name in self.probes if name not in points], **about, details=details)
         if self.generated and any(name not in points for name in self.generated.metrics):
-            new += [{**entry, "split": self.generated.split} for entry in self.generated.measure(model)]
-        for entry in new:
-            name = entry.pop("measure", entry["metric"])
-            points[name] = SweepPoint(seen, name, entry["value"], entry.get("held_out_value"))
-            add_result(self.inputs.output_dir, {**entry, **shared})
+            generated = self.generated.measure(model, **about, details=details)
+            new |= {result.metric: result for result in generated}
+        for name, result in new.items():
+            points[name] = SweepPoint(seen, name, result.value, result.details.get("held_out_value"))
+            add_result(self.inputs.output_dir, result)
         print(f"{seen:,} images seen: {'measured' if new else 'in results.json already'}", flush=True)
         return [points[name] for name in self.measures]
 
@@ -244,21 +241,18 @@ class _Sweep:
         }
         return "accuracy", self.inputs.test_split, own[probe] | place
 
-    def _probe(self, encoder: Any, names: list[str]) -> list[dict[str, Any]]:
-        """Entries of results.json of some probes of one checkpoint."""
-        entries: list[dict[str, Any]] = []
-        if not names:
-            return entries
-        n = None
+    def _probe(self, encoder: Any, names: list[str], *, details: dict[str, Any], **about: Any) -> dict[str, Result]:
+        """Probe one checkpoint by some of the probes, by name."""
+        results: dict[str, Result] = {}
         if set(names) & {"ridge", "knn"}:
             train, test = (self._features(encoder, images) for images in self.images)
-            n = len(test.classes)
         for name in names:
+            fields: dict[str, Any] = dict(about)
             if name == "linear":
                 found = run_linear_probe(encoder, *self._sources, self.linear, **self.reading)
-                protocol, n = found.describe(0), found.num_test
                 (value, stderr), held_out = found.score(0), found.held_out(0)
-                extra = {"seeds": list(self.seeds)} | ({} if stderr is None else {"stderr": stderr})
+                protocol = found.describe(0)
+                fields |= {"n": found.num_test, "seeds": self.seeds, "stderr": stderr}
             else:
                 scores = ridge_scores(train, test) if name == "ridge" else knn_scores(train, test, self.inputs.device)
                 held_out, value = scores
@@ -266,10 +260,10 @@ class _Sweep:
                     "pooling": pooling_of(self.layer),
                     "train_images": len(train.classes),
                 }
-                extra = {"seed": 0}
-            entry = {"measure": name, "metric": "accuracy", "value": value, "protocol": protocol, "n": n}
-            entries.append({**entry, "held_out_value": held_out, **extra})
-        return entries
+                fields |= {"n": len(test.classes)}
+            fields["details"] = {**details, "held_out_value": held_out}
+            results[name] = self.inputs.result(value, protocol, **fields)
+        return results
 
     @property
     def _sources(self) -> tuple[Any, Any]:

@@ -17,7 +17,7 @@ from ldae.evaluation.generation import Sampling, generate_images, generation_res
 from ldae.pipelines.loading import open_pipeline
 from ldae.pipelines.run_folder import HEUN, RunFolderPipeline
 from ldae.reports.samples import sample_grid
-from ldae.results import add_result
+from ldae.results import Result, add_result
 from ldae.training.progress import progress_bar
 from ldae.training.recipe import load_recipe
 from ldae.verbs.probe_options import (
@@ -30,9 +30,7 @@ from ldae.verbs.probe_options import (
 )
 
 
-Scored = tuple[
-    list[dict[str, Any]], ImageDistances
-]  # entries of results.json of one sampler, and what they are made of
+Scored = tuple[list[Result], ImageDistances]  # the results of one sampler, and what they are made of
 REFERENCE_OPTIONS = "dataset dataset_config image_column streaming num_workers cache_dir".split()
 
 
@@ -133,17 +131,13 @@ def main(argv: list[str]) -> int:
             _draw_pictures(pipeline, samplings, options.num_images, output_dir / "pictures", accelerator)
         if data and reference and extractor:
             extractor.to(pipeline.device)
-            scored = _measure(pipeline, samplings, reference, extractor, data.num_workers, options, accelerator)
-            place = {
-                "dataset": reference.name,
-                "split": reference.split,
-                "checkpoint": checkpoint_name,
-            }
+            about = {"dataset": reference.name, "split": reference.split, "checkpoint": checkpoint_name}
+            scored = _measure(pipeline, samplings, reference, extractor, data.num_workers, options, accelerator, about)
             if accelerator.is_main_process:
-                for entries, _ in scored:
-                    for entry in entries:
-                        entry["protocol"]["mixed_precision"] = options.mixed_precision
-                        add_result(output_dir, {**entry, **place})
+                for results, _ in scored:
+                    for result in results:
+                        result.protocol["mixed_precision"] = options.mixed_precision
+                        add_result(output_dir, result)
                 _report(scored, reference, extractor, output_dir)
     accelerator.wait_for_everyone()
     accelerator.end_training()
@@ -271,6 +265,7 @@ def _measure(
     num_workers: int,
     options: argparse.Namespace,
     accelerator: Accelerator,
+    about: dict[str, Any],
 ) -> list[Scored]:
     """The scores of each sampler; the reference images are read once."""
     config, num_scored = pipeline.model.config, count_scored(options)
@@ -297,7 +292,7 @@ def _measure(
             fid=options.fid is not None,
             kid=options.kid is not None,
         )
-        scored.append((generation_results(distances, sampling, pipeline, extractor, weights), distances))
+        scored.append((generation_results(distances, sampling, pipeline, extractor, weights, **about), distances))
     return scored
 
 
@@ -311,24 +306,25 @@ def _watched(batches: Iterable[Batch], total: int | None, activity: str, acceler
 
 def _report(scored: list[Scored], reference: ImageSource, extractor: FeatureExtractor, output_dir: Path) -> None:
     """Print a row for each sampler."""
-    rows = [["sampler", "steps", "calls of the network", *(entry["metric"] for entry in scored[0][0])]]
-    for entries, _ in scored:
-        protocol = entries[0]["protocol"]
+    rows = [["sampler", "steps", "calls of the network", *(result.metric for result in scored[0][0])]]
+    for results, _ in scored:
+        protocol = results[0].protocol
         steps = protocol["steps"]
         calls = 2 * steps - 1 if protocol["sampler"] == HEUN else steps
         values = [
-            f"{entry['value']:.4f}" + (f" +- {entry['subset_std']:.4f}" if "subset_std" in entry else "")
-            for entry in entries
+            f"{result.value:.4f}"
+            + (f" +- {result.details['subset_std']:.4f}" if "subset_std" in result.details else "")
+            for result in results
         ]
         rows.append([protocol["sampler"], str(steps), str(calls), *values])
     print(table(rows))
     (first, *_), distances = scored[0]
-    protocol = first["protocol"]
+    protocol = first.protocol
     guidance = protocol["guidance_scale"]
     guided = "" if guidance == 1 else f"guidance {guidance:g}, "
     print(
         f"Against {distances.num_reference:,} images of {reference.description}, by features of {extractor.name}; {guided}"
-        f"seed {first['seed']}, weights: {protocol['weights']}."
+        f"seed {first.seeds}, weights: {protocol['weights']}."
     )
     if distances.fid is not None and distances.num_generated <= extractor.num_features:
         print(

@@ -209,20 +209,19 @@ def _report(
         )
     described = [(result, result.describe(i)) for result in results for i in range(len(result.columns))]
     for score, (result, details) in zip(scores, described, strict=True):
-        entry: dict[str, Any] = {
-            "metric": "accuracy",
-            "value": score.test,
-            "dataset": inputs.dataset_name,
-            "split": inputs.test_split,
-            "protocol": {**details, "search": "grid"},
-            **({"seeds": list(result.protocol.settings.seeds)} if options.probe == "adam" else {"seed": 0}),
-            "checkpoint": inputs.checkpoint_name,
-            "n": result.num_test,
-            "chosen": score is winner,
-            "paper_point": (score.layer, score.timestep) == paper,
-            "held_out_value": score.held_out,
-        }
-        add_result(inputs.output_dir, entry if score.stderr is None else {**entry, "stderr": score.stderr})
+        found = inputs.result(
+            score.test,
+            {**details, "search": "grid"},
+            seeds=result.protocol.settings.seeds if options.probe == "adam" else 0,
+            stderr=score.stderr,
+            n=result.num_test,
+            details={
+                "chosen": score is winner,
+                "paper_point": (score.layer, score.timestep) == paper,
+                "held_out_value": score.held_out,
+            },
+        )
+        add_result(inputs.output_dir, found)
     print(table(rows))
     print("* was chosen by the held-out tenth of the training images, not by the test set; p is the paper's point.")
     _draw(heat_map(scores, winner, paper), inputs)
@@ -272,15 +271,8 @@ def _search_by_criterion(inputs: ProbeInputs, options: argparse.Namespace, times
     print("* has the best criterion, p is the paper's point. No label was looked at.")
     for score in scores:
         protocol = {"name": name, "layer": score.layer, "timestep": score.timestep, "input": "clean", "search": "grid"}
-        entry = {"metric": name, "value": score.held_out, "dataset": inputs.dataset_name, "split": inputs.data.split}
-        entry |= {
-            "protocol": protocol,
-            "seed": 0,
-            "checkpoint": inputs.checkpoint_name,
-            "n": n,
-            "chosen": score is winner,
-        }
-        add_result(inputs.output_dir, entry)
+        about = {"metric": name, "split": inputs.data.split, "n": n, "details": {"chosen": score is winner}}
+        add_result(inputs.output_dir, inputs.result(score.held_out, protocol, **about))
     _draw(heat_map(scores, winner, paper, label=CRITERIA[name].meaning, scale=1), inputs)
     _write(scores, inputs, options)
     return 0

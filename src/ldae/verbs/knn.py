@@ -60,29 +60,18 @@ def main(argv: list[str]) -> int:
     for (layer, timestep), score in zip(train.columns, scores, strict=True):
         shown = ["-" if value is None else str(value) for value in (layer, timestep)]
         rows.append([f"kNN k={options.k}", *shown, kind, f"{score:.2%}"])
-        add_result(
-            inputs.output_dir,
-            {
-                "metric": "accuracy",
-                "value": score,
-                "dataset": inputs.dataset_name,
-                "split": inputs.test_split,
-                "protocol": {
-                    "name": "knn",
-                    "k": options.k,
-                    "temperature": options.temperature,
-                    "similarity": "cosine",
-                    "layer": layer,
-                    "timestep": timestep,
-                    "input": kind,
-                    "pooling": pooling_of(layer),
-                    "train_images": len(train.classes),
-                },
-                "seed": 0,
-                "checkpoint": inputs.checkpoint_name,
-                "n": len(test.classes),
-            },
-        )
+        protocol = {
+            "name": "knn",
+            "k": options.k,
+            "temperature": options.temperature,
+            "similarity": "cosine",
+            "layer": layer,
+            "timestep": timestep,
+            "input": kind,
+            "pooling": pooling_of(layer),
+            "train_images": len(train.classes),
+        }
+        add_result(inputs.output_dir, inputs.result(score, protocol, n=len(test.classes)))
     print(table(rows))
     print(f"Test accuracy of {len(test.classes):,} images from {len(train.classes):,} training images.")
     print(f"Added to {inputs.output_dir / 'results.json'}")

@@ -3,7 +3,6 @@
 import argparse
 import sys
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -21,7 +20,7 @@ from ldae.evaluation.protocols import (
     run_ridge_grid,
 )
 from ldae.evaluation.rate_search import EXTENSION, MAX_LR_EXTENSIONS
-from ldae.results import add_result
+from ldae.results import Result, add_result
 from ldae.verbs.probe_baselines import compare_with_baselines
 from ldae.verbs.probe_options import (
     ProbeInputs,
@@ -213,7 +212,7 @@ def _report(results: list[LinearProbeResult | GridResult], inputs: ProbeInputs) 
                 f"{details['penalty']:.2g}" if "penalty" in details else "-",
             ]
         )
-        add_result(inputs.output_dir, _entry(result, index, inputs))
+        add_result(inputs.output_dir, _result(result, index, inputs))
     print(table(rows))
     print(f"Test accuracy of {results[0].num_test:,} images.", end=" ")
     if isinstance(results[0], LinearProbeResult):
@@ -226,24 +225,13 @@ def _report(results: list[LinearProbeResult | GridResult], inputs: ProbeInputs) 
     print(f"Added to {inputs.output_dir / 'results.json'}")
 
 
-def _entry(result: LinearProbeResult | GridResult, index: int, inputs: ProbeInputs) -> dict[str, Any]:
-    """Make the entry of results.json for one feature set."""
+def _result(result: LinearProbeResult | GridResult, index: int, inputs: ProbeInputs) -> Result:
+    """Make the result of one feature set."""
     value, stderr = result.score(index)
     held_out = result.held_out(index)
-    seeds = {"seeds": list(result.protocol.settings.seeds)} if isinstance(result, LinearProbeResult) else {"seed": 0}
-    entry: dict[str, Any] = {
-        "metric": "accuracy",
-        "value": value,
-        "dataset": inputs.dataset_name,
-        "split": inputs.test_split,
-        "protocol": result.describe(index),
-        **seeds,
-        "checkpoint": inputs.checkpoint_name,
-        "n": result.num_test,
-        "chosen": index == result.best,
-    }
-    entry |= {} if stderr is None else {"stderr": stderr}
-    return entry if held_out is None else {**entry, "held_out_value": held_out}
+    seeds = result.protocol.settings.seeds if isinstance(result, LinearProbeResult) else 0
+    details = {"chosen": index == result.best} | ({} if held_out is None else {"held_out_value": held_out})
+    return inputs.result(value, result.describe(index), seeds=seeds, stderr=stderr, n=result.num_test, details=details)
 
 
 def _warnings(results: list[LinearProbeResult | GridResult]) -> list[str]:

@@ -200,30 +200,22 @@ class _Comparison:
         """Keep a curve, `scores` of each level's seeds, and add it to results.json."""
         self.curves[name] = [mean_and_stderr(level) for level in scores]
         for t, level, (mean, stderr), extra in zip(self.timesteps, self.levels, self.curves[name], own, strict=True):
-            entry: dict[str, Any] = {
-                "metric": "accuracy",
-                "value": mean,
-                "dataset": self.inputs.dataset_name,
-                "split": self.inputs.test_split,
-                "protocol": {
-                    "name": "noise_classification",
-                    "kind": name,
-                    "layer": self.layer,
-                    "timestep": t,
-                    "noise_to_signal": level,
-                    "input": "noisy, one noising of each test image",
-                    **details,
-                    **extra,
-                    "optimizer": "AdamW",
-                    "schedule": "cosine",
-                    "batch_size": self.options.batch_size,
-                    "augmentation": ["horizontal_flip"] if self.options.horizontal_flip else [],
-                },
-                "seeds": list(self.settings.seeds),
-                "checkpoint": checkpoint,
-                "n": n,
+            protocol = {
+                "name": "noise_classification",
+                "kind": name,
+                "layer": self.layer,
+                "timestep": t,
+                "noise_to_signal": level,
+                "input": "noisy, one noising of each test image",
+                **details,
+                **extra,
+                "optimizer": "AdamW",
+                "schedule": "cosine",
+                "batch_size": self.options.batch_size,
+                "augmentation": ["horizontal_flip"] if self.options.horizontal_flip else [],
             }
-            add_result(self.inputs.output_dir, entry if stderr is None else {**entry, "stderr": stderr})
+            about = {"seeds": self.settings.seeds, "stderr": stderr, "checkpoint": checkpoint, "n": n}
+            add_result(self.inputs.output_dir, self.inputs.result(mean, protocol, **about))
 
     def _show(self) -> None:
         rows = [["t", "noise/signal", *self.curves]]

@@ -43,12 +43,12 @@ def compare_with_baselines(
         return _few_shot(inputs, options, train, test, choice, shared)
     inputs.show_header(f"Linear probe ({probe}) of features computed once, without augmentation")
     rows = [["features", "accuracy", "+-", "lr" if probe == "adam" else "penalty"]]
-    seeds: dict[str, Any] = {"seeds": list(settings.seeds)} if probe == "adam" else {"seed": 0}
+    seeds = settings.seeds if probe == "adam" else 0
     for index, c in enumerate(compare_linear(inputs.encoder, train, test, probe, settings, **choice)):
         strength = c.protocol["learning_rate" if probe == "adam" else "penalty"]
         rows.append([c.name, *_shown(c.accuracy, c.stderr), f"{strength:.2g}"])
         protocol = {"preset": "baselines", **c.protocol, **shared}
-        _record(inputs, test, protocol, c.name if index else None, c.accuracy, c.stderr, **seeds)
+        _record(inputs, test, protocol, c.name if index else None, c.accuracy, c.stderr, seeds)
     print(table(rows))
     if probe == "adam":
         print(f"+- is the standard error over probe seeds {list(settings.seeds)}.", end=" ")
@@ -71,7 +71,7 @@ def _few_shot(
     protocol = {"name": "ridge", "labels_per_class": shots, "draws": draws, "penalty": "leave-one-out", **shared}
     for index, c in enumerate(compared):
         rows.append([c.name, *_shown(c.few_shot, c.few_shot_stderr)])
-        _record(inputs, test, protocol, c.name if index else None, c.few_shot, c.few_shot_stderr, seed=0)
+        _record(inputs, test, protocol, c.name if index else None, c.few_shot, c.few_shot_stderr, 0)
     print(table(rows))
     print(
         f"Test accuracy of {sum(len(batch.images) for batch in test):,} images; +- is the standard error over {draws} draws "
@@ -91,16 +91,8 @@ def _record(
     baseline: str | None,
     value: float,
     stderr: float | None,
-    **seeds: Any,
+    seeds: Any,
 ) -> None:
-    entry = {
-        "metric": "accuracy",
-        "value": value,
-        "dataset": inputs.dataset_name,
-        "split": inputs.test_split,
-        "protocol": protocol,
-        "checkpoint": inputs.checkpoint_name if baseline is None else baseline,
-        "n": sum(len(batch.images) for batch in test),
-        **seeds,
-    }
-    add_result(inputs.output_dir, entry if stderr is None else {**entry, "stderr": stderr})
+    about = {} if baseline is None else {"checkpoint": baseline}
+    n = sum(len(batch.images) for batch in test)
+    add_result(inputs.output_dir, inputs.result(value, protocol, stderr=stderr, n=n, seeds=seeds, **about))

@@ -17,6 +17,7 @@ from ldae.data import DataConfig, ImageSource, open_images, open_probe_images
 from ldae.evaluation.encoder import Encoder, as_encoder, open_encoder
 from ldae.evaluation.feature_store import FEATURE_MEMORY
 from ldae.models.taps_ddae import block_ends
+from ldae.results import Result
 from ldae.training.recipe import build_recipe, load_recipe, read_sections
 from ldae.verbs.diffusers_source import make_encoder
 
@@ -53,6 +54,11 @@ class ProbeInputs:
     def test_split(self) -> str:
         """The split that is scored, as results name it."""
         return self.test_source.split
+
+    def result(self, value: float, protocol: dict[str, Any], **fields: Any) -> Result:
+        """Make a result of these inputs, an accuracy unless `metric` says otherwise."""
+        about = {"metric": "accuracy", "dataset": self.dataset_name, "split": self.test_split}
+        return Result(**{**about, "value": value, "protocol": protocol, "checkpoint": self.checkpoint_name, **fields})
 
     def show_header(self, title: str) -> None:
         """Print what is probed on what."""
