@@ -106,5 +106,5 @@ def test_padded_crops_shift_images_and_let_black_in():
     assert torch.equal(again[0], shifted[7])
     flipped = prepare_images(images, positions, 0, image_size=12, crop_padding=2, horizontal_flip=True)
     assert 10 < (flipped != shifted).any(dim=(1, 2, 3)).sum() < 30
-    with pytest.raises(ValueError, match="crop_padding=2 and random_resized_crop are both given"):
+    with pytest.raises(ValueError, match="crop_padding=2 and random_resized_crop exclude each other"):
         prepare_images(images, positions, 0, image_size=12, crop_padding=2, random_resized_crop=True)

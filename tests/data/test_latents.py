@@ -246,7 +246,7 @@ def test_what_cannot_be_cached_is_refused(tmp_path):
     unfitted = make_tokenizer()
     unfitted.fitted.fill_(False)
     source = open_images(DataConfig(rows))
-    with pytest.raises(ValueError, match="was never fitted"):
+    with pytest.raises(ValueError, match="is not fitted"):
         write(source, tmp_path / "latents", unfitted)
     with pytest.raises(ValueError, match=r"holds other files \(train.parquet\); give an empty folder"):
         write(source, tmp_path / "rows")

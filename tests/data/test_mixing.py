@@ -59,5 +59,5 @@ def test_off_it_only_smooths_the_labels():
 @pytest.mark.parametrize("positions", [torch.arange(3), torch.arange(1, 5), torch.tensor([0, 2, 4, 6])])
 def test_positions_that_are_no_pairs_are_refused(positions):
     images, labels = pair_images(len(positions))
-    with pytest.raises(ValueError, match="are not pairs"):
+    with pytest.raises(ValueError, match="must be pairs"):
         mix_examples(images, labels, positions, 0, num_classes=2)

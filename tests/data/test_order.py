@@ -14,7 +14,9 @@ def test_micro_batches_of_all_processes_fill_each_step(micro, world):
 
 
 def test_sizes_that_do_not_divide():
-    with pytest.raises(ValueError, match="total_batch_size=8 is no multiple of micro_batch_size=3 times world_size=1"):
+    with pytest.raises(
+        ValueError, match="total_batch_size=8 must be a multiple of micro_batch_size=3 times world_size=1"
+    ):
         micro_steps_per_step(3, 8, 1)
     with pytest.raises(ValueError, match="micro_batch_size=0"):
         micro_steps_per_step(0, 8, 1)

@@ -106,7 +106,7 @@ def test_evaluation_split_by_name_and_by_default(tmp_path):
 @pytest.mark.parametrize("streaming", [False, True])
 def test_wrong_split_lists_the_splits(tmp_path, streaming):
     folder = write_parquet(tmp_path / "rows", [2])
-    with pytest.raises(ValueError, match=r"split 'evaluation' .*: the splits are train"):
+    with pytest.raises(ValueError, match=r"split 'evaluation' .*; the splits are train"):
         open_images(DataConfig(str(folder), streaming=streaming), "evaluation")
     with pytest.raises(ValueError, match="the splits are train, test"):
         open_images(DataConfig("digits", streaming=streaming), "validation")

@@ -149,7 +149,7 @@ def test_other_columns_and_file_names_are_kept(reader, tmp_path):
     }
     extract_table(reader, open_images(config, other_columns=["boxes"]), tmp_path / "named")
     assert table_of(tmp_path / "named")["train"]["boxes"][:] == [[1, 2], [3, 4], [5, 6]]
-    with pytest.raises(ValueError, match="columns: there is no 'titel'; the columns are: image"):
+    with pytest.raises(ValueError, match="columns='titel': no such column; the columns are: image"):
         open_images(config, other_columns=["titel"])
 
 

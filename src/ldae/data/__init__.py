@@ -1,4 +1,4 @@
-"""Images for training and evaluation: open, divide, shuffle, decode, augment, resume."""
+"""Images for training and evaluation: opened, divided, shuffled, decoded, augmented, resumed."""
 
 from .augment import prepare_images, prepare_latents
 from .batch import Batch, describe_counts

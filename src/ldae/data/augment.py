@@ -1,4 +1,4 @@
-"""From decoded pixels, or latents of a cache, to the model's input, on batched tensors and on their device."""
+"""Turn decoded pixels, or cached latents, into the model's input, on batched tensors and their device."""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from ..models.randomness_ldae import AUGMENTATION, keyed_uniform
 
 CROP_RATIO = (3 / 4, 4 / 3)  # width / height
 TRIALS = 10
-BLOCK = 64  # positions whose boxes are drawn together
+BLOCK = 64  # number of positions whose boxes are drawn together
 
 
 def prepare_images(
@@ -27,14 +27,13 @@ def prepare_images(
     horizontal_flip: bool = False,
 ) -> torch.Tensor:
     """
-    Pixels 0..255 to floats in [-1, 1], with the random crop and flip where asked.
+    Scale pixels 0..255 to [-1, 1], and crop and flip them at random if asked.
 
     The crop is the usual one: a box of `crop_scale` of the area and of a ratio of sides between 3/4 and 4/3
     (log-uniform), drawn up to ten times until it fits and otherwise the whole image, resized bilinearly and antialiased.
-    Here it is cut from images that are decoded already. [`RandomCrop`] cuts the same box from the whole image while it is
-    decoded. Box and flip depend on `seed` and an example's position in the run and on nothing else. Without a crop the
-    values are those of `ViTImageProcessor` with mean and standard deviation 0.5; images larger than `image_size` are
-    centre-cropped.
+    It is cut from decoded images; [`RandomCrop`] cuts the same box from the whole image while it is decoded. Box and flip
+    depend only on `seed` and an example's position in the run. Without a crop the values are those of
+    `ViTImageProcessor` with mean and standard deviation 0.5; images larger than `image_size` are centre-cropped.
 
     Args:
         images (`torch.ByteTensor` of shape `(b, C, R, R)`): Decoded images.
@@ -43,17 +42,17 @@ def prepare_images(
         image_size (`int`, in pixels): Side S of the result.
         random_resized_crop (`bool`, defaults to `False`): Crop a random box.
         crop_scale (`tuple[float, float]`, defaults to `(0.2, 1.0)`): Range of the box's share of the area.
-        crop_padding (`int`, defaults to 0, in pixels): Shift each image at random by up to so many pixels in either
-            direction, black coming in at the edges: the random crop of a padded image that is usual for CIFAR. Not together
-            with `random_resized_crop`.
+        crop_padding (`int`, defaults to 0, in pixels): Shift each image at random by up to this many pixels in either
+            direction, with black at the edges: the crop of a padded image that is usual for CIFAR. Excludes
+            `random_resized_crop`.
         horizontal_flip (`bool`, defaults to `False`): Mirror each image with probability 1/2.
 
     Returns:
         `torch.FloatTensor` of shape `(b, C, S, S)` in float32, on the device of `images`.
 
     Raises:
-        ValueError: Where images are not square, or smaller than `image_size` and not randomly cropped, or both kinds of
-            crop are asked for.
+        ValueError: If images are not square, or smaller than `image_size` and not randomly cropped, or both kinds of
+            crop are requested.
 
     Example:
 
@@ -68,9 +67,9 @@ def prepare_images(
     """
     size = images.shape[-1]
     if images.shape[-2] != size:
-        raise ValueError(f"images of {images.shape[-2]} x {size} pixels: decoded images must be square")
+        raise ValueError(f"decoded images must be square; these have {images.shape[-2]} x {size} pixels.")
     if random_resized_crop and crop_padding:
-        raise ValueError(f"crop_padding={crop_padding} and random_resized_crop are both given; give one of them")
+        raise ValueError(f"crop_padding={crop_padding} and random_resized_crop exclude each other; give one of them.")
     pixels = images.float() / 127.5 - 1  # (b, C, R, R)
     flip = torch.zeros(len(images), dtype=torch.bool, device=images.device)
     if random_resized_crop or crop_padding or horizontal_flip:
@@ -82,7 +81,7 @@ def prepare_images(
             return _resize_boxes(pixels, boxes, flip, image_size)
     if size < image_size:
         raise ValueError(
-            f"decoded images of {size} pixels are smaller than image_size={image_size}: raise data.decode_size"
+            f"decoded images of {size} pixels are smaller than image_size={image_size}; raise data.decode_size."
         )
     if size > image_size:
         begin = (size - image_size) // 2
@@ -98,11 +97,11 @@ def prepare_latents(
     latents: torch.Tensor, positions: torch.Tensor, seed: int, *, horizontal_flip: bool = False
 ) -> torch.Tensor:
     """
-    Of latents of images and of their mirror images those that [`prepare_images`] would have given the pixels of.
+    Choose between the latents of images and of their mirror images as [`prepare_images`] flips pixels.
 
     Args:
-        latents (`torch.Tensor` of shape `(b, V, N, d)`): As a cache holds them: of the images, and with V = 2 of the
-            mirror images too.
+        latents (`torch.Tensor` of shape `(b, V, N, d)`): Latents from a cache, of the images, and with V = 2 of the mirror
+            images too.
         positions (`torch.LongTensor` of shape `(b,)`): Position of each example in the run.
         seed (`int`): Seed of the run.
         horizontal_flip (`bool`, defaults to `False`): Take the mirror image with probability 1/2; needs V = 2.
@@ -128,7 +127,7 @@ def prepare_latents(
 
 
 def _draw(positions: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """What each example's augmentation is made of: numbers in [0, 1) for its box `(b, 22)`, and its flip `(b,)`."""
+    """Draw each example's augmentation: numbers in [0, 1) for its box `(b, 22)`, and its flip `(b,)`."""
     uniform = keyed_uniform(seed, AUGMENTATION, positions, 2 * TRIALS + 3)  # (b, 23)
     return uniform[:, :-1], uniform[:, -1] < 0.5
 
@@ -138,8 +137,8 @@ class RandomCrop:
     """
     Random resized crop of a whole image, of any ratio of sides, for a decoder.
 
-    The box depends on `seed`, the example's position in the run and the image's size, and on nothing else. Of a square
-    image it is the box that [`prepare_images`] cuts.
+    The box depends only on `seed`, the example's position in the run and the image's size. For a square image it is the
+    box that [`prepare_images`] cuts.
 
     Args:
         seed (`int`): Seed of the run.
@@ -175,9 +174,9 @@ class RandomCrop:
         return left, top, min(left + w, width), min(top + h, height)  # rounding must not leave the image
 
 
-@lru_cache(maxsize=16)  # tensors of one position cost as much as those of many, and images often have one size
+@lru_cache(maxsize=16)  # one position costs as much as many, and images often have the same size
 def _block_of_boxes(crop: RandomCrop, block: int, width: int, height: int) -> list[list[float]]:
-    """Draw the boxes of `BLOCK` neighbouring positions, were all of their images of this size."""
+    """Draw the boxes of `BLOCK` neighbouring positions for images of one size."""
     uniform, _ = _draw(torch.arange(block * BLOCK, (block + 1) * BLOCK), crop.seed)  # (BLOCK, 22)
     return draw_boxes(uniform, width, height, crop.crop_scale).tolist()
 
@@ -188,13 +187,13 @@ def draw_boxes(uniform: torch.Tensor, width: int, height: int, crop_scale: tuple
 
     Args:
         uniform (`torch.FloatTensor` of shape `(b, 2 * TRIALS + 2)`): Numbers in [0, 1): area and ratio of each trial,
-            then the place.
+            then the location.
         width, height (`int`, in pixels): Size of the images.
         crop_scale (`tuple[float, float]`): Range of the box's share of the area.
 
     Returns:
-        `torch.FloatTensor` of shape `(b, 4)`: left, top, width, height in pixels, not rounded. Where no trial fits, the
-        largest box in the middle whose ratio of sides is allowed: of a square image the whole.
+        `torch.FloatTensor` of shape `(b, 4)`: left, top, width, height in pixels, not rounded. If no trial fits, this is
+        the largest box in the middle with an allowed ratio of sides; for a square image the whole.
     """
     low, high = (math.log(ratio) for ratio in CROP_RATIO)
     area = crop_scale[0] + (crop_scale[1] - crop_scale[0]) * uniform[:, :TRIALS]  # (b, trials), share of the area
@@ -213,7 +212,7 @@ def draw_boxes(uniform: torch.Tensor, width: int, height: int, crop_scale: tuple
 
 
 def _shift(pixels: torch.Tensor, places: torch.Tensor, padding: int) -> torch.Tensor:
-    """Crops `(b, C, S, S)` of images with a black edge of so many pixels, their corners at `(b, 2)` (left, top)."""
+    """Crop `(b, C, S, S)` from images padded with black, with their corners at `(b, 2)` (left, top)."""
     padded = F.pad(pixels, [padding] * 4, value=-1.0)  # black
     side = torch.arange(pixels.shape[-1], device=pixels.device)
     columns, rows = (place[:, None] + side for place in places.unbind(1))  # (b, S)
@@ -222,7 +221,7 @@ def _shift(pixels: torch.Tensor, places: torch.Tensor, padding: int) -> torch.Te
 
 
 def _resize_boxes(pixels: torch.Tensor, boxes: torch.Tensor, flip: torch.Tensor, image_size: int) -> torch.Tensor:
-    """Resize boxes `(b, 4)` of images `(b, C, R, R)` to `(b, C, S, S)`, bilinearly with antialiasing, as Pillow does."""
+    """Resize boxes `(b, 4)` of images `(b, C, R, R)` to `(b, C, S, S)`, bilinearly with antialiasing like Pillow."""
     left, top, width, height = boxes.unbind(1)  # (b,)
     columns = _resampling(left, width, pixels.shape[-1], image_size)  # (b, S, R)
     columns = torch.where(flip[:, None, None], columns.flip(1), columns)
@@ -232,8 +231,8 @@ def _resize_boxes(pixels: torch.Tensor, boxes: torch.Tensor, flip: torch.Tensor,
 
 
 def _resampling(begin: torch.Tensor, length: torch.Tensor, size: int, image_size: int) -> torch.Tensor:
-    """Weights `(b, S, R)` of an axis's R pixels in the S pixels that `length` of them, from `begin` on, are resized to."""
-    step = (length / image_size)[:, None, None]  # (b, 1, 1), pixels of the image for one of the result
+    """Compute the weights `(b, S, R)` that resize `length` of an axis's R pixels, beginning at `begin`, to S pixels."""
+    step = (length / image_size)[:, None, None]  # (b, 1, 1), pixels of the image per pixel of the result
     target = torch.arange(image_size, device=begin.device) + 0.5
     centres = begin[:, None, None] + target[None, :, None] * step  # (b, S, 1)
     places = torch.arange(size, device=begin.device) + 0.5  # (R,)

@@ -1,4 +1,4 @@
-"""What loaders yield, and how undecoded rows become it."""
+"""Batches of images or latents, and the decoders that make them from undecoded rows."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -19,17 +19,17 @@ CONVERTED, SKIPPED = "converted", "skipped"
 @dataclass
 class Batch:
     """
-    Images of one micro-batch, or their latents.
+    Images of one micro-batch, or their cached latents.
 
     Args:
-        images (`torch.ByteTensor` of shape `(b, C, R, R)`): Pixels in 0..255. (Beside `latents` it is `None`, which the type
-            does not say: only pre-training asks for latents.)
+        images (`torch.ByteTensor` of shape `(b, C, R, R)`): Pixels in 0..255; `None` beside `latents`, which only
+            pre-training reads.
         positions (`torch.LongTensor` of shape `(b,)`): Position of each example in the run, or its row in the data set
-            where [`iterate_once`] made the batch.
-        labels (`torch.LongTensor` of shape `(b,)`, *optional*): Classes, -1 where a row has none; `None` where the data
-            set has no labels.
-        latents (`torch.Tensor` of shape `(b, V, N, d)`, *optional*): From a cache of latents, as they are stored: of the
-            images, and with V = 2 of their mirror images too.
+            if [`iterate_once`] made the batch.
+        labels (`torch.LongTensor` of shape `(b,)`, *optional*): Classes, -1 for a row without one; `None` for a data set
+            without labels.
+        latents (`torch.Tensor` of shape `(b, V, N, d)`, *optional*): Latents of the images, and with V = 2 of their mirror
+            images, in the cache's type.
     """
 
     images: torch.Tensor
@@ -38,7 +38,7 @@ class Batch:
     latents: torch.Tensor | None = None
 
     def pin_memory(self) -> "Batch":
-        """Moves to page-locked memory; torch's loader calls it where there is a GPU."""
+        """Move the tensors to page-locked memory; torch's loader calls it if there is a GPU."""
         pinned: Any = [
             None if tensor is None else tensor.pin_memory()
             for tensor in (self.images, self.positions, self.labels, self.latents)
@@ -48,7 +48,7 @@ class Batch:
 
 @dataclass
 class WorkerBatch:
-    """A batch with what its worker has to tell: what was converted and skipped, and (of a stream) where it stands."""
+    """A batch with its worker's report: conversions and skips, and for a stream the worker's state."""
 
     batch: Batch
     counts: Counter[str] = field(default_factory=Counter)
@@ -56,18 +56,19 @@ class WorkerBatch:
     state: dict[str, int] | None = None
 
     def pin_memory(self) -> "WorkerBatch":
+        """Move the batch to page-locked memory."""
         return WorkerBatch(self.batch.pin_memory(), self.counts, self.worker, self.state)
 
 
 @dataclass(frozen=True)
 class Decoder:
     """
-    Decodes records to pixels of one size and counts what it meets.
+    Decoder of records to pixels of one size, with counts of conversions and skips.
 
     Args:
         num_channels (`int`): 3 (RGB) or 1 (luminance).
         size (`int`, in pixels): Side of the result.
-        crop ([`~ldae.data.augment.RandomCrop`], *optional*): Cuts a random box of the whole image, instead of its centre.
+        crop ([`~ldae.data.augment.RandomCrop`], *optional*): Crops a random box of the whole image instead of its centre.
     """
 
     num_channels: int
@@ -76,10 +77,10 @@ class Decoder:
 
     def __post_init__(self) -> None:
         if self.num_channels not in (1, 3):
-            raise ValueError(f"num_channels={self.num_channels}: images have 3 channels (RGB) or 1 (luminance)")
+            raise ValueError(f"num_channels={self.num_channels} must be 3 (RGB) or 1 (luminance)")
 
     def __call__(self, record: Any, counts: Counter[str], position: int | None = None) -> np.ndarray | None:
-        """Return the pixels `(C, R, R)`, or `None` for an unreadable image; a random box is that of the position."""
+        """Return the pixels `(C, R, R)`, or `None` for an unreadable image; a random box is drawn for the position."""
         box = None
         if self.crop is not None:
             if position is None:
@@ -97,7 +98,7 @@ class Decoder:
 
 @dataclass(frozen=True)
 class CachedLatents:
-    """In the place of a [`Decoder`] where records are latents `(V, N, d)`, or `None` for an image that could not be read."""
+    """Counterpart of [`Decoder`] for records that are latents `(V, N, d)`, or `None` for an unreadable image."""
 
     def __call__(
         self, record: np.ndarray | None, counts: Counter[str], position: int | None = None
@@ -108,7 +109,7 @@ class CachedLatents:
 
 
 def make_batch(decoded: list[np.ndarray], positions: Iterable[int], labels: list[int] | None) -> Batch:
-    """Stacks decoded images `(C, R, R)`, or latents `(V, N, d)`, to a [`Batch`]."""
+    """Stack decoded images `(C, R, R)`, or latents `(V, N, d)`, to a [`Batch`]."""
     images: Any = torch.from_numpy(np.stack(decoded))
     latents = None
     if images.dtype != torch.uint8:
@@ -122,16 +123,16 @@ def make_batch(decoded: list[np.ndarray], positions: Iterable[int], labels: list
 
 
 def make_labels(values: Iterable[int | None]) -> list[int]:
-    """Labels as integers; a missing one is -1, as in the unlabelled test splits of the Hub."""
+    """Convert labels to integers; a missing one is -1, as in the unlabelled test splits of the Hub."""
     return [-1 if value is None else int(value) for value in values]
 
 
 def describe_counts(counts: Counter[str]) -> str:
     """
-    One line for the log about the images that were converted or skipped.
+    Describe in one line how many images were converted or skipped.
 
     Args:
-        counts (`Counter`): As a loader keeps them: `"converted greyscale"`, `"skipped empty file"`, ...
+        counts (`Counter`): A loader's counts: `"converted greyscale"`, `"skipped empty file"`, ...
 
     Returns:
         `str`: The line.
@@ -144,7 +145,7 @@ def describe_counts(counts: Counter[str]) -> str:
     >>> describe_counts(Counter({"converted CMYK": 2, "skipped empty file": 1, "converted greyscale": 5}))
     'converted 7 (5 greyscale, 2 CMYK), skipped 1 (1 empty file)'
     >>> describe_counts(Counter())
-    'all images read as they are'
+    'all images read without conversion'
 
     ```
     """
@@ -154,4 +155,4 @@ def describe_counts(counts: Counter[str]) -> str:
         if found:
             named = ", ".join(f"{n:,} {name}" for name, n in found)
             parts.append(f"{kind} {sum(n for _, n in found):,} ({named})")
-    return ", ".join(parts) or "all images read as they are"
+    return ", ".join(parts) or "all images read without conversion"

@@ -1,27 +1,27 @@
-"""Which columns of a data set hold the images and the labels, by their type or by name."""
+"""Find the columns of a data set that hold images and labels, by their type or by name."""
 
 from collections.abc import Sequence
 
 from datasets import ClassLabel, Features, Image, Value
 
 
-# Where the type alone does not decide, the first of these names that is there.
+# If the type does not decide, the first of these names that exists.
 LABEL_NAMES = ("label", "labels", "fine_label", "cls", "class", "target")
 
 
 def find_image_column(features: Features, name: str | None = None) -> str:
     """
-    The column of the images: of type `datasets.Image`, else of bytes, or of `{"bytes", "path"}`.
+    Find the column of the images: of type `datasets.Image`, else of bytes, or of `{"bytes", "path"}`.
 
     Args:
         features (`datasets.Features`): Columns and their types.
-        name (`str`, *optional*): The column's name where it is known.
+        name (`str`, *optional*): The column's name, if it is known.
 
     Returns:
         `str`: The column's name.
 
     Raises:
-        ValueError: Where there is no such column, or several; the message lists the columns.
+        ValueError: If there is no such column, or several; the message lists the columns.
     """
     encoded = [column for column, feature in features.items() if _is_bytes(feature)]
     images = [column for column, feature in features.items() if isinstance(feature, Image)] or encoded
@@ -33,30 +33,30 @@ def find_image_column(features: Features, name: str | None = None) -> str:
         return name
     if len(images) != 1:
         found = f"several columns may hold the images ({', '.join(images)})" if images else "no column holds images"
-        raise ValueError(f"{found}: name one with data.image_column; {_listed(features)}")
+        raise ValueError(f"{found}; name one with data.image_column; {_listed(features)}")
     return images[0]
 
 
 def find_label_column(features: Features, name: str | None = None) -> str | None:
     """
-    The column of the labels: of type `datasets.ClassLabel`, else of integers under a usual name (`label`, `cls`, ...).
+    Find the column of the labels: of type `datasets.ClassLabel`, else of integers with a usual name (`label`, `cls`, ...).
 
     Args:
         features (`datasets.Features`): Columns and their types.
-        name (`str`, *optional*): The column's name where it is known.
+        name (`str`, *optional*): The column's name, if it is known.
 
     Returns:
-        `str` or `None`: The column's name; `None` where there are no labels.
+        `str` or `None`: The column's name; `None` if there are no labels.
 
     Raises:
-        ValueError: Where `name` is no column of integers or classes, or several columns qualify equally.
+        ValueError: If `name` is no column of integers or classes, or several columns qualify.
     """
     if name is not None:
         if name not in features:
             raise ValueError(f"data.label_column={name!r}: no such column; {_listed(features)}")
         if not isinstance(features[name], ClassLabel) and not _is_integer(features[name]):
             raise ValueError(
-                f"data.label_column={name!r} is {features[name]}: labels must be classes or integers "
+                f"data.label_column={name!r} is {features[name]}; labels must be classes or integers "
                 f"(`Dataset.class_encode_column` makes classes of text); {_listed(features)}"
             )
         return name
@@ -68,7 +68,7 @@ def find_label_column(features: Features, name: str | None = None) -> str | None
             return usual
     if classes:
         raise ValueError(
-            f"several columns may hold the labels ({', '.join(classes)}): name one with data.label_column; "
+            f"several columns may hold the labels ({', '.join(classes)}); name one with data.label_column; "
             f"{_listed(features)}"
         )
     return None
@@ -76,25 +76,25 @@ def find_label_column(features: Features, name: str | None = None) -> str | None
 
 def find_other_columns(features: Features, taken: Sequence[str], names: Sequence[str] | None) -> tuple[str, ...]:
     """
-    Columns beside those of images and labels.
+    Find columns beside those of images and labels.
 
     Args:
         features (`datasets.Features`): Columns and their types.
         taken (`Sequence[str]`): Columns of the images and labels.
-        names (`Sequence[str]`, *optional*): Which ones; with `None` all that hold one number, text or class a row.
+        names (`Sequence[str]`, *optional*): The names to find; with `None` all that hold one number, text or class a row.
 
     Returns:
         `tuple[str, ...]`: Their names.
 
     Raises:
-        ValueError: Where one does not exist.
+        ValueError: If one does not exist.
     """
     if names is None:
         kept = [column for column, feature in features.items() if _is_scalar(feature)]
     else:
         missing = [name for name in names if name not in features]
         if missing:
-            raise ValueError(f"columns: there is no {missing[0]!r}; {_listed(features)}")
+            raise ValueError(f"columns={missing[0]!r}: no such column; {_listed(features)}")
         kept = list(dict.fromkeys(names))
     return tuple(column for column in kept if column not in taken)
 

@@ -1,7 +1,7 @@
-"""One undecoded image to pixels: every odd kind is converted and named, only what cannot be read is refused.
+"""Decode an image to pixels: unusual kinds are converted and counted, and only unreadable ones refused.
 
 Resizing and cropping give exactly the pixels of transformers' `ViTImageProcessor` (PIL backend, bicubic, shortest edge
-to `decode_size`, centre crop), so training and the saved image processor see the same images.
+to `decode_size`, centre crop), so that training and the saved image processor see the same images.
 """
 
 import io
@@ -16,22 +16,22 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 # Trying every known format takes longer than decoding a small image.
 _MAGIC = ((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG"), (b"GIF8", "GIF"))
-# Looking for an orientation is slow as well; Pillow notes these keys where there may be one.
+# Looking for an orientation is slow too; Pillow sets one of these keys if there may be one.
 _ORIENTATION_KEYS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
-# Longer sides beyond this many times the shorter one are cut before resizing: a 1 x 10,000 image would otherwise be
-# enlarged to hundreds of millions of pixels, of which the centre crop keeps one square.
+# A longer side is cut to this many times the shorter one before resizing: a 1 x 10,000 image would otherwise be enlarged
+# to hundreds of millions of pixels, of which the centre crop keeps one square.
 MAX_ASPECT_RATIO = 16
 
 
 class UnreadableImageError(ValueError):
-    """An image that cannot be decoded; `reason` is a short name that is counted in the log."""
+    """Error for an image that cannot be decoded; `reason` is a short name, counted in the log."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
 
 
-# A box (left, top, right, bottom) of an image by its width and height.
+# From the width and height of an image to a box (left, top, right, bottom).
 Crop = Callable[[int, int], tuple[float, float, float, float]]
 
 
@@ -39,26 +39,26 @@ def decode_image(
     record: Any, num_channels: int, decode_size: int, crop: Crop | None = None
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """
-    Decodes one image.
+    Decode one image.
 
-    EXIF orientation is applied. Of an animation the first frame is taken. Transparency is composited on white, 16-bit
-    values are scaled to 8 bits, and whatever the colour space, `num_channels=3` gives RGB and 1 gives luminance.
+    EXIF orientation is applied, and the first frame of an animation taken. Transparency is composited on white, 16-bit
+    values are scaled to 8 bits, and every colour space is converted to RGB (`num_channels=3`) or luminance (1).
 
     Args:
-        record (`bytes` or `dict`): The file's bytes, or `{"bytes": ..., "path": ...}` of which one may be `None`.
+        record (`bytes` or `dict`): The file's bytes, or `{"bytes": ..., "path": ...}`, of which one may be `None`.
         num_channels (`int`): 3 (RGB) or 1 (luminance).
         decode_size (`int`): Side of the result in pixels.
         crop (`Callable`, *optional*): From the image's width and height to the box `(left, top, right, bottom)` that is
-            resized to the result, bilinearly with antialiasing. By default the shortest edge is resized, and the centre
-            is cropped.
+            resized to the result, bilinearly with antialiasing. By default the shortest edge is resized and the centre
+            cropped.
 
     Returns:
         The pixels, a `np.ndarray` of shape `(num_channels, decode_size, decode_size)` in uint8, and the names of the
         conversions that were needed, an empty tuple for an ordinary image.
 
     Raises:
-        UnreadableImageError: Where the file is missing, empty, truncated, too large or no image.
-        ValueError: Where `num_channels` is neither 1 nor 3.
+        UnreadableImageError: If the file is missing, empty, truncated, too large or no image.
+        ValueError: If `num_channels` is neither 1 nor 3.
 
     Example:
 
@@ -75,7 +75,7 @@ def decode_image(
     ```
     """
     if num_channels not in (1, 3):
-        raise ValueError(f"num_channels={num_channels}: images are decoded to 3 channels (RGB) or 1 (luminance)")
+        raise ValueError(f"num_channels={num_channels} must be 3 (RGB) or 1 (luminance).")
     notes: list[str] = []
     with _opened(record, notes) as image:
         return image_to_pixels(image, num_channels, decode_size, notes, crop), tuple(notes)
@@ -83,17 +83,16 @@ def decode_image(
 
 def decode_whole_image(record: Any, num_channels: int) -> tuple[Image.Image, tuple[str, ...]]:
     """
-    Decodes one image as [`decode_image`] does, but neither resizes nor crops it: for networks with an image processor of
-    their own.
+    Decode one image without resizing or cropping it, for networks with their own image processor.
 
     Args:
-        record, num_channels: As of [`decode_image`].
+        record, num_channels: See [`decode_image`].
 
     Returns:
         The image in RGB or luminance, and the names of the conversions that were needed.
 
     Raises:
-        UnreadableImageError: Where the file is missing, empty, truncated, too large or no image.
+        UnreadableImageError: If the file is missing, empty, truncated, too large or no image.
     """
     notes: list[str] = []
     with _opened(record, notes) as image:
@@ -102,7 +101,7 @@ def decode_whole_image(record: Any, num_channels: int) -> tuple[Image.Image, tup
 
 @contextmanager
 def _opened(record: Any, notes: list[str]) -> Iterator[Image.Image]:
-    """The image of a record, loaded and upright; what goes wrong with it, here or in the block, is one kind of error."""
+    """Yield a record's image, loaded and upright; any error with it, here or in the block, is an `UnreadableImageError`."""
     data = _read_bytes(record)
     # A damaged file makes Pillow's plugins raise almost anything (OSError, SyntaxError, struct.error, zlib.error, ...).
     try:
@@ -127,14 +126,14 @@ def image_to_pixels(
     image: Image.Image, num_channels: int, size: int, notes: list[str] | None = None, crop: Crop | None = None
 ) -> np.ndarray:
     """
-    Convert a decoded image of any kind to what training sees: shortest edge to `size`, centre crop, or a box of it.
+    Convert a decoded image of any kind to the pixels of training: shortest edge to `size` and centre crop, or a box.
 
     Args:
-        image (`PIL.Image.Image`): Of any mode and size.
+        image (`PIL.Image.Image`): The image, of any mode and size.
         num_channels (`int`): 3 (RGB) or 1 (luminance).
         size (`int`): Side of the result in pixels.
         notes (`list[str]`, *optional*): The names of the conversions that were needed are appended to it.
-        crop (`Callable`, *optional*): As of [`decode_image`].
+        crop (`Callable`, *optional*): See [`decode_image`].
 
     Returns:
         `np.ndarray` of shape `(num_channels, size, size)` in uint8.
@@ -194,7 +193,7 @@ def _is_rotated(image: Image.Image) -> bool:
 
 
 def _to_mode(image: Image.Image, mode: str, notes: list[str]) -> Image.Image:
-    """To `"RGB"` or `"L"`; appends what was converted to `notes`."""
+    """Convert to `"RGB"` or `"L"`, and append the conversions to `notes`."""
     if image.mode == mode and "transparency" not in image.info:
         return image
     if image.mode.startswith("I") or image.mode == "F":
@@ -215,12 +214,12 @@ def _to_mode(image: Image.Image, mode: str, notes: list[str]) -> Image.Image:
         notes.append("colour to luminance")
     else:
         notes.append("colour space")
-        image = image.convert("RGB")  # LAB and HSV know no direct way to luminance
+        image = image.convert("RGB")  # Pillow cannot convert LAB and HSV to luminance directly
     return image.convert(mode)
 
 
 def _to_8_bit(image: Image.Image, notes: list[str]) -> Image.Image:
-    """Integer and floating-point greyscale; Pillow's own conversion would clip the values at 255."""
+    """Scale integer or floating-point greyscale; Pillow's own conversion would clip the values at 255."""
     values = np.asarray(image).astype(np.float64)
     if image.mode == "F":
         notes.append("floating point")
@@ -234,7 +233,7 @@ def _to_8_bit(image: Image.Image, notes: list[str]) -> Image.Image:
 
 
 def _resize_and_crop(image: Image.Image, size: int, notes: list[str]) -> Image.Image:
-    """Shortest edge to `size`, then the centre; rounding as in transformers."""
+    """Resize the shortest edge to `size` and crop the centre, with the rounding of transformers."""
     width, height = image.size
     if (width, height) == (size, size):
         return image

@@ -1,4 +1,4 @@
-"""`digits`: the 1,797 real images that scikit-learn ships, so that everything runs without a download."""
+"""The data set `digits`: 1,797 real images that scikit-learn ships, for runs without a download."""
 
 import io
 from functools import lru_cache
@@ -11,13 +11,13 @@ from PIL import Image as PILImage
 SPLITS = {"train": slice(0, 1437), "test": slice(1437, 1797)}
 
 
-@lru_cache  # a run opens them several times
+@lru_cache  # a run opens the data set several times
 def load_digits(split: str) -> Dataset:
     """
-    The digits as 16x16 RGB images.
+    Load the digits as 16x16 RGB images.
 
     Grey values 0..16 are scaled to 0..255 and rounded, the 8x8 pixels are resized to 16x16 (bicubic), and the three
-    channels are equal. (Repeating pixels instead would leave a 4x4 patch with four directions of its 48.)
+    channels are equal. (With repeated pixels, 4x4 patches would vary in four of their 48 directions only.)
 
     Args:
         split (`str`): `"train"` (the first 1,437 images in scikit-learn's order) or `"test"` (the last 360).

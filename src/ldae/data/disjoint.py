@@ -1,4 +1,4 @@
-"""The start-up check that processes read different examples."""
+"""Check at the start of a run that processes read different examples."""
 
 import hashlib
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from .batch import Batch
 
 def hash_images(images: torch.Tensor) -> torch.Tensor:
     """
-    A 64-bit hash of each image's pixels, equal in all processes.
+    Hash each image's pixels to 64 bits, equally in all processes.
 
     Args:
         images (`torch.ByteTensor` of shape `(b, C, R, R)`): Images, or their latents `(b, V, N, d)`.
@@ -27,18 +27,19 @@ def check_disjoint(
     first_batch: Batch, gather: Callable[[torch.Tensor], torch.Tensor], *, num_examples: int | None = None
 ) -> None:
     """
-    Raises where most of a process's first batch is also another's: the run would train on the same images as often as
-    there are processes, and nothing else would show it.
+    Raise an error if two processes share most of their first batch.
+
+    Such a run would train on each image once for every process, and nothing else would show it.
 
     Args:
         first_batch (`Batch`): This process's first batch; all have the same size.
-        gather (`Callable`): Joins a tensor `(b,)` of each process to `(world_size * b,)` in order, as
-            `accelerator.gather` does. With tensors that live on a GPU only, move them inside it.
-        num_examples (`int`, *optional*): Size of the data set where it is known. One so small that the first batches
-            of all processes go through it more than once is not checked.
+        gather (`Callable`): Joins a tensor `(b,)` of each process to `(world_size * b,)` in order, like
+            `accelerator.gather`. If it takes only tensors on a GPU, it must move them.
+        num_examples (`int`, *optional*): Size of the data set, if it is known. A data set smaller than the first batches
+            of all processes together is not checked.
 
     Raises:
-        ValueError: Naming the two processes.
+        ValueError: If two processes do; the message names them.
 
     Example:
 
@@ -50,7 +51,7 @@ def check_disjoint(
     >>> check_disjoint(batch, lambda hashes: torch.cat([hashes, hashes]))
     Traceback (most recent call last):
     ...
-    ValueError: processes 0 and 1 read the same images (4 of 4 in the first batch): the data is not divided...
+    ValueError: processes 0 and 1 read the same images (4 of 4 in the first batch); the data is not divided...
 
     ```
     """
@@ -64,6 +65,6 @@ def check_disjoint(
             if shared > len(set(ours)) / 2:
                 raise ValueError(
                     f"processes {other} and {rank} read the same images ({shared} of {len(set(ours))} in the first "
-                    "batch): the data is not divided over processes; check rank and world_size, and that no other "
-                    "part of the program divides or replaces the loader"
+                    "batch); the data is not divided over processes. Check rank and world_size, and that nothing else in "
+                    "the program divides or replaces the loader."
                 )

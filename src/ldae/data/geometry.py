@@ -1,4 +1,4 @@
-"""EDM's non-leaking augmentation: images moved about, and labels that tell the network how."""
+"""EDM's non-leaking augmentation: geometric transformations, and labels that tell the network which."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from ..models.randomness_ldae import GEOMETRY, GEOMETRY_SIZES, keyed_normal, keyed_uniform
 
 
-SCALE_STD = 0.2  # of log2 of the scale, and of that of the ratio by which anisotropy stretches
+SCALE_STD = 0.2  # of log2 of the scale, and of log2 of the anisotropic stretch
 SHIFT_STD = 0.125  # of the translation, in sides of the image
 
 
@@ -16,26 +16,26 @@ def augment_geometry(
     pixels: torch.Tensor, positions: torch.Tensor, seed: int, *, probability: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Augment images, and say how, for a network that is told: at labels of zero it then generates images as they are (Karras
-    et al. 2022, App. F.2, with what their public code does for CIFAR-10).
+    Augment images, and describe the augmentation in labels for the network.
 
-    With `probability` each, and each for itself: a vertical flip (of half the images that it falls to), isotropic scaling
-    (log2 normal, 0.2), rotation (uniform), anisotropic scaling (log2 normal, 0.2, along an axis that is horizontal half of
-    the time and else uniform) and translation (normal, 1/8 of the side). A horizontal flip comes to half of all images where
-    `probability` is above 0. Flips are exact; the rest is one bicubic resampling with reflected borders, where theirs filters
-    by wavelets, and images to which none of it falls are not resampled. What is drawn depends on `seed` and an example's
-    position in the run and on nothing else.
+    With labels of zero the network then generates images without augmentation (Karras et al. 2022, App. F.2, with the
+    settings of their public code for CIFAR-10). These are applied independently, each with `probability`: a vertical flip
+    (to half of the chosen images), isotropic scaling (log2 normal, 0.2), rotation (uniform), anisotropic scaling (log2
+    normal, 0.2, along an axis that is horizontal half of the time and otherwise uniform) and translation (normal, 1/8 of
+    the side). If `probability` is above 0, half of all images are flipped horizontally. Flips are exact; the rest is one
+    bicubic resampling with reflected borders (the public code filters by wavelets), and images without any are not
+    resampled. All draws depend only on `seed` and an example's position in the run.
 
     Args:
         pixels (`torch.FloatTensor` of shape `(b, C, S, S)`): Images in [-1, 1].
         positions (`torch.LongTensor` of shape `(b,)`): Position of each example in the run.
         seed (`int`): Seed of the run.
-        probability (`float`): Of each transformation; Karras et al. have 0.12 for CIFAR-10.
+        probability (`float`): Probability of each transformation; Karras et al. use 0.12 for CIFAR-10.
 
     Returns:
         The images, and the labels, a `torch.FloatTensor` of shape `(b, 9)`: flips (0 or 1; horizontal, vertical), log2 of
         the scale in standard deviations, cos - 1 and sin of the rotation, cos and sin of the axis times log2 of the stretch
-        in standard deviations, and translation in standard deviations (x, y). All zeros where nothing was done.
+        in standard deviations, and translation in standard deviations (x, y). They are zero for an unchanged image.
 
     Example:
 
@@ -77,20 +77,20 @@ def resample(
     shift: torch.Tensor,
 ) -> torch.Tensor:
     """
-    Images scaled, turned, stretched and moved, in this order, about their centres.
+    Scale, rotate, stretch and translate images, in this order, about their centres.
 
     Args:
         pixels (`torch.FloatTensor` of shape `(b, C, S, S)`): Images in [-1, 1].
-        log2_scale (`torch.FloatTensor` of shape `(b,)`): Of the scale; above 0 enlarges.
-        angle (`torch.FloatTensor` of shape `(b,)`, in radians): Of the rotation, counter-clockwise.
-        log2_stretch (`torch.FloatTensor` of shape `(b,)`): Of the factor along the axis; across it is the inverse.
+        log2_scale (`torch.FloatTensor` of shape `(b,)`): log2 of the scale; values above 0 enlarge.
+        angle (`torch.FloatTensor` of shape `(b,)`, in radians): Rotation, counter-clockwise.
+        log2_stretch (`torch.FloatTensor` of shape `(b,)`): log2 of the factor along the axis; across it, its inverse.
         axis (`torch.FloatTensor` of shape `(b,)`, in radians): Direction of the stretch.
         shift (`torch.FloatTensor` of shape `(b, 2)`, in sides of the image): To the right and down.
 
     Returns:
         `torch.FloatTensor` of shape `(b, C, S, S)`, in [-1, 1].
     """
-    # From a place in the result back to where its value is read: each step undone, the last one first.
+    # From a place in the result back to where its value is read: each step inverted, the last one first.
     factor = torch.stack([-log2_stretch, log2_stretch], dim=1).exp2()  # (b, 2)
     unstretch = _rotation(axis) @ torch.diag_embed(factor) @ _rotation(-axis)  # (b, 2, 2)
     back = (-log2_scale).exp2()[:, None, None] * (_rotation(angle) @ unstretch)  # (b, 2, 2)

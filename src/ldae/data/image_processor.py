@@ -1,4 +1,4 @@
-"""The image processor of a checkpoint: transformers' own, with the settings that the training data was read with."""
+"""The image processor of a checkpoint: transformers' own, with the settings of the training data."""
 
 import json
 import os
@@ -11,13 +11,13 @@ from ldae.models.configuration_ldae import LDAEConfig
 
 def image_processor_settings(config: LDAEConfig | DDAEConfig) -> dict[str, Any]:
     """
-    Settings of transformers' `ViTImageProcessor`: shortest edge to `image_size` (bicubic), centre crop, [-1, 1].
+    Return the settings of transformers' `ViTImageProcessor`: shortest edge (bicubic), centre crop, [-1, 1].
 
     Args:
-        config: Gives `image_size` and `num_channels`.
+        config (`LDAEConfig` or `DDAEConfig`): Gives `image_size` and `num_channels`.
 
     Returns:
-        The content of a `preprocessor_config.json`.
+        `dict`: The content of a `preprocessor_config.json`.
     """
     size, channels = config.image_size, config.num_channels or 3
     return {

@@ -1,8 +1,7 @@
-"""Latents of a convolutional VAE on disk: a run then encodes each image once, not once an epoch.
+"""Caches of a convolutional VAE's latents, so that a run encodes each image once and not once an epoch.
 
 A cache is a folder that `datasets.load_from_disk` opens: shards of rows in the source's order, and `latents.json`, which
-says what they are the latents of. A shard appears whole or not at all, whoever writes it, so that a killed start goes on
-where it stopped, with any number of processes.
+identifies what they were made from.
 """
 
 import hashlib
@@ -53,34 +52,35 @@ def cache_latents(
     on_rows: Callable[[int], object] | None = None,
 ) -> Counter[str]:
     """
-    Encode the centre crop of every image of a source, and of its mirror image, and keep the latents in a folder.
+    Encode the centre crop of every image of a source, and of its mirror image, and store the latents in a folder.
 
-    Shards that are there already stay; what is missing is written, each process its share. On several processes, wait for
-    all before [`open_latents`]; the folder must be one that all of them see.
+    Existing shards are kept, and each process writes its share of the missing ones. All processes must see the folder;
+    wait for all of them before [`open_latents`].
 
     Args:
-        tokenizer ([`ConvVAETokenizer`]): Fitted; it is moved to `device`, and its latents are scaled as the model sees them.
+        tokenizer ([`ConvVAETokenizer`]): A fitted tokenizer; it is moved to `device`. Latents are scaled as the model takes
+            them.
         source ([`ImageSource`]): The images; not streamed.
-        folder (`str` or path): Made where it is missing.
-        image_size (`int`, in pixels), num_channels, decode_size: As of the loader that would read the images.
+        folder (`str` or path): The cache; it is created if it does not exist.
+        image_size (`int`, in pixels), num_channels, decode_size: Those of the loader that would read the images.
         horizontal_flip (`bool`, defaults to `False`): Also encode the mirror images.
         dtype (`str`, defaults to `"float16"`): `"float16"` or `"float32"`. Rounding latents of unit variance to float16 is an
-            error of 2e-4 (root mean square), below a fiftieth of the first noise level of `linear_beta` (0.01) and of
+            error of 2e-4 (root mean square), about a fiftieth of the first noise level of `linear_beta` (0.01) and less of
             `linear_gamma2` (0.03).
         batch_size (`int`, defaults to 64): Images encoded at a time.
-        rows_per_shard (`int`, *optional*): By default a 64th of the rows, 256 to 8,192. A kill loses one shard's work.
+        rows_per_shard (`int`, *optional*): By default a 64th of the rows, from 256 to 8,192. A kill loses one shard.
         rank, world_size (`int`): This process and the number of processes.
         num_workers (`int`, defaults to 0): Worker processes that decode images.
-        device (`torch.device` or `str`, defaults to `"cpu"`): Where to encode.
-        on_rows (`Callable[[int], object]`, *optional*): Told how many rows were done, now and then.
+        device (`torch.device` or `str`, defaults to `"cpu"`): Device to encode on.
+        on_rows (`Callable[[int], object]`, *optional*): Called with the number of rows of each finished batch.
 
     Returns:
-        `Counter`: What was converted and skipped in this process, as of [`ImageLoader`]. A row that cannot be read is kept
-        without latents.
+        `Counter`: Conversions and skips in this process, as [`ImageLoader`] counts them. An unreadable row is kept without
+        latents.
 
     Raises:
-        ValueError: where the source is streamed, the tokenizer is not fitted, the folder holds something else, or the cache
-            in it was made of other images, by another tokenizer or in another way; the message says what differs.
+        ValueError: If the source is streamed, the tokenizer is not fitted, the folder holds something else, or its cache was
+            made from other images or with other settings; the message names the differences.
 
     Example:
 
@@ -106,9 +106,13 @@ def cache_latents(
     ```
     """
     if source.streaming:
-        raise ValueError(f"{source.description} is streamed; latents are read in any order: use data.streaming=false")
+        raise ValueError(
+            f"{source.description} is streamed, but latents are read in any order; give data.streaming=false."
+        )
     if not bool(tokenizer.fitted):
-        raise ValueError("tokenizer.fitted=False: the tokenizer was never fitted, its latents have no scale yet")
+        raise ValueError(
+            "tokenizer.fitted=False: the tokenizer is not fitted, so its latents have no scale; fit it first."
+        )
     count = len(source.dataset)
     rows_per_shard = rows_per_shard or choose_rows_per_shard(count)
     views, grid = 1 + horizontal_flip, image_size // tokenizer.patch_size
@@ -158,22 +162,22 @@ def cache_latents(
 
 def open_latents(folder: str | os.PathLike[str], source: ImageSource) -> ImageSource:
     """
-    The cache of a source, to be read by [`ImageLoader`] in the same order as the source itself.
+    Open the cache of a source, which [`ImageLoader`] reads in the same order as the source itself.
 
     Args:
-        folder (`str` or path): What [`cache_latents`] has filled, on all processes, for the same arguments: it checks them.
-        source ([`ImageSource`]): What the latents were made of.
+        folder (`str` or path): A cache that [`cache_latents`], which checks its settings, has filled on all processes.
+        source ([`ImageSource`]): The images that the latents were made from.
 
     Returns:
-        [`ImageSource`] with a `latent_cache`, memory-mapped: its columns are `row`, `label` (where there are labels) and
+        [`ImageSource`] with a `latent_cache`, memory-mapped. Its columns are `row`, `label` (if there are labels) and
         `latents` `(V, N, d)`, of the image and with V = 2 of its mirror image too.
 
     Raises:
-        ValueError: where the cache is not complete.
+        ValueError: If the cache is not complete.
     """
     if not (Path(folder) / "state.json").is_file():
         raise ValueError(
-            f"latent_cache={str(folder)!r} is not complete: some shards of {source.description} are missing"
+            f"latent_cache={str(folder)!r} is not complete: some shards of {source.description} are missing."
         )
     dataset = Dataset.load_from_disk(str(folder), keep_in_memory=False)
     return replace(
@@ -186,7 +190,7 @@ def open_latents(folder: str | os.PathLike[str], source: ImageSource) -> ImageSo
 
 
 class _DecodedRows(torch.utils.data.Dataset[WorkerBatch]):
-    """Lists of rows, decoded."""
+    """Lists of rows, decoded to batches."""
 
     def __init__(self, source: ImageSource, decoder: Decoder) -> None:
         self.source, self.decoder = source, decoder
@@ -204,11 +208,11 @@ def _encoded(
     counts: Counter[str],
     on_rows: Callable[[int], object] | None,
 ) -> Iterator[dict[str, Any]]:
-    """The columns of the next `count` rows, batch after batch; a row that cannot be read has no latents."""
+    """Yield the columns of the next `count` rows, batch after batch; an unreadable row has no latents."""
     while count:
         rows, item = next(batches)
         counts.update(item.counts)
-        at = item.batch.positions.numpy() - rows[0]  # rows of a chunk follow one another
+        at = item.batch.positions.numpy() - rows[0]  # the rows of a chunk are consecutive
         latents, missing = np.zeros((len(rows), *shape), dtype), np.ones(len(rows), bool)
         labels = np.full(len(rows), -1)
         if len(at):

@@ -1,4 +1,4 @@
-"""The endless, sharded, resumable loader of pre-training, [`ImageLoader`]."""
+"""The endless, sharded, resumable loader of pre-training."""
 
 import atexit
 import logging
@@ -22,38 +22,37 @@ from .stream import FIRST_STATE, ShuffledStream
 
 
 logger = logging.getLogger(__name__)
-PREFETCHED_BATCHES = 4  # each worker decodes this far ahead
+PREFETCHED_BATCHES = 4  # for each worker
 
 
 class ImageLoader:
     """
     Endless iterator of one process's micro-batches.
 
-    Example after example the run has positions 0, 1, 2, ...; step s covers `[s * total, (s + 1) * total)`, and its
-    micro-step m on process r the positions `s * total + (m * world_size + r) * b + [0, b)`. A source that is not
-    streamed has the same example at a position whatever the micro-batch, the number of processes and of workers: each
-    epoch reads a permutation of all rows, keyed on (seed, epoch), and the place of an unreadable image is filled with
-    the next readable one of the epoch. A streamed source is divided over processes and workers as said in
-    [`~ldae.data.stream.StreamPart`]; its order depends on their numbers.
+    The examples of a run have positions 0, 1, 2, ...; step s covers `[s * total, (s + 1) * total)`, and its micro-step m
+    on process r the positions `s * total + (m * world_size + r) * b + [0, b)`. A source that is not streamed has the same
+    example at a position for any micro-batch size and any number of processes and workers: each epoch reads a permutation
+    of all rows, keyed on (seed, epoch), and an unreadable image is replaced by the next readable one of the epoch. A
+    streamed source is divided over processes and workers, see [`~ldae.data.stream.StreamPart`]; its order depends on their
+    numbers. Cached latents are read in the same order as the images they were made from.
 
-    A batch arrives in pinned memory where there is a GPU; moving it there is the caller's. A source of cached latents is
-    read in the same order as the images they were made from.
+    If there is a GPU, batches arrive in pinned memory; the caller moves them.
 
     Args:
-        source (`ImageSource`): What to read; every process opens it by itself.
-        config (`DataConfig`): Uses `decode_size`, `num_workers` and `shuffle_window`. With `crops_whole_images`, images
-            are boxes drawn from `seed` and their positions, cut while decoding.
-        image_size (`int`, in pixels): Side of the decoded images, unless `config.decode_size` says another.
+        source (`ImageSource`): The images; every process opens them itself.
+        config (`DataConfig`): Gives `decode_size`, `num_workers` and `shuffle_window`. With `crops_whole_images`, images
+            are cropped to boxes drawn from `seed` and their positions while they are decoded.
+        image_size (`int`, in pixels): Side of the decoded images, unless `config.decode_size` is given.
         num_channels (`int`): 3 (RGB) or 1 (luminance).
         micro_batch_size (`int`): Examples of one batch of this process.
         total_batch_size (`int`): Examples of one optimiser step of all processes together.
         rank (`int`): This process.
         world_size (`int`): Number of processes.
         seed (`int`): Seed of the order.
-        start (`dict`, *optional*): What [`~ImageLoader.state_dict`] gave in this process: go on from there.
+        start (`dict`, *optional*): State of [`~ImageLoader.state_dict`] in this process to continue from.
 
     Raises:
-        ValueError: Where sizes do not divide, or `start` does not fit. While iterating, where nothing can be read.
+        ValueError: If sizes do not divide, or `start` does not fit; while iterating, if no image can be read.
 
     Example:
 
@@ -84,7 +83,7 @@ class ImageLoader:
         start: dict[str, Any] | None = None,
     ) -> None:
         if not 0 <= rank < world_size:
-            raise ValueError(f"rank={rank}: must be in 0..world_size - 1, and world_size is {world_size}")
+            raise ValueError(f"rank={rank} must be from 0 to world_size - 1 = {world_size - 1}.")
         self.source = source
         self.micro_steps = micro_steps_per_step(micro_batch_size, total_batch_size, world_size)
         self.counts: Counter[str] = Counter()  # conversions and skips of the first epoch, in this process
@@ -95,7 +94,7 @@ class ImageLoader:
             else CachedLatents()
         )
         self._num_workers = self._usable_workers(config.num_workers, world_size)
-        # What must not change for an order to go on. Of a stream, the division is part of it.
+        # The settings that an order depends on; for a stream these include its division.
         self._identity: dict[str, Any] = {"streaming": source.streaming, "seed": seed}
         if source.streaming:
             self._identity |= {
@@ -118,7 +117,7 @@ class ImageLoader:
         self._next_worker = 0
         self._worker_states = [dict(FIRST_STATE) for _ in range(max(self._num_workers, 1))]
         if start is not None:
-            self._go_on(start)
+            self._continue_from(start)
         self._batches: Iterator[WorkerBatch] | None = None
 
     def __iter__(self) -> "ImageLoader":
@@ -127,7 +126,7 @@ class ImageLoader:
     def __next__(self) -> Batch:
         if self._batches is None:
             self._batches = iter(self._make_loader())
-            # Registered after torch's own hooks, so run before them: they wait five seconds for each worker.
+            # Registered after torch's own hooks and therefore run before them; they wait five seconds for each worker.
             atexit.register(_close_at_exit, weakref.ref(self))
         item = next(self._batches)
         self.counts.update(item.counts)
@@ -139,11 +138,11 @@ class ImageLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """
-        Where this process stands after the last batch it was given, whatever the workers have prepared beyond it.
+        Return the state of this process after the last batch it was given, not counting batches that workers prepared.
 
         Returns:
-            `dict` of JSON types. Of a source that is not streamed it does not depend on the process, and another
-            number of processes, micro-batch or workers may go on from it at the end of a step.
+            `dict` of JSON types. For a source that is not streamed it does not depend on the process, and at the end of a
+            step another number of processes, micro-batch size or number of workers may continue from it.
         """
         step, micro_step = divmod(self._yielded, self.micro_steps)
         state: dict[str, Any] = {
@@ -159,12 +158,12 @@ class ImageLoader:
         return state
 
     def close(self) -> None:
-        """Ends the workers; the loader goes on with new ones if it is asked for another batch."""
+        """End the workers; the loader continues with new ones when the next batch is requested."""
         if self._batches is not None:
             self._batches = None
-            self._go_on(self.state_dict())
+            self._continue_from(self.state_dict())
 
-    def _go_on(self, start: dict[str, Any]) -> None:
+    def _continue_from(self, start: dict[str, Any]) -> None:
         saved, ours = start["identity"], self._identity
         if saved != ours:
             changed = ", ".join(
@@ -173,13 +172,13 @@ class ImageLoader:
                 if saved.get(key) != ours.get(key)
             )
             raise ValueError(
-                f"cannot go on reading {self.source.description} where the run stopped: {changed}. Start with the "
-                "former values" + (", or train with data.streaming=false" if self.source.streaming else "")
+                f"cannot continue reading {self.source.description} where the run stopped: {changed}. Start with the "
+                "former values" + (", or train with data.streaming=false." if self.source.streaming else ".")
             )
         if start["micro_step"] and start["micro_steps"] != self.micro_steps:
             raise ValueError(
-                f"the run stopped inside a step of {start['micro_steps']} micro-batches: start with the former "
-                "micro_batch_size and world_size"
+                f"the run stopped inside a step of {start['micro_steps']} micro-batches; start with the former "
+                "micro_batch_size and world_size."
             )
         self._layout["first"] = start["position"]
         self._yielded = start["micro_step"]
@@ -194,7 +193,7 @@ class ImageLoader:
         num_shards = self.source.dataset.num_shards
         shards = num_shards // world_size if num_shards % world_size == 0 else num_shards
         if num_shards == 0:
-            raise ValueError(f"{self.source.description} has no shards: the data set is empty")
+            raise ValueError(f"{self.source.description} has no shards; the data set is empty.")
         if wanted > shards:
             logger.warning(
                 "%s has %d shard(s) for each process: reading with %d of %d workers. For more, write the data as at "
@@ -237,7 +236,7 @@ def _close_at_exit(reference: "weakref.ref[ImageLoader]") -> None:
 def make_torch_loader(
     dataset: "torch.utils.data.Dataset[WorkerBatch]", num_workers: int, sampler: Any = None
 ) -> "torch.utils.data.DataLoader[WorkerBatch]":
-    """torch's loader of ready-made batches, with workers that leave signals to the main process."""
+    """Make torch's loader of ready-made batches, with workers that leave signals to the main process."""
     return torch.utils.data.DataLoader(
         dataset,
         batch_size=None,  # the data set makes whole batches
@@ -251,15 +250,15 @@ def make_torch_loader(
 
 def leave_signals_to_main(worker: int) -> None:
     """
-    Makes a worker ignore Ctrl-C and SIGTERM, unless its own main process sends the latter.
+    Make a worker ignore Ctrl-C and SIGTERM, unless its own main process sends the latter.
 
-    Both reach all processes of a job at once; the main process decides what follows, and may still want batches before
-    it saves. Ignoring SIGTERM altogether would be wrong: it is how `multiprocessing` ends what is left at exit, and
-    then waits for it. Workers whose main process is killed end by themselves.
+    Both reach all processes of a job at once; the main process decides what follows, and may need more batches before it
+    saves. SIGTERM cannot be ignored altogether, because `multiprocessing` ends remaining workers by it at exit and waits
+    for them. Workers whose main process is killed end by themselves.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):
-        return  # not on macOS, where a SIGTERM to the whole job ends the workers too
+        return  # macOS, where a SIGTERM to the whole job also ends the workers
     main_process = os.getppid()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # also in threads that start from here on
 

@@ -1,4 +1,4 @@
-"""MixUp and CutMix with label smoothing: pairs of neighbours in the run, mixed by numbers drawn of their positions."""
+"""MixUp and CutMix with label smoothing, of pairs of neighbours in the run."""
 
 import torch
 from scipy.special import betaincinv
@@ -19,29 +19,30 @@ def mix_examples(
     label_smoothing: float = 0.1,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Mix the examples at positions 2k and 2k + 1 of the run with one another (App. B of l-DAE: MixUp 0.8, CutMix 1.0).
+    Mix the examples at positions 2k and 2k + 1 of the run (App. B of l-DAE: MixUp 0.8, CutMix 1.0).
 
-    Each pair gets, where both are on, one of the two with equal probability. MixUp (Zhang et al. 2018) takes lambda times
-    an image and 1 - lambda times its neighbour, CutMix (Yun et al. 2019) pastes a box of the neighbour's that covers
-    1 - lambda of the area before it is cut at the edges; lambda is drawn from Beta(a, a). The targets are mixed by the
-    share of the pixels. As neighbours lie in the same micro-batch, nothing depends on the process or on how a batch is divided.
+    If both are enabled, each pair gets one of the two with equal probability. MixUp (Zhang et al. 2018) adds lambda times
+    an image and 1 - lambda times its neighbour; CutMix (Yun et al. 2019) pastes a box of the neighbour that covers
+    1 - lambda of the area before it is cut at the edges. lambda is drawn from Beta(a, a), by a function of `seed` and the
+    pair's position. Targets are mixed by the share of the pixels. Neighbours lie in the same micro-batch, so the division
+    of a batch over processes makes no difference.
 
     Args:
         pixels (`torch.FloatTensor` of shape `(b, C, H, W)`): Images at the positions `2k, 2k + 1, ..., 2k + b - 1`.
         labels (`torch.LongTensor` of shape `(b,)`): Their classes.
-        positions (`torch.LongTensor` of shape `(b,)`): Position of each example in the run; on the CPU, nothing waits for
-            an accelerator.
+        positions (`torch.LongTensor` of shape `(b,)`): Position of each example in the run; on the CPU, so that nothing
+            waits for an accelerator.
         seed (`int`): Seed of the run.
-        num_classes (`int`): K.
-        mixup (`float`, defaults to 0.8): a of MixUp; 0 for none.
-        cutmix (`float`, defaults to 1.0): a of CutMix; 0 for none.
+        num_classes (`int`): Number K of classes.
+        mixup (`float`, defaults to 0.8): The a of MixUp; 0 disables it.
+        cutmix (`float`, defaults to 1.0): The a of CutMix; 0 disables it.
         label_smoothing (`float`, defaults to 0.1): Share of the target that is spread over all classes.
 
     Returns:
         The images `(b, C, H, W)`, and the targets `(b, K)`, whose rows sum to 1.
 
     Raises:
-        ValueError: where positions do not come in pairs.
+        ValueError: If positions do not come in pairs.
 
     Example:
 
@@ -61,18 +62,18 @@ def mix_examples(
     positions = positions.cpu()
     first = positions[::2]  # (b / 2,)
     if len(positions) % 2 or bool((first % 2).any()) or bool((positions[1::2] != first + 1).any()):
-        raise ValueError(f"positions={positions.tolist()} are not pairs 2k, 2k + 1; give batches of an even size.")
+        raise ValueError(f"positions={positions.tolist()} must be pairs 2k, 2k + 1; give batches of an even size.")
     which, quantile, row, column = keyed_uniform(seed, MIXING, first, 4).unbind(1)  # (b / 2,) each
     is_cut = which < (0.5 if mixup and cutmix else float(cutmix > 0))
     lam = torch.where(is_cut, _beta(quantile, cutmix), _beta(quantile, mixup))
     drawn = torch.stack([is_cut.float(), lam, row, column]).to(pixels.device, non_blocking=True)
     share = _share_of_own(drawn, *pixels.shape[2:])
-    lam = share.mean((2, 3))  # (b / 2, 1), of a box as it lies inside the image
+    lam = share.mean((2, 3))  # (b / 2, 1), for the part of a box inside the image
     return _mixed(pixels, share), _mixed(targets, lam)
 
 
 def _mixed(values: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    """Of each neighbour `share` and of the other the rest; values `(b, ...)`, shares `(b / 2, ...)`."""
+    """Mix each pair with weights `share` and `1 - share`; values `(b, ...)`, shares `(b / 2, ...)`."""
     pairs = values.unflatten(0, (-1, 2))  # (b / 2, 2, ...)
     share = share[:, None]
     return (share * pairs + (1 - share) * pairs.flip(1)).flatten(0, 1)
@@ -80,11 +81,11 @@ def _mixed(values: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
 
 def _share_of_own(drawn: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """
-    Of each pair's pixels the share that is an image's own.
+    Compute each image's own share of the pixels in a pair.
 
     Args:
-        drawn (`torch.FloatTensor` of shape `(4, n)`): Of each pair whether a box is pasted, lambda, and where the box has
-            its centre: row and column, from 0 to 1.
+        drawn (`torch.FloatTensor` of shape `(4, n)`): For each pair 1 if a box is pasted, lambda, and the row and column of
+            the box's centre, from 0 to 1.
 
     Returns:
         `torch.FloatTensor` of shape `(n, 1, H, W)`: lambda everywhere for MixUp, 0 in the box and 1 outside for CutMix.
@@ -98,7 +99,7 @@ def _share_of_own(drawn: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def _beta(quantile: torch.Tensor, a: float) -> torch.Tensor:
-    """Draws of Beta(a, a), from uniform ones; where a is 0 the mixing is off, and it does not matter."""
+    """Turn uniform draws into draws of Beta(a, a); with a = 0 the mixing is disabled and they are not used."""
     if a in (0, 1):
         return quantile
     drawn = betaincinv(a, a, quantile.double().numpy())

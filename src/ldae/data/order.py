@@ -1,10 +1,12 @@
-"""Which example stands at which position of the run, for data sets that can be read in any order.
+"""The order of a run over data sets that can be read in any order.
 
-Everything here is a pure function of (seed, position): processes, micro-batches, workers and restarts change nothing.
+Everything here is a pure function of (seed, position), so that processes, micro-batches, workers and restarts change
+nothing.
 """
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -17,20 +19,20 @@ from .sources import ImageSource
 
 def micro_steps_per_step(micro_batch_size: int, total_batch_size: int, world_size: int) -> int:
     """
-    How many micro-batches of each process make one optimiser step.
+    Divide an optimiser step into micro-batches of each process.
 
     Raises:
-        ValueError: Where `total_batch_size` is no multiple of `micro_batch_size * world_size`.
+        ValueError: If `total_batch_size` is no multiple of `micro_batch_size * world_size`.
     """
     if min(micro_batch_size, total_batch_size, world_size) < 1:
         raise ValueError(
             f"micro_batch_size={micro_batch_size}, total_batch_size={total_batch_size} and world_size={world_size} "
-            "must all be at least 1"
+            "must all be at least 1."
         )
     if total_batch_size % (micro_batch_size * world_size):
         raise ValueError(
-            f"total_batch_size={total_batch_size} is no multiple of micro_batch_size={micro_batch_size} times "
-            f"world_size={world_size}: change one of them"
+            f"total_batch_size={total_batch_size} must be a multiple of micro_batch_size={micro_batch_size} times "
+            f"world_size={world_size}; change one of them."
         )
     return total_batch_size // (micro_batch_size * world_size)
 
@@ -39,11 +41,12 @@ def run_positions(
     number: int, *, first: int, micro_batch_size: int, total_batch_size: int, rank: int, world_size: int
 ) -> np.ndarray:
     """
-    Positions in the run of one micro-batch: of step s and micro-step m, `s * total + (m * world + rank) * b + [0, b)`.
+    Compute a micro-batch's positions in the run, `s * total + (m * world + rank) * b + [0, b)` at step s, micro-step m.
 
     Args:
-        number (`int`): Number of the micro-batch in this process, counted from where `first` is.
-        first (`int`): Position with which the step of micro-batch 0 begins.
+        number (`int`): Number of the micro-batch in this process, counted from `first`.
+        first (`int`): Position at which the step of micro-batch 0 begins.
+        micro_batch_size, total_batch_size, rank, world_size (`int`): See [`ImageLoader`].
 
     Returns:
         `np.ndarray` of shape `(b,)`, int64.
@@ -54,14 +57,14 @@ def run_positions(
     return np.arange(begin, begin + micro_batch_size, dtype=np.int64)
 
 
-@lru_cache(maxsize=2)  # a micro-batch may reach across the end of an epoch
+@lru_cache(maxsize=2)  # a micro-batch may extend over the end of an epoch
 def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
-    """The permutation of the rows in which one epoch reads them."""
+    """Draw the permutation of the rows in which an epoch reads them."""
     return np.random.default_rng((seed, epoch)).permutation(num_examples)
 
 
 class PositionSampler(torch.utils.data.Sampler[list[int]]):
-    """Endless micro-batches of positions; arguments as of [`run_positions`]."""
+    """Endless micro-batches of positions; see [`run_positions`]."""
 
     def __init__(self, start_number: int, **layout: int) -> None:
         self.start_number = start_number
@@ -74,22 +77,22 @@ class PositionSampler(torch.utils.data.Sampler[list[int]]):
             number += 1
 
 
+@dataclass(eq=False)
 class ShuffledExamples(torch.utils.data.Dataset[WorkerBatch]):
     """
     The examples of a run by position: epoch `p // n`, row `epoch_order[p % n]`.
 
-    The place of an unreadable image is filled with the next readable one of the same epoch's order. Conversions and
-    skips are counted in the first epoch only, each image once.
+    An unreadable image is replaced by the next readable one of the same epoch's order. Conversions and skips are counted
+    in the first epoch only, so that each image counts once.
     """
 
-    def __init__(self, source: ImageSource, decoder: Decoder | CachedLatents, seed: int) -> None:
-        self.source = source
-        self.decoder = decoder
-        self.seed = seed
+    source: ImageSource
+    decoder: Decoder | CachedLatents
+    seed: int
 
     def __getitem__(self, positions: list[int]) -> WorkerBatch:
         counts: Counter[str] = Counter()
-        repeated: Counter[str] = Counter()  # of later epochs, and of images that stand in for others
+        repeated: Counter[str] = Counter()  # from later epochs, and from replacements
         num_examples = len(self.source.dataset)
         records, labels = read_rows(self.source, [self._row(position, 0) for position in positions])
         images: list[np.ndarray] = []
@@ -99,7 +102,7 @@ class ShuffledExamples(torch.utils.data.Dataset[WorkerBatch]):
             while pixels is None:
                 tried += 1
                 if tried == num_examples:
-                    raise ValueError(f"{self.source.description}: none of the {num_examples:,} images can be read")
+                    raise ValueError(f"{self.source.description}: none of the {num_examples:,} images can be read.")
                 (record,), (label,) = read_rows(self.source, [self._row(position, tried)])
                 pixels, labels[i] = self.decoder(record, repeated, position), label
             images.append(pixels)

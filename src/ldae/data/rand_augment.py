@@ -1,4 +1,4 @@
-"""RandAugment on batched tensors: each image's operations are drawn of its position in the run."""
+"""RandAugment on batched tensors, with operations drawn from each image's position in the run."""
 
 import math
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from ..models.randomness_ldae import RAND_AUGMENT, keyed_uniform
 
 
-# Images (n, C, H, W) in [0, 1]; strength and sign of each, (n, 1, 1, 1): a strength of 1 is the strongest.
+# From images (n, C, H, W) in [0, 1], and the strength (at most 1) and sign of each, (n, 1, 1, 1), to images.
 Operation = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -24,17 +24,17 @@ def rand_augment(
     probability: float = 0.5,
 ) -> torch.Tensor:
     """
-    RandAugment (Cubuk et al. 2020) as masked autoencoders are fine-tuned with it (l-DAE, App. B: (9, 0.5)).
+    Apply RandAugment (Cubuk et al. 2020) with the settings for fine-tuning masked autoencoders (l-DAE, App. B: (9, 0.5)).
 
     In each round one of 15 operations is drawn for each image and, with `probability`, applied at a magnitude that is
-    normal around `magnitude` (of 10). All of them get stronger with it, also those that the original has the other way
-    round. What an image gets depends on `seed` and on its position in the run, and on nothing else. What moves into the
-    picture is grey, and images are interpolated bilinearly.
+    normal around `magnitude` (of 10). All operations get stronger with the magnitude, also those that get weaker in the
+    original. The draws depend only on `seed` and the image's position in the run. Pixels from outside the image are grey,
+    and images are interpolated bilinearly.
 
     Args:
         pixels (`torch.FloatTensor` of shape `(b, C, H, W)`): Images in [-1, 1].
-        positions (`torch.LongTensor` of shape `(b,)`): Position of each example in the run; on the CPU, nothing waits for
-            an accelerator.
+        positions (`torch.LongTensor` of shape `(b,)`): Position of each example in the run; on the CPU, so that nothing
+            waits for an accelerator.
         seed (`int`): Seed of the run.
         magnitude (`float`, defaults to 9.0): Mean magnitude, from 0 to 10.
         spread (`float`, defaults to 0.5): Standard deviation of the magnitude.
@@ -79,7 +79,7 @@ def _auto_contrast(x: torch.Tensor, strength: torch.Tensor, sign: torch.Tensor) 
 
 
 def _equalize(x: torch.Tensor, strength: torch.Tensor, sign: torch.Tensor) -> torch.Tensor:
-    """Each channel through its own cumulative histogram of 256 values, in Pillow's integer arithmetic."""
+    """Map each channel through its cumulative histogram of 256 values, in Pillow's integer arithmetic."""
     values = (x * 255).round().long().flatten(2)  # (n, C, H * W)
     counts = torch.zeros(*values.shape[:2], 256, dtype=torch.long, device=x.device)
     counts.scatter_add_(2, values, torch.ones_like(values))  # (n, C, 256)
@@ -95,7 +95,7 @@ def _invert(x: torch.Tensor, strength: torch.Tensor, sign: torch.Tensor) -> torc
 
 
 def _posterize(x: torch.Tensor, strength: torch.Tensor, sign: torch.Tensor) -> torch.Tensor:
-    """Keep 4 down to 0 bits of 8."""
+    """Keep 4 to 0 of 8 bits."""
     width = 2 ** (4 + (strength * 4).long())
     return (x * 255).round().long().div(width, rounding_mode="floor").mul(width).float() / 255
 
@@ -109,14 +109,14 @@ def _solarize_add(x: torch.Tensor, strength: torch.Tensor, sign: torch.Tensor) -
 
 
 def _grey(x: torch.Tensor) -> torch.Tensor:
-    """Luminance `(n, 1, H, W)`."""
+    """Compute luminance `(n, 1, H, W)`."""
     if x.shape[1] == 1:
         return x
     return (x * x.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
 def _blend(other: torch.Tensor, x: torch.Tensor, strength: torch.Tensor, sign: torch.Tensor) -> torch.Tensor:
-    """From `other` towards the image and beyond it, by a factor from 0.1 to 1.9."""
+    """Move from `other` towards the image and beyond it, by a factor from 0.1 to 1.9."""
     return other + (1 + 0.9 * strength * sign) * (x - other)
 
 
@@ -133,7 +133,7 @@ def _brightness(x: torch.Tensor, strength: torch.Tensor, sign: torch.Tensor) -> 
 
 
 def _sharpness(x: torch.Tensor, strength: torch.Tensor, sign: torch.Tensor) -> torch.Tensor:
-    """Against a smoothed image, whose border stays as it is."""
+    """Blend with a smoothed image, whose border is not smoothed."""
     channels = x.shape[1]
     kernel = x.new_tensor([[1, 1, 1], [1, 5, 1], [1, 1, 1]]).div(13).expand(channels, 1, 3, 3)
     smooth = x.clone()
@@ -142,7 +142,7 @@ def _sharpness(x: torch.Tensor, strength: torch.Tensor, sign: torch.Tensor) -> t
 
 
 def _move(x: torch.Tensor, rows: list[list[torch.Tensor | float]]) -> torch.Tensor:
-    """The image whose point (X, Y), from -1 to 1, is the old one's at the 2 x 3 matrix `rows` times (X, Y, 1)."""
+    """Read each point (X, Y) of the result, from -1 to 1, at the 2 x 3 matrix `rows` times (X, Y, 1) of the image."""
     like = x.new_zeros(len(x))
     theta = torch.stack([torch.stack([like + entry for entry in row], dim=1) for row in rows], dim=1)  # (n, 2, 3)
     grid = F.affine_grid(theta, list(x.shape), align_corners=False)  # (n, H, W, 2)
@@ -163,7 +163,7 @@ def _shear_y(x: torch.Tensor, strength: torch.Tensor, sign: torch.Tensor) -> tor
 
 
 def _translate_x(x: torch.Tensor, strength: torch.Tensor, sign: torch.Tensor) -> torch.Tensor:
-    """By up to 45 % of the side, which is 2 long."""
+    """Move by up to 45 % of the side, which has length 2."""
     return _move(x, [[1.0, 0.0, 0.9 * (strength * sign).flatten()], [0.0, 1.0, 0.0]])
 
 

@@ -1,4 +1,4 @@
-"""Everything that `--dataset` takes, opened undecoded behind one small description, [`ImageSource`]."""
+"""Data sets as `--dataset` names them, opened without decoding an image."""
 
 import glob
 import os
@@ -18,26 +18,26 @@ from .config import DataConfig
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2")
 FILE_BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}
-# Folder names of an image folder that are splits, and the name that each split goes by.
+# Names of folders that are splits of an image folder, and the names of these splits.
 SPLIT_FOLDERS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "val", "valid", "dev"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-HELD_OUT = 10  # every tenth row is held out where a data set has but one split
+HELD_OUT = 10  # every tenth row is held out of a data set with a single split
 STREAMED_DIGITS_SHARDS = 8
 
 
 @dataclass(frozen=True)
 class ImageSource:
     """
-    One split of one data set, with its images undecoded.
+    One split of a data set, with its images undecoded.
 
     Args:
         dataset (`datasets.Dataset` or `datasets.IterableDataset`): The rows.
         image_column (`str`): Column of the undecoded images.
-        label_column (`str`, *optional*): Column of the labels, where there are any.
-        class_names (`list[str]`, *optional*): Names of the classes, where they are known.
+        label_column (`str`, *optional*): Column of the labels, if there are any.
+        class_names (`list[str]`, *optional*): Names of the classes, if they are known.
         num_examples (`int`, *optional*): Number of rows; may be unknown when streaming.
         streaming (`bool`): The rows can only be read in order.
         name (`str`): The data set, with its configuration if it has several.
@@ -69,25 +69,24 @@ def open_images(
     config: DataConfig, split: str | None = None, *, other_columns: Sequence[str] | None = ()
 ) -> ImageSource:
     """
-    Opens one split of `config.dataset`.
+    Open one split of `config.dataset`.
 
-    An image folder whose sub-folders are all named as splits (`train`, `val`, `validation`, `test`) has those splits;
-    any other is one split, `train`, of all images below it, however its files are called. Its innermost folders are the
-    labels if there are at least two of them and all images lie equally deep. A glob is one split, `train`.
+    An image folder whose sub-folders are all named like splits (`train`, `val`, `validation`, `test`) has those splits;
+    any other has one split, `train`, of all images below it, whatever the names of its files. Its innermost folders are
+    the labels if there are at least two and all images lie equally deep. A glob has one split, `train`.
 
     Args:
-        config (`DataConfig`): What to open.
-        split (`str`, *optional*): Split to open; `config.split` where left out. Not when streaming, part of one in the
-            notation of `datasets`: `"train[:1000]"`.
-        other_columns (`Sequence[str]`, *optional*): Columns to keep beside images and labels; none by default, and with
+        config (`DataConfig`): The data set and its options.
+        split (`str`, *optional*): Split to open; by default `config.split`. Unless the data set is streamed, this may be
+            part of one in the notation of `datasets`: `"train[:1000]"`.
+        other_columns (`Sequence[str]`, *optional*): Columns to keep beside images and labels; by default none, and with
             `None` all that hold one number, text or class a row.
 
     Returns:
         [`ImageSource`].
 
     Raises:
-        ValueError: Where there is no such data set, split or column, or the data set is empty. The message lists what
-            there is.
+        ValueError: If there is no such data set, split or column, or the data set is empty. The message lists the choices.
 
     Example:
 
@@ -104,23 +103,22 @@ def open_images(
 
 def open_probe_images(config: DataConfig) -> tuple[ImageSource, ImageSource]:
     """
-    Opens what probes train on and what they are scored on.
+    Open the images that probes train on and those they are scored on.
 
-    They are scored on `config.eval_split`; where that is left out on `test`, else on `validation` or `val`. A data set
-    with none of these beside `config.split` is divided by row: every tenth row (index % 10 == 9) of `config.split` is
-    held out from the probes' training. Only then has pre-training seen the images that probes are scored on: it reads all
-    rows of `config.split`, without labels. With a split of its own for evaluation, pre-training reads none of it. A glob,
-    a folder of images by class, and any data set whose only split is `train` are such cases, unless `eval_split` is
-    given.
+    Probes are scored on `config.eval_split`; by default on `test`, else on `validation` or `val`. A data set with none of
+    these beside `config.split` is divided by row: every tenth row (index % 10 == 9) of `config.split` is held out from
+    the probes' training. Pre-training reads all rows of `config.split`, without labels, so only in this case has it seen
+    the images that probes are scored on. It applies to a glob, a folder of images by class, and any data set whose only
+    split is `train`, unless `eval_split` is given.
 
     Args:
-        config (`DataConfig`): What to open.
+        config (`DataConfig`): The data set and its options.
 
     Returns:
-        The training source and the evaluation source, two [`ImageSource`]; they share no row.
+        The training source and the evaluation source, two [`ImageSource`] without a common row.
 
     Raises:
-        ValueError: As of [`open_images`], and where both would be the same split.
+        ValueError: See [`open_images`]; also if both would be the same split.
 
     Example:
 
@@ -138,8 +136,8 @@ def open_probe_images(config: DataConfig) -> tuple[ImageSource, ImageSource]:
         split = next((name for name in ("test", "validation", "val") if name in splits and name != base), None)
     if split == config.split:
         raise ValueError(
-            f"data.eval_split={split!r} is also data.split: scores on training rows show nothing; "
-            f"leave it out to hold out every {HELD_OUT}th row"
+            f"data.eval_split={split!r} is also data.split, and scores on training rows show nothing; leave it out to "
+            f"hold out every {HELD_OUT}th row."
         )
     train = _open_split(config, config.split, splits)
     if split is not None:
@@ -149,10 +147,10 @@ def open_probe_images(config: DataConfig) -> tuple[ImageSource, ImageSource]:
 
 def list_splits(config: DataConfig) -> list[str]:
     """
-    Names of the splits of `config.dataset`.
+    List the splits of `config.dataset`.
 
     Raises:
-        ValueError: Where there is no such data set.
+        ValueError: If there is no such data set.
     """
     if config.dataset == "digits":
         return list(digits.SPLITS)
@@ -170,21 +168,25 @@ def _open_split(
 ) -> ImageSource:
     names = [re.split(r"\[", part)[0].strip() for part in split.split("+")]
     if any(name not in splits for name in names):
-        raise ValueError(f"split {split!r} of data.dataset={config.dataset!r}: the splits are {', '.join(splits)}")
+        raise ValueError(
+            f"split {split!r} of data.dataset={config.dataset!r} does not exist; the splits are {', '.join(splits)}."
+        )
     if names != [split] and (config.streaming or config.dataset == "digits"):
         raise ValueError(
-            f"split {split!r}: parts of splits need data.streaming=false and a data set other than digits"
+            f"split {split!r} is part of a split, which needs data.streaming=false and a data set other than digits."
         )
     dataset = _load(config, split)
     features = dataset.features
     if features is None:
-        raise ValueError(f"data.dataset={config.dataset!r}: its columns have no declared types; convert it to parquet")
+        raise ValueError(
+            f"data.dataset={config.dataset!r} does not declare the types of its columns; convert it to parquet."
+        )
     image_column = find_image_column(features, config.image_column)
     label_column = find_label_column(features, config.label_column)
     label = features[label_column] if label_column is not None else None
     num_examples = _count(dataset, split)
     if num_examples == 0:
-        raise ValueError(f"split {split!r} of data.dataset={config.dataset!r} is empty")
+        raise ValueError(f"split {split!r} of data.dataset={config.dataset!r} is empty.")
     main_columns = [image_column] if label_column is None else [image_column, label_column]
     others = find_other_columns(features, main_columns, other_columns)
     dataset = dataset.select_columns([*main_columns, *others])
@@ -240,12 +242,12 @@ def _count(dataset: Any, split: str) -> int | None:
 
 
 def _locate(dataset: str) -> tuple[str, dict[str, Any]]:
-    """The builder (or folder, or Hub id) and further arguments with which `load_dataset` opens `dataset`."""
+    """Find the builder (or folder, or Hub id) and further arguments with which `load_dataset` opens `dataset`."""
     path = Path(dataset).expanduser()
     if path.is_dir():
         kind = next(_kinds_of_files(path), None)
         if kind is None:
-            raise ValueError(f"data.dataset={dataset!r}: the folder holds no image, .parquet or .tar file")
+            raise ValueError(f"data.dataset={dataset!r}: the folder holds no image, .parquet or .tar file.")
         if kind != "imagefolder":
             return str(path), {}
         return "imagefolder", {"data_dir": str(path), "data_files": _image_folder_splits(path)}
@@ -253,15 +255,15 @@ def _locate(dataset: str) -> tuple[str, dict[str, Any]]:
         files = sorted(name for name in glob.glob(str(path), recursive=True) if os.path.isfile(name))
         suffixes = {Path(name).suffix.lower() for name in files}
         if not files:
-            raise ValueError(f"data.dataset={dataset!r}: no file matches")
+            raise ValueError(f"data.dataset={dataset!r}: no file matches.")
         if len(suffixes) != 1 or not suffixes <= set(FILE_BUILDERS):
             raise ValueError(
-                f"data.dataset={dataset!r} matches files of {', '.join(sorted(suffixes))}: a glob must match either "
-                ".parquet or .tar files; give image folders as a folder"
+                f"data.dataset={dataset!r} matches files of {', '.join(sorted(suffixes))}; a glob must match either "
+                ".parquet or .tar files. Give an image folder as a folder."
             )
         return FILE_BUILDERS[suffixes.pop()], {"data_files": {"train": files}}
     if dataset.startswith((".", "/", "~")) or dataset.count("/") > 1:
-        raise ValueError(f"data.dataset={dataset!r}: no such folder")
+        raise ValueError(f"data.dataset={dataset!r}: no such folder.")
     return dataset, {}
 
 
@@ -277,7 +279,7 @@ def _kinds_of_files(folder: Path) -> Iterator[str]:
 
 
 def _image_folder_splits(folder: Path) -> dict[str, list[str]]:
-    # `datasets` would look for the words "train" and "test" in the file names, and silently leave out files.
+    # `datasets` itself would look for "train" and "test" in the names of files, and silently leave out others.
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not names or any(name.lower() not in SPLIT_FOLDERS for name in names):
         return {"train": ["**"]}
@@ -292,7 +294,7 @@ def _hold_out(source: ImageSource, *, evaluation: bool) -> ImageSource:
     if isinstance(source.dataset, Dataset):
         kept = [i for i in range(len(source.dataset)) if (i % HELD_OUT == HELD_OUT - 1) == evaluation]
         if not kept:
-            raise ValueError(f"{source.description} has too few rows to hold any out: give data.eval_split")
+            raise ValueError(f"{source.description} has too few rows to hold any out; give data.eval_split.")
         dataset = source.dataset.select(kept)
         return replace(source, dataset=dataset, num_examples=len(kept), split=split)
     dataset = source.dataset.filter(_is_kept, with_indices=True, fn_kwargs={"evaluation": evaluation})

@@ -1,7 +1,8 @@
-"""One pass over a source in stored order, for PCA, probes and evaluation: [`iterate_once`]."""
+"""One pass over a source in stored order, for tokenizers, probes and evaluation."""
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -32,28 +33,28 @@ def iterate_once(
     skip_positions: int = 0,
 ) -> Iterator[Batch]:
     """
-    Every readable image once, in stored order; the last batch is smaller.
+    Read every readable image once, in stored order; the last batch is smaller.
 
     Args:
-        source (`ImageSource`): What to read.
-        image_size (`int`, in pixels): Side of the decoded images, unless `decode_size` says another.
+        source (`ImageSource`): The images.
+        image_size (`int`, in pixels): Side of the decoded images, unless `decode_size` is given.
         batch_size (`int`): Images of a batch.
         num_channels (`int`, defaults to 3): 3 (RGB) or 1 (luminance).
         rank (`int`, defaults to 0): This process; it reads the rows i with `i % world_size == rank`.
         world_size (`int`, defaults to 1): Number of processes.
-        limit (`int`, *optional*): Read the first `limit` rows only, of all processes together.
-        num_workers (`int`, defaults to 0): Worker processes; a streamed source uses one of them at most.
-        decode_size (`int`, *optional*, in pixels): As in [`DataConfig`].
+        limit (`int`, *optional*): Read only the first `limit` rows, over all processes.
+        num_workers (`int`, defaults to 0): Worker processes; a streamed source uses at most one.
+        decode_size (`int`, *optional*, in pixels): See [`DataConfig`].
         counts (`Counter`, *optional*): Conversions and skips are added to it.
-        crop ([`~ldae.data.augment.RandomCrop`], *optional*): Cuts a random box of each whole image, drawn for the position
+        crop ([`~ldae.data.augment.RandomCrop`], *optional*): Crops a random box of each whole image, drawn for the position
             row + `skip_positions`.
-        skip_positions (`int`, defaults to 0): Where the positions of this pass begin, so that another pass draws others.
+        skip_positions (`int`, defaults to 0): First position of this pass, so that each pass draws other boxes.
 
     Returns:
         Iterator of [`Batch`]; `positions` are the rows.
 
     Raises:
-        ValueError: While iterating, where a process had rows and none of them could be read.
+        ValueError: While iterating, if a process had rows and none of them could be read.
 
     Example:
 
@@ -67,34 +68,25 @@ def iterate_once(
     """
     if batch_size < 1 or not 0 <= rank < world_size or (limit is not None and limit < 1):
         raise ValueError(
-            f"batch_size={batch_size} and limit={limit} must be at least 1, rank={rank} in 0..{world_size} - 1"
+            f"batch_size={batch_size} and limit={limit} must be at least 1, and rank={rank} from 0 to {world_size - 1}."
         )
     decoder = Decoder(num_channels, decode_size or image_size, crop)
-    rows = StoredOrder(source, decoder, batch_size, rank=rank, world_size=world_size, limit=limit, skip=skip_positions)
+    rows = StoredOrder(source, decoder, batch_size, rank, world_size, limit, skip_positions)
     loader = make_torch_loader(rows, min(num_workers, 1) if source.streaming else num_workers)
     return _full_batches(loader, batch_size, source, Counter() if counts is None else counts)
 
 
+@dataclass(eq=False)
 class StoredOrder(torch.utils.data.IterableDataset[WorkerBatch]):
     """Chunks of this process's rows in stored order; worker w of W decodes the chunks w, w + W, ..."""
 
-    def __init__(
-        self,
-        source: ImageSource,
-        decoder: Decoder,
-        chunk_size: int,
-        *,
-        rank: int,
-        world_size: int,
-        limit: int | None,
-        skip: int = 0,
-    ) -> None:
-        super().__init__()
-        self.source = source
-        self.decoder = decoder
-        self.chunk_size = chunk_size
-        self.rank, self.world_size, self.limit = rank, world_size, limit
-        self.skip = skip
+    source: ImageSource
+    decoder: Decoder
+    chunk_size: int
+    rank: int
+    world_size: int
+    limit: int | None
+    skip: int
 
     def __iter__(self) -> Iterator[WorkerBatch]:
         for rows, records, labels in self._streamed_chunks() if self.source.streaming else self._indexed_chunks():
@@ -126,7 +118,7 @@ class StoredOrder(torch.utils.data.IterableDataset[WorkerBatch]):
 
 
 def _full_batches(chunks: Any, batch_size: int, source: ImageSource, counts: Counter[str]) -> Iterator[Batch]:
-    """Joins chunks that skipped images to batches of `batch_size`."""
+    """Join chunks, which lack unreadable images, to batches of `batch_size`."""
     kept: Batch | None = None
     found, read = False, False
     for item in chunks:
@@ -142,7 +134,7 @@ def _full_batches(chunks: Any, batch_size: int, source: ImageSource, counts: Cou
     if kept is not None:
         yield kept
     if read and not found:
-        raise ValueError(f"{source.description}: none of its images can be read ({dict(counts)})")
+        raise ValueError(f"{source.description}: none of its images can be read ({dict(counts)}).")
 
 
 def _concatenate(first: Batch, second: Batch) -> Batch:

@@ -1,13 +1,13 @@
-"""Streamed data sets: shards over processes and workers, shuffled without a buffer, resumed exactly.
+"""Streamed data sets: divided over processes and workers, shuffled without a buffer, resumed exactly.
 
-The order is made of two permutations that are pure functions of what is in the state: of the shards, keyed on (seed,
-epoch), and of the undecoded rows inside a window, keyed on (seed, epoch, first row of the window). So four integers say
-where a worker stands, and going on from them reads one window again and decodes nothing twice. (A shuffle buffer would
-lose what it holds.)
+The order is made of two permutations: of the shards, keyed on (seed, epoch), and of the undecoded rows inside a window,
+keyed on (seed, epoch, first row of the window). Four integers therefore describe a worker's progress, and continuing from
+them reads one window again and decodes nothing twice. (The content of a shuffle buffer would be lost.)
 """
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -23,59 +23,55 @@ FIRST_STATE = {"epoch": 0, "shard": 0, "row": 0, "taken": 0}
 ROWS_PER_READ = 256
 
 
+@dataclass(frozen=True)
 class StreamPart:
     """
     The rows of one worker of one process.
 
-    Where the number of shards is a multiple of the number of processes, each process reads whole shards; otherwise all
-    read the same shards and keep every `world_size`-th row. A process's shards are dealt out to its workers. The shards
-    are shuffled before they are dealt, so a worker meets others in each epoch; within an epoch no row is lost or read
-    twice.
+    If the number of shards is a multiple of the number of processes, each process reads whole shards; otherwise all read
+    the same shards and keep every `world_size`-th row. A process's shards are divided among its workers. The shards are
+    shuffled first, so a worker gets others in each epoch; within an epoch every row is read exactly once.
 
     Args:
         source (`ImageSource`): A streamed source.
         seed (`int`): Seed of the order.
-        window_size (`int`): How many undecoded rows are shuffled at a time.
+        window_size (`int`): Number of undecoded rows that are shuffled at a time.
         rank, world_size (`int`): This process and the number of processes.
         worker, num_workers (`int`): This worker and the number of workers of each process.
     """
 
-    def __init__(
-        self,
-        source: ImageSource,
-        *,
-        seed: int,
-        window_size: int,
-        rank: int,
-        world_size: int,
-        worker: int,
-        num_workers: int,
-    ) -> None:
-        self.source = source
-        self.seed = seed
-        self.window_size = window_size
-        self.rank, self.world_size = rank, world_size
-        self.worker, self.num_workers = worker, num_workers
-        self.num_shards = source.dataset.num_shards
-        self.by_shards = self.num_shards % world_size == 0
+    source: ImageSource
+    seed: int
+    window_size: int
+    rank: int
+    world_size: int
+    worker: int
+    num_workers: int
+
+    @property
+    def by_shards(self) -> bool:
+        """Each process reads whole shards."""
+        return self.source.dataset.num_shards % self.world_size == 0
 
     def shards(self, epoch: int) -> list[int]:
-        """Numbers of the shards that this worker reads in an epoch, in order."""
-        order = np.random.default_rng((self.seed, epoch)).permutation(self.num_shards)
+        """List the shards that this worker reads in an epoch, in order."""
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.source.dataset.num_shards)
         if self.by_shards:
             order = order[self.rank :: self.world_size]
         return order[self.worker :: self.num_workers].tolist()
 
     def windows(self, epoch: int, shard: int, row: int) -> Iterator[tuple[int, int, list[tuple[Any, int]]]]:
         """
-        The shuffled windows of an epoch from row `row` of the worker's `shard`-th shard on: where each begins (shard,
-        row), and its undecoded (record, label) pairs. Windows reach across shards; the last of an epoch is shorter.
+        Yield an epoch's shuffled windows, beginning with row `row` of the worker's `shard`-th shard.
+
+        Each comes with its first shard and row, and holds undecoded (record, label) pairs. Windows extend over shards;
+        the last of an epoch is smaller.
         """
         window: list[tuple[Any, int]] = []
-        begin, key = (shard, row), (0, 0)
+        begin, key, by_shards = (shard, row), (0, 0), self.by_shards
         for place, number in list(enumerate(self.shards(epoch)))[shard:]:
             for index, record, label in self._rows(number, row if place == shard else 0):
-                if not self.by_shards and (index + number) % self.world_size != self.rank:
+                if not by_shards and (index + number) % self.world_size != self.rank:
                     continue
                 if len(window) == self.window_size:
                     yield *begin, self._shuffled(window, epoch, key)
@@ -91,67 +87,48 @@ class StreamPart:
         return [window[i] for i in order]
 
     def _rows(self, shard: int, first: int) -> Iterator[tuple[int, Any, int]]:
-        """Index in the shard, undecoded record and label of each row from `first` on."""
+        """Yield index in the shard, undecoded record and label of each row, beginning with `first`."""
         index = 0
-        for columns in self.source.dataset.shard(self.num_shards, shard).iter(batch_size=ROWS_PER_READ):
+        dataset, label_column = self.source.dataset, self.source.label_column
+        for columns in dataset.shard(dataset.num_shards, shard).iter(batch_size=ROWS_PER_READ):
             records = columns[self.source.image_column]
             if index + len(records) > first:
-                labels = _labels(columns, self.source.label_column, len(records))
+                labels = [-1] * len(records) if label_column is None else make_labels(columns[label_column])
                 for i in range(max(first - index, 0), len(records)):
                     yield index + i, records[i], labels[i]
             index += len(records)
 
 
+@dataclass(eq=False)
 class ShuffledStream(torch.utils.data.IterableDataset[WorkerBatch]):
     """
     Endless micro-batches of a streamed source; each carries the state of its worker after it.
 
     Args:
-        source (`ImageSource`), seed, window_size, rank, world_size, num_workers: As of [`StreamPart`].
+        source (`ImageSource`), seed, window_size, num_workers: See [`StreamPart`].
         decoder (`Decoder`): Makes pixels.
-        states (`list[dict]`): Where each worker begins.
-        next_worker (`int`): Worker that gives the first batch: torch's loader asks its workers in turn, beginning with
+        states (`list[dict]`): The state in which each worker begins.
+        next_worker (`int`): Worker that makes the first batch; torch's loader asks its workers in turn, beginning with
             its first.
         start_number (`int`), layout: Number of the first batch, and the further arguments of [`run_positions`].
     """
 
-    def __init__(
-        self,
-        source: ImageSource,
-        decoder: Decoder,
-        *,
-        seed: int,
-        window_size: int,
-        num_workers: int,
-        states: list[dict[str, int]],
-        next_worker: int,
-        start_number: int,
-        layout: dict[str, int],
-    ) -> None:
-        super().__init__()
-        self.source = source
-        self.decoder = decoder
-        self.seed = seed
-        self.window_size = window_size
-        self.num_workers = num_workers
-        self.states = states
-        self.next_worker = next_worker
-        self.start_number = start_number
-        self.layout = layout
+    source: ImageSource
+    decoder: Decoder
+    seed: int
+    window_size: int
+    num_workers: int
+    states: list[dict[str, int]]
+    next_worker: int
+    start_number: int
+    layout: dict[str, int]
 
     def __iter__(self) -> Iterator[WorkerBatch]:
         info = torch.utils.data.get_worker_info()
         turn = 0 if info is None else info.id
         worker = (turn + self.next_worker) % self.num_workers
-        part = StreamPart(
-            self.source,
-            seed=self.seed,
-            window_size=self.window_size,
-            rank=self.layout["rank"],
-            world_size=self.layout["world_size"],
-            worker=worker,
-            num_workers=self.num_workers,
-        )
+        rank, world_size = self.layout["rank"], self.layout["world_size"]
+        part = StreamPart(self.source, self.seed, self.window_size, rank, world_size, worker, self.num_workers)
         # Worker w of W makes the batches w, w + W, ...; each readable image takes the next of their positions.
         numbers = count(self.start_number + turn, self.num_workers)
         places = (place for number in numbers for place in run_positions(number, **self.layout).tolist())
@@ -173,8 +150,9 @@ class ShuffledStream(torch.utils.data.IterableDataset[WorkerBatch]):
         self, part: StreamPart, state: dict[str, int], places: Iterator[int]
     ) -> Iterator[tuple[int, np.ndarray, int, dict[str, int], Counter[str]]]:
         """
-        Yield readable examples without end: position, pixels, label, the worker's state after it, and what was counted
-        since the last.
+        Yield readable examples without end.
+
+        Each is a position, pixels, a label, the worker's state after it, and the counts since the last example.
         """
         position = next(places)
         epoch, shard, row, taken = (state[key] for key in FIRST_STATE)
@@ -196,10 +174,6 @@ class ShuffledStream(torch.utils.data.IterableDataset[WorkerBatch]):
             if not found:
                 raise ValueError(
                     f"{self.source.description}: process {part.rank}, worker {part.worker} found no readable image in "
-                    f"epoch {epoch} (shards {part.shards(epoch)}); check the files, or use fewer workers"
+                    f"epoch {epoch} (shards {part.shards(epoch)}); check the files, or use fewer workers."
                 )
             epoch, shard, row, taken, found = epoch + 1, 0, 0, 0, False
-
-
-def _labels(columns: dict[str, Any], label_column: str | None, count: int) -> list[int]:
-    return [-1] * count if label_column is None else make_labels(columns[label_column])
