@@ -9,7 +9,7 @@ import pytest
 
 import ldae
 from tests.hub.hub_server import TestHub
-from tests.processes import NO_LDAE, Runner, run_forked
+from tests.processes import NO_LDAE, ForkedProcess, Runner
 
 
 @pytest.fixture
@@ -23,16 +23,15 @@ def run_python(tmp_path: Path) -> Runner:
         without_ldae: bool = False,
         cwd: Path | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        source = None if without_ldae else Path(ldae.__file__).parents[1]  # the one under test, not an installed one
         path = tmp_path / "script.py"
         path.write_text((NO_LDAE if without_ldae else "") + script)
         if hub is None:
-            done = run_forked(path, *arguments, cwd=cwd or tmp_path, import_from=source)
+            done = ForkedProcess(path, *arguments, folder=tmp_path, cwd=cwd, without_ldae=without_ldae).wait()
         else:
             home = tmp_path / "hf_home"
             environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTHON"))}
             environment |= {"OMP_NUM_THREADS": "1"} | hub.environment(home)
-            environment |= {} if source is None else {"PYTHONPATH": str(source)}
+            environment |= {} if without_ldae else {"PYTHONPATH": str(Path(ldae.__file__).parents[1])}
             done = subprocess.run(
                 [sys.executable, str(path), *map(str, arguments)],
                 env=environment,

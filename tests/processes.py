@@ -8,12 +8,17 @@ process has never imported ldae, and inherits no settings of the Hub: a script t
 import atexit
 import json
 import os
+import random
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+import ldae
 
 
 Runner = Callable[..., subprocess.CompletedProcess[str]]  # the fixture run_python
@@ -36,34 +41,41 @@ else:
 """
 
 FORK = """
-import json, os, runpy, sys
+import json, os, runpy, sys, traceback
 import torch
 import transformers.pipelines, transformers.modeling_utils
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
+def run(job):
+    for number, path in ((0, os.devnull), (1, job["stdout"]), (2, job["stderr"])):
+        os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644), number)
+    os.environ.update(job["env"])
+    os.chdir(job["cwd"])
+    sys.argv = [job["script"], *job["arguments"]]
+    sys.path[:0] = job["path"]
+    try:
+        runpy.run_path(job["script"], run_name="__main__")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
 print("ready", flush=True)
 for line in sys.stdin:
-    job = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        for number, path in ((0, os.devnull), (1, job["stdout"]), (2, job["stderr"])):
-            os.dup2(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), number)
-        os.chdir(job["cwd"])
-        sys.argv = [job["script"], *job["arguments"]]
-        sys.path[:0] = job["path"]
-        code = 0
-        try:
-            runpy.run_path(job["script"], run_name="__main__")
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        except BaseException:
-            import traceback
-            traceback.print_exc()
-            code = 1
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    kind, value = json.loads(line)
+    if kind == "start":
+        answer = os.fork()
+        if answer == 0:
+            code = run(value)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    else:
+        pid, status = os.waitpid(value, os.WNOHANG if kind == "poll" else 0)
+        answer = os.waitstatus_to_exitcode(status) if pid else None
+    print(json.dumps(answer), flush=True)
 """
 
 
@@ -86,27 +98,73 @@ def _forker() -> subprocess.Popen[str]:
     return process
 
 
-def run_forked(
-    script: Path, *arguments: object, cwd: Path, import_from: Path | None
-) -> subprocess.CompletedProcess[str]:
+def _ask(kind: str, value: Any) -> Any:
+    process = _forker()
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(json.dumps([kind, value]) + "\n")
+    process.stdin.flush()
+    return json.loads(process.stdout.readline())
+
+
+class ForkedProcess:
     """
-    Run a script where torch and transformers are imported already and the Hub is offline.
+    A Python script in a process where torch and transformers are imported already and the Hub is offline.
 
     Args:
         script (`Path`): The file to run.
         *arguments: Its command line.
-        cwd (`Path`): The folder to run it in.
-        import_from (`Path`, *optional*): A folder to import from besides the installed packages.
+        folder (`Path`): Where its output is kept.
+        cwd (`Path`, *optional*): The folder to run it in; by default `folder`.
+        env (`dict[str, str]`, *optional*): Variables to add to its environment.
+        without_ldae (`bool`, defaults to `False`): Whether the package under test is left out of its path.
     """
-    outputs = {name: script.with_suffix(f".{name}") for name in ("stdout", "stderr")}
-    for path in outputs.values():
-        path.unlink(missing_ok=True)
-    job = {"script": str(script), "arguments": list(map(str, arguments)), "cwd": str(cwd)}
-    job |= {name: str(path) for name, path in outputs.items()} | {"path": [str(import_from)] if import_from else []}
-    process = _forker()
-    assert process.stdin is not None and process.stdout is not None
-    process.stdin.write(json.dumps(job) + "\n")
-    process.stdin.flush()
-    code = int(process.stdout.readline())
-    texts = {name: path.read_text() if path.exists() else "" for name, path in outputs.items()}
-    return subprocess.CompletedProcess([str(script)], code, **texts)
+
+    def __init__(
+        self,
+        script: Path,
+        *arguments: object,
+        folder: Path,
+        cwd: Path | None = None,
+        env: dict[str, str] | None = None,
+        without_ldae: bool = False,
+    ) -> None:
+        outputs = tempfile.mkdtemp(prefix=".process-", dir=folder)
+        self.outputs = {name: Path(outputs, name) for name in ("stdout", "stderr")}
+        job = {name: str(path) for name, path in self.outputs.items()}
+        job |= {"script": str(script), "arguments": list(map(str, arguments)), "cwd": str(cwd or folder)}
+        # The package under test, not an installed one.
+        job |= {"env": env or {}, "path": [] if without_ldae else [str(Path(ldae.__file__).parents[1])]}
+        self.pid: int = _ask("start", job)
+        self._code: int | None = None
+
+    def poll(self) -> int | None:
+        """Return the exit status of a process that has ended."""
+        if self._code is None:
+            self._code = _ask("poll", self.pid)
+        return self._code
+
+    def kill(self) -> None:
+        """Send SIGKILL, and wait for the end."""
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+            self.wait()
+
+    def wait(self) -> subprocess.CompletedProcess[str]:
+        """Wait for the end."""
+        if self._code is None:
+            self._code = _ask("wait", self.pid)
+        texts = {name: path.read_text() if path.exists() else "" for name, path in self.outputs.items()}
+        return subprocess.CompletedProcess([], self._code, **texts)
+
+
+def run_on_two(script: Path, *arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script on two processes of one launch, as `torchrun` would, and return what the first one said."""
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "1"}
+    shared["MASTER_PORT"] = str(random.randint(20000, 40000))
+    processes = [
+        ForkedProcess(script, *arguments, folder=folder, env={**shared, "RANK": rank, "LOCAL_RANK": rank})
+        for rank in "01"
+    ]
+    first, second = (process.wait() for process in processes)
+    assert first.returncode == second.returncode == 0, first.stderr[-3000:] + second.stderr[-3000:]
+    return first

@@ -34,7 +34,7 @@ TINY: dict[str, Any] = {
             "mid_block_add_attention": False,
         },
     },
-    "data": {"dataset": "digits", "eval_split": None, "num_workers": 0},
+    "data": {"dataset": "digits", "split": "train[:400]", "eval_split": "test[:120]", "num_workers": 0},
     "tokenizer": {
         "tokenizer_images": 192,
         "tokenizer_batch_size": 32,

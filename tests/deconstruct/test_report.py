@@ -137,7 +137,7 @@ def test_every_part_of_the_paper_is_there(finished):
     text = (folder / "report.md").read_text()
     for said in (
         "converged logistic probe (cached protocol",
-        "360 test images",
+        "120 test images",
         "192 images seen",
         "2 pre-training seeds",
         "CPU, ",

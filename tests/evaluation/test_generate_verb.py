@@ -1,9 +1,5 @@
 """`ldae generate`: a picture, scores with their protocol, the same on one process and on two, and clear refusals."""
 
-import os
-import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +15,7 @@ from ldae.schedulers.build import build_scheduler
 from ldae.training.recipe import load_recipe
 from tests.models.test_ddae_pretraining import UNET, small_model
 from tests.pipelines.conftest import make_pipeline
+from tests.processes import run_on_two
 
 
 ROOT = Path(__file__).parents[2]
@@ -183,24 +180,8 @@ def test_two_processes_give_what_one_gives(kind, sampling, tmp_path, request):
     scores = ("--fid", "60", "--kid", "60", "--extractor", str(run), *sampling.split(), "--batch_size", "16")
     options = (*scores, "--num_images", "4", "--num_workers", "0")
     assert generate(run, *options, "--output_dir", tmp_path / "one") == 0
-    port = str(random.randint(20000, 40000))
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
-    process = subprocess.run(
-        [
-            sys.executable,
-            *launch,
-            ROOT / "training" / "generate.py",
-            run,
-            *options,
-            "--output_dir",
-            tmp_path / "two",
-        ],
-        env={**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert process.returncode == 0, process.stderr[-3000:]
+    launcher = ROOT / "training" / "generate.py"
+    process = run_on_two(launcher, run, *options, "--output_dir", tmp_path / "two", folder=tmp_path)
     samplers = 1 if kind == "run" else 2
     assert process.stdout.count(f"{4 * samplers} images:") == 1 and "on 2 x cpu" in process.stdout
     one, two = read_results(tmp_path / "one"), read_results(tmp_path / "two")

@@ -120,7 +120,7 @@ def _one_process(rank: int, folder: Path) -> None:
 
 
 def test_processes_measure_their_shares_together_or_alone(tmp_path: Path) -> None:
-    mp.spawn(_one_process, args=(tmp_path,), nprocs=2)
+    mp.start_processes(_one_process, args=(tmp_path,), nprocs=2, start_method="fork")
     expected = reconstruction_quality(make_pca(), draw_batches(), SIDE)
     shares = [draw_batches()[:2], draw_batches()[2:]]
     for rank in range(2):

@@ -22,7 +22,7 @@ from ldae import DDAEModel, LDAEForPreTraining, LDAEModel, LDAEPipeline, LDAESch
 from ldae.models.features_ldae import tokens_of
 from tests.models.small_diffusers import small_conditional_unet, small_dit, small_unet, small_vae
 from tests.models.small_models import draw_images, open_gates, small_config
-from tests.processes import NO_LDAE, run_forked
+from tests.processes import NO_LDAE, ForkedProcess
 
 
 PLAIN_DIFFUSERS = (
@@ -111,7 +111,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plain_diffusers")
     script = folder / "script.py"
     script.write_text(PLAIN_DIFFUSERS)
-    done = run_forked(script, folder, cwd=folder, import_from=None)
+    done = ForkedProcess(script, folder, folder=folder, without_ldae=True).wait()
     assert done.returncode == 0, done.stderr[-4000:]
     return folder
 

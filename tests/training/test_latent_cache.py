@@ -1,12 +1,7 @@
 """Runs that read cached latents: the same training as with encoding in every step, also killed, resumed and on two processes."""
 
 import json
-import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +19,7 @@ from ldae.training.latent_cache import storage_dtype
 from ldae.training.pretraining import DenoisingTask, pretrain
 from ldae.training.recipe import Recipe, load_recipe
 from ldae.training.tokenizer_training import train_tokenizer
+from tests.processes import ForkedProcess, run_on_two
 from tests.training.conftest import TINY, train_task
 
 
@@ -74,17 +70,6 @@ def losses(folder: Path) -> list[float]:
     return [record["loss"] for record in records if record["event"] == "train"]
 
 
-def launch(folder: Path, *arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
-    """A run of the recipe that another run's folder holds, in a folder of its own."""
-    return subprocess.Popen(
-        [sys.executable, *arguments, "--config", str(folder / "recipe.yaml")],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **(env or {})},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-
-
 @pytest.mark.parametrize(
     ("changes", "dtype", "tolerance"),
     [({}, "float16", 1e-4), (CLEAN_TARGET, "float32", 1e-5)],
@@ -110,11 +95,10 @@ def test_a_run_killed_while_it_encodes_ends_with_the_same_bytes(make, tmp_path):
     killed.mkdir()
     recipe = make("killed", "latents", checkpoint_every_images=32)
     recipe.save(killed / "recipe.yaml")
-    process = launch(killed, str(LAUNCHER))
+    process = ForkedProcess(LAUNCHER, "--config", killed / "recipe.yaml", folder=tmp_path)
     while not (tmp_path / "latents/data-00001-of-00006.arrow").exists() and process.poll() is None:
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
     assert not (killed / "checkpoints" / "images-000000000256").exists()
     pretrain(recipe)
     assert (whole / "model.safetensors").read_bytes() == (killed / "model.safetensors").read_bytes()
@@ -122,17 +106,12 @@ def test_a_run_killed_while_it_encodes_ends_with_the_same_bytes(make, tmp_path):
         assert path.read_bytes() == (tmp_path / "latents" / path.name).read_bytes()
 
 
-@pytest.mark.slow
 def test_two_processes_encode_their_shares_and_follow_the_curve_of_one(make, tmp_path):
     whole = pretrain(make("whole", "whole_latents")).path
     two = tmp_path / "two"
     two.mkdir()
     make("two", "latents").save(two / "recipe.yaml")
-    prefix = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port")
-    port = str(random.randint(20000, 40000))
-    process = launch(two, *prefix, port, str(LAUNCHER), env={"ACCELERATE_USE_CPU": "1"})
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output[-3000:]
+    run_on_two(LAUNCHER, "--config", two / "recipe.yaml", folder=tmp_path)
     assert losses(whole) == pytest.approx(losses(two), abs=1e-5)
     for path in (tmp_path / "whole_latents").glob("*.arrow"):
         assert path.read_bytes() == (tmp_path / "latents" / path.name).read_bytes()

@@ -1,10 +1,6 @@
 """Runs of a tiny recipe, whole: what a run's folder holds, resuming, splitting the batch, stopping, failing."""
 
 import json
-import os
-import random
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,11 +15,11 @@ from ldae.training.loop import Run
 from ldae.training.pretraining import DenoisingTask, pretrain
 from ldae.training.recipe import load_recipe
 from ldae.training.run_folder import RunFolder
+from tests.processes import ForkedProcess, run_on_two
 from tests.training.conftest import TINY, After, stop_after, train_task
 
 
 LAUNCHER = Path(__file__).parents[2] / "training" / "pretrain.py"
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -33,13 +29,6 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def losses(folder: Path) -> list[float]:
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [record["loss"] for record in records if record["event"] == "train"]
-
-
-def launch(recipe_file: Path, folder: Path, *overrides: str, prefix: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-    command = [sys.executable, *prefix, str(LAUNCHER), "--config", str(recipe_file), "--output_dir", str(folder)]
-    return subprocess.Popen(
-        [*command, *overrides], env=ONE_THREAD, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
 
 
 @pytest.fixture(scope="module")
@@ -124,33 +113,18 @@ def test_micro_batches_do_not_change_the_run(make_recipe, whole):
 
 def test_two_processes_follow_the_curve_of_one(whole, recipe_file, tmp_path):
     two = tmp_path / "two"
-    prefix = (
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "--master_port",
-        str(random.randint(20000, 40000)),
-    )
-    process = subprocess.run(
-        [sys.executable, *prefix, str(LAUNCHER), "--config", str(recipe_file), "--output_dir", str(two)],
-        env={**ONE_THREAD, "ACCELERATE_USE_CPU": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert process.returncode == 0, process.stderr[-3000:]
+    process = run_on_two(LAUNCHER, "--config", recipe_file, "--output_dir", two, folder=tmp_path)
     assert "2 processes x 1 accumulated x 16" in process.stdout
     assert losses(whole) == pytest.approx(losses(two), abs=1e-5)
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(whole, make_recipe, recipe_file, tmp_path, capsys):
     killed = tmp_path / "killed"
-    process = launch(recipe_file, killed, "--checkpoint_every_images", "32")
+    options = ("--config", recipe_file, "--output_dir", killed, "--checkpoint_every_images", 32)
+    process = ForkedProcess(LAUNCHER, *options, folder=tmp_path)
     while not list((killed / "checkpoints").glob("images-*")) and process.poll() is None:
         time.sleep(0.01)
     process.kill()
-    process.wait()
     assert not (killed / "checkpoints" / "images-000000000256").exists()
     pretrain(make_recipe("killed", checkpoint_every_images=32))
     assert "Going on from" in capsys.readouterr().out
