@@ -9,6 +9,7 @@ import yaml
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from ldae.cli import main
+from ldae.data import DataConfig, open_images
 
 
 ROWS = Path(__file__).parents[2] / "training" / "recipes" / "deconstruction"
@@ -34,7 +35,7 @@ TINY: dict[str, Any] = {
             "mid_block_add_attention": False,
         },
     },
-    "data": {"dataset": "digits", "split": "train[:400]", "eval_split": "test[:120]", "num_workers": 0},
+    "data": {"eval_split": None, "num_workers": 0},
     "tokenizer": {
         "tokenizer_images": 192,
         "tokenizer_batch_size": 32,
@@ -64,8 +65,9 @@ TINY: dict[str, Any] = {
 }
 
 
-def write_tiny_preset(path: Path, **keys: Any) -> Path:
-    """Write the tiny preset, with other keys over it (`None` takes one away), and give its path."""
+def write_tiny_preset(path: Path, digits: Path, **keys: Any) -> Path:
+    """Write the tiny preset for a folder of images, with other keys over it (`None` removes one)."""
+    keys.setdefault("data", {**TINY["data"], "dataset": str(digits)})
     content = {key: value for key, value in {**TINY, **keys}.items() if value is not None}
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path
@@ -77,13 +79,24 @@ def reset_accelerator() -> None:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 400 training and 120 test digits, to be probed in a third of the time."""
+    folder = tmp_path_factory.mktemp("images") / "digits"
+    folder.mkdir()
+    for split, count in (("train", 400), ("test", 120)):
+        rows = open_images(DataConfig("digits"), split).dataset.with_format(None).select(range(count))
+        rows.to_parquet(folder / f"{split}.parquet")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> tuple[Path, Path]:
     """A preset of three rows, a sweep and two seeds, and its folder after a launch."""
     place = tmp_path_factory.mktemp("finished")
     sweep = {"dimensions": {"pca": [2]}}
     generation = {"num_images": 40, "reference_images": 60, "steps": 2, "grid": 9, "batch_size": 20, "rows": [0, 7]}
     keys = {"rows": [0, 7, 12], "seeds": [0, 1], "sweep": sweep, "generation": generation}
-    preset = write_tiny_preset(place / "preset.yaml", **keys)
+    preset = write_tiny_preset(place / "preset.yaml", digits, **keys)
     assert main(["deconstruct", "--config", str(preset), "--output_dir", str(place / "out")]) == 0
     reset_accelerator()
     return preset, place / "out"
@@ -97,6 +110,6 @@ def fresh_accelerator():
 
 
 @pytest.fixture
-def write_preset(tmp_path: Path) -> Callable[..., Path]:
+def write_preset(tmp_path: Path, digits: Path) -> Callable[..., Path]:
     """[`write_tiny_preset`] into the test's own folder."""
-    return lambda name="preset.yaml", **keys: write_tiny_preset(tmp_path / name, **keys)
+    return lambda name="preset.yaml", **keys: write_tiny_preset(tmp_path / name, digits, **keys)
