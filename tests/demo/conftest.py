@@ -5,18 +5,18 @@ from pathlib import Path
 import pytest
 
 from ldae.data import DataConfig
-from ldae.demo.exhibit import Exhibit, open_exhibit
+from ldae.demo.model import DemoModel, open_demo_model
 
 
 STORED = Path(__file__).parents[1] / "fixtures"
 
 
-def open_stored(name: str) -> Exhibit:
-    return open_exhibit(str(STORED / name), DataConfig("digits", split="test"), device="cpu")
+def open_stored(name: str) -> DemoModel:
+    return open_demo_model(str(STORED / name), DataConfig("digits", split="test"), device="cpu")
 
 
 @pytest.fixture(scope="session", params=["ldae", "ddae"])
-def exhibit(request: pytest.FixtureRequest) -> Exhibit:
+def demo(request: pytest.FixtureRequest) -> DemoModel:
     return open_stored(request.param)
 
 

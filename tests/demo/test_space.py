@@ -9,6 +9,7 @@ import ldae
 from ldae.cli import run_verb
 from ldae.data import DataConfig
 from ldae.demo.space import export_space, space_texts
+from ldae.hub.families import FAMILIES
 from tests.demo.conftest import STORED
 
 
@@ -52,7 +53,7 @@ def test_its_app_is_the_page_of_the_copy(tmp_path: Path) -> None:
 
 def test_a_space_of_a_hub_checkpoint_names_it(tmp_path: Path) -> None:
     texts = space_texts(
-        "me/nano", "me/nano", "ldae", DataConfig("uoft-cs/cifar10", image_column="img", streaming=True)
+        "me/nano", "me/nano", FAMILIES["ldae"], DataConfig("uoft-cs/cifar10", image_column="img", streaming=True)
     )
     for file, text in texts.items():
         (tmp_path / file).write_text(text)

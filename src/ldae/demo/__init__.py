@@ -1,1 +1,1 @@
-"""A page to look at a checkpoint with: what it shows (exhibit, neighbours), how (page), and as a Space (space)."""
+"""A page to explore a checkpoint: the pictures (model, neighbours), the page (page), and a Space of it (space)."""

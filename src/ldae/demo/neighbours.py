@@ -1,6 +1,6 @@
-"""The nearest images of a set, by the cosine similarity of a model's features about their mean.
+"""Nearest images by the cosine similarity of a model's features, centred on their mean.
 
-Features of all images share most of their length: without the set's mean taken off, every similarity is close to 1.
+The features of all images have a large part in common: without centring, every similarity would be close to 1.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,44 +16,42 @@ from ldae.data import Batch, ImageSource, iterate_once
 from ldae.evaluation.features import extract_features
 
 
-THUMBNAIL = 64  # side of the pictures that are kept of the searched images, in pixels
+THUMBNAIL = 64  # side of the small pictures that are kept of the searched images, in pixels
 SHOWN = 128
 
 
 @dataclass
 class Neighbours:
-    """
-    The features of n images, and small pictures of them.
+    """Features of n images, with small pictures of them.
 
     Args:
-        encoder (`PreTrainedModel`): [`LDAEModel`], [`LDAEForPreTraining`] or [`DDAEModel`].
-        mean (`torch.FloatTensor` of shape `(F,)`): Of the features.
-        features (`torch.FloatTensor` of shape `(n, F)`): Less the mean, and of length 1.
-        thumbnails (`torch.ByteTensor` of shape `(n, C, s, s)`).
-        captions (`list[str]`): The class of each image, or "" where it is unknown.
+        model (`PreTrainedModel`): The model that computed the features.
+        mean (`torch.FloatTensor` of shape `(F,)`): Mean of the features.
+        features (`torch.FloatTensor` of shape `(n, F)`): Features minus their mean, scaled to length 1.
+        thumbnails (`torch.ByteTensor` of shape `(n, C, s, s)`): Small pictures.
+        captions (`list[str]`): Class of each image, or "" if it is unknown.
     """
 
-    encoder: Any
+    model: Any
     mean: torch.Tensor
     features: torch.Tensor
     thumbnails: torch.Tensor
     captions: list[str]
 
     @classmethod
-    def of(
-        cls, encoder: Any, source: ImageSource, limit: int, report: Callable[[float, str], None], batch_size: int = 64
+    def compute(
+        cls, model: Any, source: ImageSource, limit: int, report: Callable[[float, str], None], batch_size: int = 64
     ) -> "Neighbours":
-        """
-        Compute the features of the first images of a source.
+        """Compute the features of the first images of a source.
 
         Args:
-            encoder: As above.
+            model (`PreTrainedModel`): An l-DAE or a DDAE.
             source ([`~ldae.data.ImageSource`]): The images.
-            limit (`int`): How many at most.
-            report (`Callable`): Is told the share that is done, and what is done, after each batch.
-            batch_size (`int`, defaults to 64): Images of a forward.
+            limit (`int`): Largest number of images.
+            report (`Callable`): Called with the share that is done and the current step, before each batch.
+            batch_size (`int`, defaults to 64): Number of images in a forward.
         """
-        c = encoder.config
+        c = model.config
         total = limit if source.num_examples is None else min(limit, source.num_examples)
         thumbnails: list[torch.Tensor] = []
 
@@ -65,27 +63,26 @@ class Neighbours:
                 thumbnails.append(_shrink(batch.images))
                 yield batch
 
-        features = extract_features(encoder, watched())
+        features = extract_features(model, watched())
         labels = [-1] * len(features.values) if features.labels is None else features.labels.tolist()
         names = source.class_names
         captions = ["" if k < 0 else names[k] if names else f"class {k}" for k in labels]
         values = features.flat[:, 0]  # (n, F)
         mean = values.mean(dim=0)
-        return cls(encoder, mean, F.normalize(values - mean, dim=1), torch.cat(thumbnails), captions)
+        return cls(model, mean, F.normalize(values - mean, dim=1), torch.cat(thumbnails), captions)
 
     def nearest(self, image: np.ndarray, count: int) -> list[tuple[PIL.Image.Image, str]]:
-        """
-        The most similar images, nearest first.
+        """Find the most similar images, nearest first.
 
         Args:
-            image (`np.ndarray` of shape `(C, S, S)`): uint8, at the model's size.
-            count (`int`): How many at most.
+            image (`np.ndarray` of shape `(C, S, S)`): The image, in uint8 at the model's size.
+            count (`int`): Largest number of neighbours.
 
         Returns:
-            Pictures with captions: similarity, and class where it is known.
+            Pictures, each with its similarity and, if it is known, its class as a caption.
         """
         batch = Batch(torch.from_numpy(image)[None], torch.zeros(1, dtype=torch.long), None)
-        feature = F.normalize(extract_features(self.encoder, [batch]).flat[0, 0] - self.mean, dim=0)  # (F,)
+        feature = F.normalize(extract_features(self.model, [batch]).flat[0, 0] - self.mean, dim=0)  # (F,)
         found = (self.features @ feature).topk(min(count, len(self.features)))
         shown = []
         for similarity, index in zip(found.values.tolist(), found.indices.tolist(), strict=True):
@@ -97,7 +94,7 @@ class Neighbours:
 
 
 def _shrink(images: torch.Tensor) -> torch.Tensor:
-    """Images `(b, C, S, S)` in uint8, no larger than thumbnails."""
+    """Shrink images `(b, C, S, S)` in uint8 to thumbnails."""
     if images.shape[-1] <= THUMBNAIL:
         return images
     small = F.interpolate(images.float(), size=(THUMBNAIL, THUMBNAIL), mode="area")

@@ -1,4 +1,4 @@
-"""The page as a Space of the Hub: a folder that is pushed as it is."""
+"""The page as a Space: a folder to push to the Hub."""
 
 import os
 import shutil
@@ -11,35 +11,37 @@ from transformers import AutoConfig
 
 import ldae
 from ldae.data import DataConfig, list_splits
+from ldae.demo.model import WRONG_FAMILY
 from ldae.files import write_whole
+from ldae.hub.families import Family, family_of
 from ldae.hub.model_card import is_hub_name
 from ldae.hub.push import check_publishable
 
 
 MADE_BY = "Made by `ldae demo --export-space`"
-COPY = "checkpoint"  # the folder inside the Space
-# What the page reads of a run's folder; code and card come with the package and the Space.
-COPIED = (
+CHECKPOINT_FOLDER = "checkpoint"  # inside the Space
+# The files of a run's folder that the page reads. Code comes with the package, the card with the Space.
+COPIED_FILES = (
     "config.json",
     "model*.safetensors",
     "model.safetensors.index.json",
     "preprocessor_config.json",
     "scheduler/*.json",
 )
-TESTED_GRADIO = "6.31.0"  # of a Space that is exported where gradio is not installed
+TESTED_GRADIO = "6.31.0"  # used where gradio is not installed
 TITLE_LENGTH, DESCRIPTION = 30, "Denoise a picture and see what its patches mean"
 
-APP = '''"""The page of {name}: python app.py. {made_by}."""
+APP = '''"""The page of {name}; start it with `python app.py`. {made_by}."""
 
 {path_import}from ldae.data import DataConfig
-from ldae.demo.exhibit import open_exhibit
+from ldae.demo.model import open_demo_model
 from ldae.demo.page import build_page, launch_page
 
 
 CHECKPOINT = {checkpoint}
 IMAGES = {images}  # for examples and neighbours
 
-page = build_page(open_exhibit(CHECKPOINT, IMAGES, name={name!r}))
+page = build_page(open_demo_model(CHECKPOINT, IMAGES, name={name!r}))
 
 if __name__ == "__main__":
     launch_page(page)
@@ -50,29 +52,27 @@ README = """---
 
 # {name}
 
-Drop a picture, move t, and see it clean, noisy and denoised by {what}; its patches' features as colours, layer by layer
-and time step by time step{more}. On your own machine: `pip install -r requirements.txt`, then `python app.py`.
+Drop a picture, choose t, and see it clean, noisy and denoised by {what}; see the features of its patches as colours, by
+layer and time step{more}. To run it on your own machine: `pip install -r requirements.txt`, then `python app.py`.
 
 {made_by}, ldae {ldae_version}.
 """
 
 
 def export_space(checkpoint: str, folder: str | os.PathLike[str], data: DataConfig | None = None) -> list[Path]:
-    """
-    Write a Space: `app.py`, `requirements.txt`, `README.md` with the metadata that the Hub reads, and of a checkpoint that
-    is a folder a copy of what the page needs of it.
+    """Write a Space: `app.py`, `requirements.txt`, `README.md` with its metadata, and a local checkpoint's files.
 
     Args:
         checkpoint (`str`): A run's folder, which is copied, or a Hub id, which the Space downloads.
-        folder (`str` or path): Where to; made where it is missing. A Space that was exported there before is replaced.
-        data ([`~ldae.data.DataConfig`], *optional*): The images for examples and neighbours: the digits or a Hub data set.
+        folder (`str` or path): Folder to write; a Space that was exported there before is replaced.
+        data ([`~ldae.data.DataConfig`], *optional*): Images for examples and neighbours: the digits or a Hub data set.
 
     Returns:
         The files.
 
     Raises:
-        ValueError: where the checkpoint cannot be shown, the images are on this machine alone, or the folder holds
-            something else.
+        ValueError: If the checkpoint is of another kind, the images are only on this machine, or the folder holds
+            other files.
     """
     folder, local = Path(folder), Path(checkpoint)
     if folder.is_dir() and any(folder.iterdir()) and not _is_ours(folder / "app.py"):
@@ -80,50 +80,45 @@ def export_space(checkpoint: str, folder: str | os.PathLike[str], data: DataConf
     if data is not None and data.dataset != "digits" and not is_hub_name(data.dataset):
         raise ValueError(
             f"dataset={data.dataset!r} is on this machine, where a Space cannot read it; give digits or a Hub id, or leave "
-            "the images out with --dataset none."
+            "out the images with --dataset none."
         )
     if local.is_dir():
         check_publishable(local)
     elif not is_hub_name(checkpoint):
         raise ValueError(f"checkpoint={checkpoint!r} is neither a folder nor a Hub id.")
-    model_type = AutoConfig.from_pretrained(checkpoint).model_type
-    if model_type not in ("ldae", "ddae"):
-        raise ValueError(
-            f"checkpoint={checkpoint!r} is a model of type {model_type!r}; the page shows l-DAE and DDAE models."
-        )
+    family = family_of(AutoConfig.from_pretrained(checkpoint).model_type, f"checkpoint={checkpoint!r}", WRONG_FAMILY)
     if data is not None:
-        list_splits(data)  # that it exists is found out here, not in the Space
+        list_splits(data)  # fails here, not in the Space, if the data set does not exist
 
     name = local.resolve().name if local.is_dir() else checkpoint
-    shutil.rmtree(folder / COPY, ignore_errors=True)
+    shutil.rmtree(folder / CHECKPOINT_FOLDER, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     if local.is_dir():
-        for path in sorted(path for pattern in COPIED for path in local.glob(pattern)):
-            target = folder / COPY / path.relative_to(local)
+        for path in sorted(path for pattern in COPIED_FILES for path in local.glob(pattern)):
+            target = folder / CHECKPOINT_FOLDER / path.relative_to(local)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
-    texts = space_texts(name, None if local.is_dir() else checkpoint, model_type, data)
+    texts = space_texts(name, None if local.is_dir() else checkpoint, family, data)
     for file, text in texts.items():
         write_whole(folder / file, text)
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def space_texts(name: str, repo_id: str | None, model_type: str, data: DataConfig | None) -> dict[str, str]:
-    """
-    The files of a Space without its checkpoint.
+def space_texts(name: str, repo_id: str | None, family: Family, data: DataConfig | None) -> dict[str, str]:
+    """Write the text files of a Space.
 
     Args:
-        name (`str`): What the page calls the checkpoint.
-        repo_id (`str`, *optional*): Its Hub id; by default it is the folder `checkpoint/` of the Space.
-        model_type (`str`): `"ldae"` or `"ddae"`.
-        data ([`~ldae.data.DataConfig`], *optional*): The images for examples and neighbours.
+        name (`str`): Title of the page.
+        repo_id (`str`, *optional*): Hub id of the checkpoint; by default it is in the Space's folder `checkpoint/`.
+        family ([`~ldae.hub.families.Family`]): Family of the checkpoint.
+        data ([`~ldae.data.DataConfig`], *optional*): Images for examples and neighbours.
 
     Returns:
         `dict[str, str]`: text by file name.
     """
     place, path_import = repr(repo_id), ""
     if repo_id is None:
-        place, path_import = f'str(Path(__file__).parent / "{COPY}")', "from pathlib import Path\n\n"
+        place, path_import = f'str(Path(__file__).parent / "{CHECKPOINT_FOLDER}")', "from pathlib import Path\n\n"
     return {
         "app.py": APP.format(
             name=name, made_by=MADE_BY, path_import=path_import, checkpoint=place, images=_as_code(data)
@@ -132,8 +127,8 @@ def space_texts(name: str, repo_id: str | None, model_type: str, data: DataConfi
         "README.md": README.format(
             metadata=yaml.safe_dump(_metadata(name, repo_id, data), sort_keys=False, allow_unicode=True),
             name=name,
-            what="an l-DAE" if model_type == "ldae" else "a DDAE",
-            more="" if data is None else f"; its nearest neighbours in {data.dataset}",
+            what=family.title,
+            more="" if data is None else f"; and see its nearest neighbours in {data.dataset}",
             made_by=MADE_BY,
             ldae_version=ldae.__version__,
         ),
@@ -142,7 +137,7 @@ def space_texts(name: str, repo_id: str | None, model_type: str, data: DataConfi
 
 
 def _metadata(name: str, repo_id: str | None, data: DataConfig | None) -> dict[str, Any]:
-    """The head of the Space's README.md, in the Hub's words."""
+    """Build the metadata of the Space's README.md."""
     try:
         gradio = version("gradio")
     except PackageNotFoundError:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ldae.data import DataConfig, open_images
-from ldae.demo.exhibit import Exhibit, open_exhibit
+from ldae.demo.model import DemoModel, open_demo_model
 from ldae.demo.space import export_space
 from ldae.verbs.probe_options import data_config
 
@@ -63,10 +63,10 @@ def main(argv: list[str]) -> int:
         if error.name != "gradio":
             raise
         raise ValueError("the page needs gradio, which is not installed; pip install 'ldae[demo]'.") from error
-    exhibit = _open(options)
-    print(f"{exhibit.name}. {exhibit.description}")
-    print(f"Neighbours: {exhibit.source.description if exhibit.source else 'none; --dataset names a set of images'}")
-    launch_page(build_page(exhibit), options.host, options.port)
+    demo = _open(options)
+    print(f"{demo.name}. {demo.description}")
+    print(f"Neighbours: {demo.source.description if demo.source else 'none; --dataset names a set of images'}")
+    launch_page(build_page(demo), options.host, options.port)
     return 0
 
 
@@ -79,14 +79,14 @@ def _chosen_data(options: argparse.Namespace) -> DataConfig | None:
     return replace(data_config(options), num_workers=0)  # a page's few images are not worth processes of their own
 
 
-def _open(options: argparse.Namespace) -> Exhibit:
+def _open(options: argparse.Namespace) -> DemoModel:
     data = _chosen_data(options)
-    exhibit = open_exhibit(options.checkpoint, device=options.device)
+    demo = open_demo_model(options.checkpoint, device=options.device)
     if data is not None:
         try:
-            exhibit.source = open_images(data)
+            demo.source = open_images(data)
         except ValueError as error:
             if options.dataset is not None:
                 raise
             print(f"The run's own images cannot be opened, so there are no examples and neighbours: {error}")
-    return exhibit
+    return demo

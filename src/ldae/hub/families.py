@@ -1,0 +1,94 @@
+"""The families of models, with what the model cards, the remote code, the exports and the demo say of each."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ldae.models import backbone_ddae, modeling_ldae, pretraining_ddae
+from ldae.models.configuration_ddae import DDAEConfig
+from ldae.models.configuration_ldae import LDAEConfig
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of models.
+
+    Attributes:
+        name (`str`): Name in prose.
+        title (`str`): Name with its article.
+        summary (`Callable`): Describes a configuration in a few words.
+        config_class (`type`): Class of its configuration.
+        pipeline (`str`): Name of its pipeline class in `ldae`.
+        layer_kind (`str`): What a layer that features are read after is called.
+        noisy (`str`): What its noisy images are called.
+        entry_files (`tuple[str, ...]`): Files whose relative imports reach all of its code.
+        auto_map (`dict[str, str]`): For each auto class the class that remote code gives it.
+    """
+
+    name: str
+    title: str
+    summary: Callable[[Any], str]
+    config_class: Any
+    pipeline: str
+    layer_kind: str
+    noisy: str
+    entry_files: tuple[str, ...]
+    auto_map: dict[str, str]
+
+
+FAMILIES = {
+    "ldae": Family(
+        name="l-DAE",
+        title="an l-DAE",
+        summary=lambda c: (
+            f"{c.num_hidden_layers} encoder and {c.decoder_num_hidden_layers} decoder blocks of width {c.hidden_size}, "
+            f"patches of {c.patch_size}x{c.patch_size} as {c.latent_dim} latents"
+        ),
+        config_class=LDAEConfig,
+        pipeline="LDAEPipeline",
+        layer_kind="block",
+        noisy="latent-noised",
+        entry_files=(modeling_ldae.__file__,),
+        auto_map={
+            "AutoConfig": "configuration_ldae.LDAEConfig",
+            "AutoModel": "modeling_ldae.LDAEModel",
+            "AutoModelForPreTraining": "modeling_ldae.LDAEForPreTraining",
+            "AutoModelForImageClassification": "modeling_ldae.LDAEForImageClassification",
+            "AutoBackbone": "modeling_ldae.LDAEBackbone",
+        },
+    ),
+    "ddae": Family(
+        name="DDAE",
+        title="a DDAE",
+        summary=lambda c: f"a {c.denoiser_type}, features {c.hidden_size} wide",
+        config_class=DDAEConfig,
+        pipeline="DDAEPipeline",
+        layer_kind="tap",
+        noisy="noisy",
+        entry_files=(pretraining_ddae.__file__, backbone_ddae.__file__),
+        auto_map={
+            "AutoConfig": "configuration_ddae.DDAEConfig",
+            "AutoModel": "modeling_ddae.DDAEModel",
+            "AutoModelForPreTraining": "pretraining_ddae.DDAEForPreTraining",
+            "AutoModelForImageClassification": "modeling_ddae.DDAEForImageClassification",
+            "AutoBackbone": "backbone_ddae.DDAEBackbone",
+        },
+    ),
+}
+
+
+def family_of(model_type: str | None, where: object, remedy: str) -> Family:
+    """Return the family of a `model_type`.
+
+    Args:
+        model_type (`str`, *optional*): As in a `config.json`.
+        where: The file or checkpoint that it was found in, for the message.
+        remedy (`str`): A sentence on what to do instead, for the message.
+
+    Raises:
+        ValueError: If the model is of neither family.
+    """
+    if model_type not in FAMILIES:
+        known = " or ".join(map(repr, FAMILIES))
+        raise ValueError(f"{where} has model_type={model_type!r}; it must be {known}. {remedy}")
+    return FAMILIES[model_type]
