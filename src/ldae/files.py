@@ -30,8 +30,7 @@ SHARDS, LEAST_ROWS, MOST_ROWS = 64, 256, 8192  # enough shards for many processe
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """
-    Write a file under another name and rename it, so that readers see the old content or the new, never a part.
+    """Write a file under another name and rename it, so that readers see the old content or the new, never a part.
 
     Args:
         path (`Path`): The file; its folder exists.
@@ -46,8 +45,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def open_permissions(path: Path) -> None:
-    """
-    Give a file, or a folder and everything in it, the permissions that the umask allows.
+    """Give a file, or a folder and everything in it, the permissions that the umask allows.
 
     safetensors' writer and `tempfile` create files that only their owner can read.
 
@@ -61,8 +59,7 @@ def open_permissions(path: Path) -> None:
 
 
 def move_into(staging: Path, folder: Path, last: str | None = None) -> None:
-    """
-    Move all files of a folder into another, each whole, with the permissions that the umask allows.
+    """Move all files of a folder into another, each whole, with the permissions that the umask allows.
 
     Args:
         staging (`Path`): The folder the files were written to, on the same file system.
@@ -86,8 +83,7 @@ def hash_settings(settings: Any, digits: int = 8) -> str:
 
 
 def hash_tensors(settings: Any, tensors: Mapping[str, "torch.Tensor"]) -> str:
-    """
-    Hash tensors by name, type, shape and content, together with settings.
+    """Hash tensors by name, type, shape and content, together with settings.
 
     Args:
         settings: Plain settings that the tensors do not show.
@@ -106,8 +102,7 @@ def hash_tensors(settings: Any, tensors: Mapping[str, "torch.Tensor"]) -> str:
 
 
 class FolderClaim:
-    """
-    A claim on a folder that several launches share, perhaps on several machines: one holds it, the others wait.
+    """A claim on a folder that several launches share, perhaps on several machines: one holds it, the others wait.
 
     The claim is a lease of `filelock`: its holder renews it every few seconds. The claim of a process that no longer
     runs on this machine is taken over at once; any other that has not been renewed for `seconds`, by the waiting
@@ -119,7 +114,6 @@ class FolderClaim:
         beat_seconds (`float`, defaults to 5): Time between two renewals.
 
     Example:
-
     ```python
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -165,8 +159,7 @@ class FolderClaim:
         self._lease.release()
 
     def check(self) -> None:
-        """
-        Check that the claim is still held.
+        """Check that the claim is still held.
 
         Raises:
             RunError: If another process has taken it over, for example after this one was suspended for long.
@@ -190,8 +183,7 @@ class FolderClaim:
         self.release()
 
     def _remove_expired(self) -> bool:
-        """
-        Remove a claim that has long expired, where the file system cannot swap two names (NFS, SMB).
+        """Remove a claim that has long expired, where the file system cannot swap two names (NFS, SMB).
 
         `filelock` takes an expired claim over by such a swap, and does nothing without it. A second process that
         removes the claim at the same moment is noticed by `check`.
@@ -220,8 +212,7 @@ class FolderClaim:
 
 @dataclass(frozen=True)
 class ShardFolder:
-    """
-    A folder of shards, and a JSON file that identifies what they were made from.
+    """A folder of shards, and a JSON file that identifies what they were made from.
 
     A shard exists whole or not at all, so a killed start is continued by the next, with any number of processes.
 
@@ -243,8 +234,7 @@ class ShardFolder:
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
     def claim(self, identity: dict[str, Any], notes: dict[str, Any]) -> None:
-        """
-        Write the identity file, or check that it says the same.
+        """Write the identity file, or check that it says the same.
 
         Args:
             identity (`dict`): What the shards are made from, and how.
@@ -281,8 +271,8 @@ class ShardFolder:
 
 
 class ShardWriter:
-    """
-    Writer of one shard, under a hidden name until it is whole; as a context manager it discards the shard on an error.
+    """Writer of one shard, under a hidden name until it is whole; as a context manager it discards the shard on an
+    error.
 
     Args:
         path (`Path`): The shard's file.

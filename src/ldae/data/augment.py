@@ -26,14 +26,14 @@ def prepare_images(
     crop_padding: int = 0,
     horizontal_flip: bool = False,
 ) -> torch.Tensor:
-    """
-    Scale pixels 0..255 to [-1, 1], and crop and flip them at random if asked.
+    """Scale pixels 0..255 to [-1, 1], and crop and flip them at random if asked.
 
     The crop is the usual one: a box of `crop_scale` of the area and of a ratio of sides between 3/4 and 4/3
-    (log-uniform), drawn up to ten times until it fits and otherwise the whole image, resized bilinearly and antialiased.
-    It is cut from decoded images; [`RandomCrop`] cuts the same box from the whole image while it is decoded. Box and flip
-    depend only on `seed` and an example's position in the run. Without a crop the values are those of
-    `ViTImageProcessor` with mean and standard deviation 0.5; images larger than `image_size` are centre-cropped.
+    (log-uniform), drawn up to ten times until it fits and otherwise the whole image, resized bilinearly and
+    antialiased. It is cut from decoded images; [`RandomCrop`] cuts the same box from the whole image while it is
+    decoded. Box and flip depend only on `seed` and an example's position in the run. Without a crop the values are
+    those of `ViTImageProcessor` with mean and standard deviation 0.5; images larger than `image_size` are
+    centre-cropped.
 
     Args:
         images (`torch.ByteTensor` of shape `(b, C, R, R)`): Decoded images.
@@ -55,7 +55,6 @@ def prepare_images(
             crop are requested.
 
     Example:
-
     ```python
     >>> import torch
     >>> from ldae.data import prepare_images
@@ -96,12 +95,11 @@ def prepare_images(
 def prepare_latents(
     latents: torch.Tensor, positions: torch.Tensor, seed: int, *, horizontal_flip: bool = False
 ) -> torch.Tensor:
-    """
-    Choose between the latents of images and of their mirror images as [`prepare_images`] flips pixels.
+    """Choose between the latents of images and of their mirror images as [`prepare_images`] flips pixels.
 
     Args:
-        latents (`torch.Tensor` of shape `(b, V, N, d)`): Latents from a cache, of the images, and with V = 2 of the mirror
-            images too.
+        latents (`torch.Tensor` of shape `(b, V, N, d)`): Latents from a cache, of the images, and with V = 2 of the
+            mirror images too.
         positions (`torch.LongTensor` of shape `(b,)`): Position of each example in the run.
         seed (`int`): Seed of the run.
         horizontal_flip (`bool`, defaults to `False`): Take the mirror image with probability 1/2; needs V = 2.
@@ -110,7 +108,6 @@ def prepare_latents(
         `torch.FloatTensor` of shape `(b, N, d)` in float32, on the device of `latents`.
 
     Example:
-
     ```python
     >>> import torch
     >>> from ldae.data import prepare_latents
@@ -134,18 +131,16 @@ def _draw(positions: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tenso
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """
-    Random resized crop of a whole image, of any ratio of sides, for a decoder.
+    """Random resized crop of a whole image, of any ratio of sides, for a decoder.
 
-    The box depends only on `seed`, the example's position in the run and the image's size. For a square image it is the
-    box that [`prepare_images`] cuts.
+    The box depends only on `seed`, the example's position in the run and the image's size. For a square image it is
+    the box that [`prepare_images`] cuts.
 
     Args:
         seed (`int`): Seed of the run.
         crop_scale (`tuple[float, float]`): Range of the box's share of the area.
 
     Example:
-
     ```python
     >>> from ldae.data.augment import RandomCrop
     >>> left, top, right, bottom = RandomCrop(0, (0.2, 1.0)).box(7, width=400, height=300)
@@ -159,8 +154,7 @@ class RandomCrop:
     crop_scale: tuple[float, float]
 
     def box(self, position: int, width: int, height: int) -> tuple[float, float, float, float]:
-        """
-        Draw the box of the example at a position.
+        """Draw the box of the example at a position.
 
         Args:
             position (`int`): The example's position in the run.
@@ -182,8 +176,7 @@ def _block_of_boxes(crop: RandomCrop, block: int, width: int, height: int) -> li
 
 
 def draw_boxes(uniform: torch.Tensor, width: int, height: int, crop_scale: tuple[float, float]) -> torch.Tensor:
-    """
-    Draw boxes of the random resized crop inside images of one size.
+    """Draw boxes of the random resized crop inside images of one size.
 
     Args:
         uniform (`torch.FloatTensor` of shape `(b, 2 * TRIALS + 2)`): Numbers in [0, 1): area and ratio of each trial,
@@ -192,8 +185,8 @@ def draw_boxes(uniform: torch.Tensor, width: int, height: int, crop_scale: tuple
         crop_scale (`tuple[float, float]`): Range of the box's share of the area.
 
     Returns:
-        `torch.FloatTensor` of shape `(b, 4)`: left, top, width, height in pixels, not rounded. If no trial fits, this is
-        the largest box in the middle with an allowed ratio of sides; for a square image the whole.
+        `torch.FloatTensor` of shape `(b, 4)`: left, top, width, height in pixels, not rounded. If no trial fits, this
+        is the largest box in the middle with an allowed ratio of sides; for a square image the whole.
     """
     low, high = (math.log(ratio) for ratio in CROP_RATIO)
     area = crop_scale[0] + (crop_scale[1] - crop_scale[0]) * uniform[:, :TRIALS]  # (b, trials), share of the area

@@ -18,18 +18,17 @@ CONVERTED, SKIPPED = "converted", "skipped"
 
 @dataclass
 class Batch:
-    """
-    Images of one micro-batch, or their cached latents.
+    """Images of one micro-batch, or their cached latents.
 
     Args:
         images (`torch.ByteTensor` of shape `(b, C, R, R)`): Pixels in 0..255; `None` beside `latents`, which only
             pre-training reads.
         positions (`torch.LongTensor` of shape `(b,)`): Position of each example in the run, or its row in the data set
             if [`iterate_once`] made the batch.
-        labels (`torch.LongTensor` of shape `(b,)`, *optional*): Classes, -1 for a row without one; `None` for a data set
-            without labels.
-        latents (`torch.Tensor` of shape `(b, V, N, d)`, *optional*): Latents of the images, and with V = 2 of their mirror
-            images, in the cache's type.
+        labels (`torch.LongTensor` of shape `(b,)`, *optional*): Classes, -1 for a row without one; `None` for a data
+            set without labels.
+        latents (`torch.Tensor` of shape `(b, V, N, d)`, *optional*): Latents of the images, and with V = 2 of their
+            mirror images, in the cache's type.
     """
 
     images: torch.Tensor
@@ -62,13 +61,12 @@ class WorkerBatch:
 
 @dataclass(frozen=True)
 class Decoder:
-    """
-    Decoder of records to pixels of one size, with counts of conversions and skips.
+    """Decoder of records to pixels of one size, with counts of conversions and skips.
 
     Args:
         num_channels (`int`): 3 (RGB) or 1 (luminance).
         size (`int`, in pixels): Side of the result.
-        crop ([`~ldae.data.augment.RandomCrop`], *optional*): Crops a random box of the whole image instead of its centre.
+        crop ([`~ldae.data.augment.RandomCrop`], *optional*): Crops a random box of the image instead of its centre.
     """
 
     num_channels: int
@@ -128,8 +126,7 @@ def make_labels(values: Iterable[int | None]) -> list[int]:
 
 
 def describe_counts(counts: Counter[str]) -> str:
-    """
-    Describe in one line how many images were converted or skipped.
+    """Describe in one line how many images were converted or skipped.
 
     Args:
         counts (`Counter`): A loader's counts: `"converted greyscale"`, `"skipped empty file"`, ...
@@ -138,7 +135,6 @@ def describe_counts(counts: Counter[str]) -> str:
         `str`: The line.
 
     Example:
-
     ```python
     >>> from collections import Counter
     >>> from ldae.data import describe_counts

@@ -10,8 +10,7 @@ LABEL_NAMES = ("label", "labels", "fine_label", "cls", "class", "target")
 
 
 def find_image_column(features: Features, name: str | None = None) -> str:
-    """
-    Find the column of the images: of type `datasets.Image`, else of bytes, or of `{"bytes", "path"}`.
+    """Find the column of the images: of type `datasets.Image`, else of bytes, or of `{"bytes", "path"}`.
 
     Args:
         features (`datasets.Features`): Columns and their types.
@@ -38,8 +37,7 @@ def find_image_column(features: Features, name: str | None = None) -> str:
 
 
 def find_label_column(features: Features, name: str | None = None) -> str | None:
-    """
-    Find the column of the labels: of type `datasets.ClassLabel`, else of integers with a usual name (`label`, `cls`, ...).
+    """Find the column of the labels: of type `datasets.ClassLabel`, else of integers with one of `LABEL_NAMES`.
 
     Args:
         features (`datasets.Features`): Columns and their types.
@@ -75,13 +73,13 @@ def find_label_column(features: Features, name: str | None = None) -> str | None
 
 
 def find_other_columns(features: Features, taken: Sequence[str], names: Sequence[str] | None) -> tuple[str, ...]:
-    """
-    Find columns beside those of images and labels.
+    """Find columns beside those of images and labels.
 
     Args:
         features (`datasets.Features`): Columns and their types.
         taken (`Sequence[str]`): Columns of the images and labels.
-        names (`Sequence[str]`, *optional*): The names to find; with `None` all that hold one number, text or class a row.
+        names (`Sequence[str]`, *optional*): The names to find; with `None` all that hold one number, text or class a
+            row.
 
     Returns:
         `tuple[str, ...]`: Their names.

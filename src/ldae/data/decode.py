@@ -38,8 +38,7 @@ Crop = Callable[[int, int], tuple[float, float, float, float]]
 def decode_image(
     record: Any, num_channels: int, decode_size: int, crop: Crop | None = None
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """
-    Decode one image.
+    """Decode one image.
 
     EXIF orientation is applied, and the first frame of an animation taken. Transparency is composited on white, 16-bit
     values are scaled to 8 bits, and every colour space is converted to RGB (`num_channels=3`) or luminance (1).
@@ -48,9 +47,9 @@ def decode_image(
         record (`bytes` or `dict`): The file's bytes, or `{"bytes": ..., "path": ...}`, of which one may be `None`.
         num_channels (`int`): 3 (RGB) or 1 (luminance).
         decode_size (`int`): Side of the result in pixels.
-        crop (`Callable`, *optional*): From the image's width and height to the box `(left, top, right, bottom)` that is
-            resized to the result, bilinearly with antialiasing. By default the shortest edge is resized and the centre
-            cropped.
+        crop (`Callable`, *optional*): From the image's width and height to the box `(left, top, right, bottom)` that
+            is resized to the result, bilinearly with antialiasing. By default the shortest edge is resized and the
+            centre cropped.
 
     Returns:
         The pixels, a `np.ndarray` of shape `(num_channels, decode_size, decode_size)` in uint8, and the names of the
@@ -61,7 +60,6 @@ def decode_image(
         ValueError: If `num_channels` is neither 1 nor 3.
 
     Example:
-
     ```python
     >>> import io
     >>> from PIL import Image
@@ -82,8 +80,7 @@ def decode_image(
 
 
 def decode_whole_image(record: Any, num_channels: int) -> tuple[Image.Image, tuple[str, ...]]:
-    """
-    Decode one image without resizing or cropping it, for networks with their own image processor.
+    """Decode one image without resizing or cropping it, for networks with their own image processor.
 
     Args:
         record, num_channels: See [`decode_image`].
@@ -101,7 +98,7 @@ def decode_whole_image(record: Any, num_channels: int) -> tuple[Image.Image, tup
 
 @contextmanager
 def _opened(record: Any, notes: list[str]) -> Iterator[Image.Image]:
-    """Yield a record's image, loaded and upright; any error with it, here or in the block, is an `UnreadableImageError`."""
+    """Yield a record's image, loaded and upright; any error with it, also in the block, is an UnreadableImageError."""
     data = _read_bytes(record)
     # A damaged file makes Pillow's plugins raise almost anything (OSError, SyntaxError, struct.error, zlib.error, ...).
     try:
@@ -125,8 +122,7 @@ def _opened(record: Any, notes: list[str]) -> Iterator[Image.Image]:
 def image_to_pixels(
     image: Image.Image, num_channels: int, size: int, notes: list[str] | None = None, crop: Crop | None = None
 ) -> np.ndarray:
-    """
-    Convert a decoded image of any kind to the pixels of training: shortest edge to `size` and centre crop, or a box.
+    """Convert a decoded image of any kind to pixels: shortest edge to `size` and centre crop, or a box.
 
     Args:
         image (`PIL.Image.Image`): The image, of any mode and size.

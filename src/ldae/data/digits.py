@@ -13,8 +13,7 @@ SPLITS = {"train": slice(0, 1437), "test": slice(1437, 1797)}
 
 @lru_cache  # a run opens the data set several times
 def load_digits(split: str) -> Dataset:
-    """
-    Load the digits as 16x16 RGB images.
+    """Load the digits as 16x16 RGB images.
 
     Grey values 0..16 are scaled to 0..255 and rounded, the 8x8 pixels are resized to 16x16 (bicubic), and the three
     channels are equal. (With repeated pixels, 4x4 patches would vary in four of their 48 directions only.)

@@ -9,8 +9,7 @@ from .batch import Batch
 
 
 def hash_images(images: torch.Tensor) -> torch.Tensor:
-    """
-    Hash each image's pixels to 64 bits, equally in all processes.
+    """Hash each image's pixels to 64 bits, equally in all processes.
 
     Args:
         images (`torch.ByteTensor` of shape `(b, C, R, R)`): Images, or their latents `(b, V, N, d)`.
@@ -26,8 +25,7 @@ def hash_images(images: torch.Tensor) -> torch.Tensor:
 def check_disjoint(
     first_batch: Batch, gather: Callable[[torch.Tensor], torch.Tensor], *, num_examples: int | None = None
 ) -> None:
-    """
-    Raise an error if two processes share most of their first batch.
+    """Raise an error if two processes share most of their first batch.
 
     Such a run would train on each image once for every process, and nothing else would show it.
 
@@ -35,14 +33,13 @@ def check_disjoint(
         first_batch (`Batch`): This process's first batch; all have the same size.
         gather (`Callable`): Joins a tensor `(b,)` of each process to `(world_size * b,)` in order, like
             `accelerator.gather`. If it takes only tensors on a GPU, it must move them.
-        num_examples (`int`, *optional*): Size of the data set, if it is known. A data set smaller than the first batches
-            of all processes together is not checked.
+        num_examples (`int`, *optional*): Size of the data set, if it is known. A data set smaller than the first
+            batches of all processes together is not checked.
 
     Raises:
         ValueError: If two processes do; the message names them.
 
     Example:
-
     ```python
     >>> import torch
     >>> from ldae.data import Batch, check_disjoint

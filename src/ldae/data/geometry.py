@@ -15,16 +15,15 @@ SHIFT_STD = 0.125  # of the translation, in sides of the image
 def augment_geometry(
     pixels: torch.Tensor, positions: torch.Tensor, seed: int, *, probability: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Augment images, and describe the augmentation in labels for the network.
+    """Augment images, and describe the augmentation in labels for the network.
 
     With labels of zero the network then generates images without augmentation (Karras et al. 2022, App. F.2, with the
-    settings of their public code for CIFAR-10). These are applied independently, each with `probability`: a vertical flip
-    (to half of the chosen images), isotropic scaling (log2 normal, 0.2), rotation (uniform), anisotropic scaling (log2
-    normal, 0.2, along an axis that is horizontal half of the time and otherwise uniform) and translation (normal, 1/8 of
-    the side). If `probability` is above 0, half of all images are flipped horizontally. Flips are exact; the rest is one
-    bicubic resampling with reflected borders (the public code filters by wavelets), and images without any are not
-    resampled. All draws depend only on `seed` and an example's position in the run.
+    settings of their public code for CIFAR-10). These are applied independently, each with `probability`: a vertical
+    flip (to half of the chosen images), isotropic scaling (log2 normal, 0.2), rotation (uniform), anisotropic scaling
+    (log2 normal, 0.2, along an axis that is horizontal half of the time and otherwise uniform) and translation
+    (normal, 1/8 of the side). If `probability` is above 0, half of all images are flipped horizontally. Flips are
+    exact; the rest is one bicubic resampling with reflected borders (the public code filters by wavelets), and images
+    without any are not resampled. All draws depend only on `seed` and an example's position in the run.
 
     Args:
         pixels (`torch.FloatTensor` of shape `(b, C, S, S)`): Images in [-1, 1].
@@ -33,12 +32,12 @@ def augment_geometry(
         probability (`float`): Probability of each transformation; Karras et al. use 0.12 for CIFAR-10.
 
     Returns:
-        The images, and the labels, a `torch.FloatTensor` of shape `(b, 9)`: flips (0 or 1; horizontal, vertical), log2 of
-        the scale in standard deviations, cos - 1 and sin of the rotation, cos and sin of the axis times log2 of the stretch
-        in standard deviations, and translation in standard deviations (x, y). They are zero for an unchanged image.
+        The images, and the labels, a `torch.FloatTensor` of shape `(b, 9)`: flips (0 or 1; horizontal, vertical), log2
+        of the scale in standard deviations, cos - 1 and sin of the rotation, cos and sin of the axis times log2 of the
+        stretch in standard deviations, and translation in standard deviations (x, y). They are zero for an unchanged
+        image.
 
     Example:
-
     ```python
     >>> import torch
     >>> from ldae.data import augment_geometry
@@ -76,8 +75,7 @@ def resample(
     axis: torch.Tensor,
     shift: torch.Tensor,
 ) -> torch.Tensor:
-    """
-    Scale, rotate, stretch and translate images, in this order, about their centres.
+    """Scale, rotate, stretch and translate images, in this order, about their centres.
 
     Args:
         pixels (`torch.FloatTensor` of shape `(b, C, S, S)`): Images in [-1, 1].

@@ -10,8 +10,7 @@ from ldae.models.configuration_ldae import LDAEConfig
 
 
 def image_processor_settings(config: LDAEConfig | DDAEConfig) -> dict[str, Any]:
-    """
-    Return the settings of transformers' `ViTImageProcessor`: shortest edge (bicubic), centre crop, [-1, 1].
+    """Return the settings of transformers' `ViTImageProcessor`: shortest edge (bicubic), centre crop, [-1, 1].
 
     Args:
         config (`LDAEConfig` or `DDAEConfig`): Gives `image_size` and `num_channels`.

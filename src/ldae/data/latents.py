@@ -1,7 +1,7 @@
 """Caches of a convolutional VAE's latents, so that a run encodes each image once and not once an epoch.
 
-A cache is a folder that `datasets.load_from_disk` opens: shards of rows in the source's order, and `latents.json`, which
-identifies what they were made from.
+A cache is a folder that `datasets.load_from_disk` opens: shards of rows in the source's order, and `latents.json`,
+which identifies what they were made from.
 """
 
 import hashlib
@@ -51,22 +51,21 @@ def cache_latents(
     device: torch.device | str = "cpu",
     on_rows: Callable[[int], object] | None = None,
 ) -> Counter[str]:
-    """
-    Encode the centre crop of every image of a source, and of its mirror image, and store the latents in a folder.
+    """Encode the centre crop of every image of a source, and of its mirror image, and store the latents in a folder.
 
     Existing shards are kept, and each process writes its share of the missing ones. All processes must see the folder;
     wait for all of them before [`open_latents`].
 
     Args:
-        tokenizer ([`ConvVAETokenizer`]): A fitted tokenizer; it is moved to `device`. Latents are scaled as the model takes
-            them.
+        tokenizer ([`ConvVAETokenizer`]): A fitted tokenizer; it is moved to `device`. Latents are scaled as the model
+            takes them.
         source ([`ImageSource`]): The images; not streamed.
         folder (`str` or path): The cache; it is created if it does not exist.
         image_size (`int`, in pixels), num_channels, decode_size: Those of the loader that would read the images.
         horizontal_flip (`bool`, defaults to `False`): Also encode the mirror images.
-        dtype (`str`, defaults to `"float16"`): `"float16"` or `"float32"`. Rounding latents of unit variance to float16 is an
-            error of 2e-4 (root mean square), about a fiftieth of the first noise level of `linear_beta` (0.01) and less of
-            `linear_gamma2` (0.03).
+        dtype (`str`, defaults to `"float16"`): `"float16"` or `"float32"`. Rounding latents of unit variance to
+            float16 is an error of 2e-4 (root mean square), about a fiftieth of the first noise level of `linear_beta`
+            (0.01) and less of `linear_gamma2` (0.03).
         batch_size (`int`, defaults to 64): Images encoded at a time.
         rows_per_shard (`int`, *optional*): By default a 64th of the rows, from 256 to 8,192. A kill loses one shard.
         rank, world_size (`int`): This process and the number of processes.
@@ -75,15 +74,14 @@ def cache_latents(
         on_rows (`Callable[[int], object]`, *optional*): Called with the number of rows of each finished batch.
 
     Returns:
-        `Counter`: Conversions and skips in this process, as [`ImageLoader`] counts them. An unreadable row is kept without
-        latents.
+        `Counter`: Conversions and skips in this process, as [`ImageLoader`] counts them. An unreadable row is kept
+        without latents.
 
     Raises:
-        ValueError: If the source is streamed, the tokenizer is not fitted, the folder holds something else, or its cache was
-            made from other images or with other settings; the message names the differences.
+        ValueError: If the source is streamed, the tokenizer is not fitted, the folder holds something else, or its
+            cache was made from other images or with other settings; the message names the differences.
 
     Example:
-
     ```python
     >>> import tempfile
     >>> from ldae import LDAEConfig
@@ -161,8 +159,7 @@ def cache_latents(
 
 
 def open_latents(folder: str | os.PathLike[str], source: ImageSource) -> ImageSource:
-    """
-    Open the cache of a source, which [`ImageLoader`] reads in the same order as the source itself.
+    """Open the cache of a source, which [`ImageLoader`] reads in the same order as the source itself.
 
     Args:
         folder (`str` or path): A cache that [`cache_latents`], which checks its settings, has filled on all processes.

@@ -26,22 +26,21 @@ PREFETCHED_BATCHES = 4  # for each worker
 
 
 class ImageLoader:
-    """
-    Endless iterator of one process's micro-batches.
+    """Endless iterator of one process's micro-batches.
 
-    The examples of a run have positions 0, 1, 2, ...; step s covers `[s * total, (s + 1) * total)`, and its micro-step m
-    on process r the positions `s * total + (m * world_size + r) * b + [0, b)`. A source that is not streamed has the same
-    example at a position for any micro-batch size and any number of processes and workers: each epoch reads a permutation
-    of all rows, keyed on (seed, epoch), and an unreadable image is replaced by the next readable one of the epoch. A
-    streamed source is divided over processes and workers, see [`~ldae.data.stream.StreamPart`]; its order depends on their
-    numbers. Cached latents are read in the same order as the images they were made from.
+    The examples of a run have positions 0, 1, 2, ...; step s covers `[s * total, (s + 1) * total)`, and its micro-step
+    m on process r the positions `s * total + (m * world_size + r) * b + [0, b)`. A source that is not streamed has the
+    same example at a position for any micro-batch size and any number of processes and workers: each epoch reads a
+    permutation of all rows, keyed on (seed, epoch), and an unreadable image is replaced by the next readable one of
+    the epoch. A streamed source is divided over processes and workers, see [`~ldae.data.stream.StreamPart`]; its order
+    depends on their numbers. Cached latents are read in the same order as the images they were made from.
 
     If there is a GPU, batches arrive in pinned memory; the caller moves them.
 
     Args:
         source (`ImageSource`): The images; every process opens them itself.
-        config (`DataConfig`): Gives `decode_size`, `num_workers` and `shuffle_window`. With `crops_whole_images`, images
-            are cropped to boxes drawn from `seed` and their positions while they are decoded.
+        config (`DataConfig`): Gives `decode_size`, `num_workers` and `shuffle_window`. With `crops_whole_images`,
+            images are cropped to boxes drawn from `seed` and their positions while they are decoded.
         image_size (`int`, in pixels): Side of the decoded images, unless `config.decode_size` is given.
         num_channels (`int`): 3 (RGB) or 1 (luminance).
         micro_batch_size (`int`): Examples of one batch of this process.
@@ -55,7 +54,6 @@ class ImageLoader:
         ValueError: If sizes do not divide, or `start` does not fit; while iterating, if no image can be read.
 
     Example:
-
     ```python
     >>> from ldae.data import DataConfig, ImageLoader, open_images
     >>> config = DataConfig("digits", num_workers=0)
@@ -137,12 +135,11 @@ class ImageLoader:
         return item.batch
 
     def state_dict(self) -> dict[str, Any]:
-        """
-        Return the state of this process after the last batch it was given, not counting batches that workers prepared.
+        """Return the state of this process after its last batch, whatever workers have prepared beyond it.
 
         Returns:
-            `dict` of JSON types. For a source that is not streamed it does not depend on the process, and at the end of a
-            step another number of processes, micro-batch size or number of workers may continue from it.
+            `dict` of JSON types. For a source that is not streamed it does not depend on the process, and at the end
+            of a step another number of processes, micro-batch size or number of workers may continue from it.
         """
         step, micro_step = divmod(self._yielded, self.micro_steps)
         state: dict[str, Any] = {
@@ -249,12 +246,11 @@ def make_torch_loader(
 
 
 def leave_signals_to_main(worker: int) -> None:
-    """
-    Make a worker ignore Ctrl-C and SIGTERM, unless its own main process sends the latter.
+    """Make a worker ignore Ctrl-C and SIGTERM, unless its own main process sends the latter.
 
-    Both reach all processes of a job at once; the main process decides what follows, and may need more batches before it
-    saves. SIGTERM cannot be ignored altogether, because `multiprocessing` ends remaining workers by it at exit and waits
-    for them. Workers whose main process is killed end by themselves.
+    Both reach all processes of a job at once; the main process decides what follows, and may need more batches before
+    it saves. SIGTERM cannot be ignored altogether, because `multiprocessing` ends remaining workers by it at exit and
+    waits for them. Workers whose main process is killed end by themselves.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):

@@ -18,20 +18,19 @@ def mix_examples(
     cutmix: float = 1.0,
     label_smoothing: float = 0.1,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Mix the examples at positions 2k and 2k + 1 of the run (App. B of l-DAE: MixUp 0.8, CutMix 1.0).
+    """Mix the examples at positions 2k and 2k + 1 of the run (App. B of l-DAE: MixUp 0.8, CutMix 1.0).
 
-    If both are enabled, each pair gets one of the two with equal probability. MixUp (Zhang et al. 2018) adds lambda times
-    an image and 1 - lambda times its neighbour; CutMix (Yun et al. 2019) pastes a box of the neighbour that covers
-    1 - lambda of the area before it is cut at the edges. lambda is drawn from Beta(a, a), by a function of `seed` and the
-    pair's position. Targets are mixed by the share of the pixels. Neighbours lie in the same micro-batch, so the division
-    of a batch over processes makes no difference.
+    If both are enabled, each pair gets one of the two with equal probability. MixUp (Zhang et al. 2018) adds lambda
+    times an image and 1 - lambda times its neighbour; CutMix (Yun et al. 2019) pastes a box of the neighbour that
+    covers 1 - lambda of the area before it is cut at the edges. lambda is drawn from Beta(a, a), by a function of
+    `seed` and the pair's position. Targets are mixed by the share of the pixels. Neighbours lie in the same
+    micro-batch, so the division of a batch over processes makes no difference.
 
     Args:
         pixels (`torch.FloatTensor` of shape `(b, C, H, W)`): Images at the positions `2k, 2k + 1, ..., 2k + b - 1`.
         labels (`torch.LongTensor` of shape `(b,)`): Their classes.
-        positions (`torch.LongTensor` of shape `(b,)`): Position of each example in the run; on the CPU, so that nothing
-            waits for an accelerator.
+        positions (`torch.LongTensor` of shape `(b,)`): Position of each example in the run; on the CPU, so that
+            nothing waits for an accelerator.
         seed (`int`): Seed of the run.
         num_classes (`int`): Number K of classes.
         mixup (`float`, defaults to 0.8): The a of MixUp; 0 disables it.
@@ -45,7 +44,6 @@ def mix_examples(
         ValueError: If positions do not come in pairs.
 
     Example:
-
     ```python
     >>> import torch
     >>> from ldae.data.mixing import mix_examples
@@ -80,15 +78,15 @@ def _mixed(values: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
 
 
 def _share_of_own(drawn: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """
-    Compute each image's own share of the pixels in a pair.
+    """Compute each image's own share of the pixels in a pair.
 
     Args:
-        drawn (`torch.FloatTensor` of shape `(4, n)`): For each pair 1 if a box is pasted, lambda, and the row and column of
-            the box's centre, from 0 to 1.
+        drawn (`torch.FloatTensor` of shape `(4, n)`): For each pair 1 if a box is pasted, lambda, and the row and
+            column of the box's centre, from 0 to 1.
 
     Returns:
-        `torch.FloatTensor` of shape `(n, 1, H, W)`: lambda everywhere for MixUp, 0 in the box and 1 outside for CutMix.
+        `torch.FloatTensor` of shape `(n, 1, H, W)`: lambda everywhere for MixUp, 0 in the box and 1 outside for
+        CutMix.
     """
     is_cut, lam, row, column = drawn[:, :, None, None, None].unbind(0)  # (n, 1, 1, 1) each
     half_side = (1 - lam).sqrt() / 2

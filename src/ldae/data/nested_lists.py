@@ -16,8 +16,7 @@ def nested_feature(shape: tuple[int, ...], dtype: str) -> Any:
 
 
 def nested_column(values: np.ndarray, missing: np.ndarray | None = None) -> pa.FixedSizeListArray:
-    """
-    Build a column from tensors without a copy.
+    """Build a column from tensors without a copy.
 
     Args:
         values (`np.ndarray` of shape `(b, *shape)`): The tensors, a row each.

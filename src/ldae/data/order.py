@@ -18,8 +18,7 @@ from .sources import ImageSource
 
 
 def micro_steps_per_step(micro_batch_size: int, total_batch_size: int, world_size: int) -> int:
-    """
-    Divide an optimiser step into micro-batches of each process.
+    """Divide an optimiser step into micro-batches of each process.
 
     Raises:
         ValueError: If `total_batch_size` is no multiple of `micro_batch_size * world_size`.
@@ -40,8 +39,9 @@ def micro_steps_per_step(micro_batch_size: int, total_batch_size: int, world_siz
 def run_positions(
     number: int, *, first: int, micro_batch_size: int, total_batch_size: int, rank: int, world_size: int
 ) -> np.ndarray:
-    """
-    Compute a micro-batch's positions in the run, `s * total + (m * world + rank) * b + [0, b)` at step s, micro-step m.
+    """Compute a micro-batch's positions in the run: `s * total + (m * world + rank) * b + [0, b)`.
+
+    Here s is the step and m the micro-step in it.
 
     Args:
         number (`int`): Number of the micro-batch in this process, counted from `first`.
@@ -79,11 +79,10 @@ class PositionSampler(torch.utils.data.Sampler[list[int]]):
 
 @dataclass(eq=False)
 class ShuffledExamples(torch.utils.data.Dataset[WorkerBatch]):
-    """
-    The examples of a run by position: epoch `p // n`, row `epoch_order[p % n]`.
+    """The examples of a run by position: epoch `p // n`, row `epoch_order[p % n]`.
 
-    An unreadable image is replaced by the next readable one of the same epoch's order. Conversions and skips are counted
-    in the first epoch only, so that each image counts once.
+    An unreadable image is replaced by the next readable one of the same epoch's order. Conversions and skips are
+    counted in the first epoch only, so that each image counts once.
     """
 
     source: ImageSource

@@ -23,18 +23,17 @@ def rand_augment(
     rounds: int = 2,
     probability: float = 0.5,
 ) -> torch.Tensor:
-    """
-    Apply RandAugment (Cubuk et al. 2020) with the settings for fine-tuning masked autoencoders (l-DAE, App. B: (9, 0.5)).
+    """Apply RandAugment (Cubuk et al. 2020) as in the fine-tuning of masked autoencoders (l-DAE, App. B: (9, 0.5)).
 
     In each round one of 15 operations is drawn for each image and, with `probability`, applied at a magnitude that is
-    normal around `magnitude` (of 10). All operations get stronger with the magnitude, also those that get weaker in the
-    original. The draws depend only on `seed` and the image's position in the run. Pixels from outside the image are grey,
-    and images are interpolated bilinearly.
+    normal around `magnitude` (of 10). All operations get stronger with the magnitude, also those that get weaker in
+    the original. The draws depend only on `seed` and the image's position in the run. Pixels from outside the image
+    are grey, and images are interpolated bilinearly.
 
     Args:
         pixels (`torch.FloatTensor` of shape `(b, C, H, W)`): Images in [-1, 1].
-        positions (`torch.LongTensor` of shape `(b,)`): Position of each example in the run; on the CPU, so that nothing
-            waits for an accelerator.
+        positions (`torch.LongTensor` of shape `(b,)`): Position of each example in the run; on the CPU, so that
+            nothing waits for an accelerator.
         seed (`int`): Seed of the run.
         magnitude (`float`, defaults to 9.0): Mean magnitude, from 0 to 10.
         spread (`float`, defaults to 0.5): Standard deviation of the magnitude.
@@ -45,7 +44,6 @@ def rand_augment(
         `torch.FloatTensor` of shape `(b, C, H, W)` in [-1, 1].
 
     Example:
-
     ```python
     >>> import torch
     >>> from ldae.data.rand_augment import rand_augment

@@ -30,8 +30,7 @@ STREAMED_DIGITS_SHARDS = 8
 
 @dataclass(frozen=True)
 class ImageSource:
-    """
-    One split of a data set, with its images undecoded.
+    """One split of a data set, with its images undecoded.
 
     Args:
         dataset (`datasets.Dataset` or `datasets.IterableDataset`): The rows.
@@ -42,8 +41,8 @@ class ImageSource:
         streaming (`bool`): The rows can only be read in order.
         name (`str`): The data set, with its configuration if it has several.
         split (`str`): The split, and which of its rows.
-        latent_cache (`str`, *optional*): Folder of a cache of latents, which `image_column` then holds instead of images;
-            see [`open_latents`].
+        latent_cache (`str`, *optional*): Folder of a cache of latents, which `image_column` then holds instead of
+            images; see [`open_latents`].
         other_columns (`tuple[str, ...]`, *optional*): Further columns that were asked for.
     """
 
@@ -68,28 +67,27 @@ class ImageSource:
 def open_images(
     config: DataConfig, split: str | None = None, *, other_columns: Sequence[str] | None = ()
 ) -> ImageSource:
-    """
-    Open one split of `config.dataset`.
+    """Open one split of `config.dataset`.
 
-    An image folder whose sub-folders are all named like splits (`train`, `val`, `validation`, `test`) has those splits;
-    any other has one split, `train`, of all images below it, whatever the names of its files. Its innermost folders are
-    the labels if there are at least two and all images lie equally deep. A glob has one split, `train`.
+    An image folder whose sub-folders are all named like splits (`train`, `val`, `validation`, `test`) has those
+    splits; any other has one split, `train`, of all images below it, whatever the names of its files. Its innermost
+    folders are the labels if there are at least two and all images lie equally deep. A glob has one split, `train`.
 
     Args:
         config (`DataConfig`): The data set and its options.
-        split (`str`, *optional*): Split to open; by default `config.split`. Unless the data set is streamed, this may be
-            part of one in the notation of `datasets`: `"train[:1000]"`.
-        other_columns (`Sequence[str]`, *optional*): Columns to keep beside images and labels; by default none, and with
-            `None` all that hold one number, text or class a row.
+        split (`str`, *optional*): Split to open; by default `config.split`. Unless the data set is streamed, this may
+            be part of one in the notation of `datasets`: `"train[:1000]"`.
+        other_columns (`Sequence[str]`, *optional*): Columns to keep beside images and labels; by default none, and
+            with `None` all that hold one number, text or class a row.
 
     Returns:
         [`ImageSource`].
 
     Raises:
-        ValueError: If there is no such data set, split or column, or the data set is empty. The message lists the choices.
+        ValueError: If there is no such data set, split or column, or the data set is empty. The message lists the
+            choices.
 
     Example:
-
     ```python
     >>> from ldae.data import DataConfig, open_images
     >>> source = open_images(DataConfig("digits"), "test")
@@ -102,14 +100,13 @@ def open_images(
 
 
 def open_probe_images(config: DataConfig) -> tuple[ImageSource, ImageSource]:
-    """
-    Open the images that probes train on and those they are scored on.
+    """Open the images that probes train on and those they are scored on.
 
-    Probes are scored on `config.eval_split`; by default on `test`, else on `validation` or `val`. A data set with none of
-    these beside `config.split` is divided by row: every tenth row (index % 10 == 9) of `config.split` is held out from
-    the probes' training. Pre-training reads all rows of `config.split`, without labels, so only in this case has it seen
-    the images that probes are scored on. It applies to a glob, a folder of images by class, and any data set whose only
-    split is `train`, unless `eval_split` is given.
+    Probes are scored on `config.eval_split`; by default on `test`, else on `validation` or `val`. A data set with none
+    of these beside `config.split` is divided by row: every tenth row (index % 10 == 9) of `config.split` is held out
+    from the probes' training. Pre-training reads all rows of `config.split`, without labels, so only in this case has
+    it seen the images that probes are scored on. It applies to a glob, a folder of images by class, and any data set
+    whose only split is `train`, unless `eval_split` is given.
 
     Args:
         config (`DataConfig`): The data set and its options.
@@ -121,7 +118,6 @@ def open_probe_images(config: DataConfig) -> tuple[ImageSource, ImageSource]:
         ValueError: See [`open_images`]; also if both would be the same split.
 
     Example:
-
     ```python
     >>> from ldae.data import DataConfig, open_probe_images
     >>> [source.description for source in open_probe_images(DataConfig("digits"))]
@@ -146,8 +142,7 @@ def open_probe_images(config: DataConfig) -> tuple[ImageSource, ImageSource]:
 
 
 def list_splits(config: DataConfig) -> list[str]:
-    """
-    List the splits of `config.dataset`.
+    """List the splits of `config.dataset`.
 
     Raises:
         ValueError: If there is no such data set.

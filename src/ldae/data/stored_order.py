@@ -32,8 +32,7 @@ def iterate_once(
     crop: RandomCrop | None = None,
     skip_positions: int = 0,
 ) -> Iterator[Batch]:
-    """
-    Read every readable image once, in stored order; the last batch is smaller.
+    """Read every readable image once, in stored order; the last batch is smaller.
 
     Args:
         source (`ImageSource`): The images.
@@ -46,8 +45,8 @@ def iterate_once(
         num_workers (`int`, defaults to 0): Worker processes; a streamed source uses at most one.
         decode_size (`int`, *optional*, in pixels): See [`DataConfig`].
         counts (`Counter`, *optional*): Conversions and skips are added to it.
-        crop ([`~ldae.data.augment.RandomCrop`], *optional*): Crops a random box of each whole image, drawn for the position
-            row + `skip_positions`.
+        crop ([`~ldae.data.augment.RandomCrop`], *optional*): Crops a random box of each whole image, drawn for the
+            position row + `skip_positions`.
         skip_positions (`int`, defaults to 0): First position of this pass, so that each pass draws other boxes.
 
     Returns:
@@ -57,7 +56,6 @@ def iterate_once(
         ValueError: While iterating, if a process had rows and none of them could be read.
 
     Example:
-
     ```python
     >>> from ldae.data import DataConfig, iterate_once, open_images
     >>> source = open_images(DataConfig("digits"), "test")

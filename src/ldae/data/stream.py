@@ -1,8 +1,8 @@
 """Streamed data sets: divided over processes and workers, shuffled without a buffer, resumed exactly.
 
-The order is made of two permutations: of the shards, keyed on (seed, epoch), and of the undecoded rows inside a window,
-keyed on (seed, epoch, first row of the window). Four integers therefore describe a worker's progress, and continuing from
-them reads one window again and decodes nothing twice. (The content of a shuffle buffer would be lost.)
+The order is made of two permutations: of the shards, keyed on (seed, epoch), and of the undecoded rows inside a
+window, keyed on (seed, epoch, first row of the window). Four integers therefore describe a worker's progress, and
+continuing from them reads one window again and decodes nothing twice. (The content of a shuffle buffer would be lost.)
 """
 
 from collections import Counter
@@ -25,12 +25,11 @@ ROWS_PER_READ = 256
 
 @dataclass(frozen=True)
 class StreamPart:
-    """
-    The rows of one worker of one process.
+    """The rows of one worker of one process.
 
-    If the number of shards is a multiple of the number of processes, each process reads whole shards; otherwise all read
-    the same shards and keep every `world_size`-th row. A process's shards are divided among its workers. The shards are
-    shuffled first, so a worker gets others in each epoch; within an epoch every row is read exactly once.
+    If the number of shards is a multiple of the number of processes, each process reads whole shards; otherwise all
+    read the same shards and keep every `world_size`-th row. A process's shards are divided among its workers. The
+    shards are shuffled first, so a worker gets others in each epoch; within an epoch every row is read exactly once.
 
     Args:
         source (`ImageSource`): A streamed source.
@@ -61,8 +60,7 @@ class StreamPart:
         return order[self.worker :: self.num_workers].tolist()
 
     def windows(self, epoch: int, shard: int, row: int) -> Iterator[tuple[int, int, list[tuple[Any, int]]]]:
-        """
-        Yield an epoch's shuffled windows, beginning with row `row` of the worker's `shard`-th shard.
+        """Yield an epoch's shuffled windows, beginning with row `row` of the worker's `shard`-th shard.
 
         Each comes with its first shard and row, and holds undecoded (record, label) pairs. Windows extend over shards;
         the last of an epoch is smaller.
@@ -101,8 +99,7 @@ class StreamPart:
 
 @dataclass(eq=False)
 class ShuffledStream(torch.utils.data.IterableDataset[WorkerBatch]):
-    """
-    Endless micro-batches of a streamed source; each carries the state of its worker after it.
+    """Endless micro-batches of a streamed source; each carries the state of its worker after it.
 
     Args:
         source (`ImageSource`), seed, window_size, num_workers: See [`StreamPart`].
@@ -149,8 +146,7 @@ class ShuffledStream(torch.utils.data.IterableDataset[WorkerBatch]):
     def _examples(
         self, part: StreamPart, state: dict[str, int], places: Iterator[int]
     ) -> Iterator[tuple[int, np.ndarray, int, dict[str, int], Counter[str]]]:
-        """
-        Yield readable examples without end.
+        """Yield readable examples without end.
 
         Each is a position, pixels, a label, the worker's state after it, and the counts since the last example.
         """

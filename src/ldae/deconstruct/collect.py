@@ -32,8 +32,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class VariantResults:
-    """
-    What is known of a variant, over its seeds.
+    """What is known of a variant, over its seeds.
 
     `runs` are the folders of finished pre-trainings, in the order of the seeds; `searched` and
     `at_paper` the encoder's probe at the point that a search chose and at the recipe's own (t = 10);
@@ -85,8 +84,7 @@ def run_path(output_dir: Path, variant: Variant, seed: int) -> Path:
 
 
 def collect(preset: Preset, output_dir: Path) -> Collection:
-    """
-    Read what was measured so far.
+    """Read what was measured so far.
 
     Args:
         preset ([`Preset`]): Which variants there should be; others that the folder holds are read too.

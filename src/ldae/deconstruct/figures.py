@@ -32,8 +32,7 @@ def trajectory_figure(
     separators: Sequence[int] = (),
     at_paper: Sequence[Summary | None] = (),
 ) -> Figure:
-    """
-    Draw the trajectory (Fig. 6) as bars, a row a line, ours on the left and the paper's on the right.
+    """Draw the trajectory (Fig. 6) as bars, a row a line, ours on the left and the paper's on the right.
 
     Args:
         rows: The number of each row, its step in words, our accuracy and the paper's figures.
@@ -75,8 +74,7 @@ def trajectory_figure(
 
 
 def dimensions_figure(sweep: Sequence[VariantResults], patch_dim: int) -> Figure:
-    """
-    Draw accuracy against the latent dimension of a token for each tokenizer (Tab. 2, Fig. 5), ours and the paper's.
+    """Draw accuracy against the latent dimension of a token for each tokenizer (Tab. 2, Fig. 5), ours and the paper's.
 
     Args:
         sweep: The variants of a sweep.
@@ -111,8 +109,7 @@ def dimensions_figure(sweep: Sequence[VariantResults], patch_dim: int) -> Figure
 
 
 def blocks_figure(blocks: dict[int, Summary], encoder: int, total: int) -> Figure:
-    """
-    Draw accuracy against the block after which features are read (App. A), and the paper's with its 24 blocks scaled.
+    """Draw accuracy against the block that features are read after (App. A), and the paper's, its 24 blocks scaled.
 
     Args:
         blocks: Our accuracies by block.
@@ -159,8 +156,7 @@ def schedules_figure(num_timesteps: int, beta_start: float, beta_end: float) -> 
 
 
 def filters_figure(filters: Sequence[tuple[str, torch.Tensor]], most: int = 16, columns: int = 8) -> Figure:
-    """
-    Draw the filters, rows of V, of patch-wise tokenizers below each other (Fig. 4).
+    """Draw the filters, rows of V, of patch-wise tokenizers below each other (Fig. 4).
 
     Args:
         filters: The name of each tokenizer, and V as tiles `(d, C, P, P)`.

@@ -25,8 +25,7 @@ ALL_BLOCKS_UP_TO = 12  # of a deeper stack, the sweep takes the paper's blocks i
 
 
 def probe_encoder(unit: StepFolder, recipe: Recipe, options: ProbeOptions, device: torch.device) -> None:
-    """
-    Linear-probe a run's encoder, as step `row`.
+    """Linear-probe a run's encoder, as step `row`.
 
     A converged probe is reported at the block and time step that ridge probes choose on held-out training images
     (`"point": "searched"`), and at the recipe's own (`"point": "paper"`); Adam's probe at the latter alone.
@@ -50,9 +49,8 @@ def probe_encoder(unit: StepFolder, recipe: Recipe, options: ProbeOptions, devic
 
 
 def sweep_encoder(unit: StepFolder, recipe: Recipe, options: ProbeOptions, device: torch.device) -> None:
-    """
-    Sweep a run over blocks (step `blocks`) and over time steps with clean and noisy input (step `timesteps`; App. A).
-    The arguments are those of [`probe_encoder`].
+    """Sweep a run over blocks (step `blocks`) and over time steps with clean and noisy input (step `timesteps`; App.
+    A). The arguments are those of [`probe_encoder`].
     """
     config = AutoConfig.from_pretrained(unit.path)
     blocks = tuple(options.blocks or swept_blocks(config.total_num_hidden_layers))
@@ -71,8 +69,7 @@ def sweep_encoder(unit: StepFolder, recipe: Recipe, options: ProbeOptions, devic
 def compare_baselines(
     unit: StepFolder, run: Path, recipe: Recipe, options: ProbeOptions, device: torch.device
 ) -> None:
-    """
-    Probe what an encoder must beat, as step `baselines`: the same network untrained, its mean latents, raw pixels.
+    """Probe what an encoder must beat, as step `baselines`: the same network untrained, its mean latents, raw pixels.
 
     Args:
         unit ([`StepFolder`]): Where the results go.
@@ -105,11 +102,9 @@ def compare_baselines(
 
 
 def swept_blocks(total: int) -> list[int]:
-    """
-    Blocks of the sweep for a stack of `total`: all of a small one, else the paper's 9 to 15 of 24 in proportion.
+    """Blocks of the sweep for a stack of `total`: all of a small one, else the paper's 9 to 15 of 24 in proportion.
 
     Example:
-
     ```python
     >>> from ldae.deconstruct.measure import swept_blocks
     >>> swept_blocks(4), swept_blocks(24), swept_blocks(48)

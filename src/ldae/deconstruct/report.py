@@ -42,8 +42,7 @@ FILTER_ROWS = ("05", "06", "07")  # VAE, AE, PCA (Fig. 4)
 
 
 def write_report(preset: Preset, output_dir: Path, *, command: str = "") -> Path:
-    """
-    Write `report.md`, `report.html` and `figures/` for what an output folder holds so far.
+    """Write `report.md`, `report.html` and `figures/` for what an output folder holds so far.
 
     Args:
         preset ([`Preset`]): The rows to show; those that are missing are listed as not run.

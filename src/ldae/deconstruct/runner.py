@@ -44,14 +44,13 @@ class Run:
 
 
 class Deconstruction:
-    """
-    One launch of a preset.
+    """One launch of a preset.
 
     Args:
         preset ([`Preset`]): The runs and how they are measured.
         output_dir (`Path`): The output folder; several launches may share it.
-        rows (`list`, *optional*): Rows that this launch works on; by default all of the preset. The report always shows
-            all rows of the preset.
+        rows (`list`, *optional*): Rows that this launch works on; by default all of the preset. The report always
+            shows all rows of the preset.
         seeds (`tuple[int, ...]`, *optional*): Seeds that it works on; by default all of the preset.
         command (`str`): The launch's command line, for the report.
 
@@ -90,8 +89,7 @@ class Deconstruction:
         self.worked = 0
 
     def run(self) -> list[str]:
-        """
-        Work through all runs, and wait for those that other launches hold.
+        """Work through all runs, and wait for those that other launches hold.
 
         Returns:
             `list[str]`: What failed, a line each; the same launch tries it again.
@@ -239,8 +237,7 @@ class Deconstruction:
 
 
 def release_memory() -> None:
-    """
-    Release what a run leaves in the process: accelerator memory and compiled code.
+    """Release what a run leaves in the process: accelerator memory and compiled code.
 
     PyTorch compiles the same function for a few models only, and refuses the next if the whole graph is required.
     """
@@ -251,8 +248,7 @@ def release_memory() -> None:
 
 
 def count_classes(source: ImageSource) -> int:
-    """
-    Count the classes of a source.
+    """Count the classes of a source.
 
     Raises:
         ValueError: If there are no labels, or a stream does not name its classes.
@@ -268,11 +264,9 @@ def count_classes(source: ImageSource) -> int:
 
 
 def describe_seconds(seconds: float) -> str:
-    """
-    Describe a duration in words.
+    """Describe a duration in words.
 
     Example:
-
     ```python
     >>> from ldae.deconstruct.runner import describe_seconds
     >>> describe_seconds(40), describe_seconds(600), describe_seconds(9000)

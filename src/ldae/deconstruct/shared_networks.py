@@ -17,8 +17,9 @@ from ldae.training.tokenizer_training import tokenizer_recipe, train_tokenizer
 
 
 def shared_tokenizer(recipe: Recipe, output_dir: Path, say: Callable[[str], None]) -> Path:
-    """
-    Train a run's tokenizer in `tokenizers/` of the output folder, unless an earlier run has; wait if another process is.
+    """Train a run's tokenizer in `tokenizers/` of the output folder, unless it is there.
+
+    If another launch trains it, wait for that one.
 
     Args:
         recipe ([`Recipe`]): The run's recipe.
@@ -38,8 +39,7 @@ def shared_tokenizer(recipe: Recipe, output_dir: Path, say: Callable[[str], None
 
 
 def shared_classifier(preset: Preset, recipe: Recipe, output_dir: Path, say: Callable[[str], None]) -> Path:
-    """
-    Train the preset's small supervised network in `classifiers/` of the output folder, unless it is there.
+    """Train the preset's small supervised network in `classifiers/` of the output folder, unless it is there.
 
     It is the perceptual network of tokenizers and the feature extractor of FID and KID. Arguments and result are those
     of [`shared_tokenizer`], with the preset.
@@ -75,8 +75,7 @@ def claimed(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
 
 
 def update_paths(folder: Path, recipe: Recipe) -> None:
-    """
-    Update the paths to shared networks in a recipe.yaml, so that an output folder can be moved.
+    """Update the paths to shared networks in a recipe.yaml, so that an output folder can be moved.
 
     A run is compared with the recipe that it began with; the place of its tokenizer makes no difference to it.
     """

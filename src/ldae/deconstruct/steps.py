@@ -18,11 +18,11 @@ ALL_STEPS = "unit"  # the step that is finished when all others of a run are
 
 
 class StepFolder:
-    """
-    The folder of one variant and seed, or of the baselines.
+    """The folder of one variant and seed, or of the baselines.
 
-    `deconstruct.json` holds for each finished step a hash of its settings and its duration. The step's measurements are
-    in results.json, each entry with the step's name and that hash, so that numbers of other settings are told apart.
+    `deconstruct.json` holds for each finished step a hash of its settings and its duration. The step's measurements
+    are in results.json, each entry with the step's name and that hash, so that numbers of other settings are told
+    apart.
 
     Args:
         path (`Path`): The folder.

@@ -10,8 +10,7 @@ from ldae.reports.paper_figures import TRAJECTORY, PaperStep, paper_step
 
 @dataclass(frozen=True)
 class Step:
-    """
-    A step of the trajectory: the change of accuracy from the row that it is based on.
+    """A step of the trajectory: the change of accuracy from the row that it is based on.
 
     Attributes:
         row, base ([`VariantResults`]): The row, and the row that it changes.
@@ -59,8 +58,7 @@ def trajectory_steps(found: Collection) -> list[Step]:
 
 
 def count_steps(steps: list[Step]) -> str:
-    """
-    Count the steps that go the paper's way, and those beyond two standard errors, in a sentence or two.
+    """Count the steps that go the paper's way, and those beyond two standard errors, in a sentence or two.
 
     Args:
         steps (`list[Step]`): The steps of a report.

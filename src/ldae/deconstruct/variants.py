@@ -14,8 +14,7 @@ from ldae.training.tokenizer_training import tokenizer_recipe
 
 @dataclass(frozen=True)
 class Variant:
-    """
-    One bar or one point of the report: a row, or a tokenizer at one latent dimension.
+    """One bar or one point of the report: a row, or a tokenizer at one latent dimension.
 
     Attributes:
         folder (`str`): Its folder below the output folder.
@@ -34,8 +33,7 @@ class Variant:
 
 
 def list_variants(preset: Preset) -> list[Variant]:
-    """
-    List all variants of a preset, its rows first.
+    """List all variants of a preset, its rows first.
 
     Raises:
         ValueError: If a recipe is invalid.
@@ -54,8 +52,7 @@ def sweep_variant(tokenizer: str, dimension: int, sections: dict[str, dict[str, 
 
 
 def variant_recipe(variant: Variant, preset: Preset, seed: int, output_dir: Path, num_classes: int | None) -> Recipe:
-    """
-    Build a variant's recipe under a preset.
+    """Build a variant's recipe under a preset.
 
     The preset's fields replace the row's, but switch nothing on: `num_class_embeds`, `perceptual_weight`,
     `adversarial_weight` and `conv_vae_config` apply to rows that use them. `latent_cache` is the folder that holds the
@@ -102,10 +99,10 @@ def variant_recipe(variant: Variant, preset: Preset, seed: int, output_dir: Path
 
 
 def tokenizer_name(recipe: Recipe) -> str:
-    """
-    Name the folder of a recipe's tokenizer by its kind, its dimension and a hash of all that it depends on.
+    """Name the folder of a recipe's tokenizer by its kind, its dimension and a hash of all that it depends on.
 
-    Rows with the same tokenizer share it. Each seed has its own, so that the spread over seeds includes the tokenizer's.
+    Rows with the same tokenizer share it. Each seed has its own, so that the spread over seeds includes the
+    tokenizer's.
     """
     described = tokenizer_recipe(recipe, "shared").resolved()
     described["tokenizer"]["perceptual_model"] = Path(described["tokenizer"]["perceptual_model"]).name

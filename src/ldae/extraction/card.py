@@ -14,8 +14,7 @@ SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_
 
 
 def write_dataset_card(folder: Path, noted: dict[str, Any], repo_id: str | None = None) -> bool:
-    """
-    Write the README.md of a feature table, unless a person has written or edited it.
+    """Write the README.md of a feature table, unless a person has written or edited it.
 
     Args:
         folder (`Path`): The table's.

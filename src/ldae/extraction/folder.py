@@ -32,8 +32,7 @@ SHARD_BYTES = 2**28
 
 @dataclass(frozen=True)
 class FeatureFolder:
-    """
-    A folder with a feature table.
+    """A folder with a feature table.
 
     Args:
         path (`Path`): The folder.
@@ -82,8 +81,7 @@ class FeatureFolder:
 
 
 class FeatureShardWriter(ShardWriter):
-    """
-    Writer of one shard of a feature table.
+    """Writer of one shard of a feature table.
 
     Args:
         path (`Path`): The file.
@@ -128,8 +126,7 @@ class FeatureShardWriter(ShardWriter):
 
 
 def read_identity(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """
-    Read what a feature table was made from.
+    """Read what a feature table was made from.
 
     Raises:
         ValueError: If the folder holds no table.

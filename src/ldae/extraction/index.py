@@ -22,8 +22,7 @@ MOST_TRAINED = 2**18  # vectors that an index which has to learn its cells learn
 
 
 def open_table(folder: str | os.PathLike[str], cache_dir: str | None = None) -> Dataset:
-    """
-    A feature table, memory-mapped: what `datasets.load_dataset(folder, split=...)` gives.
+    """A feature table, memory-mapped: what `datasets.load_dataset(folder, split=...)` gives.
 
     Args:
         folder (`str` or path): As [`~ldae.extraction.table.extract_table`] leaves it.
@@ -41,14 +40,13 @@ def open_table(folder: str | os.PathLike[str], cache_dir: str | None = None) -> 
 def build_index(
     folder: str | os.PathLike[str], column: str | None = None, factory: str = COSINE, cache_dir: str | None = None
 ) -> Path:
-    """
-    Index a column of a feature table by `Dataset.add_faiss_index`, and keep it in the folder's `index/`.
+    """Index a column of a feature table by `Dataset.add_faiss_index`, and keep it in the folder's `index/`.
 
     Args:
         folder (`str` or path): The table's.
         column (`str`, *optional*): A column of vectors; needed where there are several.
-        factory (`str`, defaults to `"L2norm,Flat"`): Which index, in the words of `faiss.index_factory`; by default the exact
-            one of cosine similarity. Of millions of rows, one of cells is faster: `"L2norm,IVF1024,Flat"`.
+        factory (`str`, defaults to `"L2norm,Flat"`): Which index, in the words of `faiss.index_factory`; by default
+            the exact one of cosine similarity. Of millions of rows, one of cells is faster: `"L2norm,IVF1024,Flat"`.
         cache_dir (`str`, *optional*): As of [`open_table`].
 
     Returns:
@@ -58,7 +56,6 @@ def build_index(
         ValueError: where FAISS is not installed, or the column or the kind of index does not exist.
 
     Example:
-
     ```python
     >>> import faiss, tempfile
     >>> from ldae.data import DataConfig, open_images
@@ -111,8 +108,7 @@ def nearest_rows(
     column: str | None = None,
     cache_dir: str | None = None,
 ) -> list[dict[str, Any]]:
-    """
-    The rows of an indexed table nearest to a vector.
+    """The rows of an indexed table nearest to a vector.
 
     Args:
         folder (`str` or path): A table's, with an index of [`build_index`].
@@ -121,8 +117,8 @@ def nearest_rows(
         column, cache_dir: As of [`build_index`].
 
     Returns:
-        `list[dict]`: nearest first, each row's `score` (of the default index the cosine) and metadata, classes by their
-        names, without features.
+        `list[dict]`: nearest first, each row's `score` (of the default index the cosine) and metadata, classes by
+        their names, without features.
 
     Raises:
         ValueError: where there is no such index, FAISS is not installed, or `k` is less than 1.
@@ -144,8 +140,7 @@ def nearest_rows(
 
 
 def indexed_column(folder: str | os.PathLike[str], column: str | None) -> str:
-    """
-    A column of vectors by its name, or the only one.
+    """A column of vectors by its name, or the only one.
 
     Raises:
         ValueError: where there is no such column, or no name and several.
@@ -176,8 +171,7 @@ def _named(value: Any, kind: Any) -> Any:
 
 
 def import_faiss() -> Any:
-    """
-    The package of FAISS.
+    """The package of FAISS.
 
     Raises:
         ValueError: where it is not installed.

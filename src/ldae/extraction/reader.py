@@ -24,8 +24,7 @@ class FeatureColumn:
 
 
 class FeatureReader:
-    """
-    Reads features of a model as named columns.
+    """Reads features of a model as named columns.
 
     One choice of layer and time step is the column `features`; of several, each has its own, such as
     `features_layer6_t10` or `features_up_blocks_0_resnets_1_t11`.
@@ -36,17 +35,16 @@ class FeatureReader:
         layers, timesteps: As of [`~ldae.evaluation.features.extract_features`].
         noisy (`bool`, defaults to `False`): Whether the input is corrupted, as a function of `seed` and each row.
         seed (`int`, defaults to 0): Of that noise.
-        pool (`str`, defaults to `"mean"`): `"mean"` for one vector an image; `"none"` for all places: a map `(F, h, w)`, of
-            other models `last_hidden_state` as it is.
-        use_pooler (`bool`, defaults to `True`): Whether the `pooler_output` of another model is its vector, where it has
-            one, or the mean of its tokens.
+        pool (`str`, defaults to `"mean"`): `"mean"` for one vector an image; `"none"` for all places: a map `(F, h,
+            w)`, of other models `last_hidden_state` as it is.
+        use_pooler (`bool`, defaults to `True`): Whether the `pooler_output` of another model is its vector, where it
+            has one, or the mean of its tokens.
         dtype (`torch.dtype`, *optional*): Of autocast; by default none, float32.
 
     Raises:
         ValueError: for a layer, a time step or a `pool` that does not exist, or is no choice of this model.
 
     Example:
-
     ```python
     >>> import torch
     >>> from ldae import LDAEConfig, LDAEModel
@@ -91,8 +89,7 @@ class FeatureReader:
         }
 
     def __call__(self, pixels: torch.Tensor, positions: torch.Tensor) -> dict[str, torch.Tensor]:
-        """
-        Read the features of a batch.
+        """Read the features of a batch.
 
         Args:
             pixels (`torch.Tensor` of shape `(b, C, S, S)`): As the model takes them, on its device.

@@ -1,4 +1,6 @@
-"""The rows of a data set in the pieces that shards are made of: read undecoded, decoded in workers, none lost or doubled."""
+"""The rows of a data set in the pieces that shards are made of: read undecoded, decoded in workers, none lost or
+doubled.
+"""
 
 import hashlib
 import os
@@ -68,8 +70,7 @@ def model_input(images: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class Piece:
-    """
-    Some rows of one shard, in order.
+    """Some rows of one shard, in order.
 
     Args:
         shard (`Shard`): Which one.
@@ -100,8 +101,7 @@ class Piece:
 
 
 class RowReader:
-    """
-    Undecoded rows to pieces: what both kinds of data set have in common.
+    """Undecoded rows to pieces: what both kinds of data set have in common.
 
     Args:
         source ([`~ldae.data.ImageSource`]): With `other_columns` that the table keeps.
@@ -168,8 +168,7 @@ class RowReader:
 
 
 class StoredPieces(torch.utils.data.Dataset[Piece]):
-    """
-    Pieces of a data set that is read in any order, by (number of the shard, its rows, whether it ends with them).
+    """Pieces of a data set that is read in any order, by (number of the shard, its rows, whether it ends with them).
 
     Args:
         reader ([`RowReader`]): Makes them.
@@ -187,9 +186,9 @@ class StoredPieces(torch.utils.data.Dataset[Piece]):
 
 
 class StreamedPieces(torch.utils.data.IterableDataset[Piece]):
-    """
-    Pieces of a stream. Its parts (files, for most formats) are dealt out to processes where there are enough of them; else
-    all processes read all parts, and deal out their shards. The parts of a process are dealt out to its workers.
+    """Pieces of a stream. Its parts (files, for most formats) are dealt out to processes where there are enough of
+    them; else all processes read all parts, and deal out their shards. The parts of a process are dealt out to its
+    workers.
 
     Args:
         reader ([`RowReader`]): Makes them.

@@ -1,4 +1,6 @@
-"""Features of a whole data set as a table, [`extract_table`]: over several processes, resumed after a kill, in constant memory."""
+"""Features of a whole data set as a table, [`extract_table`]: over several processes, resumed after a kill, in
+constant memory.
+"""
 
 import os
 import re
@@ -34,13 +36,12 @@ DTYPES = ("float32", "float16")
 
 @dataclass(frozen=True)
 class Extraction:
-    """
-    What [`extract_table`] did.
+    """What [`extract_table`] did.
 
     Attributes:
         folder (`Path`): The table's.
-        noted (`dict`): What `extraction.json` says: settings, `rows`, `skipped` (row, name and reason of each image that
-            could not be read), `counts` of conversions.
+        noted (`dict`): What `extraction.json` says: settings, `rows`, `skipped` (row, name and reason of each image
+            that could not be read), `counts` of conversions.
         images (`int`): Images whose features this process computed now; 0 where the table was complete.
         seconds (`float`): How long that took.
     """
@@ -66,39 +67,38 @@ def extract_table(
     num_workers: int = 0,
     on_images: Callable[[int], object] | None = None,
 ) -> Extraction:
-    """
-    Write features and metadata of every readable image of a source as a table of parquet files.
+    """Write features and metadata of every readable image of a source as a table of parquet files.
 
-    Every process of a launch calls it (the folder must be one that all of them see); each writes its share of shards. A
-    shard appears whole or not at all. The same call again skips what is written and computes what is missing, with any
-    number of processes, batch size and workers; on a complete table it changes nothing.
+    Every process of a launch calls it (the folder must be one that all of them see); each writes its share of shards.
+    A shard appears whole or not at all. The same call again skips what is written and computes what is missing, with
+    any number of processes, batch size and workers; on a complete table it changes nothing.
 
     Args:
         reader ([`~ldae.extraction.reader.FeatureReader`]): Which features; its model is on the device to compute on.
         source ([`~ldae.data.ImageSource`]): The images; its `other_columns` are kept in the table. Streamed or not.
         folder (`str` or path): Made where it is missing.
-        pixels (`Pixels`, *optional*): How records become pixels; by default the centre at the model's size, in [-1, 1].
-        settings (`dict`, *optional*): Of JSON types, to note in `extraction.json`. A later call with other ones, or with
-            another model, other images or columns, is refused.
+        pixels (`Pixels`, *optional*): How records become pixels; by default the centre at the model's size, in [-1,
+            1].
+        settings (`dict`, *optional*): Of JSON types, to note in `extraction.json`. A later call with other ones, or
+            with another model, other images or columns, is refused.
         notes (`dict`, *optional*): The same, but a later call may have others: where the model and the images lie.
         root (`str`, *optional*): Folder that the names of image files are relative to.
         dtype (`str`, defaults to `"float32"`): Of the stored features; `"float16"` takes half the space.
         batch_size (`int`, defaults to 256): Images of a forward.
-        rows_per_shard (`int`, *optional*): By default a 64th of the rows, 256 to 8,192, and at most 256 MiB of features. What a
-            kill can cost each process is one shard. A folder that was begun keeps its own.
-        num_workers (`int`, defaults to 0): Worker processes of each process that decode; of a stream one for each of its
-            files at most.
+        rows_per_shard (`int`, *optional*): By default a 64th of the rows, 256 to 8,192, and at most 256 MiB of
+            features. What a kill can cost each process is one shard. A folder that was begun keeps its own.
+        num_workers (`int`, defaults to 0): Worker processes of each process that decode; of a stream one for each of
+            its files at most.
         on_images (`Callable[[int], object]`, *optional*): Told how many rows were done, now and then.
 
     Returns:
-        [`Extraction`]. `datasets.load_dataset(folder)` opens the table. Its columns are `row` (of a stream counted within
-        its part, `shard`), `file_name` where images have names, labels and other columns, and the reader's.
+        [`Extraction`]. `datasets.load_dataset(folder)` opens the table. Its columns are `row` (of a stream counted
+        within its part, `shard`), `file_name` where images have names, labels and other columns, and the reader's.
 
     Raises:
         ValueError: where the folder holds something else, or features with other settings, or no image can be read.
 
     Example:
-
     ```python
     >>> import tempfile
     >>> import torch
