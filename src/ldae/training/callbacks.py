@@ -2,7 +2,6 @@
 
 import uuid
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,6 +37,7 @@ class FeatureProbe(Callback):
         self.probe: OnlineProbe | None = None
 
     def start(self, run: Run) -> None:
+        """Decode the subset."""
         labelled = run.task.source.label_column is not None
         if self.options.select_features and not labelled:
             raise ValueError(
@@ -49,6 +49,7 @@ class FeatureProbe(Callback):
             self.probe = OnlineProbe.open(self.data, run.task.module.config, self.options)
 
     def after_step(self, run: Run) -> None:
+        """Log the accuracies of the online probe where they are due."""
         every = self.options.probe_every_images or max(1, self.options.images // 10)
         if self.probe is not None and run.due(every):
             run.log({"event": "probe", **self.probe(_encoder(run.task.module))})
@@ -82,34 +83,20 @@ class FeatureProbe(Callback):
         )
 
 
-class DrawPictures(Callback):
-    """Pictures of the finished model, in the folder's `pictures/`.
+class AtEnd(Callback):
+    """A function that the main process calls at the end, such as one that draws pictures.
 
     Args:
-        draw (`Callable`): Draws them, given the run.
+        function (`Callable`): Called with the run.
     """
 
-    def __init__(self, draw: Callable[[Run], Any]):
-        self.draw = draw
+    def __init__(self, function: Callable[[Run], Any]):
+        self.function = function
 
     def finish(self, run: Run) -> None:
+        """Call the function."""
         if run.is_main:
-            self.draw(run)
-
-
-class WriteCard(Callback):
-    """The model card of the finished model.
-
-    Args:
-        repo_id (`str`, *optional*): Hub repository that the card names.
-    """
-
-    def __init__(self, repo_id: str | None):
-        self.repo_id = repo_id
-
-    def finish(self, run: Run) -> None:
-        if run.is_main:
-            write_model_card(run.folder.path, repo_id=self.repo_id)
+            self.function(run)
 
 
 class PushToHub(Callback):
@@ -125,13 +112,16 @@ class PushToHub(Callback):
         self.repo_id, self.private, self.message = repo_id, private, message
 
     def start(self, run: Run) -> None:
+        """Check the name of the repository."""
         self.uploader = HubUploader(run.folder.path, self.repo_id, private=self.private) if run.is_main else None
 
     def saved(self, run: Run) -> None:
+        """Begin to push the exported model."""
         if self.uploader is not None and not run.at_end:
             self.uploader.push(f"{run.images_seen:,} images seen")
 
     def finish(self, run: Run) -> None:
+        """Push the finished folder, and wait for it."""
         if self.uploader is not None:
             self.uploader.finish(self.message)
 
@@ -159,18 +149,24 @@ class Trackers(Callback):
         self.names = list(names)
 
     def start(self, run: Run) -> None:
+        """Open the trackers, with the resolved recipe as their configuration."""
         logs = run.folder.path / "logs"
+        file = logs / "run_id"
+        if run.is_main and not file.is_file():
+            logs.mkdir(exist_ok=True)
+            file.write_text(uuid.uuid4().hex[:8])
+        run.accelerator.wait_for_everyone()
+        run_id = file.read_text()
         project = ProjectConfiguration(str(run.folder.path), logging_dir=str(logs))
         self.accelerator = Accelerator(log_with=self.names, project_config=project)
-        own_run = _run_id(logs, run)
         arguments = {
-            "wandb": {"id": own_run, "resume": "allow", "name": run.folder.path.name},
-            "trackio": {"name": own_run, "resume": "allow"},
+            "wandb": {"id": run_id, "resume": "allow", "name": run.folder.path.name},
+            "trackio": {"name": run_id, "resume": "allow"},
         }
-        config = flatten(run.task.recipe.resolved())
-        self.accelerator.init_trackers("ldae", config=config, init_kwargs=arguments)
+        self.accelerator.init_trackers("ldae", flatten(run.task.recipe.resolved()), arguments)
 
     def log(self, run: Run, record: dict[str, Any]) -> None:
+        """Send the numbers of a record."""
         event = record.get("event", "train")
         numbers = {f"{event}/{key}": value for key, value in record.items() if isinstance(value, int | float)}
         self.accelerator.log(numbers, step=run.images_seen)
@@ -190,7 +186,7 @@ class Trackers(Callback):
 
 def sharing(options: TrainingConfig, message: str) -> list[Callback]:
     """Return the callbacks that tell others of a finished model: its card, and the Hub and trackers asked for."""
-    callbacks: list[Callback] = [WriteCard(options.push_to_hub)]
+    callbacks: list[Callback] = [AtEnd(lambda run: write_model_card(run.folder.path, repo_id=options.push_to_hub))]
     if options.push_to_hub:
         callbacks.append(PushToHub(options.push_to_hub, options.hub_private, message))
     return callbacks + tracking(options)
@@ -218,16 +214,6 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         elif value is not None:
             flat[f"{prefix}{key}"] = str(value) if isinstance(value, list) else value
     return flat
-
-
-def _run_id(logs: Path, run: Run) -> str:
-    """Read the id of the run, which the main process draws at the first start."""
-    file = logs / "run_id"
-    if run.is_main and not file.is_file():
-        logs.mkdir(exist_ok=True)
-        file.write_text(uuid.uuid4().hex[:8])
-    run.accelerator.wait_for_everyone()
-    return file.read_text()
 
 
 def _encoder(model: Any) -> Any:

@@ -17,7 +17,7 @@ from ldae.models.modeling_ldae import LDAEForImageClassification
 from ldae.reports.finetuning_pictures import draw_finetuning_pictures
 from ldae.results import Result, add_result
 from ldae.training.blocks import depth_of, encoder_blocks, parameter_groups
-from ldae.training.callbacks import DrawPictures, sharing
+from ldae.training.callbacks import AtEnd, sharing
 from ldae.training.checkpoint import Checkpoint
 from ldae.training.drop_path import DropPath
 from ldae.training.finetuning_recipe import FineTuningRecipe
@@ -130,11 +130,12 @@ class FineTuningTask(Task):
 
 
 class MeasureAccuracy(Callback):
-    """Accuracy on the test images, with the trained weights and with their average: on a subset while it trains, on all
-    of them at the end.
+    """Accuracy on the test images with the trained weights and with their average.
+
+    It is measured on a fixed subset in training, and on all test images at the end.
 
     Args:
-        recipe ([`FineTuningRecipe`]): The run's.
+        recipe ([`FineTuningRecipe`]): The recipe of the run.
     """
 
     def __init__(self, recipe: FineTuningRecipe):
@@ -166,7 +167,7 @@ class MeasureAccuracy(Callback):
         return scores
 
     def _accuracy(self, run: Run, source: ImageSource) -> tuple[float, int]:
-        """Measure every process's share of the images."""
+        """Measure the accuracy on a source; every process takes its share."""
         model, accelerator = run.task.module, run.accelerator
         c = model.config
         counts = torch.zeros(2, dtype=torch.long, device=run.device)  # correct, measured
@@ -259,7 +260,7 @@ def finetune(recipe: FineTuningRecipe) -> RunFolder:
     ```
     """
     folder = RunFolder.from_recipe(recipe)
-    pictures = DrawPictures(lambda run: draw_finetuning_pictures(run.folder.path))
+    pictures = AtEnd(lambda run: draw_finetuning_pictures(run.folder.path))
     callbacks = [MeasureAccuracy(recipe), pictures, *sharing(recipe.training, "Fine-tuned")]
     train(FineTuningTask(recipe), recipe.training, folder, callbacks)
     return folder

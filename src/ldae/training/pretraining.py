@@ -9,7 +9,7 @@ import ldae  # noqa: F401 - registers the models with transformers
 from ldae.data import Batch, augment_geometry, prepare_latents
 from ldae.reports.ddae_pictures import draw_ddae_pictures
 from ldae.reports.run_pictures import draw_run_pictures
-from ldae.training.callbacks import DrawPictures, FeatureProbe, sharing
+from ldae.training.callbacks import AtEnd, FeatureProbe, sharing
 from ldae.training.checkpoint import Checkpoint
 from ldae.training.latent_cache import latent_source
 from ldae.training.loop import Run, train
@@ -99,7 +99,7 @@ def pretrain(recipe: Recipe) -> RunFolder:
     """
     folder = RunFolder.from_recipe(recipe)
     probe = FeatureProbe(recipe.data, recipe.training)
-    callbacks = [probe, DrawPictures(_draw), *sharing(recipe.training, "Trained")]
+    callbacks = [probe, AtEnd(_draw), *sharing(recipe.training, "Trained")]
     train(DenoisingTask(recipe), recipe.training, folder, callbacks)
     return folder
 

@@ -201,12 +201,11 @@ def finish_tokenizer(folder: Path, recipe: Recipe, tokenizer: Any) -> None:
     config = recipe.model_config()
     _, source = open_probe_images(recipe.data)
     device, counted = tokenizer.mean.device, 0
+    size: dict[str, Any] = {"image_size": config.image_size, "num_channels": config.num_channels}
 
     def test_images(limit: int) -> Iterator[Batch]:
         nonlocal counted
-        for batch in iterate_once(
-            source, image_size=config.image_size, num_channels=config.num_channels, batch_size=64, limit=limit
-        ):
+        for batch in iterate_once(source, **size, batch_size=64, limit=limit):
             counted += len(batch.images)
             yield batch
 
