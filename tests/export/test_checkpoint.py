@@ -109,7 +109,7 @@ def test_the_verb_writes_what_it_says(format, encoder_folder, tmp_path, capsys):
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o644}
     assert folder.stat().st_mode & 0o777 == 0o755
     card = (folder / "README.md").read_text()
-    assert "license: mit" in card and "at t = 300, of a clean image" in card and "{{" not in card
+    assert "license: mit" in card and "at t = 300. Everything" in card and "{{" not in card
 
 
 def test_a_classifier_keeps_its_time_step_names_and_licence(classifier_folder, tmp_path):

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from ldae.cli import run_verb
-from ldae.hub.model_card import TEMPLATE, passed_over, render_model_card, write_model_card
+from ldae.hub.model_card import TEMPLATE, is_rejected, render_model_card, write_model_card
 from ldae.hub.remote_code import save_with_code
 from ldae.hub.upload import is_sealed_card, seal_card
 from ldae.results import Result, add_result
@@ -92,13 +92,30 @@ def test_of_a_grid_search_a_card_has_the_winner(run_folder: Path) -> None:
     assert "37.50 %" not in card and "0.375" not in card
 
 
+def test_many_layers_and_time_steps_share_a_row(run_folder: Path) -> None:
+    entry = {"metric": "uniformity", "dataset": "digits", "split": "test", "seeds": [0], "checkpoint": "."}
+    for layer in (1, 2):
+        for t in range(10):
+            protocol = {"name": "alignment_uniformity", "layer": layer, "timestep": t, "exponent": 2}
+            result = {**entry, "value": -layer - t / 100, "protocol": protocol}
+            add_result(run_folder, Result.from_entry(result))
+            if t == 0:  # fewer than a row's worth
+                add_result(run_folder, Result.from_entry({**result, "metric": "alignment"}))
+    card = str(render_model_card(run_folder))
+    table = section(card, "alignment_uniformity")
+    row = "layers 1, 2, timesteps 10 (0 to 9), results 20, each in results.json |"
+    assert table.count("uniformity |") == 1 and "| uniformity | -2.09 to -1 |" in table and row in table
+    assert table.count("| alignment |") == 2
+    assert json.dumps(metadata_of(card)).count('"uniformity"') == 0  # the model is read at t = 10, not measured here
+
+
 def test_a_bare_folder_says_what_it_does_not_know(run_folder: Path) -> None:
     for name in ("recipe.yaml", "results.json", "metrics.jsonl"):
         (run_folder / name).unlink()
     card = str(render_model_card(run_folder))
     assert "not known here" in section(card, "Training data")
     assert "Not recorded" in section(card, "Cost and hardware")
-    assert "None was measured yet." in section(card, "Results")
+    assert "Nothing has been measured yet." in section(card, "Results")
     assert "model-index" not in metadata_of(card)
     assert "\n\n\n" not in card
 
@@ -178,7 +195,7 @@ def test_a_probes_card_says_what_its_encoder_learnt_from_and_what_it_reached(run
     metadata = metadata_of(card)
     assert metadata["base_model"] == "tester/nano" and "# digits_nano-linear_probe\n" in card
     assert [result.metric_value for result in model_index_to_eval_results(metadata["model-index"])[1]] == [0.625]
-    assert "a linear probe: the encoder of `tester/nano` stayed as it was" in card
+    assert "a linear probe: the encoder of `tester/nano` was frozen" in card
     assert "the linear layer was trained with them" in section(card, "Training data")
     assert "12,800 images seen" in section(card, "Cost and hardware")
     assert "62.50 %" in section(card, "linear") and "81.25" not in card
@@ -275,7 +292,7 @@ CARDS = Path(__file__).parents[2] / "model_cards"
 def test_a_committed_cards_numbers_are_those_of_its_results(path: Path) -> None:
     name = path.parent.name
     card = (path.parent / "README.md").read_text()
-    entries = [entry for entry in json.loads(path.read_text()) if not passed_over(entry)]
+    entries = [entry for entry in json.loads(path.read_text()) if not is_rejected(entry)]
     assert is_sealed_card(card), "as it was rendered"
     shown = [result.metric_value for result in ModelCard(card).data.eval_results]
     assert shown == [entry["value"] for entry in entries if entry["checkpoint"] == "."]

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from ldae import LDAEModel
+from ldae.hub.families import FAMILIES
 from ldae.hub.push import published_files
-from ldae.hub.remote_code import AUTO_MAPS, code_files, save_with_code
+from ldae.hub.remote_code import code_files, save_with_code
 from tests.hub.hub_server import TestHub
 from tests.processes import Runner
 
@@ -110,7 +111,7 @@ def test_saving_code_keeps_the_config_and_is_idempotent(run_folder: Path) -> Non
     before = json.loads((run_folder / "config.json").read_text())
     save_with_code(run_folder)
     after = json.loads((run_folder / "config.json").read_text())
-    assert after.pop("auto_map") == AUTO_MAPS["ldae"]
+    assert after.pop("auto_map") == FAMILIES["ldae"].auto_map
     assert after == before
     times = {path: path.stat().st_mtime_ns for path in run_folder.iterdir()}
     save_with_code(run_folder)

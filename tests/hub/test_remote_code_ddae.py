@@ -8,8 +8,9 @@ import torch
 from diffusers import DDIMScheduler, DDPMPipeline
 
 from ldae import DDAEModel, LDAEForPreTraining, save_image_processor
+from ldae.hub.families import FAMILIES
 from ldae.hub.model_card import write_model_card
-from ldae.hub.remote_code import AUTO_MAPS, code_files, save_with_code
+from ldae.hub.remote_code import code_files, save_with_code
 from tests.hub.hub_server import TestHub
 from tests.models.small_diffusers import small_dit, small_unet, small_vae
 from tests.models.small_models import open_gates, small_config
@@ -73,7 +74,7 @@ def test_the_code_is_what_the_model_imports_and_nothing_else(tmp_path: Path) -> 
     for path in written:
         assert "from ldae" not in path.read_text().replace(">>> from ldae", ""), f"{path.name} needs the package"
     after = json.loads((tmp_path / "config.json").read_text())
-    assert after.pop("auto_map") == AUTO_MAPS["ddae"]
+    assert after.pop("auto_map") == FAMILIES["ddae"].auto_map
     assert after == before
 
 
@@ -81,14 +82,14 @@ def test_its_card_says_where_features_are_read_and_names_the_method(tmp_path: Pa
     DDAEModel.from_diffusers(small_unet(), "mid_block.resnets.1", 7).save_pretrained(tmp_path)
     assert write_model_card(tmp_path) == "written"
     card = (tmp_path / "README.md").read_text()
-    assert "block `mid_block.resnets.1` gives at t = 7 (of 1000)" in card
+    assert "output of its block `mid_block.resnets.1` at t = 7 (of 1000)" in card
     assert "xiang2023denoising" in card and "chen2024" not in card
     assert "latent_dim" not in card and "generates images" not in card
 
 
 def test_no_card_is_written_for_another_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
-    with pytest.raises(ValueError, match=r"model_type='vit'; a card is rendered for 'ldae' and 'ddae' alone"):
+    with pytest.raises(ValueError, match=r"model_type='vit'; it must be 'ldae' or 'ddae'"):
         write_model_card(tmp_path)
     assert not (tmp_path / "README.md").exists()
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from ldae.hub.families import FAMILIES
 from ldae.hub.model_card import DEFAULT_LICENSE
 from ldae.hub.upload import CARD_FILE, seal_card
 
@@ -22,15 +23,15 @@ def write_card(
     repo_id: str,
     license: str | None = None,
 ) -> None:
-    """
-    Write an exported folder's README.md: what it is, how it was checked, and code that runs.
+    """Write the README.md of an exported folder.
 
     Args:
-        folder (`Path`): Where it goes.
+        folder (`Path`): The exported folder.
         facts (`dict`): The content of `export.json`.
-        checkpoint (`str` or `os.PathLike`): What was exported; its own card says the licence.
-        repo_id (`str`): What the title and the code name.
-        license (`str`, *optional*): As the Hub spells it; by default that of the checkpoint's card, else "apache-2.0".
+        checkpoint (`str` or `os.PathLike`): The exported checkpoint; its card is searched for the licence.
+        repo_id (`str`): Hub id for the title and the code.
+        license (`str`, *optional*): The licence as the Hub spells it; by default that of the checkpoint's card, or else
+            "apache-2.0".
     """
     license = license or _license_of(checkpoint) or DEFAULT_LICENSE
     classifies = facts["id2label"] is not None
@@ -49,7 +50,7 @@ def write_card(
         license=license,
         classifies=classifies,
         image_mode="L" if facts["num_channels"] == 1 else "RGB",
-        method="l-DAE" if facts["model_type"] == "ldae" else "DDAE",
+        family=FAMILIES[facts["model_type"]],
         **facts,
     )
     (folder / CARD_FILE).write_text(seal_card(str(card)), encoding="utf-8")

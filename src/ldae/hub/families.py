@@ -21,6 +21,8 @@ class Family:
         pipeline (`str`): Name of its pipeline class in `ldae`.
         layer_kind (`str`): What a layer that features are read after is called.
         noisy (`str`): What its noisy images are called.
+        place (`str`): What one vector of `last_hidden_state` belongs to.
+        citation (`str`): BibTeX entry of its paper.
         entry_files (`tuple[str, ...]`): Files whose relative imports reach all of its code.
         auto_map (`dict[str, str]`): For each auto class the class that remote code gives it.
     """
@@ -32,6 +34,8 @@ class Family:
     pipeline: str
     layer_kind: str
     noisy: str
+    place: str
+    citation: str
     entry_files: tuple[str, ...]
     auto_map: dict[str, str]
 
@@ -48,6 +52,13 @@ FAMILIES = {
         pipeline="LDAEPipeline",
         layer_kind="block",
         noisy="latent-noised",
+        place="patch",
+        citation="""@article{chen2024deconstructing,
+  title   = {Deconstructing Denoising Diffusion Models for Self-Supervised Learning},
+  author  = {Chen, Xinlei and Liu, Zhuang and Xie, Saining and He, Kaiming},
+  journal = {arXiv preprint arXiv:2401.14404},
+  year    = {2024}
+}""",
         entry_files=(modeling_ldae.__file__,),
         auto_map={
             "AutoConfig": "configuration_ldae.LDAEConfig",
@@ -65,6 +76,13 @@ FAMILIES = {
         pipeline="DDAEPipeline",
         layer_kind="tap",
         noisy="noisy",
+        place="place of the map",
+        citation="""@inproceedings{xiang2023denoising,
+  title     = {Denoising Diffusion Autoencoders are Unified Self-supervised Learners},
+  author    = {Xiang, Weilai and Yang, Hongyu and Huang, Di and Wang, Yunhong},
+  booktitle = {Proceedings of the IEEE/CVF International Conference on Computer Vision},
+  year      = {2023}
+}""",
         entry_files=(pretraining_ddae.__file__, backbone_ddae.__file__),
         auto_map={
             "AutoConfig": "configuration_ddae.DDAEConfig",

@@ -1,10 +1,11 @@
-"""Model cards: what a run's folder says about itself, as a README.md with the Hub's metadata.
+"""Model cards: the README.md of a run's folder, with the Hub's metadata.
 
 Everything in a card comes from the folder: config.json, recipe.yaml, metrics.jsonl, results.json and pictures/. A card
 that was written or edited by hand is never overwritten.
 """
 
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -15,22 +16,32 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
 
 from ldae.files import write_whole
+from ldae.hub.families import family_of
 from ldae.hub.upload import CARD_FILE, is_sealed_card, seal_card
-from ldae.models.configuration_ddae import DDAEConfig
-from ldae.models.configuration_ldae import MODEL_SIZES, LDAEConfig
+from ldae.models.configuration_ldae import MODEL_SIZES
 from ldae.results import read_results
 
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
-# What the Hub calls the task of a kind of result; the others are of classification.
+# The Hub's names for the tasks of some kinds of results; all others are of classification.
 TASKS = {"generation": "unconditional-image-generation", "alignment_uniformity": "image-feature-extraction"}
-CONFIGS: dict[str, Any] = {"ldae": LDAEConfig, "ddae": DDAEConfig}
 DEFAULT_LICENSE = "apache-2.0"
 TARGETS = {
     "noise": "the noise",
     "latent": "the clean latents",
-    "projected_image": "the clean image as far as its latents hold it",
+    "projected_image": "the projection of the clean image onto the latent space",
     "image": "the clean image",
+}
+SHOWN_ROWS = 12  # of results that differ only in the layer and time step; more are summed up in one row
+COSTS = {
+    "images": "{:,} images seen",
+    "seconds": "{:,.0f} seconds of training",
+    "hardware": "on {}",
+    "processes": "processes: {}",
+    "images_per_second": "{:,.0f} images a second at the end",
+    "peak_memory_gib": "at most {:.1f} GiB of memory",
+    "loss": "last training loss {:.4g}",
+    "weights": "weights: {}",
 }
 
 
@@ -41,21 +52,22 @@ def write_model_card(
     license: str | None = None,
     update_metadata: bool = False,
 ) -> Literal["written", "metadata", "kept"]:
-    """Writes a run's README.md, unless a person wrote or edited the one that is there.
+    """Write a run's README.md, unless it was written or edited by hand.
 
     Args:
-        folder: a run's folder.
-        repo_id: the Hub id that the card's title and code name. Default None: the folder's name.
-        license: the weights' licence as the Hub spells it. Default None: the present card's, else "apache-2.0".
-        update_metadata: whether a card that is kept gets the run's results and tags into its metadata block; its text
-            and its other metadata stay. Default False.
+        folder (`str` or path): A run's folder.
+        repo_id (`str`, *optional*): Hub id for the card's title and code; by default the folder's name.
+        license (`str`, *optional*): The weights' licence as the Hub spells it; by default the present card's, or else
+            "apache-2.0".
+        update_metadata (`bool`, defaults to `False`): Whether to add the run's results and tags to the metadata of a
+            card that is kept; its text and its other metadata do not change.
 
     Returns:
-        "written" for a new card or one of ours brought up to date, "metadata" where only the metadata block of a card
-        written by hand changed, "kept" where such a card was left alone.
+        "written" for a new or updated card of ours, "metadata" if only the metadata of a card by hand changed, "kept" if
+        such a card did not change.
 
     Raises:
-        ValueError: the folder has no config.json.
+        ValueError: If the folder has no config.json, or one of another kind of model.
     """
     path = Path(folder) / CARD_FILE
     present = path.read_text(encoding="utf-8") if path.is_file() else None
@@ -76,39 +88,37 @@ def write_model_card(
 def render_model_card(
     folder: str | os.PathLike[str], *, repo_id: str | None = None, license: str = DEFAULT_LICENSE
 ) -> ModelCard:
-    """Renders a run's card from its files, without writing it.
+    """Render a run's card from its files.
 
     Args:
-        folder: a run's folder.
-        repo_id: the Hub id that the card's title and code name. Default None: the folder's name.
-        license: the weights' licence as the Hub spells it. Default "apache-2.0".
+        folder (`str` or path): A run's folder.
+        repo_id (`str`, *optional*): Hub id for the card's title and code; by default the folder's name.
+        license (`str`, defaults to `"apache-2.0"`): The weights' licence as the Hub spells it.
 
     Returns:
-        The card: its metadata with one model-index entry for each result, and its text.
+        `ModelCard`: the metadata, with a model-index entry for each result, and the text.
 
     Raises:
-        ValueError: the folder has no config.json, or it is neither an l-DAE's nor a DDAE's.
+        ValueError: If the folder has no config.json, or one of another kind of model.
     """
     folder = Path(folder)
     config_path = folder / "config.json"
     if not config_path.is_file():
-        raise ValueError(f"{folder} has no config.json; give a run's folder, or one that save_pretrained wrote")
+        raise ValueError(f"{folder} has no config.json; give a run's folder, or one that save_pretrained wrote.")
     fields = json.loads(config_path.read_text(encoding="utf-8"))
-    model_type = fields.get("model_type")
-    if model_type not in CONFIGS:
-        raise ValueError(
-            f"{config_path} has model_type={model_type!r}; a card is rendered for {' and '.join(map(repr, CONFIGS))} alone. "
-            "Write its README.md by hand and upload the folder with `hf upload`."
-        )
-    config = CONFIGS[model_type].from_dict(fields)
+    remedy = "Write the README.md of another model by hand, and upload the folder with `hf upload`."
+    family = family_of(fields.get("model_type"), config_path, remedy)
+    config = family.config_class.from_dict(fields)
     is_classifier = any("Classification" in name for name in config.architectures or [])
-    run = _encoder_run(folder) if is_classifier else None  # of a probe: its encoder's
+    is_denoiser = any("PreTraining" in name for name in config.architectures or [])
+    run = _encoder_run(folder) if is_classifier else None  # the run that a probe's encoder comes from
     recipe_path = (run or folder) / "recipe.yaml"
     recipe_text = recipe_path.read_text(encoding="utf-8").strip() if recipe_path.is_file() else ""
     recipe = (yaml.safe_load(recipe_text) or {}) if recipe_text else {}
     data = recipe.get("data", {})
-    results = read_results(folder) if run is None else _probe_results(run, config)
-    results = [entry for entry in results if not passed_over(entry)]
+    place = (config.feature_layer or config.num_hidden_layers, config.feature_timestep)
+    results = read_results(folder) if run is None else _probe_results(run, place)
+    groups = _group_results([entry for entry in results if not is_rejected(entry)])
     name = folder.resolve().name if run is None else f"{run.name}-{folder.resolve().name}"
     model_id = repo_id or name
     base_model = recipe.get("training", {}).get("push_to_hub") if run is not None else None
@@ -118,20 +128,24 @@ def render_model_card(
         license=license,
         library_name="transformers",
         pipeline_tag="image-classification" if is_classifier else "image-feature-extraction",
-        tags=[model_type, "self-supervised-learning", "denoising-autoencoder"],
-        base_model=base_model,  # which the Hub shows as the tree of a family
+        tags=[config.model_type, "self-supervised-learning", "denoising-autoencoder"],
+        base_model=base_model,  # the Hub shows it in the model tree
         datasets=[data["dataset"]] if is_hub_name(data.get("dataset")) else None,
-        # The model-index is this model's alone: the text's tables also hold the baselines that it was compared to.
-        eval_results=[eval_result(entry) for entry in results if entry["checkpoint"] == "."] or None,
+        # The model-index holds only this model's results; the tables in the text also hold the baselines.
+        eval_results=[eval_result(entry) for entry in _listed_results(groups, place) if entry["checkpoint"] == "."]
+        or None,
     )
     return ModelCard.from_template(
         card_data,
         template_str=TEMPLATE.read_text(encoding="utf-8"),
         model_id=model_id,
         config=config,
-        **_describe_ldae(config) if model_type == "ldae" else _describe_ddae(config),
+        family=family,
+        size=_size_name(config),
+        target=TARGETS.get(getattr(config, "prediction_target", "")),
+        num_tokens=getattr(config, "num_patches", "N"),
         is_classifier=is_classifier,
-        is_denoiser=any("PreTraining" in name for name in config.architectures or []),
+        is_denoiser=is_denoiser,
         encoder=base_model or (run.name if run is not None else None),
         denoising_timestep=config.num_train_timesteps // 4,
         fine_tuned=recipe.get("finetuning"),
@@ -142,13 +156,13 @@ def render_model_card(
         dataset_line=_dataset_line(data),
         recipe_text=recipe_text,
         cost=_cost(run or folder),
-        tables=_tables(results),
+        tables=_tables(groups),
         pictures=_pictures(folder),
     )
 
 
 def eval_result(entry: dict[str, Any]) -> EvalResult:
-    """One entry of results.json as an entry of the Hub's model-index; its protocol travels as the metric's arguments."""
+    """Convert an entry of results.json to one of the Hub's model-index, with its protocol as the metric's arguments."""
     dataset = _public_name(entry["dataset"])
     keys = ("protocol", "seed", "seeds", "stderr", "n")
     arguments: dict[str, Any] = {key: entry[key] for key in keys if key in entry}
@@ -165,21 +179,26 @@ def eval_result(entry: dict[str, Any]) -> EvalResult:
 
 
 def count_parameters(folder: str | os.PathLike[str]) -> int:
-    """Number of values in a folder's safetensors weights, buffers such as the PCA's included."""
+    """Count the values in a folder's safetensors weights, including buffers such as the PCA's."""
     total = 0
     for path in Path(folder).glob("model*.safetensors"):
         with safe_open(path, framework="pt") as tensors:
-            shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118 (no dict)
-        for shape in shapes:
-            size = 1
-            for length in shape:
-                size *= length
-            total += size
+            total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in list(tensors.keys()))
     return total
 
 
+def is_rejected(entry: dict[str, Any]) -> bool:
+    """Return whether an entry of results.json is a cell that a grid search did not choose; cards leave those out."""
+    return entry["protocol"].get("search") == "grid" and not entry.get("chosen", True)
+
+
+def is_hub_name(name: str | None) -> bool:
+    """Return whether a name is "namespace/name" on the Hub, and no folder, file or glob on this machine."""
+    return name is not None and re.fullmatch(r"[\w-]+/[\w.-]+", name) is not None and not os.path.exists(name)
+
+
 def _merge_metadata(present: Any, new: Any) -> None:
-    """Brings a hand-written card's metadata up to date: results of the same kind are replaced, tags are added."""
+    """Update the metadata of a card by hand: results of the same kind are replaced, tags are added."""
     fresh = new.eval_results or []
     kept = [old for old in present.eval_results or [] if not any(old.is_equal_except_value(n) for n in fresh)]
     present.eval_results = kept + fresh or None
@@ -191,40 +210,15 @@ def _merge_metadata(present: Any, new: Any) -> None:
             present[key] = new.get(key)
 
 
-def _describe_ldae(config: LDAEConfig) -> dict[str, Any]:
-    """What the template says of an l-DAE beside its fields."""
-    return {
-        "size": _size_name(config),
-        "target": TARGETS[config.prediction_target],
-        "num_tokens": config.num_patches,
-        "place": "patch",
-    }
-
-
-def _describe_ddae(config: DDAEConfig) -> dict[str, Any]:
-    """What the template says of a DDAE beside its fields."""
-    return {
-        "num_tokens": "N",
-        "place": "place of the map",
-    }
-
-
 def _encoder_run(folder: Path) -> Path | None:
-    """The run that a probe's classifier, a folder inside it without a recipe of its own, was probed in; else None."""
+    """Return the run that a probe's classifier lies in, or `None` for a folder with a recipe of its own."""
     run = folder.resolve().parent
     inside = (run / "recipe.yaml").is_file() and (run / "config.json").is_file()
     return run if inside and not (folder / "recipe.yaml").is_file() else None
 
 
-def passed_over(entry: dict[str, Any]) -> bool:
-    """Whether an entry of results.json is a cell that a grid search did not choose: a card has no room for all of them."""
-    return entry["protocol"].get("search") == "grid" and not entry.get("chosen", True)
-
-
-def _probe_results(run: Path, config: LDAEConfig | DDAEConfig) -> list[dict[str, Any]]:
-    """What the probe that became a classifier reached: those of the run's results that it was chosen for, as its own."""
-    layer = config.feature_layer or config.num_hidden_layers if config.model_type == "ldae" else config.feature_layer
-    place = (layer, config.feature_timestep)
+def _probe_results(run: Path, place: tuple[Any, int]) -> list[dict[str, Any]]:
+    """Return the run's results that a probe's classifier was chosen for, by its layer and time step."""
     return [
         entry
         for entry in read_results(run)
@@ -233,35 +227,29 @@ def _probe_results(run: Path, config: LDAEConfig | DDAEConfig) -> list[dict[str,
     ]
 
 
-def _size_name(config: LDAEConfig) -> str | None:
+def _size_name(config: Any) -> str | None:
+    """Return the name of an l-DAE's size, if it has one."""
     fields = ("hidden_size", "num_hidden_layers", "decoder_num_hidden_layers", "num_attention_heads")
-    shape = tuple(getattr(config, field) for field in fields)
+    shape = tuple(getattr(config, field, None) for field in fields)
     return next((name for name, size in MODEL_SIZES.items() if size == shape), None)
 
 
-def is_hub_name(name: str | None) -> bool:
-    """Whether a recipe's dataset, or a checkpoint, is "namespace/name" on the Hub: no folder, file, glob or the digits."""
-    return name is not None and re.fullmatch(r"[\w-]+/[\w.-]+", name) is not None and not os.path.exists(name)
-
-
 def _public_name(dataset: str) -> str:
-    """A data set's name without the folders of the machine it lay on."""
+    """Return a data set's name without folders of this machine."""
     return dataset if dataset == "digits" or is_hub_name(dataset) else Path(dataset.rstrip("/*")).name or dataset
 
 
 def _dataset_line(data: dict[str, Any]) -> str:
     name = data.get("dataset")
     if name == "digits":
-        text = "digits: the 1,797 images of handwritten digits that scikit-learn ships, given as 16x16 RGB."
-    elif is_hub_name(name):
-        text = f"[{name}](https://huggingface.co/datasets/{name})."
-    else:
-        text = f"A data set of one's own, `{_public_name(str(name))}`."
-    return text
+        return "digits: the 1,797 images of handwritten digits that scikit-learn ships, as 16x16 RGB."
+    if is_hub_name(name):
+        return f"[{name}](https://huggingface.co/datasets/{name})."
+    return f"A local data set, `{_public_name(str(name))}`."
 
 
 def _cost(folder: Path) -> str:
-    """What metrics.jsonl says of the training: images, time, hardware, speed, memory; only what is there."""
+    """Describe the training's cost, as far as metrics.jsonl records it."""
     path = folder / "metrics.jsonl"
     last: dict[str, Any] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
@@ -269,44 +257,75 @@ def _cost(folder: Path) -> str:
             last.update(json.loads(line))
         except ValueError:  # a line that a kill cut short
             continue
-    shown = {
-        "images": "{:,} images seen",
-        "seconds": "{:,.0f} seconds of training",
-        "hardware": "on {}",
-        "processes": "processes: {}",
-        "images_per_second": "{:,.0f} images a second at the end",
-        "peak_memory_gib": "{:.1f} GiB of memory at most",
-        "loss": "last training loss {:.4g}",
-        "weights": "weights: {}",
-    }
-    parts = [text.format(last[key]) for key, text in shown.items() if key in last]
+    parts = [text.format(last[key]) for key, text in COSTS.items() if key in last]
     return "; ".join(parts) + "." if parts else "Not recorded in this folder."
 
 
-def _tables(results: list[dict[str, Any]]) -> dict[str, list[list[str]]]:
-    """The results by kind of protocol: a kNN and a linear probe never share a table."""
-    tables: dict[str, list[list[str]]] = {}
+def _group_results(results: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Group results that differ only in value, layer and time step; groups of up to `SHOWN_ROWS` are split up again."""
+    groups: dict[str, list[dict[str, Any]]] = {}
     for entry in results:
-        protocol = dict(entry["protocol"])
-        percent = entry["metric"] == "accuracy"
-        value = f"{100 * entry['value']:.2f} %" if percent else f"{entry['value']:.4g}"
-        if entry.get("stderr") is not None:
-            value += f" \u00b1 {100 * entry['stderr']:.2f}" if percent else f" \u00b1 {entry['stderr']:.2g}"
+        protocol = {key: value for key, value in entry["protocol"].items() if key not in ("layer", "timestep")}
+        same = {key: entry.get(key) for key in ("metric", "dataset", "split", "n", "seed", "seeds", "checkpoint")}
+        groups.setdefault(json.dumps([protocol, same], sort_keys=True, default=str), []).append(entry)
+    large = [group for group in groups.values() if len(group) > SHOWN_ROWS]
+    grouped = {id(entry): group for group in large for entry in group}
+    # In the order of their first entries.
+    found = [grouped.get(id(entry), [entry]) for entry in results]
+    return [group for i, group in enumerate(found) if len(group) == 1 or group[0] is results[i]]
+
+
+def _listed_results(groups: list[list[dict[str, Any]]], place: tuple[Any, int]) -> list[dict[str, Any]]:
+    """Return the results for the model-index: of a large group, only those at the model's own layer and time step."""
+
+    def is_listed(entry: dict[str, Any]) -> bool:
+        return (entry["protocol"].get("layer"), entry["protocol"].get("timestep")) == place
+
+    return [entry for group in groups for entry in group if len(group) == 1 or is_listed(entry)]
+
+
+def _tables(groups: list[list[dict[str, Any]]]) -> dict[str, list[list[str]]]:
+    """Write the rows of a table for each kind of protocol; kNN and linear probes never share one."""
+    tables: dict[str, list[list[str]]] = {}
+    for group in groups:
+        entry = group[0]
+        protocol = {key: value for key, value in entry["protocol"].items() if value is not None}
+        values = sorted(group, key=lambda each: each["value"])
+        value = _value(entry) if len(group) == 1 else f"{_value(values[0])} to {_value(values[-1])}"
+        if len(group) > 1:
+            for key in ("layer", "timestep"):
+                found = dict.fromkeys(each["protocol"].get(key) for each in group)
+                protocol.pop(key, None)
+                protocol[f"{key}s"] = _ends(list(found))
+            protocol["results"] = f"{len(group)}, each in results.json"
         seeds = entry.get("seeds", entry.get("seed"))
-        if isinstance(seeds, list) and len(seeds) > 3:
-            seeds = f"{len(seeds)} ({seeds[0]} to {seeds[-1]})"
-        kind = str(protocol.pop("name"))
         row = [
             entry["metric"],
             value,
             f"{_public_name(entry['dataset'])}, {entry['split']}",
             f"{entry['n']:,}" if "n" in entry else "",
-            ", ".join(map(str, seeds)) if isinstance(seeds, list) else str(seeds),
+            _ends(seeds) if isinstance(seeds, list) else str(seeds),
             "this model" if entry["checkpoint"] == "." else Path(entry["checkpoint"]).name,
-            ", ".join(f"{key} {value}" for key, value in protocol.items() if value is not None),
+            ", ".join(f"{key} {value}" for key, value in protocol.items() if key != "name"),
         ]
-        tables.setdefault(kind, []).append([str(cell).replace("|", "\\|") for cell in row])
+        tables.setdefault(protocol["name"], []).append([str(cell).replace("|", "\\|") for cell in row])
     return tables
+
+
+def _value(entry: dict[str, Any]) -> str:
+    """Write a result's value with its standard error."""
+    scale, unit, precision = (100, " %", ".2f") if entry["metric"] == "accuracy" else (1, "", ".4g")
+    text = f"{scale * entry['value']:{precision}}{unit}"
+    if entry.get("stderr") is not None:
+        text += f" ± {scale * entry['stderr']:{'.2f' if scale == 100 else '.2g'}}"
+    return text
+
+
+def _ends(values: list[Any]) -> str:
+    """Write a list: all of up to three values, or else their number, the first and the last."""
+    if len(values) > 3:
+        return f"{len(values)} ({values[0]} to {values[-1]})"
+    return ", ".join(map(str, values))
 
 
 def _pictures(folder: Path) -> list[tuple[str, str]]:

@@ -1,7 +1,7 @@
-"""Makes a saved folder loadable where ldae is not installed: the model's own files and the map of auto classes.
+"""Remote code: a saved model's own Python files and auto classes, for processes without ldae.
 
-The files are those of ``ldae.models``, unchanged: the installed package and the remote code have one source. Where ldae
-is imported, its registered classes win and no code from the folder runs.
+The files are copies of those in ``ldae.models``, so the package and the remote code cannot differ. Where ldae is imported,
+its registered classes win, and no code from the folder runs.
 """
 
 import json
@@ -11,34 +11,14 @@ from pathlib import Path
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from ldae.files import write_whole
-from ldae.models import backbone_ddae, modeling_ldae, pretraining_ddae
-
-
-# model_type -> files whose relative imports reach all others of its models, and the map of its auto classes
-MODEL_FILES = {"ldae": (modeling_ldae.__file__,), "ddae": (pretraining_ddae.__file__, backbone_ddae.__file__)}
-AUTO_MAPS = {
-    "ldae": {
-        "AutoConfig": "configuration_ldae.LDAEConfig",
-        "AutoModel": "modeling_ldae.LDAEModel",
-        "AutoModelForPreTraining": "modeling_ldae.LDAEForPreTraining",
-        "AutoModelForImageClassification": "modeling_ldae.LDAEForImageClassification",
-        "AutoBackbone": "modeling_ldae.LDAEBackbone",
-    },
-    "ddae": {
-        "AutoConfig": "configuration_ddae.DDAEConfig",
-        "AutoModel": "modeling_ddae.DDAEModel",
-        "AutoModelForPreTraining": "pretraining_ddae.DDAEForPreTraining",
-        "AutoModelForImageClassification": "modeling_ddae.DDAEForImageClassification",
-        "AutoBackbone": "backbone_ddae.DDAEBackbone",
-    },
-}
+from ldae.hub.families import FAMILIES, family_of
 
 
 def code_files(model_type: str = "ldae") -> list[Path]:
-    """A model's files and every file that their relative imports reach, by name.
+    """List a family's files and every file that their relative imports reach, sorted by name.
 
     Args:
-        model_type: `"ldae"` or `"ddae"`, whose network may be an l-DAE: it reaches the l-DAE's files too.
+        model_type (`str`): `"ldae"` or `"ddae"`. A DDAE's network may be an l-DAE, so its files include those of l-DAE.
 
     Example:
         >>> [path.name for path in code_files()][:2]
@@ -46,43 +26,40 @@ def code_files(model_type: str = "ldae") -> list[Path]:
         >>> {"modeling_ddae.py", "modeling_ldae.py"} <= {path.name for path in code_files("ddae")}
         True
     """
-    entries = MODEL_FILES[model_type]
+    entries = FAMILIES[model_type].entry_files
     return sorted({Path(path) for entry in entries for path in (entry, *get_relative_import_files(entry))})
 
 
 def save_with_code(folder: str | os.PathLike[str]) -> list[Path]:
-    """Adds the model's code to a folder that `save_pretrained` wrote, for every auto class.
+    """Add the model's code to a folder that `save_pretrained` wrote, for every auto class.
 
-    All auto classes then load the folder with ``trust_remote_code=True`` in a process without ldae; transformers' own
-    way writes the one auto class that the saved object belongs to. Files that are already as they should be are not
-    written again.
+    All auto classes then load the folder with ``trust_remote_code=True`` in a process without ldae, while transformers
+    itself would only write the auto class of the saved object. Unchanged files are not written again.
 
     Args:
-        folder: a saved model's folder, with its config.json.
+        folder (`str` or path): A saved model's folder, with its config.json.
 
     Returns:
         The code files in the folder.
 
     Raises:
-        ValueError: there is no config.json, or it is not an l-DAE's or a DDAE's.
+        ValueError: If there is no config.json, or it is of another kind of model.
     """
     config_path = Path(folder) / "config.json"
     if not config_path.is_file():
-        raise ValueError(f"{folder} has no config.json; give the folder that save_pretrained wrote")
+        raise ValueError(f"{folder} has no config.json; give the folder that save_pretrained wrote.")
     config = json.loads(config_path.read_text(encoding="utf-8"))
-    model_type = config.get("model_type")
-    if model_type not in AUTO_MAPS:
-        known = " and ".join(map(repr, AUTO_MAPS))
-        raise ValueError(
-            f"{config_path} has model_type={model_type!r}; only {known} can take our code. What `ldae export` wrote is "
-            "complete as it is: upload it with `hf upload`."
-        )
+    family = family_of(
+        config.get("model_type"),
+        config_path,
+        "A folder that `ldae export` wrote needs no code of ours: upload it with `hf upload`.",
+    )
     written = []
-    for source in code_files(model_type):
+    for source in code_files(config["model_type"]):
         target = Path(folder) / source.name
         _write_if_changed(target, source.read_text(encoding="utf-8"))
         written.append(target)
-    config["auto_map"] = {**config.get("auto_map", {}), **AUTO_MAPS[model_type]}
+    config["auto_map"] = {**config.get("auto_map", {}), **family.auto_map}
     _write_if_changed(config_path, json.dumps(config, indent=2, sort_keys=True) + "\n")
     return written
 
