@@ -151,17 +151,17 @@ def test_what_is_wrong_is_one_line(checkpoint, digit, tmp_path, capsys):
     assert "has no index of features_layer1_t10" in error_of(
         capsys, search, folder, digit, "--column", "features_layer1_t10"
     )
-    assert "column=None is not possible; give one of features_layer1_t10, features_layer2" in error_of(
+    assert "column=None does not exist; choose one of features_layer1_t10, features_layer2" in error_of(
         capsys, search, folder, digit
     )
     assert "timesteps was [10] and is [0]" in error_of(capsys, extract, *two, "--timesteps", "0")
     pytest.importorskip("faiss")
-    assert "index_factory='Flta' is no index of FAISS" in error_of(
+    assert "index_factory='Flta' is not an index of FAISS" in error_of(
         capsys, extract, *two, "--index", "--index_factory", "Flta"
     )
     assert extract(*two, "--index") == 0
     chosen = ("--column", "features_layer2_t10", "--device", "cpu")
-    assert "k=0 is not possible" in error_of(capsys, search, folder, digit, *chosen, "--k", "0")
+    assert "k=0 must be at least 1" in error_of(capsys, search, folder, digit, *chosen, "--k", "0")
     assert "cannot be read: missing or forbidden file" in error_of(capsys, search, folder, tmp_path / "x.png", *chosen)
     (checkpoint / "model.safetensors").unlink()
     assert "Say with --checkpoint where" in error_of(capsys, search, folder, digit, *chosen)

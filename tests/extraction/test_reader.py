@@ -84,7 +84,7 @@ def test_half_precision_and_wrong_choices(encoder):
     full, half = (FeatureReader(encoder, pixels[:1], dtype=dtype) for dtype in (None, torch.bfloat16))
     values = [reader(pixels, torch.arange(3))["features"].float() for reader in (full, half)]
     assert 1e-5 < (values[0] - values[1]).abs().max() < 0.1
-    with pytest.raises(ValueError, match="pool='max' is unknown; choose 'mean' or 'none'"):
+    with pytest.raises(ValueError, match="pool='max' does not exist; choose 'mean' or 'none'"):
         FeatureReader(encoder, pixels[:1], pool="max")
     with pytest.raises(ValueError, match=r"layers=\[4\] must be .* the blocks 1 to 3"):
         FeatureReader(encoder, pixels[:1], layers=[4])

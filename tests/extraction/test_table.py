@@ -123,8 +123,8 @@ def test_other_settings_in_the_same_folder_are_refused(reader, encoder, digits, 
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("")
     refused(r"holds other files \(thesis.tex\); give an empty folder", folder="full")
-    refused("batch_size=0 is not possible; give 1 or more", batch_size=0)
-    refused("dtype='int8' is unknown", dtype="int8")
+    refused("batch_size=0 must be at least 1", batch_size=0)
+    refused("dtype='int8' does not exist", dtype="int8")
 
 
 def test_other_columns_and_file_names_are_kept(reader, tmp_path):

@@ -1,7 +1,9 @@
-"""The dataset card of a feature table: what the features are, how to open them, what is not in them."""
+"""The dataset card of a feature table: what the features are, how to open them, which images are missing."""
 
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub import DatasetCardData
 
 from ldae.files import write_whole
 from ldae.hub.upload import CARD_FILE, is_sealed_card, seal_card
@@ -17,12 +19,12 @@ def write_dataset_card(folder: Path, noted: dict[str, Any], repo_id: str | None 
     """Write the README.md of a feature table, unless a person has written or edited it.
 
     Args:
-        folder (`Path`): The table's.
-        noted (`dict`): What its `extraction.json` says.
-        repo_id (`str`, *optional*): Where it is pushed to, for the lines that open it.
+        folder (`Path`): The table's folder.
+        noted (`dict`): Content of its `extraction.json`.
+        repo_id (`str`, *optional*): Repository that it is pushed to, for the lines that open it.
 
     Returns:
-        `bool`: whether the card was written.
+        `bool`: `True` if the card was written.
     """
     path = folder / CARD_FILE
     if path.is_file() and not is_sealed_card(path.read_text(encoding="utf-8")):
@@ -32,28 +34,26 @@ def write_dataset_card(folder: Path, noted: dict[str, Any], repo_id: str | None 
 
 
 def render_dataset_card(noted: dict[str, Any], name: str) -> str:
-    """The card's text, with the metadata that `datasets` and the Hub read."""
-    features = [column for column in noted["columns"] if column.startswith("features")]
-    size = next((words for below, words in SIZES if noted["rows"] < below), "n>1M")
-    first = features[0]
-    choices = [
-        ("model", f"`{noted['checkpoint']}`" if "checkpoint" in noted else None),
-        ("images", noted["source"]),
-        ("layers", _listed(noted["layers"])),
-        ("time steps", _listed(noted["timesteps"])),
-        ("input", None if noted["layers"] is None else f"noisy, seed {noted['seed']}" if noted["noisy"] else "clean"),
-        ("pooling", "the mean over places" if noted["pool"] == "mean" else "none: the features of all places"),
-        ("computed in", noted["compute_dtype"]),
-    ]
+    """Render the card, with the metadata that `datasets` and the Hub read."""
+    first = next(column for column in noted["columns"] if column.startswith("features"))
+    data_files = [{"split": noted["split"], "path": f"{DATA_FOLDER}/*.parquet"}]
+    metadata = DatasetCardData(
+        configs=[{"config_name": "default", "data_files": data_files}],
+        size_categories=[next((words for below, words in SIZES if noted["rows"] < below), "n>1M")],
+        tags=["ldae", "image-features", "embeddings"],
+    )
+    choices = {
+        "model": f"`{noted['checkpoint']}`" if "checkpoint" in noted else None,
+        "images": noted["source"],
+        "layers": _listed(noted["layers"]),
+        "time steps": _listed(noted["timesteps"]),
+        "input": None if noted["layers"] is None else f"noisy, seed {noted['seed']}" if noted["noisy"] else "clean",
+        "pooling": "the mean over places" if noted["pool"] == "mean" else "none: the features of all places",
+        "computed in": noted["compute_dtype"],
+    }
     lines = [
         "---",
-        "configs:",
-        "- config_name: default",
-        "  data_files:",
-        f"  - split: {noted['split']}",
-        f"    path: {DATA_FOLDER}/*.parquet",
-        f"size_categories:\n- {size}",
-        "tags:\n- ldae\n- image-features\n- embeddings",
+        metadata.to_yaml(),
         "---",
         "",
         f"# Features of {noted['source']}",
@@ -62,13 +62,15 @@ def render_dataset_card(noted: dict[str, Any], name: str) -> str:
         "",
         "| | |",
         "|---|---|",
-        *(f"| {what} | {value} |" for what, value in choices if value is not None),
+        *(f"| {what} | {value} |" for what, value in choices.items() if value is not None),
         "",
         "| column | type |",
         "|---|---|",
         *(f"| `{column}` | `{kind}` |" for column, kind in noted["columns"].items()),
         "",
-        _rows_in_words(noted),
+        "`row` counts the images within `shard`, a part (mostly a file) of the data set."
+        if noted["streaming"]
+        else "`row` is the image's row in the data set.",
         "",
         "```python",
         "from datasets import load_dataset",
@@ -88,15 +90,9 @@ def render_dataset_card(noted: dict[str, Any], name: str) -> str:
 
 
 def describe_skip(skip: dict[str, Any], noted: dict[str, Any]) -> str:
-    """An unreadable image in words: its row, its name where it has one, and the reason."""
+    """Describe an unreadable image: its row, its name if it has one, and the reason."""
     place = f"row {skip['row']}" + (f" of part {skip['shard']}" if noted["streaming"] else "")
     return place + (f", `{skip['file_name']}`" if skip["file_name"] is not None else "") + f": {skip['reason']}"
-
-
-def _rows_in_words(noted: dict[str, Any]) -> str:
-    if noted["streaming"]:
-        return "`row` counts the images within `shard`, a part (mostly a file) of the data set."
-    return "`row` is the image's row in the data set."
 
 
 def _listed(values: list[Any] | None) -> str | None:

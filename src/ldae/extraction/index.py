@@ -1,4 +1,4 @@
-"""A FAISS index of a feature table, made, kept and searched by `datasets` itself."""
+"""FAISS indexes of feature tables, built, stored and searched by `datasets`."""
 
 import os
 from collections.abc import Sequence
@@ -17,43 +17,43 @@ from .rows import ROW, SHARD
 
 
 INDEX_FOLDER = "index"
-COSINE = "L2norm,Flat"  # of FAISS: vectors scaled to length 1, compared with all: inner products are cosines
-MOST_TRAINED = 2**18  # vectors that an index which has to learn its cells learns them from
+COSINE = "L2norm,Flat"  # FAISS's name for an exact index of vectors scaled to length 1, whose products are cosines
+MOST_TRAINED = 2**18  # vectors that an index with cells learns them from
 
 
 def open_table(folder: str | os.PathLike[str], cache_dir: str | None = None) -> Dataset:
-    """A feature table, memory-mapped: what `datasets.load_dataset(folder, split=...)` gives.
+    """Open a feature table, memory-mapped, as `datasets.load_dataset(folder, split=...)` does.
 
     Args:
-        folder (`str` or path): As [`~ldae.extraction.table.extract_table`] leaves it.
-        cache_dir (`str`, *optional*): Where `datasets` keeps the table as it reads it.
+        folder (`str` or path): A folder of [`~ldae.extraction.table.extract_table`].
+        cache_dir (`str`, *optional*): Folder in which `datasets` keeps its copy of the table.
 
     Raises:
-        ValueError: where the folder holds no table, or one that is not complete.
+        ValueError: If the folder holds no table, or an incomplete one.
     """
     noted = read_identity(folder)
     if "rows" not in noted:
-        raise ValueError(f"{str(folder)!r} is not complete; give extract_features the same command again.")
+        raise ValueError(f"{str(folder)!r} is not complete; repeat the command of extract_features.")
     return load_dataset("parquet", data_dir=str(folder), split=noted["split"], cache_dir=cache_dir)
 
 
 def build_index(
     folder: str | os.PathLike[str], column: str | None = None, factory: str = COSINE, cache_dir: str | None = None
 ) -> Path:
-    """Index a column of a feature table by `Dataset.add_faiss_index`, and keep it in the folder's `index/`.
+    """Index a column of a feature table, and store the index in the folder's `index/`.
 
     Args:
-        folder (`str` or path): The table's.
-        column (`str`, *optional*): A column of vectors; needed where there are several.
-        factory (`str`, defaults to `"L2norm,Flat"`): Which index, in the words of `faiss.index_factory`; by default
-            the exact one of cosine similarity. Of millions of rows, one of cells is faster: `"L2norm,IVF1024,Flat"`.
-        cache_dir (`str`, *optional*): As of [`open_table`].
+        folder (`str` or path): The table's folder.
+        column (`str`, *optional*): A column of vectors; required if there are several.
+        factory (`str`, defaults to `"L2norm,Flat"`): Kind of index for `faiss.index_factory`; by default the exact one
+            of cosine similarity. For millions of rows, an index with cells is faster: `"L2norm,IVF1024,Flat"`.
+        cache_dir (`str`, *optional*): See [`open_table`].
 
     Returns:
-        `Path`: the index's file.
+        `Path`: The index's file.
 
     Raises:
-        ValueError: where FAISS is not installed, or the column or the kind of index does not exist.
+        ValueError: If FAISS is not installed, or the column or the kind of index does not exist.
 
     Example:
     ```python
@@ -85,7 +85,7 @@ def build_index(
         trained = faiss.index_factory(width, factory, faiss.METRIC_INNER_PRODUCT).is_trained
     except RuntimeError as error:
         raise ValueError(
-            f"index_factory={factory!r} is no index of FAISS; give one such as {COSINE!r} or 'L2norm,IVF1024,Flat'."
+            f"index_factory={factory!r} is not an index of FAISS; give one such as {COSINE!r} or 'L2norm,IVF1024,Flat'."
         ) from error
     table.add_faiss_index(
         column,
@@ -108,24 +108,25 @@ def nearest_rows(
     column: str | None = None,
     cache_dir: str | None = None,
 ) -> list[dict[str, Any]]:
-    """The rows of an indexed table nearest to a vector.
+    """Find the rows of an indexed table that are nearest to a vector.
 
     Args:
-        folder (`str` or path): A table's, with an index of [`build_index`].
+        folder (`str` or path): A table's folder, with an index of [`build_index`].
         vector (`torch.Tensor` of shape `(F,)`): Features of the same kind.
-        k (`int`, defaults to 5): How many; fewer where the table has no more.
-        column, cache_dir: As of [`build_index`].
+        k (`int`, defaults to 5): Number of rows; fewer if the table has fewer.
+        column (`str`, *optional*): See [`build_index`].
+        cache_dir (`str`, *optional*): See [`open_table`].
 
     Returns:
-        `list[dict]`: nearest first, each row's `score` (of the default index the cosine) and metadata, classes by
-        their names, without features.
+        `list[dict]`: Nearest first, each row's `score` (with the default index the cosine) and its metadata, with
+        classes by name and without features.
 
     Raises:
-        ValueError: where there is no such index, FAISS is not installed, or `k` is less than 1.
+        ValueError: If there is no such index, FAISS is not installed, or `k` is less than 1.
     """
     import_faiss()
     if k < 1:
-        raise ValueError(f"k={k} is not possible; give 1 or more.")
+        raise ValueError(f"k={k} must be at least 1.")
     column = indexed_column(folder, column)
     path = Path(folder) / INDEX_FOLDER / f"{column}.faiss"
     if not path.is_file():
@@ -135,49 +136,52 @@ def nearest_rows(
     scores, rows = table.search(column, vector.float().cpu().numpy().astype(np.float32), k=k)
     kinds = {name: kind for name, kind in table.features.items() if not name.startswith(FEATURES)}
     metadata = table.select_columns(list(kinds))
-    found = [{"score": float(s), **metadata[int(row)]} for s, row in zip(scores, rows, strict=True) if row >= 0]
-    return [{name: _named(value, kinds.get(name)) for name, value in row.items()} for row in found]
+    return [
+        {"score": float(score), **{name: _named(value, kinds[name]) for name, value in metadata[int(row)].items()}}
+        for score, row in zip(scores, rows, strict=True)
+        if row >= 0
+    ]
 
 
 def indexed_column(folder: str | os.PathLike[str], column: str | None) -> str:
-    """A column of vectors by its name, or the only one.
+    """Return a column of vectors by its name, or the only one.
 
     Raises:
-        ValueError: where there is no such column, or no name and several.
+        ValueError: If there is no such column, or no name is given and there are several.
     """
     noted = read_identity(folder)
     if noted["pool"] != "mean":
-        raise ValueError(f"{str(folder)!r} holds features of all places (pool='none'), an index needs pool='mean'.")
+        raise ValueError(f"{str(folder)!r} holds features of all places (pool='none'); an index needs pool='mean'.")
     names = [name for name in noted["columns"] if name.startswith(FEATURES)]
     if column is None and len(names) == 1:
         return names[0]
     if column is None or column not in names:
-        raise ValueError(f"column={column!r} is not possible; give one of {', '.join(names)}.")
+        raise ValueError(f"column={column!r} does not exist; choose one of {', '.join(names)}.")
     return column
 
 
 def undecoded_images(source: ImageSource, rows: Sequence[dict[str, Any]]) -> list[Any]:
-    """The records of a table's rows, found again in the source that the table was made of."""
+    """Look up the undecoded images of a table's rows in the source that the table was made from."""
     if not source.streaming:
         return [source.dataset[[row[ROW]]].column(source.image_column).to_pylist()[0] for row in rows]
     parts = [source.dataset.shard(source.dataset.num_shards, row[SHARD]).skip(row[ROW]) for row in rows]
     return [next(iter(part))[source.image_column] for part in parts]
 
 
-def _named(value: Any, kind: Any) -> Any:
-    if not isinstance(kind, ClassLabel) or value is None:
-        return value
-    return kind.int2str(value) if value >= 0 else None
-
-
 def import_faiss() -> Any:
-    """The package of FAISS.
+    """Import FAISS.
 
     Raises:
-        ValueError: where it is not installed.
+        ValueError: If it is not installed.
     """
     try:
         import faiss
     except ImportError as error:
         raise ValueError("an index needs FAISS; install it with: pip install 'ldae[search]'") from error
     return faiss
+
+
+def _named(value: Any, kind: Any) -> Any:
+    if not isinstance(kind, ClassLabel) or value is None:
+        return value
+    return kind.int2str(value) if value >= 0 else None

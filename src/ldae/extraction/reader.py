@@ -1,4 +1,4 @@
-"""From prepared images to the columns of a table: which features of a model are read, and what they are called."""
+"""Read features of a model as the named columns of a table."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from transformers import PreTrainedModel
 from ldae.evaluation.encoder import Encoder, Layer, PooledEncoder, as_encoder
 
 
-FEATURES = "features"  # the column where there is one; of several, what their names begin with
+FEATURES = "features"  # the only column, or the beginning of the names of several
 POOLS = ("mean", "none")
 
 
 @dataclass(frozen=True)
 class FeatureColumn:
-    """A column of features: of which layer, at which time step (`None` for models without), of which shape a row."""
+    """A column of features: its layer and time step (`None` for models without) and the shape of a row."""
 
     layer: Layer | None
     timestep: int | None
@@ -24,25 +24,25 @@ class FeatureColumn:
 
 
 class FeatureReader:
-    """Reads features of a model as named columns.
+    """Reader of a model's features as named columns.
 
-    One choice of layer and time step is the column `features`; of several, each has its own, such as
-    `features_layer6_t10` or `features_up_blocks_0_resnets_1_t11`.
+    One layer and time step is the column `features`; several have a column each, such as `features_layer6_t10` or
+    `features_up_blocks_0_resnets_1_t11`.
 
     Args:
         model (`PreTrainedModel`): [`LDAEModel`], [`LDAEForPreTraining`], [`DDAEModel`] or any model of `AutoModel`.
-        pixels (`torch.Tensor` of shape `(1, C, S, S)`): Any one prepared image, from which the shapes are found.
-        layers, timesteps: As of [`~ldae.evaluation.features.extract_features`].
-        noisy (`bool`, defaults to `False`): Whether the input is corrupted, as a function of `seed` and each row.
-        seed (`int`, defaults to 0): Of that noise.
-        pool (`str`, defaults to `"mean"`): `"mean"` for one vector an image; `"none"` for all places: a map `(F, h,
-            w)`, of other models `last_hidden_state` as it is.
-        use_pooler (`bool`, defaults to `True`): Whether the `pooler_output` of another model is its vector, where it
-            has one, or the mean of its tokens.
-        dtype (`torch.dtype`, *optional*): Of autocast; by default none, float32.
+        pixels (`torch.Tensor` of shape `(1, C, S, S)`): Any prepared image, to find the shapes.
+        layers (`Sequence`, *optional*), timesteps: See [`~ldae.evaluation.features.extract_features`].
+        noisy (`bool`, defaults to `False`): Corrupt the input, by a function of `seed` and each row.
+        seed (`int`, defaults to 0): Seed of that noise.
+        pool (`str`, defaults to `"mean"`): `"mean"` for one vector an image; `"none"` for a map `(F, h, w)`, or the
+            `last_hidden_state` of another model.
+        use_pooler (`bool`, defaults to `True`): Take the `pooler_output` of another model if it has one, instead of the
+            mean of its tokens.
+        dtype (`torch.dtype`, *optional*): Type for autocast; by default float32 without it.
 
     Raises:
-        ValueError: for a layer, a time step or a `pool` that does not exist, or is no choice of this model.
+        ValueError: If a layer, a time step or `pool` does not exist for this model.
 
     Example:
     ```python
@@ -71,7 +71,7 @@ class FeatureReader:
         dtype: torch.dtype | None = None,
     ) -> None:
         if pool not in POOLS:
-            raise ValueError(f"pool={pool!r} is unknown; choose 'mean' or 'none'.")
+            raise ValueError(f"pool={pool!r} does not exist; choose 'mean' or 'none'.")
         self.encoder: Encoder = as_encoder(model)
         if isinstance(self.encoder, PooledEncoder):
             self.encoder.use_pooler = use_pooler
@@ -92,11 +92,11 @@ class FeatureReader:
         """Read the features of a batch.
 
         Args:
-            pixels (`torch.Tensor` of shape `(b, C, S, S)`): As the model takes them, on its device.
-            positions (`torch.LongTensor` of shape `(b,)`): Their rows, on which noise depends.
+            pixels (`torch.Tensor` of shape `(b, C, S, S)`): Images as the model takes them, on its device.
+            positions (`torch.LongTensor` of shape `(b,)`): Their rows, which the noise depends on.
 
         Returns:
-            `dict[str, torch.Tensor]`: by name of the column, `(b, *shape)`.
+            `dict[str, torch.Tensor]`: Features `(b, *shape)` by column.
         """
         return {self.names[choice]: values for choice, values in self._read(pixels, positions).items()}
 

@@ -1,6 +1,4 @@
-"""The rows of a data set in the pieces that shards are made of: read undecoded, decoded in workers, none lost or
-doubled.
-"""
+"""Rows of a data set, decoded in workers, in the pieces that make up the shards of a feature table."""
 
 import hashlib
 import os
@@ -28,13 +26,13 @@ Shard = tuple[int, int]  # part of the data set (always 0 where it is not stream
 
 @dataclass(frozen=True)
 class CroppedPixels:
-    """Records as l-DAE and DDAE see them: uint8 `(C, S, S)`, shortest edge to S, centre crop."""
+    """Pixels for l-DAE and DDAE: uint8 `(C, S, S)`, shortest edge to S, centre crop."""
 
     num_channels: int
     size: int
 
     def __call__(self, record: Any) -> tuple[np.ndarray, tuple[str, ...]]:
-        """The pixels of a record, and what was converted."""
+        """Return the pixels of a record, and what was converted."""
         return decode_image(record, self.num_channels, self.size)
 
     def __str__(self) -> str:
@@ -43,13 +41,13 @@ class CroppedPixels:
 
 @dataclass(frozen=True)
 class ProcessedPixels:
-    """Records as another model's own image processor makes them, float32 `(C, S, S)`."""
+    """Pixels from another model's own image processor, float32 `(C, S, S)`."""
 
     processor: Any
     num_channels: int = 3
 
     def __call__(self, record: Any) -> tuple[np.ndarray, tuple[str, ...]]:
-        """The pixels of a record, and what was converted."""
+        """Return the pixels of a record, and what was converted."""
         image, notes = decode_whole_image(record, self.num_channels)
         return self.processor(images=image, return_tensors="np")["pixel_values"][0], notes
 
@@ -62,7 +60,7 @@ Pixels = CroppedPixels | ProcessedPixels
 
 
 def model_input(images: torch.Tensor) -> torch.Tensor:
-    """What `Pixels` made, `(b, C, S, S)`, as the model takes it: uint8 becomes [-1, 1]."""
+    """Turn images made by `Pixels`, `(b, C, S, S)`, into the model's input: uint8 becomes [-1, 1]."""
     if images.dtype != torch.uint8:
         return images
     return prepare_images(images, torch.arange(len(images)), 0, image_size=images.shape[-1])
@@ -73,14 +71,15 @@ class Piece:
     """Some rows of one shard, in order.
 
     Args:
-        shard (`Shard`): Which one.
-        num_rows (`int`): Rows that were read, readable or not.
-        images (`torch.Tensor` of shape `(b, C, S, S)`, *optional*): The readable ones; `None` where there are none.
-        positions (`torch.LongTensor` of shape `(b,)`): What noise is keyed on: the row, and of a stream its part too.
+        shard (`Shard`): The shard.
+        num_rows (`int`): Number of rows, readable or not.
+        images (`torch.Tensor` of shape `(b, C, S, S)`, *optional*): The readable images; `None` if there are none.
+        positions (`torch.LongTensor` of shape `(b,)`): Keys of their noise: the row, and for a stream its part too.
         table (`pa.Table`): Their b rows of metadata.
-        skipped (`list`): Of each unreadable one its row, its name and the reason.
-        counts (`Counter`): What was converted or skipped.
-        ends_shard, ends_part (`bool`): Whether the shard, and the part of the data set, end here.
+        skipped (`list`): Row, name and reason of each unreadable image.
+        counts (`Counter`): Conversions and skips.
+        ends_shard (`bool`): The shard ends here.
+        ends_part (`bool`): The part of the data set ends here.
     """
 
     shard: Shard
@@ -94,19 +93,19 @@ class Piece:
     ends_part: bool = False
 
     def pin_memory(self) -> "Piece":
-        """Moves the images to page-locked memory; torch's loader calls it where there is a GPU."""
+        """Move the images to page-locked memory; torch's loader calls it if there is a GPU."""
         if self.images is not None:
             self.images = self.images.pin_memory()
         return self
 
 
 class RowReader:
-    """Undecoded rows to pieces: what both kinds of data set have in common.
+    """Maker of pieces from undecoded rows.
 
     Args:
-        source ([`~ldae.data.ImageSource`]): With `other_columns` that the table keeps.
-        pixels (`Pixels`): Makes pixels of a record.
-        named (`bool`): Whether the records have names, which the table keeps as `file_name`.
+        source ([`~ldae.data.ImageSource`]): The images; the table keeps its `other_columns`.
+        pixels (`Pixels`): Makes pixels from a record.
+        named (`bool`): The records have names, which the table keeps as `file_name`.
         root (`str`, *optional*): Folder that names are relative to.
     """
 
@@ -123,7 +122,7 @@ class RowReader:
         self.features = Features(own | {new: given[name] for name, new in self.kept.items()})
 
     def piece(self, shard: Shard, first: int, table: pa.Table) -> Piece:
-        """The rows of an Arrow table, of which the first is row `first` of the part."""
+        """Decode the rows of an Arrow table, which begins with row `first` of the part."""
         records = table.column(self.source.image_column).to_pylist()
         counts: Counter[str] = Counter()
         images, kept, names, skipped = [], [], [], []
@@ -167,15 +166,11 @@ class RowReader:
         return Path(path).name if inside is None or inside.startswith("..") else Path(inside).as_posix()
 
 
+@dataclass(eq=False)
 class StoredPieces(torch.utils.data.Dataset[Piece]):
-    """Pieces of a data set that is read in any order, by (number of the shard, its rows, whether it ends with them).
+    """Pieces of a data set that is read in any order, by (number of the shard, rows, `True` if they are its last)."""
 
-    Args:
-        reader ([`RowReader`]): Makes them.
-    """
-
-    def __init__(self, reader: RowReader) -> None:
-        self.reader = reader
+    reader: RowReader
 
     def __getitem__(self, task: tuple[int, range, bool]) -> Piece:
         number, rows, ends_shard = task
@@ -185,37 +180,37 @@ class StoredPieces(torch.utils.data.Dataset[Piece]):
         return piece
 
 
+@dataclass(eq=False)
 class StreamedPieces(torch.utils.data.IterableDataset[Piece]):
-    """Pieces of a stream. Its parts (files, for most formats) are dealt out to processes where there are enough of
-    them; else all processes read all parts, and deal out their shards. The parts of a process are dealt out to its
+    """Pieces of a stream.
+
+    If the stream has at least as many parts (mostly files) as there are processes, its parts are divided among them;
+    otherwise all processes read all parts, and their shards are divided. A process's parts are divided among its
     workers.
 
     Args:
-        reader ([`RowReader`]): Makes them.
-        rows_per_shard, batch_size (`int`): Rows of a shard, and of a piece.
-        finished (`Collection[Shard]`): Shards that are written already: their rows are not decoded.
-        finished_parts (`Collection[int]`): Parts of which all is written: they are not read.
-        rank, world_size (`int`): This process and the number of processes.
+        reader ([`RowReader`]): Makes the pieces.
+        rows_per_shard (`int`): Rows of a shard.
+        batch_size (`int`): Rows of a piece.
+        finished (`Collection[Shard]`): Shards that are written; their rows are not decoded.
+        finished_parts (`Collection[int]`): Parts whose shards are all written; they are not read.
+        rank (`int`): This process.
+        world_size (`int`): Number of processes.
     """
 
-    def __init__(
-        self,
-        reader: RowReader,
-        *,
-        rows_per_shard: int,
-        batch_size: int,
-        finished: Collection[Shard],
-        finished_parts: Collection[int],
-        rank: int,
-        world_size: int,
-    ) -> None:
-        super().__init__()
-        self.reader, self.rows_per_shard, self.batch_size = reader, rows_per_shard, batch_size
-        self.finished, self.rank, self.world_size = frozenset(finished), rank, world_size
-        self.num_parts = reader.source.dataset.num_shards
-        self.by_parts = self.num_parts >= world_size
-        parts = range(rank, self.num_parts, world_size) if self.by_parts else range(self.num_parts)
-        self.parts = [part for part in parts if part not in finished_parts]
+    reader: RowReader
+    rows_per_shard: int
+    batch_size: int
+    finished: Collection[Shard]
+    finished_parts: Collection[int]
+    rank: int
+    world_size: int
+
+    def __post_init__(self) -> None:
+        self.num_parts = self.reader.source.dataset.num_shards
+        self.by_parts = self.num_parts >= self.world_size
+        parts = range(self.rank, self.num_parts, self.world_size) if self.by_parts else range(self.num_parts)
+        self.parts = [part for part in parts if part not in self.finished_parts]
 
     def __iter__(self) -> Iterator[Piece]:
         info = torch.utils.data.get_worker_info()
@@ -238,7 +233,7 @@ class StreamedPieces(torch.utils.data.IterableDataset[Piece]):
         return (part, number) not in self.finished and (self.by_parts or number % self.world_size == self.rank)
 
     def _batches_of(self, part: int) -> Iterator[tuple[pa.Table, bool]]:
-        """Undecoded rows, as many as a piece holds and never of two shards, and whether they are the part's last."""
+        """Yield the undecoded rows of each piece, never of two shards, with `True` if they are the part's last."""
         rows = self.reader.source.dataset.shard(self.num_parts, part).with_format("arrow").iter(ROWS_PER_READ)
         held: pa.Table | None = None
         begun = 0

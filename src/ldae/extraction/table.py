@@ -1,11 +1,9 @@
-"""Features of a whole data set as a table, [`extract_table`]: over several processes, resumed after a kill, in
-constant memory.
-"""
+"""Features of a whole data set as a table: over several processes, resumed after a kill, in constant memory."""
 
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,14 +34,14 @@ DTYPES = ("float32", "float16")
 
 @dataclass(frozen=True)
 class Extraction:
-    """What [`extract_table`] did.
+    """Outcome of [`extract_table`].
 
     Attributes:
-        folder (`Path`): The table's.
-        noted (`dict`): What `extraction.json` says: settings, `rows`, `skipped` (row, name and reason of each image
-            that could not be read), `counts` of conversions.
-        images (`int`): Images whose features this process computed now; 0 where the table was complete.
-        seconds (`float`): How long that took.
+        folder (`Path`): The table's folder.
+        noted (`dict`): Content of `extraction.json`: settings, `rows`, `skipped` (row, name and reason of each
+            unreadable image), `counts` of conversions.
+        images (`int`): Number of images whose features this process computed; 0 if the table was complete.
+        seconds (`float`): Time taken.
     """
 
     folder: Path
@@ -69,34 +67,33 @@ def extract_table(
 ) -> Extraction:
     """Write features and metadata of every readable image of a source as a table of parquet files.
 
-    Every process of a launch calls it (the folder must be one that all of them see); each writes its share of shards.
-    A shard appears whole or not at all. The same call again skips what is written and computes what is missing, with
-    any number of processes, batch size and workers; on a complete table it changes nothing.
+    Every process of a launch calls it, with a folder that all of them see, and writes its share of the shards. The same
+    call again computes only what is missing, with any number of processes, batch size and workers; a complete table is
+    not changed.
 
     Args:
-        reader ([`~ldae.extraction.reader.FeatureReader`]): Which features; its model is on the device to compute on.
-        source ([`~ldae.data.ImageSource`]): The images; its `other_columns` are kept in the table. Streamed or not.
-        folder (`str` or path): Made where it is missing.
-        pixels (`Pixels`, *optional*): How records become pixels; by default the centre at the model's size, in [-1,
-            1].
-        settings (`dict`, *optional*): Of JSON types, to note in `extraction.json`. A later call with other ones, or
+        reader ([`~ldae.extraction.reader.FeatureReader`]): Reads the features; its model is on the device to use.
+        source ([`~ldae.data.ImageSource`]): The images, streamed or not; the table keeps its `other_columns`.
+        folder (`str` or path): The table's folder; it is created if it does not exist.
+        pixels (`Pixels`, *optional*): Makes pixels from records; by default a centre crop of the model's size.
+        settings (`dict`, *optional*): Further JSON settings for `extraction.json`. A later call with other settings, or
             with another model, other images or columns, is refused.
-        notes (`dict`, *optional*): The same, but a later call may have others: where the model and the images lie.
+        notes (`dict`, *optional*): Further entries of it that a later call may change, such as paths.
         root (`str`, *optional*): Folder that the names of image files are relative to.
-        dtype (`str`, defaults to `"float32"`): Of the stored features; `"float16"` takes half the space.
-        batch_size (`int`, defaults to 256): Images of a forward.
-        rows_per_shard (`int`, *optional*): By default a 64th of the rows, 256 to 8,192, and at most 256 MiB of
-            features. What a kill can cost each process is one shard. A folder that was begun keeps its own.
-        num_workers (`int`, defaults to 0): Worker processes of each process that decode; of a stream one for each of
-            its files at most.
-        on_images (`Callable[[int], object]`, *optional*): Told how many rows were done, now and then.
+        dtype (`str`, defaults to `"float32"`): Type of the stored features; `"float16"` takes half the space.
+        batch_size (`int`, defaults to 256): Images of a forward pass.
+        rows_per_shard (`int`, *optional*): By default a 64th of the rows, from 256 to 8,192, and at most 256 MiB of
+            features. A kill costs each process at most one shard. A folder that was begun keeps its own.
+        num_workers (`int`, defaults to 0): Worker processes that decode, in each process; at most one for each file of a
+            stream.
+        on_images (`Callable[[int], object]`, *optional*): Called with the number of rows of each finished batch.
 
     Returns:
-        [`Extraction`]. `datasets.load_dataset(folder)` opens the table. Its columns are `row` (of a stream counted
-        within its part, `shard`), `file_name` where images have names, labels and other columns, and the reader's.
+        [`Extraction`]. `datasets.load_dataset(folder)` opens the table. Its columns are `row` (in a stream counted
+        within its part, `shard`), `file_name` if images have names, labels and other columns, and the reader's.
 
     Raises:
-        ValueError: where the folder holds something else, or features with other settings, or no image can be read.
+        ValueError: If the folder holds something else, or features with other settings, or no image can be read.
 
     Example:
     ```python
@@ -118,10 +115,10 @@ def extract_table(
     ```
     """
     if dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype!r} is unknown; choose one of {', '.join(DTYPES)}.")
+        raise ValueError(f"dtype={dtype!r} does not exist; choose one of {', '.join(DTYPES)}.")
     for name, value in {"batch_size": batch_size, "rows_per_shard": rows_per_shard}.items():
         if value is not None and value < 1:
-            raise ValueError(f"{name}={value} is not possible; give 1 or more.")
+            raise ValueError(f"{name}={value} must be at least 1.")
     state = PartialState()
     pixels = pixels or CroppedPixels(reader.encoder.num_channels, reader.encoder.image_size)
     rows = RowReader(source, pixels, named=_first_name(source) is not None, root=root)
@@ -150,7 +147,9 @@ def extract_table(
         }
         place.shards.claim(identity, {"source": source.description, **(notes or {})})
         (place.path / DATA_FOLDER).mkdir(exist_ok=True)
-    finished = broadcast_object_list([place.finished()])[0]  # as the main process sees it: all divide the same rest
+    finished = broadcast_object_list([place.finished()])[
+        0
+    ]  # as the main process sees it, so that all divide the same rest
     begun_at = time.perf_counter()
     pieces = _pieces(rows, finished, chosen, batch_size, num_workers, state)
     device = reader.encoder.device
@@ -171,7 +170,7 @@ def hash_model(model: torch.nn.Module) -> str:
 
 
 def _split_name(source: ImageSource) -> str:
-    """Of the files: the source's split where that is a plain name, which `load_dataset` then finds it by."""
+    """Return the split that `load_dataset` finds the files by: the source's if it is a plain name."""
     return source.split if re.fullmatch(r"[A-Za-z_]\w*", source.split) else "train"
 
 
@@ -192,37 +191,26 @@ def _pieces(
     num_workers: int,
     state: PartialState,
 ) -> Iterable[Piece]:
-    """This process's rows that are not in the table yet."""
+    """Read this process's rows that are not in the table yet."""
     rank, world_size = state.process_index, state.num_processes
     if rows.source.streaming:
-        stream = StreamedPieces(
-            rows,
-            rows_per_shard=rows_per_shard,
-            batch_size=batch_size,
-            finished=finished,
-            finished_parts=complete_parts(finished),
-            rank=rank,
-            world_size=world_size,
-        )
+        parts = complete_parts(finished)
+        stream = StreamedPieces(rows, rows_per_shard, batch_size, finished, parts, rank, world_size)
         return make_torch_loader(stream, min(num_workers, len(stream.parts)))  # type: ignore[arg-type]
     shards = shard_ranges(len(rows.source.dataset), rows_per_shard)
     missing = [number for number in range(len(shards)) if (0, number) not in finished]
     tasks = [
-        (number, part, part.stop == shards[number].stop)
+        (number, shards[number][i : i + batch_size], i + batch_size >= len(shards[number]))
         for number in missing[rank::world_size]
-        for part in _split(shards[number], batch_size)
+        for i in range(0, len(shards[number]), batch_size)
     ]
     return make_torch_loader(StoredPieces(rows), num_workers, tasks)  # type: ignore[arg-type]
 
 
 def complete_parts(finished: dict[Shard, dict[str, Any]]) -> set[int]:
-    """Parts of a stream of which all shards are written, up to the one with which the part ends."""
+    """Find the parts of a stream whose shards are all written, up to the one that ends the part."""
     ends = {part: number for (part, number), said in finished.items() if said["ends_part"]}
     return {part for part, last in ends.items() if all((part, number) in finished for number in range(last))}
-
-
-def _split(rows: range, size: int) -> Iterator[range]:
-    return (rows[i : i + size] for i in range(0, len(rows), size))
 
 
 def _write(
@@ -233,7 +221,7 @@ def _write(
     device: torch.device,
     on_images: Callable[[int], object] | None,
 ) -> int:
-    """Compute and write; a worker's shard is open until its last piece has come. Returns the number of images."""
+    """Compute and write features, and return the number of images; a shard is open until its last piece arrives."""
     images = 0
     writers: dict[Shard, FeatureShardWriter] = {}
     try:
@@ -259,7 +247,6 @@ def _write(
 def _conclude(
     place: FeatureFolder, finished: dict[Shard, dict[str, Any]], rows_per_shard: int, source: ImageSource
 ) -> dict[str, Any]:
-    noted = read_identity(place.path)
     now = place.finished()
     if source.streaming:
         missing = sorted(set(range(source.dataset.num_shards)) - complete_parts(now))
@@ -268,9 +255,10 @@ def _conclude(
         missing = [number for number in range(expected) if (0, number) not in now]
     if missing:
         raise ValueError(
-            f"{place.path}: shards {missing[:5]} of {source.description} are missing after all processes have ended; do "
-            "all of them see this folder? The same command goes on."
+            f"shards {missing[:5]} of {source.description} are missing in {place.path} after all processes have ended. "
+            "Check that all of them see this folder, and repeat the command."
         )
     if not any(said["kept"] for said in now.values()):
         raise ValueError(f"{source.description}: none of its images can be read.")
+    noted = read_identity(place.path)
     return noted if now.keys() == finished.keys() and "rows" in noted else place.finish(list(now.values()))
