@@ -50,7 +50,7 @@ def test_its_levels_are_by_default_the_last_of_each_resolution_the_finest_first(
 def test_wrong_taps_are_refused(saved):
     with pytest.raises(ValueError, match=r"feature_layer='up_blocks.9.resnets.0' is unknown"):
         DDAEBackbone.from_pretrained(saved / "ddae", out_features=["up_blocks.9.resnets.0"])
-    with pytest.raises(ValueError, match=r"out_features=\[\] is not possible; give one or more different taps"):
+    with pytest.raises(ValueError, match=r"out_features=\[\] is invalid; give one or more different taps"):
         DDAEBackbone.from_pretrained(saved / "ddae", out_features=[])
     backbone = DDAEBackbone.from_pretrained(saved / "ddae", out_features=["mid_block.resnets.0"])
     with pytest.raises(ValueError, match="give different ones of down_blocks"):

@@ -53,13 +53,13 @@ def test_the_defaults_are_the_papers() -> None:
     [
         *[({name: "other"}, f"{name}='other' is unknown; choose one of {CHOICES[name][0]}") for name in CHOICES],
         *[
-            ({name: 0}, f"{name}=0 is not possible; it must be positive")
+            ({name: 0}, f"{name}=0 is invalid; it must be positive")
             for name in (
                 "image_size patch_size num_channels hidden_size num_hidden_layers num_attention_heads "
                 "intermediate_size conditioning_size latent_dim num_train_timesteps layer_norm_eps sigma_max sigma"
             ).split()
         ],
-        ({"image_size": 18}, "image_size=18 is not possible; it must be a multiple of patch_size=4"),
+        ({"image_size": 18}, "image_size=18 is invalid; it must be a multiple of patch_size=4"),
         ({"hidden_size": 36, "num_attention_heads": 8}, "must be a multiple of num_attention_heads=8"),
         ({"hidden_size": 30, "num_attention_heads": 5}, "hidden_size=30 .* a multiple of 4"),
         ({"decoder_num_hidden_layers": -1}, "decoder_num_hidden_layers=-1 .* 0 or more"),
@@ -75,7 +75,7 @@ def test_the_defaults_are_the_papers() -> None:
         ({"num_class_embeds": 0}, "num_class_embeds=0 .* None or positive"),
         (
             {"prediction_target": "noise"},
-            "loss_weighting='inverse_variance' .* 'uniform' where prediction_target='noise'",
+            "loss_weighting='inverse_variance' .* 'uniform' with prediction_target='noise'",
         ),
         ({"project_clean_input": False, "input_space": "latent"}, "project_clean_input=False .* True unless"),
         ({"project_clean_input": False, "noise_schedule": "linear_beta"}, "project_clean_input=False .* gamma = 1"),

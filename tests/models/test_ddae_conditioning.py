@@ -10,7 +10,7 @@ from transformers import AutoModel
 
 from ldae import DDAEConfig, DDAEForPreTraining, DDAEModel, DDAEPipeline
 from ldae.hub.model_card import write_model_card
-from ldae.models.diffusers_ddae import zeros
+from ldae.models.initialization_ddae import zeros
 from ldae.pipelines.loading import open_pipeline
 from ldae.schedulers.build import build_scheduler
 from ldae.training.recipe import load_recipe
@@ -197,7 +197,7 @@ def _without_augmentation(pipe: Any) -> Any:
     [
         (
             {"self_conditioning_layer": "mid_block.resnets.1"},
-            "self_conditioning_layer='mid_block.resnets.1' is not poss",
+            "self_conditioning_layer='mid_block.resnets.1' is invalid; it must be None without self_conditioning",
         ),
         (
             {"self_conditioning": True, "denoiser_type": "LDAEModel", "denoiser_config": None},
@@ -206,7 +206,7 @@ def _without_augmentation(pipe: Any) -> Any:
         ({"self_conditioning": True, "denoiser_config": {**UNET, "mid_block_type": None}}, "without a middle block"),
         (
             {"augmentation_labels": True, "denoiser_config": {**UNET, "num_class_embeds": 3}, "null_class": 2},
-            "augmentation_labels=True is not possible; it must be False for all but",
+            "augmentation_labels=True is invalid; it must be False, except for",
         ),
         (
             {"self_conditioning": True, "self_conditioning_layer": "up_blocks.0.resnets.0"},
@@ -219,7 +219,7 @@ def _without_augmentation(pipe: Any) -> Any:
                 "self_conditioning": True,
                 "self_conditioning_layer": "transformer_blocks.3",
             },
-            "choose one of transformer_blocks.0, transformer_blocks.1, transformer_blocks.2, which",
+            "choose one of transformer_blocks.0, transformer_blocks.1, transformer_blocks.2",
         ),
         ({"denoiser_config": {**UNET, "out_channels": 6}}, "out_channels=6 cannot be pre-trained; it must be 3"),
         (
@@ -252,9 +252,9 @@ def test_a_dit_is_told_of_the_block_that_is_asked_for() -> None:
 def test_a_plain_checkpoint_is_not_said_to_know_more(kind: str, tmp_path: Any) -> None:
     small_model(kind).save_pretrained(tmp_path)
     after = NETWORKS[kind][2]
-    with pytest.raises(ValueError, match="self_conditioning=True is not possible with this checkpoint"):
+    with pytest.raises(ValueError, match="self_conditioning=True does not fit this checkpoint"):
         DDAEModel.from_pretrained(tmp_path, feature_layer=after, self_conditioning=True)
-    with pytest.raises(ValueError, match="augmentation_labels=True is not possible with this checkpoint"):
+    with pytest.raises(ValueError, match="augmentation_labels=True does not fit this checkpoint"):
         DDAEForPreTraining.from_pretrained(tmp_path, augmentation_labels=True)
 
 

@@ -97,8 +97,8 @@ def test_its_folder_samples_in_eighteen_steps(tmp_path):
             {"scheduler_config": {"beta_end": 0.1}},
             "scheduler_config has 'beta_end', which EDM does not have; choose from sigma_data",
         ),
-        ({"feature_timestep": 18}, "feature_timestep=18 is not possible"),
-        ({"denoiser_type": "LDAEModel", "denoiser_config": None}, "parametrization='edm' is not possible"),
+        ({"feature_timestep": 18}, "feature_timestep=18 is invalid"),
+        ({"denoiser_type": "LDAEModel", "denoiser_config": None}, "parametrization='edm' is invalid"),
     ],
 )
 def test_what_is_no_edm_is_refused(fields, message):

@@ -238,7 +238,7 @@ def test_hidden_states_by_index(denoiser: LDAEForPreTraining, wanted: object, gi
         assert {i for i, h in enumerate(some) if h is not None} == given
         assert len(some) == 4
         assert all(torch.equal(some[i], whole[i]) for i in given)
-    with pytest.raises(ValueError, match=r"output_hidden_states=\[4\] is not possible; there are 4 hidden states"):
+    with pytest.raises(ValueError, match=r"output_hidden_states=\[4\] is out of range; there are 4 hidden states"):
         denoiser(images, *corruption, output_hidden_states=[4])
 
 

@@ -57,7 +57,7 @@ def test_projection_is_what_encode_and_decode_do_to_a_difference():
 
 @pytest.mark.parametrize("dim", [0, -1, 49])
 def test_a_latent_that_no_patch_has_is_refused(dim):
-    with pytest.raises(ValueError, match=f"latent_dim={dim} is not possible; a patch has 48 values"):
+    with pytest.raises(ValueError, match=f"latent_dim={dim} is invalid; a patch has 48 values"):
         PatchPCA(4, 3, dim)
 
 

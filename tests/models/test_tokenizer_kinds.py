@@ -129,17 +129,17 @@ def test_the_latent_of_the_convolutional_vae_is_its_posterior_mean() -> None:
     [
         (
             {"latent_tokenizer": "ae", "prediction_target": "image"},
-            "residual_weight=0.1 is not possible; it must be 1",
+            "residual_weight=0.1 is invalid; it must be 1",
         ),
-        ({"latent_tokenizer": "pixel", "latent_dim": 10}, "latent_dim=10 is not possible"),
-        ({"latent_tokenizer": "pca", "conv_vae_config": {}}, "conv_vae_config={} is not possible with"),
+        ({"latent_tokenizer": "pixel", "latent_dim": 10}, "latent_dim=10 is invalid"),
+        ({"latent_tokenizer": "pca", "conv_vae_config": {}}, "conv_vae_config={} does not apply to"),
         ({"latent_tokenizer": "conv_vae", **LATENT, "latent_dim": 7}, "has latent_dim=16"),
-        ({"latent_tokenizer": "conv_vae", "latent_dim": 16}, "input_space='image' is not possible with"),
+        ({"latent_tokenizer": "conv_vae", "latent_dim": 16}, "input_space='image' does not work with"),
         (
             {"latent_tokenizer": "conv_vae", "latent_dim": 16, "input_space": "latent"},
-            "prediction_target='image' is not possible with",
+            "prediction_target='image' does not work with",
         ),
-        ({"latent_tokenizer": "conv_vae", "conv_vae_config": {"widht": 3}}, "widht, which is no field of it"),
+        ({"latent_tokenizer": "conv_vae", "conv_vae_config": {"widht": 3}}, "unknown fields, widht"),
         ({"latent_tokenizer": "conv_vae", "patch_size": 4}, "has a stride of 8 pixels"),
         ({"latent_tokenizer": "vqgan"}, "latent_tokenizer='vqgan' is unknown"),
     ],

@@ -168,20 +168,20 @@ def test_time_steps_are_distinct_fall_and_begin_with_the_last(name):
 def test_numbers_of_steps_that_cannot_be_are_refused():
     scheduler = LDAEScheduler(100)
     for count in (0, -1, 101):
-        with pytest.raises(ValueError, match=f"num_inference_steps={count} is not possible; give 1 to 100"):
+        with pytest.raises(ValueError, match=f"num_inference_steps={count} is invalid; give 1 to 100"):
             scheduler.set_timesteps(count)
     constant = LDAEScheduler(100, "constant")
     assert constant.timesteps.tolist() == [99]
     constant.set_timesteps(1)
     assert constant.timesteps.tolist() == [99]
-    with pytest.raises(ValueError, match="one level of noise"):
+    with pytest.raises(ValueError, match="whose one noise level is removed in 1 step"):
         constant.set_timesteps(2)
 
 
 def test_wrong_steps_are_refused():
     scheduler, z = LDAEScheduler(100), torch.randn(2, 3, 4)
     for t in (-1, 100):
-        with pytest.raises(ValueError, match=f"timestep={t} is not possible; give 0 to 99"):
+        with pytest.raises(ValueError, match=f"timestep={t} does not exist; choose one of 0 to 99"):
             scheduler.step(z, t, z)
     for eta in (-0.1, 1.1):
         with pytest.raises(ValueError, match=f"eta={eta}"):

@@ -85,7 +85,7 @@ def test_stopping_and_resuming_changes_no_bit_with_dropout_either(make_ddae):
         ({"tokenizer_images": 5}, "tokenizer.tokenizer_images=5 is not possible with model_type='ddae'"),
         ({"latent_cache": "folder"}, "latent_cache='folder' is not possible with model_type='ddae'"),
         ({"size": "nano"}, "--size is no field of a recipe"),
-        ({"feature_timestep": 1000}, "feature_timestep=1000 is not possible"),
+        ({"feature_timestep": 1000}, "feature_timestep=1000 is invalid"),
         ({"geometric_augmentation": 0.12}, "geometric_augmentation=0.12 is not possible without the labels"),
         ({"geometric_augmentation": 1.2}, "data.geometric_augmentation=1.2: must be a probability"),
     ],

@@ -234,7 +234,7 @@ def test_epochs_and_the_rest_of_the_protocol_fill_in_the_budget(run, tmp_path):
         ({"lora_rank": 0}, "lora_rank=0 is not possible"),
         ({"from_scratch": True, "frozen_blocks": 1}, "frozen_blocks=1 is not possible with from_scratch"),
         ({"num_hidden_layers": 3}, "num_hidden_layers=3 is not possible; the checkpoint has 2 blocks"),
-        ({"feature_layer": 3}, "feature_layer=3 is not possible"),
+        ({"feature_layer": 3}, "feature_layer=3 is invalid"),
         ({"epochs": 2}, "epochs=2 and images=96 are both given"),
         ({"frozen_blocks": 3}, "frozen_blocks=3 exceeds the 2 blocks of the encoder"),
         ({"micro_batch_size": 1}, "micro_batch_size=1 is odd, and MixUp and CutMix mix pairs"),

@@ -53,7 +53,7 @@ def test_overrides_win_and_are_typed(recipe_file):
         ({"images": "0"}, "images=0 is not possible"),
         ({"streaming": "perhaps"}, "data.streaming='perhaps' has the wrong type"),
         ({"mixed_precision": "fp8"}, "mixed_precision='fp8' is unknown"),
-        ({"latent_dim": "100"}, "latent_dim=100 is not possible"),
+        ({"latent_dim": "100"}, "latent_dim=100 is invalid"),
         ({"ema_decay": "1.5"}, "ema_decay=1.5 is not possible"),
         ({"size": "huge"}, "size='huge' is unknown"),
     ],

@@ -1,4 +1,4 @@
-"""DDAE as a backbone of dense tasks: maps of several blocks of a diffusion model, fine and coarse, in one forward."""
+"""DDAE as a backbone for dense tasks: fine and coarse maps of several blocks of a diffusion model, in one forward."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,10 +17,10 @@ from .taps_ddae import block_ends, choose_tap
 
 @auto_docstring(
     custom_intro="""
-    The network of a diffusion model as a backbone of dense tasks: maps of the taps `config.out_features`, in their order, at
-    one time step. It ends at the last of them that runs.
+    The network of a diffusion model as a backbone for dense tasks. It returns the maps of the taps `config.out_features`, in
+    their order, at one time step, and ends at the last tap of these.
 
-    Heads that fuse levels, such as UperNet's, expect the finest first, as the taps of a UNet are by default.
+    Heads that fuse levels, such as UperNet's, expect the finest first, as the default taps of a UNet are.
     """
 )
 class DDAEBackbone(BackboneMixin, DDAEPreTrainedModel):
@@ -47,16 +47,16 @@ class DDAEBackbone(BackboneMixin, DDAEPreTrainedModel):
             taps = adapter.taps(adapter.build(config))
         names = [choose_tap(taps, name, taps[-1]) for name in config.out_features]
         if not names or len(set(names)) < len(names):
-            raise ValueError(f"out_features={config.out_features} is not possible; give one or more different taps.")
+            raise ValueError(f"out_features={config.out_features} is invalid; give one or more different taps.")
         config.feature_layer = max(names, key=taps.index)
         return config
 
     def _init_transformers_backbone(self) -> None:
-        self.backbone_type = BackboneType.TRANSFORMERS  # which stages there are is known once the network is built
+        self.backbone_type = BackboneType.TRANSFORMERS  # the stages are known once the network is built
 
     @property
     def out_features(self) -> list[str]:
-        """The taps whose maps are given, in their order."""
+        """The taps whose maps are returned, in their order."""
         return list(self.config.out_features or [])
 
     @out_features.setter
@@ -66,7 +66,7 @@ class DDAEBackbone(BackboneMixin, DDAEPreTrainedModel):
 
     @property
     def out_indices(self) -> list[int]:
-        """Their places among all that run, `stage_names`."""
+        """The indices of `out_features` in `stage_names`."""
         return [self.stage_names.index(name) for name in self.out_features]
 
     @out_indices.setter
@@ -84,7 +84,7 @@ class DDAEBackbone(BackboneMixin, DDAEPreTrainedModel):
 
         Returns:
             Feature maps `(batch_size, channels, height / stride, width / stride)`, one for each of `out_features`, for
-            images of any size that is a multiple of the coarsest stride. Hidden states are those of all taps.
+            images of any size that is a multiple of the coarsest stride. `hidden_states` are the maps of all taps.
 
         Example:
 
@@ -113,17 +113,18 @@ class DDAEBackbone(BackboneMixin, DDAEPreTrainedModel):
         unknown = [name for name in names if name not in self.stage_names]
         if unknown or not names or len(set(names)) < len(names):
             raise ValueError(
-                f"out_features={list(names)} is not possible; give different ones of {', '.join(self.stage_names)}."
+                f"out_features={list(names)} is invalid; give different ones of {', '.join(self.stage_names)}."
             )
 
 
 def levels(shapes: dict[str, tuple[int, ...]], last: str) -> list[str]:
     """
-    The taps that stand for the resolutions of a network, the finest first: the last of each on the way up, of a network
-    without resolutions its last alone.
+    Choose one tap for each resolution of a network, the finest first.
+
+    It is the last tap of the resolution on the way up, and only the last tap for a network without resolutions.
 
     Args:
-        shapes (`dict`): Of each tap that runs, `(C, h, w)` or `(N, C)`, in order.
+        shapes (`dict`): Shapes of all taps, `(C, h, w)` or `(N, C)`, in order.
         last (`str`): The last tap.
 
     Example:
@@ -133,7 +134,9 @@ def levels(shapes: dict[str, tuple[int, ...]], last: str) -> list[str]:
     if len(shapes[last]) != 3:
         return [last]
     ends = [name for name in block_ends(list(shapes)) if name.startswith(("mid_block.", "up_blocks."))]
-    by_side = {shapes[name][-1]: name for name in [*ends, last]}  # a later one of the same side takes its place
+    by_side = {
+        shapes[name][-1]: name for name in [*ends, last]
+    }  # a later tap of the same side replaces an earlier one
     return [by_side[side] for side in sorted(by_side, reverse=True)]
 
 

@@ -1,4 +1,4 @@
-"""What a denoiser is told beside the time step, added to its time embedding: its own features (DDAE++), augmentation labels."""
+"""Further conditioning of a network, added to its time embedding: its own features (DDAE++) and augmentation labels."""
 
 from typing import Any
 
@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .diffusers_ddae import small_normal, start_with, xavier, zeros
 from .features_ldae import tokens_of
+from .initialization_ddae import set_rule, zeros
 
 
 AUGMENTATION_LABELS = 9  # flips (2), scale, rotation (2), anisotropy (2), translation (2)
@@ -15,12 +15,13 @@ AUGMENTATION_LABELS = 9  # flips (2), scale, rotation (2), anisotropy (2), trans
 
 class SelfConditioning(nn.Module):
     """
-    Self-conditioning (DDAE++, Xiang et al. 2025, arXiv 2505.10999): the mean of a middle layer's features, through a small
-    MLP, is added to the time embedding that the later blocks see. The last layer starts at zero: at first the network is
-    what it would be without.
+    Self-conditioning (DDAE++, Xiang et al. 2025, arXiv 2505.10999).
+
+    A small MLP of the mean of a middle layer's features is added to the time embedding that the later blocks see. Its last
+    layer starts at zero, so that the network starts as it would without.
 
     Args:
-        layer (`str`): The tap whose features are taken.
+        layer (`str`): The tap whose features are used.
         width (`int`): Their width C.
         embedding_width (`int`): Width E of the time embedding.
 
@@ -36,21 +37,23 @@ class SelfConditioning(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.hidden = nn.Linear(width, embedding_width)
         self.output = nn.Linear(embedding_width, embedding_width)
-        start_with(zeros, self.output)
+        set_rule(zeros, self.output)
 
     def forward(self, activation: torch.Tensor) -> torch.Tensor:
-        """From a map `(B, C, H, W)` or tokens `(B, N, C)` to what is added to the time embedding, `(B, E)`."""
+        """Turn a map `(B, C, H, W)` or tokens `(B, N, C)` into an addition to the time embedding, `(B, E)`."""
         pooled = tokens_of(activation).mean(dim=1)  # (B, C)
         return self.output(F.silu(self.hidden(self.norm(pooled))))
 
 
 class ConditionedEmbedding(nn.Module):
     """
-    Takes the place of the embedding of time and class in a block of a DiT, with the same weights under the same names. What
-    is to be added comes beside the time steps, as a pair: a block of diffusers hands these on as they are, and nothing else.
+    The embedding of time and class in a block of a DiT, with an addition.
+
+    It replaces diffusers' embedding, with the same weights under the same names. The addition comes with the time steps, as
+    a pair, because a block of diffusers passes nothing else through to its embedding.
 
     Args:
-        embedding (`nn.Module`): The `CombinedTimestepLabelEmbeddings` that it takes the place of.
+        embedding (`nn.Module`): The `CombinedTimestepLabelEmbeddings` to replace.
     """
 
     def __init__(self, embedding: Any):
@@ -65,7 +68,7 @@ class ConditionedEmbedding(nn.Module):
         class_labels: torch.Tensor,
         hidden_dtype: torch.dtype | None = None,
     ) -> torch.Tensor:
-        """Time steps `(B,)`, alone or with a tensor `(B, E)`, and classes `(B,)` to their embedding `(B, E)`."""
+        """Embed time steps `(B,)`, or a pair of them and an addition `(B, E)`, and classes `(B,)`, as `(B, E)`."""
         timesteps, added = timestep if isinstance(timestep, tuple) else (timestep, None)
         embedded = self.timestep_embedder(self.time_proj(timesteps).to(hidden_dtype)) + self.class_embedder(
             class_labels
@@ -81,17 +84,17 @@ def run_unet(
     self_conditioning: SelfConditioning | None,
 ) -> torch.Tensor:
     """
-    The forward of a `UNet2DModel` of diffusers, which can be told more than its own.
+    Run a `UNet2DModel` of diffusers with further conditioning.
 
     Args:
-        unet (`UNet2DModel`): Whole or cut, without classes.
+        unet (`UNet2DModel`): The network, whole or cut, without classes.
         xt (`torch.Tensor` of shape `(B, c, h, w)`): Noisy maps.
         timesteps (`torch.Tensor` of shape `(B,)`).
-        added (`torch.Tensor` of shape `(B, E)`, *optional*): To the time embedding that all blocks see.
-        self_conditioning ([`SelfConditioning`], *optional*): Of the middle block, for the up path.
+        added (`torch.Tensor` of shape `(B, E)`, *optional*): Added to the time embedding that all blocks see.
+        self_conditioning ([`SelfConditioning`], *optional*): Conditions the up path on the middle block.
 
     Returns:
-        `torch.Tensor` of shape `(B, C, H, W)`: what the last layer gives.
+        `torch.Tensor` of shape `(B, C, H, W)`: the last layer's output.
     """
     embedding = unet.time_embedding(unet.time_proj(timesteps).to(unet.dtype))  # (B, E)
     if added is not None:
@@ -121,18 +124,19 @@ def run_dit(
     self_conditioning: SelfConditioning | None = None,
 ) -> tuple[torch.Tensor, Any]:
     """
-    The blocks of a `DiTTransformer2DModel` of diffusers, which can be told more than its own.
+    Run the blocks of a `DiTTransformer2DModel` of diffusers with further conditioning.
 
     Args:
-        dit (`DiTTransformer2DModel`): Whole or cut; its blocks have a [`ConditionedEmbedding`] where there is more to tell.
+        dit (`DiTTransformer2DModel`): The network, whole or cut. With further conditioning its blocks need a
+            [`ConditionedEmbedding`].
         xt (`torch.Tensor` of shape `(B, c, h, w)`): Noisy maps.
         timesteps (`torch.Tensor` of shape `(B,)`).
         class_labels (`torch.LongTensor` of shape `(B,)`).
-        added (`torch.Tensor` of shape `(B, E)`, *optional*): To the embedding that all blocks see.
-        self_conditioning ([`SelfConditioning`], *optional*): Of one block, for those after it.
+        added (`torch.Tensor` of shape `(B, E)`, *optional*): Added to the embedding that all blocks see.
+        self_conditioning ([`SelfConditioning`], *optional*): Conditions the blocks after its tap.
 
     Returns:
-        Tokens `(B, N, C)` after the last block, and the time steps as the next one would be given them.
+        Tokens `(B, N, C)` after the last block, and the time steps, with additions, for the layer after it.
     """
     hidden = dit.pos_embed(xt)  # (B, N, C)
     given: Any = timesteps if added is None else (timesteps, added)
@@ -149,25 +153,10 @@ def run_dit(
 
 
 def fold_dit(dit: Any, hidden: torch.Tensor, given: Any, class_labels: torch.Tensor) -> torch.Tensor:
-    """The last layer of a DiT: from what [`run_dit`] gives to maps `(B, c, h, w)`, which are square."""
+    """Run the last layer of a DiT on the outputs of [`run_dit`]; return square maps `(B, c, h, w)`."""
     embedding = dit.transformer_blocks[0].norm1.emb(given, class_labels, hidden_dtype=hidden.dtype)  # (B, E)
     shift, scale = dit.proj_out_1(F.silu(embedding)).chunk(2, dim=1)
     patches = dit.proj_out_2(dit.norm_out(hidden) * (1 + scale[:, None]) + shift[:, None])  # (B, N, P * P * c)
     side, p = int(hidden.shape[1] ** 0.5), dit.patch_size
     patches = patches.unflatten(1, (side, side)).unflatten(3, (p, p, -1))  # (B, side, side, P, P, c)
     return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
-
-
-def start_dit(dit: Any) -> None:
-    """
-    Have the weights of a DiT that is to be trained start as those of Peebles & Xie (2023, arXiv 2212.09748), where diffusers'
-    class leaves them to torch: linear layers by Xavier, classes with a standard deviation of 0.02, and zeros where each block
-    and the last layer are modulated (adaLN-Zero), and in the last layer itself. Unlike theirs the embedding of time is by
-    Xavier too: 0.02 makes it vanish in a narrow network, whose gates then hardly open, all the more as each block of
-    diffusers' class has its own.
-    """
-    start_with(xavier, dit.pos_embed.proj, *(module for module in dit.modules() if isinstance(module, nn.Linear)))
-    for block in dit.transformer_blocks:
-        start_with(small_normal, block.norm1.emb.class_embedder.embedding_table)
-        start_with(zeros, block.norm1.linear)
-    start_with(zeros, dit.proj_out_1, dit.proj_out_2)

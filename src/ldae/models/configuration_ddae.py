@@ -1,4 +1,4 @@
-"""Configuration of DDAE: a diffusion model's network, what stands around it, and where and when features are read."""
+"""Configuration of DDAE: a diffusion model's network, its surroundings, and the block and time step of its features."""
 
 from dataclasses import fields
 from typing import Any
@@ -25,7 +25,7 @@ PAPER_UNET: dict[str, Any] = {
     "dropout": 0.1,
 }
 
-# What each network takes where its configuration does not say: channels of its input, side of its input.
+# Defaults of the fields that describe each network's input.
 DENOISERS: dict[str, dict[str, Any]] = {
     "UNet2DModel": {"in_channels": 3, "sample_size": None},
     "UNet2DConditionModel": {"in_channels": 4, "sample_size": None, "cross_attention_dim": 1280},
@@ -33,14 +33,14 @@ DENOISERS: dict[str, dict[str, Any]] = {
     "LDAEModel": {},
 }
 
-# UNet blocks that are a row of residual (and attention) blocks with at most one change of resolution at the end.
+# UNet blocks that are a sequence of residual (and attention) blocks with at most one change of resolution at the end.
 UNET_BLOCKS = frozenset(
     "DownBlock2D AttnDownBlock2D CrossAttnDownBlock2D ResnetDownsampleBlock2D SimpleCrossAttnDownBlock2D "
     "UNetMidBlock2D UNetMidBlock2DCrossAttn UNetMidBlock2DSimpleCrossAttn "
     "UpBlock2D AttnUpBlock2D CrossAttnUpBlock2D ResnetUpsampleBlock2D SimpleCrossAttnUpBlock2D".split()
 )
 
-# Conditions that have no empty value which could be put in their place.
+# Conditions without an empty value.
 UNSUPPORTED_CONDITIONS = ("class_embed_type", "encoder_hid_dim_type", "addition_embed_type", "time_cond_proj_dim")
 
 
@@ -55,42 +55,43 @@ class DDAEConfig(PreTrainedConfig):
     Args:
         denoiser_type (`str`, defaults to `"UNet2DModel"`): The network's class: `"UNet2DModel"`,
             `"UNet2DConditionModel"` or `"DiTTransformer2DModel"` of diffusers, or `"LDAEModel"`.
-        denoiser_config (`dict`, *optional*): The fields of that class (of [`LDAEConfig`] for an `LDAEModel`); what is
-            left out is as the class has it. `None` is the paper's UNet, and possible with `"UNet2DModel"` alone.
-        vae_config (`dict`, *optional*): The fields of the `AutoencoderKL` in front of a latent network; `None` for one
-            that sees pixels.
-        scheduler_config (`dict`, *optional*): The noise schedule, as fields of diffusers' `DDPMScheduler`; `None` is
-            DDPM's (T = 1000, beta linear from 1e-4 to 0.02). Not for an `LDAEModel`, which has its own. Of EDM the fields
-            `sigma_data`, `p_mean`, `p_std` (training), `sigma_min`, `sigma_max`, `rho` and `num_steps` (sampling); what
-            is left out is as Karras et al. (2022) have it for CIFAR-10.
-        parametrization (`str`, defaults to `"ddpm"`): `"ddpm"`, or `"edm"` for a UNet or DiT of pixels that was trained with
-            EDM's preconditioning. The time step t is then the index of a level of its sampling schedule, counted from
-            0 at the clean end: `sigma_min` is t = 0.
-        feature_layer (`str`, *optional*): The tap at which features are read: the name of a residual, attention or
-            transformer block, such as `"up_blocks.1.resnets.2"` (see [`DDAEModel`]). The network ends there. `None`
-            is the network's default: the 6th block of a UNet's up path, the 7th with `parametrization="edm"`, the
-            middle block of a DiT. `"last"` is the last tap. The model replaces both by the tap's name.
+        denoiser_config (`dict`, *optional*): The fields of that class (of [`LDAEConfig`] for an `LDAEModel`); the others
+            have the class's defaults. `None` is the paper's UNet, and requires `"UNet2DModel"`.
+        vae_config (`dict`, *optional*): The fields of the `AutoencoderKL` in front of a latent network; `None` for a
+            network of pixels.
+        scheduler_config (`dict`, *optional*): The noise schedule. For DDPM the fields of diffusers' `DDPMScheduler`; the
+            defaults are T = 1000 and beta linear from 1e-4 to 0.02. For EDM `sigma_data`, `p_mean`, `p_std` (training),
+            `sigma_min`, `sigma_max`, `rho` and `num_steps` (sampling); the defaults are those of Karras et al. (2022) for
+            CIFAR-10. Not for an `LDAEModel`, which has its own.
+        parametrization (`str`, defaults to `"ddpm"`): The noise process: `"ddpm"`, or `"edm"` for a UNet or DiT of pixels
+            that was trained with EDM's preconditioning. For EDM the time step t is the index of a level of its sampling
+            schedule, counted from 0 at the clean end: `sigma_min` is t = 0.
+        feature_layer (`str`, *optional*): The tap at which features are read, which is where the network ends: the name of
+            a residual, attention or transformer block, such as `"up_blocks.1.resnets.2"` (see [`DDAEModel`]). `None` is
+            the network's default: the 6th block of a UNet's up path, the 7th with `parametrization="edm"`, the middle
+            block of a DiT. `"last"` is the last tap. The model fills in the name in its own copy of the configuration.
         feature_timestep (`int`, *optional*): The time step t, counted from 0, at which features are read. `None` is
             10 of 1000 for DDPM, 3 of EDM's 18 (sigma = 0.0599), 121 of 1000 for a DiT behind an autoencoder, or an
-            LDAE's own. The DDAE authors' public code counts from 1 and calls the first two 11 and 4.
+            l-DAE's own. The DDAE authors' public code counts from 1 and calls the first two 11 and 4.
         image_size (`int`, *optional*): Height and width of the images, in pixels; `None` is what the network was made
             for.
         num_channels (`int`, *optional*): Channels of the images; follows from the network or the autoencoder.
-        hidden_size (`int`, *optional*): Width C of the features; the model writes it here, as it follows from
+        hidden_size (`int`, *optional*): Width C of the features. The model fills it in, as it follows from
             `feature_layer`.
-        null_class (`int`, *optional*): The class that stands for none in a network that is conditioned on classes: a
-            DiT's is `num_embeds_ada_norm`; a UNet's has to be named.
-        empty_prompt_length (`int`, *optional*): Tokens of the empty prompt that a `UNet2DConditionModel` sees; its
+        null_class (`int`, *optional*): The class that stands for no class in a class-conditional network. For a DiT it is
+            `num_embeds_ada_norm`; for a UNet it has to be given.
+        empty_prompt_length (`int`, *optional*): Number of tokens of the empty prompt of a `UNet2DConditionModel`; its
             values are a buffer of the model.
-        self_conditioning (`bool`, defaults to `False`): Of a `UNet2DModel` or DiT that is trained here: whether the pooled
-            features of a middle layer are added to the time embedding of the later ones (DDAE++, Xiang et al. 2025).
-        self_conditioning_layer (`str`, *optional*): The tap of these features: of a UNet the end of its middle block, of
-            a DiT any block but the last, by default the middle one; the model writes the name here.
-        augmentation_labels (`bool`, defaults to `False`): Of a `UNet2DModel` or DiT that is trained here: whether it is told
-            how an image was augmented, so that what it generates is not (Karras et al. 2022, App. F.2).
-        out_features (`list[str]`, *optional*): The taps whose maps a [`DDAEBackbone`] gives, in any order; by default of a
-            UNet the last one of each resolution of the way up, as far as `feature_layer`, the finest first; of other
-            networks `feature_layer` alone.
+        self_conditioning (`bool`, defaults to `False`): Add the pooled features of a middle layer to the time embedding of
+            the later ones (DDAE++, Xiang et al. 2025); for a `UNet2DModel` or DiT that is trained here.
+        self_conditioning_layer (`str`, *optional*): The tap of these features: the end of a UNet's middle block, or any
+            block of a DiT but the last. The model fills in the default, for a DiT the middle block.
+        augmentation_labels (`bool`, defaults to `False`): Condition the network on how each image was augmented, so that
+            the images it generates are not (Karras et al. 2022, App. F.2); for a `UNet2DModel` or DiT that is trained
+            here.
+        out_features (`list[str]`, *optional*): The taps whose maps a [`DDAEBackbone`] returns, in any order. The default is
+            the last tap of each resolution of a UNet's up path, as far as `feature_layer`, the finest first; for other
+            networks `feature_layer`.
 
     Raises:
         ValueError: naming the field, its value and what is allowed.
@@ -152,7 +153,7 @@ class DDAEConfig(PreTrainedConfig):
         if self.denoiser_config is None and self.denoiser_type == "UNet2DModel":
             self.denoiser_config = _plain(PAPER_UNET)
         if self.denoiser_config is None:
-            raise ValueError(f"denoiser_config is missing; a {self.denoiser_type} is described by its fields.")
+            raise ValueError(f"denoiser_config is missing; give the fields of {self.denoiser_type}.")
         self.scheduler_config = self.noise_process.complete(self.scheduler_config)
         if self.feature_timestep is None:
             latent_dit = self.denoiser_type == "DiTTransformer2DModel" and self.vae_config is not None
@@ -165,8 +166,8 @@ class DDAEConfig(PreTrainedConfig):
                 side = side[0] if len(set(side)) == 1 else None
             if side is None:
                 raise ValueError(
-                    f"image_size is missing, and sample_size={self._of_denoiser('sample_size')!r} of the network does "
-                    "not say it; give image_size in pixels."
+                    "image_size is missing, and does not follow from the network's "
+                    f"sample_size={self._of_denoiser('sample_size')!r}; give image_size in pixels."
                 )
             self.image_size = side * self.vae_stride
         if self.null_class is None and self.denoiser_type == "DiTTransformer2DModel":
@@ -176,14 +177,14 @@ class DDAEConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As transformers', but overriding fields are set before the checks run."""
+        """Build a configuration as transformers does, but set overriding fields before the checks run."""
         declared = {field.name for field in fields(cls)} - {"dtype"}
         overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in declared}
         return super().from_dict(config_dict | overrides, **kwargs)
 
     @property
     def ldae_config(self) -> LDAEConfig:
-        """Of an `LDAEModel`: its configuration, all blocks counted as the encoder's, so that each of them is a tap."""
+        """The configuration of an `LDAEModel`, with all blocks in the encoder, so that each of them is a tap."""
         config = LDAEConfig(**(self.denoiser_config or {}))
         blocks = {"num_hidden_layers": config.total_num_hidden_layers, "decoder_num_hidden_layers": 0}
         return LDAEConfig(**ldae_fields(config) | blocks | {"feature_layer": None})
@@ -195,24 +196,24 @@ class DDAEConfig(PreTrainedConfig):
 
     @property
     def num_train_timesteps(self) -> int:
-        """T, the number of time steps; of EDM that of the levels of its sampling schedule."""
+        """T, the number of time steps; for EDM the number of levels of its sampling schedule."""
         if self.denoiser_type == "LDAEModel":
             return self.ldae_config.num_train_timesteps
         return self.noise_process.complete(self.scheduler_config)[self.noise_process.length_field]
 
     @property
     def num_class_embeds(self) -> None:
-        """Classes that images are generated of: a DDAE is trained without."""
+        """The number of classes to generate images of: none, as a DDAE is trained without labels."""
         return None
 
     @property
     def vae_stride(self) -> int:
-        """Side in pixels of what one value of the network's input stands for."""
+        """Side in pixels of the cell that one value of the network's input covers."""
         return 1 if self.vae_config is None else 2 ** (len(self.vae_config.get("block_out_channels", [64])) - 1)
 
     @property
     def stride(self) -> int:
-        """What height and width of images must be multiples of, in pixels."""
+        """The number of pixels that the height and width of images must be multiples of."""
         if self.denoiser_type == "LDAEModel":
             return self.ldae_config.patch_size
         if self.denoiser_type == "DiTTransformer2DModel":
@@ -221,13 +222,13 @@ class DDAEConfig(PreTrainedConfig):
 
     @property
     def prompt_size(self) -> int:
-        """Of a `UNet2DConditionModel`: width of a token of its prompt."""
+        """Width of a token of the prompt of a `UNet2DConditionModel`."""
         size = self._of_denoiser("cross_attention_dim")
         return size[0] if isinstance(size, list) else size
 
     @property
     def expected_channels(self) -> int:
-        """Channels of the images that network or autoencoder take."""
+        """Number of channels of the images that the network or its autoencoder takes."""
         if self.denoiser_type == "LDAEModel":
             return self.ldae_config.num_channels
         return self._of_denoiser("in_channels") if self.vae_config is None else self.vae_config.get("in_channels", 3)
@@ -236,48 +237,49 @@ class DDAEConfig(PreTrainedConfig):
         return (self.denoiser_config or {}).get(name, DENOISERS[self.denoiser_type].get(name))
 
     def validate_architecture(self) -> None:
-        """What `config.validate()` runs after a field was assigned."""
+        """Check all fields; `config.validate()` calls this after an assignment."""
         super().validate_architecture()
         self.check_fields()
 
     def check_fields(self) -> None:
-        """The one table of what makes sense."""
-        kind, vae = self.denoiser_type, self.vae_config or {}
-        conditional = kind == "UNet2DConditionModel"
-        if kind == "DiTTransformer2DModel":
+        """
+        Check the combination of fields.
+
+        Raises:
+            ValueError: naming the field, its value and what is allowed.
+        """
+        network, vae = self.denoiser_type, self.vae_config or {}
+        inner_ldae, prompted = network == "LDAEModel", network == "UNet2DConditionModel"
+        if network == "DiTTransformer2DModel":
             last_class = self._of_denoiser("num_embeds_ada_norm")  # its table has one row more than classes
         else:
             last_class = (self._of_denoiser("num_class_embeds") or 0) - 1
-        t, size = self.feature_timestep, self.image_size
-        pixel_network = self.vae_config is None and kind in ("UNet2DModel", "DiTTransformer2DModel")
-        told_more = pixel_network and (kind == "DiTTransformer2DModel" or last_class < 0)
-        rules = [
-            (
-                "vae_config",
-                kind != "LDAEModel" or self.vae_config is None,
-                "None for an LDAEModel, which has a tokenizer",
-            ),
+        t, size, last_t = self.feature_timestep, self.image_size, self.num_train_timesteps - 1
+        in_channels = self._of_denoiser("in_channels")
+        of_pixels = self.vae_config is None and network in ("UNet2DModel", "DiTTransformer2DModel")
+        conditionable = of_pixels and (network == "DiTTransformer2DModel" or last_class < 0)
+        only_conditionable = "False, except for a UNet or DiT of pixels, without classes"
+        without_mid_block = (self.denoiser_config or {}).get("mid_block_type", "") is None
+        # (field, whether it holds, what it must be)
+        rules: list[tuple[str, bool, str]] = [
+            ("vae_config", not inner_ldae or self.vae_config is None, "None for an LDAEModel, which has a tokenizer"),
             (
                 "parametrization",
-                self.noise_process is DDPM or pixel_network,
-                "'ddpm' for all but a UNet2DModel or DiTTransformer2DModel of pixels",
+                self.noise_process is DDPM or of_pixels,
+                "'ddpm', except for a UNet2DModel or DiTTransformer2DModel of pixels",
             ),
-            ("scheduler_config", kind != "LDAEModel" or self.scheduler_config is None, "None for an LDAEModel"),
+            ("scheduler_config", not inner_ldae or self.scheduler_config is None, "None for an LDAEModel"),
             (
                 "vae_config",
-                not vae or vae.get("latent_channels", 4) == self._of_denoiser("in_channels"),
-                f"one whose latent_channels are the network's in_channels={self._of_denoiser('in_channels')}",
+                not vae or vae.get("latent_channels", 4) == in_channels,
+                f"one whose latent_channels are the network's in_channels={in_channels}",
             ),
             (
                 "vae_config",
                 vae.get("latents_mean") is None and vae.get("latents_std") is None,
-                "one whose latents are scaled by scaling_factor and shift_factor alone (no latents_mean, latents_std)",
+                "one without latents_mean and latents_std; only scaling_factor and shift_factor are supported",
             ),
-            (
-                "feature_timestep",
-                t is not None and 0 <= t < self.num_train_timesteps,
-                f"from 0 to num_train_timesteps - 1 = {self.num_train_timesteps - 1}",
-            ),
+            ("feature_timestep", t is not None and 0 <= t <= last_t, f"from 0 to num_train_timesteps - 1 = {last_t}"),
             (
                 "image_size",
                 size is not None and size > 0 and size % self.stride == 0,
@@ -291,29 +293,23 @@ class DDAEConfig(PreTrainedConfig):
             (
                 "null_class",
                 last_class >= 0 or self.null_class is None,
-                "None for a network that is not conditioned on classes",
+                "None for a network that is not class-conditional",
             ),
             (
                 "null_class",
                 last_class < 0 or (self.null_class is not None and 0 <= self.null_class <= last_class),
-                f"from 0 to {last_class}: which class stands for none (this network is conditioned on classes)",
+                f"from 0 to {last_class}, the class that stands for no class in this class-conditional network",
             ),
             (
                 "empty_prompt_length",
-                (self.empty_prompt_length or 0) > 0 if conditional else self.empty_prompt_length is None,
-                "positive" if conditional else "None for a network without a prompt",
+                (self.empty_prompt_length or 0) > 0 if prompted else self.empty_prompt_length is None,
+                "positive" if prompted else "None for a network without a prompt",
             ),
-            *(
-                (
-                    name,
-                    told_more or not getattr(self, name),
-                    "False for all but a UNet or DiT of pixels, without classes",
-                )
-                for name in ("self_conditioning", "augmentation_labels")
-            ),
+            ("self_conditioning", conditionable or not self.self_conditioning, only_conditionable),
+            ("augmentation_labels", conditionable or not self.augmentation_labels, only_conditionable),
             (
                 "self_conditioning",
-                not self.self_conditioning or (self.denoiser_config or {}).get("mid_block_type", "") is not None,
+                not (self.self_conditioning and without_mid_block),
                 "False for a UNet without a middle block",
             ),
             (
@@ -324,44 +320,40 @@ class DDAEConfig(PreTrainedConfig):
         ]
         for name, holds, allowed in rules:
             if not holds:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not possible; it must be {allowed}.")
-        if kind.startswith("UNet"):
+                raise ValueError(f"{name}={getattr(self, name)!r} is invalid; it must be {allowed}.")
+        if network.startswith("UNet"):
             self._check_unet()
 
     def _check_unet(self) -> None:
-        """What a UNet's own fields must be."""
+        """Check the fields of a UNet itself."""
         unet = self.denoiser_config or {}
         mid = unet.get("mid_block_type")
         blocks = [*unet.get("down_block_types", []), *unet.get("up_block_types", []), *([mid] if mid else [])]
         unknown = sorted(set(blocks) - UNET_BLOCKS)
         if unknown:
             raise ValueError(
-                f"denoiser_config has blocks of type {', '.join(unknown)}, whose taps are not known; known are "
+                f"denoiser_config has unknown types of blocks, {', '.join(unknown)}; known are "
                 f"{', '.join(sorted(UNET_BLOCKS))}."
             )
         if unet.get("time_embedding_type") == "fourier":
-            raise ValueError(
-                "time_embedding_type='fourier' is not possible; such a network is told a sigma, and has no time steps."
-            )
+            raise ValueError("time_embedding_type='fourier' is not supported: such a network has no time steps.")
         for name in UNSUPPORTED_CONDITIONS:
             if unet.get(name) is not None:
-                raise ValueError(
-                    f"{name}={unet[name]!r} is not possible; this condition has no empty value to stand in."
-                )
+                raise ValueError(f"{name}={unet[name]!r} is not supported: this condition has no empty value.")
         sizes = unet.get("cross_attention_dim")
         if isinstance(sizes, list) and len(set(sizes)) > 1:
-            raise ValueError(f"cross_attention_dim={sizes} is not possible; the prompt has one width.")
+            raise ValueError(f"cross_attention_dim={sizes} is invalid; the prompt has one width.")
 
 
 def ldae_fields(config: LDAEConfig) -> dict[str, Any]:
-    """The fields that LDAEConfig declares itself, which describe the network."""
+    """Return the fields that LDAEConfig declares itself, which describe the network."""
     inherited = {field.name for field in fields(PreTrainedConfig)}
     names = [field.name for field in fields(LDAEConfig) if field.name not in inherited]
     return {name: getattr(config, name) for name in names if not name.startswith("_")}
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it: lists for tuples, and without the names that diffusers writes for itself, such as _class_name."""
+    """Convert to JSON's types: tuples to lists, and without the names that diffusers adds, such as _class_name."""
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items() if not key.startswith("_")}
     return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -1,4 +1,4 @@
-"""Configuration of the l-DAE family: one field for each choice the paper makes, one validator for their combinations."""
+"""Configuration of the l-DAE models: a field for each choice of the paper, and a check of their combinations."""
 
 import difflib
 from dataclasses import fields
@@ -28,7 +28,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "loss_weighting": ("uniform", "gamma2", "inverse_variance"),
 }
 
-# Of diffusers' AutoencoderKL, where conv_vae_config leaves them out: the autoencoder of latent diffusion at stride 8.
+# Defaults of conv_vae_config, fields of diffusers' AutoencoderKL: the autoencoder of latent diffusion at stride 8.
 CONV_VAE_DEFAULTS: dict[str, Any] = {
     "block_out_channels": [128, 256, 512, 512],
     "layers_per_block": 2,
@@ -40,7 +40,7 @@ CONV_VAE_DEFAULTS: dict[str, Any] = {
     "use_post_quant_conv": True,
 }
 
-# What transformers itself writes into a config.json or passes through the constructor besides declared fields.
+# Keys that transformers itself writes into a config.json or passes to the constructor.
 _FOREIGN_KEYS = frozenset(
     "auto_map attn_implementation custom_pipelines experts_implementation name_or_path num_labels out_features "
     "out_indices output_attentions per_layer_config quantization_config stage_names tie_last_hidden_states "
@@ -50,10 +50,10 @@ _FOREIGN_KEYS = frozenset(
 
 def refuse_unknown_fields(config_class: type, given: dict[str, Any]) -> None:
     """
-    Refuse fields that a configuration does not declare, which transformers would keep silently.
+    Refuse fields that a configuration does not declare; transformers would keep them silently.
 
     Raises:
-        ValueError: naming the field, and the declared one that it comes close to.
+        ValueError: naming the field, and the most similar one that is declared.
     """
     declared = {field.name for field in fields(config_class)}
     for key, value in given.items():
@@ -69,8 +69,8 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
     r"""
     Configuration of [`LDAEModel`], [`LDAEForPreTraining`], [`LDAEForImageClassification`] and [`LDAEBackbone`].
 
-    The defaults are l-DAE itself as pre-trained on ImageNet 256x256 with a ViT-Base encoder (Chen et al. 2024,
-    arXiv 2401.14404). A field that is not declared here is refused: a misspelt one must not pass silently.
+    The defaults are l-DAE itself, pre-trained on ImageNet 256x256 with a ViT-Base encoder (Chen et al. 2024,
+    arXiv 2401.14404). Fields that are not declared here are refused, so that a misspelt one does not pass silently.
 
     Args:
         image_size (`int`, defaults to 256): Height and width of the training images, in pixels.
@@ -85,22 +85,22 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
         hidden_act (`str`, defaults to `"gelu_pytorch_tanh"`): Activation of the blocks' MLP.
         layer_norm_eps (`float`, defaults to 1e-6): Epsilon of every LayerNorm; none of them has an affine part.
         qkv_bias (`bool`, defaults to `True`): Whether query, key and value projections have a bias.
-        initializer_range (`float`, defaults to 0.02): Standard deviation of the class embedding's initial weights, where
-            there is one. Linear maps start by Xavier, whatever the width.
+        initializer_range (`float`, defaults to 0.02): Standard deviation of the initial weights of the class embedding, if
+            there is one. Linear maps start by Xavier at every width.
         conditioning_size (`int`, *optional*): Width of the conditioning MLP; `None` is a quarter of `hidden_size`
             (App. A; DiT has the whole).
         latent_tokenizer (`str`, defaults to `"pca"`): How patches become latents (Sec. 4.2): patch-wise `"pca"`, `"ae"` or
             `"vae"`, a convolutional `"conv_vae"` whose latent is cut into patches, or `"pixel"`, the patches of the
             image resized to fewer pixels (Fig. 5).
         latent_dim (`int`, defaults to 32): Dimension d of a patch's latent (Tab. 2). With `"conv_vae"` it follows from the
-            network: latent_channels * (patch_size / stride)^2; with `"pixel"` it is num_channels * q^2 for a q that
+            network, latent_channels * (patch_size / stride)^2; with `"pixel"` it is num_channels * q^2 for a q that
             divides `patch_size`.
         conv_vae_config (`dict`, *optional*): The network of `"conv_vae"`: `block_out_channels` (a stride of 2 for each but
-            the last), `layers_per_block`, `latent_channels`, `norm_num_groups` and what else `AutoencoderKL` of
-            diffusers takes; what is left out is as in latent diffusion's autoencoder of stride 8.
+            the last), `layers_per_block`, `latent_channels`, `norm_num_groups` and other fields of diffusers'
+            `AutoencoderKL`; the defaults are those of latent diffusion's autoencoder of stride 8.
         latent_scaling (`str`, defaults to `"global"`): Scale of the latents before noise is added: `"global"` (one
             scalar, mean variance over the d dimensions is 1), `"per_dim"` (each dimension to unit variance) or
-            `"none"`. The paper does not say; sigma only means something against the latents' spread.
+            `"none"`. The paper does not specify it, but sigma is relative to the spread of the latents.
         noise_schedule (`str`, defaults to `"linear_sigma"`): `"linear_beta"` (DDPM), `"linear_gamma2"` (Sec. 4.1),
             `"linear_sigma"` (gamma = 1, sigma linear from 0 to `sigma_max`, Sec. 4.3) or `"constant"` (gamma = 1, the
             one level `sigma`).
@@ -111,20 +111,20 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
         sigma (`float`, defaults to sqrt(1/3)): The one sigma of `"constant"`.
         prediction_target (`str`, defaults to `"image"`): `"noise"`, `"latent"`, `"projected_image"` (inverse PCA of the
             latent) or `"image"` (Sec. 4.3).
-        input_space (`str`, defaults to `"image"`): Whether the blocks see the noisy `"latent"` or the noisy `"image"`
+        input_space (`str`, defaults to `"image"`): The input of the blocks: the noisy `"latent"` or the noisy `"image"`
             (its inverse PCA).
         loss_weighting (`str`, defaults to `"inverse_variance"`): lambda_t of eq. 3: `"uniform"` (1), `"gamma2"`
             (gamma_t^2) or `"inverse_variance"` (1 / (1 + sigma_t^2)).
         residual_weight (`float`, defaults to 0.1): w_i of eq. 4 for the PCA dimensions beyond `latent_dim`.
         num_class_embeds (`int`, *optional*): Number of classes the denoiser is conditioned on; `None` for none, as in
             every row but the baseline.
-        class_dropout_prob (`float`, defaults to 0.1): Share of labels replaced by the null class in training, where
+        class_dropout_prob (`float`, defaults to 0.1): Share of labels replaced by the null class in training, if
             `num_class_embeds` is given.
         feature_timestep (`int`, defaults to 10): The t at which features are read (App. A).
         feature_layer (`int`, *optional*): The block, counted from 1, after which features are read; `None` is the last
             encoder block.
-        project_clean_input (`bool`, defaults to `True`): Whether a clean input passes through the same projection to
-            d dimensions as a noisy one in training.
+        project_clean_input (`bool`, defaults to `True`): Pass a clean input through the same projection to d dimensions
+            as a noisy one in training.
 
     Raises:
         ValueError: naming the field, its value and what is allowed.
@@ -195,17 +195,17 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
     @classmethod
     def from_size(cls, name: str, **fields: Any) -> "LDAEConfig":
         """
-        The configuration of a named size (`nano`, `tiny`, `small`, `base`, `12L`, `large`).
+        Build the configuration of a named size (`nano`, `tiny`, `small`, `base`, `12L`, `large`).
 
         Args:
             name (`str`): One of `MODEL_SIZES`. `12L` and `large` are the paper's; the others keep its proportions.
-            **fields: Any other field of the configuration; a given one wins over the size's.
+            **fields: Other fields of the configuration, which override the size's.
 
         Returns:
             [`LDAEConfig`].
 
         Raises:
-            ValueError: for an unknown size.
+            ValueError: If the size is unknown.
         """
         if name not in MODEL_SIZES:
             raise ValueError(f"size={name!r} is unknown; choose one of {', '.join(MODEL_SIZES)}.")
@@ -222,8 +222,10 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """
-        As transformers', but overriding fields are set before the checks run, and `num_hidden_layers` alone re-cuts the
-        encoder: the stack of encoder and decoder keeps its total number of blocks.
+        Build a configuration as transformers does, but set overriding fields before the checks run.
+
+        `num_hidden_layers` without `decoder_num_hidden_layers` re-cuts the encoder: the stack of encoder and decoder keeps
+        its total number of blocks.
         """
         config_dict = dict(config_dict)
         declared = {field.name for field in fields(cls)}
@@ -238,7 +240,7 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
                     )
                 overrides["decoder_num_hidden_layers"] = total - cut
             if config_dict.get("out_features") == [f"stage{config_dict['num_hidden_layers']}"]:
-                config_dict.pop("out_features")  # "the last stage" follows the cut
+                config_dict.pop("out_features")  # the default, the last stage, follows the cut
                 config_dict.pop("out_indices", None)
         return super().from_dict(config_dict | overrides, **kwargs)
 
@@ -259,7 +261,7 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def conv_vae_stride(self) -> int:
-        """Side in pixels of what one value of a convolutional VAE's latent map stands for."""
+        """Side in pixels of the cell that one value of a convolutional VAE's latent map covers."""
         return 2 ** (len((self.conv_vae_config or CONV_VAE_DEFAULTS)["block_out_channels"]) - 1)
 
     @property
@@ -273,12 +275,17 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
         return self.latent_dim if self.prediction_target in ("noise", "latent") else self.patch_dim
 
     def validate_architecture(self) -> None:
-        """What `config.validate()` runs after a field was assigned."""
+        """Check all fields; `config.validate()` calls this after an assignment."""
         super().validate_architecture()
         self.check_fields()
 
     def check_fields(self) -> None:
-        """The one table of what makes sense."""
+        """
+        Check the combination of fields.
+
+        Raises:
+            ValueError: naming the field, its value and what is allowed.
+        """
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(choices)}.")
@@ -304,8 +311,8 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
             (
                 "latent_dim",
                 self.latent_tokenizer != "pixel" or self._is_pixel_dim(),
-                f"num_channels * q^2 for a q that divides patch_size={self.patch_size} where latent_tokenizer='pixel' (q "
-                "pixels are left of a patch's side)",
+                f"num_channels * q^2 for a q that divides patch_size={self.patch_size} with latent_tokenizer='pixel' (the "
+                "side of a resized patch is q pixels)",
             ),
             (
                 "feature_timestep",
@@ -324,13 +331,13 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
             (
                 "loss_weighting",
                 self.prediction_target != "noise" or self.loss_weighting == "uniform",
-                "'uniform' where prediction_target='noise' (eq. 2; the other weights are of clean targets, eq. 3)",
+                "'uniform' with prediction_target='noise' (eq. 2; the other weights are for clean targets, eq. 3)",
             ),
             (
                 "residual_weight",
                 self.residual_weight == 1 or not (image_target and self.latent_tokenizer in ("ae", "vae")),
-                f"1 where latent_tokenizer={self.latent_tokenizer!r} and an image is predicted (the w_i of eq. 4 belong "
-                "to an orthonormal basis, which 'pca' and 'pixel' have)",
+                f"1 with latent_tokenizer={self.latent_tokenizer!r} and an image as target (the w_i of eq. 4 need the "
+                "orthonormal basis of 'pca' or 'pixel')",
             ),
             (
                 "project_clean_input",
@@ -342,24 +349,23 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
         ]
         for name, holds, allowed in rules:
             if not holds:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not possible; it must be {allowed}.")
+                raise ValueError(f"{name}={getattr(self, name)!r} is invalid; it must be {allowed}.")
 
     def _check_conv_vae(self) -> None:
-        """What a convolutional VAE allows."""
+        """Check the fields that a convolutional VAE restricts."""
         given = self.conv_vae_config
         if self.latent_tokenizer != "conv_vae":
             if given is not None:
                 raise ValueError(
-                    f"conv_vae_config={given!r} is not possible with latent_tokenizer={self.latent_tokenizer!r}; leave it "
-                    "out, or choose 'conv_vae'."
+                    f"conv_vae_config={given!r} does not apply to latent_tokenizer={self.latent_tokenizer!r}; leave it out, "
+                    "or choose 'conv_vae'."
                 )
             return
         given = given or CONV_VAE_DEFAULTS
         unknown = sorted(set(given) - set(CONV_VAE_DEFAULTS))
         if unknown:
             raise ValueError(
-                f"conv_vae_config has {', '.join(unknown)}, which is no field of it; known are "
-                f"{', '.join(CONV_VAE_DEFAULTS)}."
+                f"conv_vae_config has unknown fields, {', '.join(unknown)}; known are {', '.join(CONV_VAE_DEFAULTS)}."
             )
         stride = self.conv_vae_stride
         if self.patch_size % stride or self.image_size % stride:
@@ -370,14 +376,14 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
         dim = given["latent_channels"] * (self.patch_size // stride) ** 2
         if self.latent_dim != dim:
             raise ValueError(
-                f"latent_dim={self.latent_dim} is not possible; a latent of {given['latent_channels']} channels at stride "
+                f"latent_dim={self.latent_dim} is invalid; a latent of {given['latent_channels']} channels at stride "
                 f"{stride}, cut into patches of {self.patch_size} pixels, has latent_dim={dim}."
             )
         for name, only in (("input_space", ("latent",)), ("prediction_target", ("noise", "latent"))):
             if getattr(self, name) not in only:
                 raise ValueError(
-                    f"{name}={getattr(self, name)!r} is not possible with latent_tokenizer='conv_vae': "
-                    f"its decoder is not patch-wise; choose {' or '.join(only)}."
+                    f"{name}={getattr(self, name)!r} does not work with latent_tokenizer='conv_vae', whose decoder is not "
+                    f"patch-wise; choose {' or '.join(only)}."
                 )
 
     def _is_pixel_dim(self) -> bool:
@@ -388,7 +394,7 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
         for name in names.split():
             value = getattr(self, name)
             if value is None or value <= 0:
-                raise ValueError(f"{name}={value!r} is not possible; it must be positive.")
+                raise ValueError(f"{name}={value!r} is invalid; it must be positive.")
 
 
 __all__ = ["MODEL_SIZES", "LDAEConfig"]

@@ -1,4 +1,4 @@
-"""Noise schedules and the one place where noise is added: z_t = gamma_t z_0 + sigma_t eps (Sec. 3)."""
+"""Noise schedules, and the noise that is added by them: z_t = gamma_t z_0 + sigma_t eps (Sec. 3)."""
 
 from typing import Any
 
@@ -19,22 +19,22 @@ def noise_schedule_tables(
     sigma: float = (1 / 3) ** 0.5,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Signal and noise levels for t = 0 .. T - 1.
+    Compute signal and noise levels for t = 0 .. T - 1.
 
     Args:
         noise_schedule (`str`): `"linear_beta"`: gamma_t^2 = prod_s (1 - beta_s), beta linear (DDPM);
             `"linear_gamma2"`: gamma_t^2 linear, 1 > gamma_t^2 >= 0 (Sec. 4.1); `"linear_sigma"`: gamma = 1, sigma linear
             from 0 to `sigma_max` (Sec. 4.3); `"constant"`: gamma = 1, one level `sigma` (Sec. 4.3).
         num_train_timesteps (`int`): T.
-        beta_start, beta_end (`float`): Of `"linear_beta"`.
-        sigma_max (`float`): Of `"linear_sigma"`.
-        sigma (`float`): Of `"constant"`.
+        beta_start, beta_end (`float`): First and last beta of `"linear_beta"`.
+        sigma_max (`float`): Last sigma of `"linear_sigma"`.
+        sigma (`float`): The sigma of `"constant"`.
 
     Returns:
         `gammas` and `sigmas`, `torch.FloatTensor` of shape `(T,)` in float32, on the CPU.
 
     Raises:
-        ValueError: for an unknown schedule.
+        ValueError: If the schedule is unknown.
     """
     # float64 until the end; the device is named because from_pretrained builds models with "meta" as default
     options: dict = {"dtype": torch.float64, "device": "cpu"}
@@ -55,14 +55,14 @@ def noise_schedule_tables(
 
 
 def corrupt(z0: torch.Tensor, eps: torch.Tensor, gamma: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    """z_t = gamma_t z_0 + sigma_t eps, with one gamma and sigma for each example: `(B, ...)` and `(B,)` (eq. 1)."""
+    """Compute z_t = gamma_t z_0 + sigma_t eps (eq. 1) for z_0 and eps `(B, ...)`, gamma and sigma `(B,)`."""
     shape = (-1,) + (1,) * (z0.ndim - 1)
     return gamma.reshape(shape) * z0 + sigma.reshape(shape) * eps
 
 
 def draw_noise(config: LDAEConfig, positions: torch.Tensor, seed: int) -> torch.Tensor:
     """
-    The noise eps of examples, a pure function of `seed` and each one's position.
+    Draw the noise eps of examples, a pure function of `seed` and each example's position.
 
     Args:
         config ([`LDAEConfig`]): Gives N and d.
@@ -78,8 +78,10 @@ def draw_noise(config: LDAEConfig, positions: torch.Tensor, seed: int) -> torch.
 
 class Corruption(Float32Buffers):
     """
-    Adds noise by two tables that follow from a configuration. Buffers `gammas`, `sigmas` of shape `(T,)`, computed, not
-    saved.
+    A module that adds noise by two tables, which it computes from a configuration.
+
+    Attributes:
+        gammas, sigmas (`torch.FloatTensor` of shape `(T,)`): Buffers, computed and not saved.
     """
 
     gammas: torch.Tensor
@@ -92,11 +94,13 @@ class Corruption(Float32Buffers):
             self.register_buffer(name, value, persistent=False)
 
     def tables(self) -> dict[str, torch.Tensor]:
-        """`gammas` and `sigmas`, on the CPU."""
+        """Compute the buffers, on the CPU."""
         raise NotImplementedError
 
     def forward(self, z0: torch.Tensor, eps: torch.Tensor | None, timesteps: torch.Tensor) -> torch.Tensor:
         """
+        Add noise.
+
         Args:
             z0 (`torch.Tensor` of shape `(B, ...)`): Clean latents `(B, N, d)`, or maps.
             eps (`torch.Tensor` of the same shape, *optional*): Noise; `None` for a clean input, where eps = 0.

@@ -1,4 +1,4 @@
-"""Which hidden states a forward hands out: of every block, or of those named by their index."""
+"""Recording of hidden states: of every block, or of those chosen by their index."""
 
 from collections.abc import Callable
 from dataclasses import fields
@@ -14,15 +14,17 @@ COUNTS_EMBEDDINGS = "num_hidden_layers_key" in {field.name for field in fields(O
 
 
 def record_every(block: type[nn.Module]) -> OutputRecorder:
-    """Records the hidden states of encoder and decoder blocks, numbered through."""
+    """Record the hidden states of all blocks, which are numbered through encoder and decoder."""
     total: dict[str, Any] = {"num_hidden_layers_key": "total_num_hidden_layers"} if COUNTS_EMBEDDINGS else {}
     return OutputRecorder(block, **total)
 
 
 def hidden_states_by_index(forward: Callable) -> Callable:
     """
-    Lets `output_hidden_states` be an index or a list of them, as they count in the full tuple: 0 is the embeddings, -1
-    the last block, the others come back as `None`. The same under every version of transformers; a wrong index raises.
+    Let `output_hidden_states` be an index or a list of them, under every version of transformers.
+
+    Indices count in the full tuple: 0 is the embeddings, -1 the last block. The other hidden states are `None`, and an
+    index out of range raises a `ValueError`.
     """
 
     @wraps(forward)
@@ -33,7 +35,9 @@ def hidden_states_by_index(forward: Callable) -> Callable:
         wanted = [wanted] if isinstance(wanted, int) else list(wanted)
         count = len(self.base_model.layers) + 1
         if not all(-count <= index < count for index in wanted):
-            raise ValueError(f"output_hidden_states={wanted} is not possible; there are {count} hidden states.")
+            raise ValueError(
+                f"output_hidden_states={wanted} is out of range; there are {count} hidden states, 0 to {count - 1}."
+            )
         wanted = sorted({index % count for index in wanted})
         if COUNTS_EMBEDDINGS:
             return forward(self, *args, **kwargs | {"output_hidden_states": wanted})

@@ -1,4 +1,4 @@
-"""DDAE (Xiang et al. 2023, arXiv 2303.09769): the network of a diffusion model as an encoder of images."""
+"""The DDAE models (Xiang et al. 2023, arXiv 2303.09769): the network of a diffusion model as an encoder of images."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -15,8 +15,9 @@ from transformers.utils import TransformersKwargs, auto_docstring, can_return_tu
 
 from .conditioning_ddae import AUGMENTATION_LABELS, SelfConditioning
 from .configuration_ddae import DDAEConfig
-from .diffusers_ddae import build_network, diffusers_class, refuse_missing, reset
+from .diffusers_ddae import build_network, diffusers_class
 from .features_ldae import FeatureExtractionMixin, tokens_of
+from .initialization_ddae import initialize
 from .networks_ddae import ADAPTERS, NetworkAdapter
 from .noise_ddae import NoiseProcess
 from .sources_ddae import read_source
@@ -34,7 +35,7 @@ class DDAEPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["ResnetBlock2D", "BasicTransformerBlock", "LDAELayer"]
     _supports_sdpa = True
     _can_compile_fullgraph = True
-    # A checkpoint may reach further than the tap that is asked for: what lies behind it stays behind.
+    # A checkpoint may hold blocks after the tap, or a classifier; they are not loaded.
     _keys_to_ignore_on_load_unexpected = [
         r"^(ddae\.)?(denoiser|vae|self_conditioning|augmentation)\.",
         r"^classifier\.",
@@ -46,22 +47,22 @@ class DDAEPreTrainedModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
         r"""
-        As transformers', and `feature_layer="..."` moves the tap, towards the input of the network.
+        Load a checkpoint as transformers does; `feature_layer="..."` moves the tap, towards the input of the network.
 
         Raises:
-            ValueError: where the checkpoint does not reach as far as the tap.
+            ValueError: If the checkpoint was cut before the tap, or trained without the conditioning asked for.
         """
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         model, info = loaded
         missing = sorted(key for key in info["missing_keys"] if not key.startswith("classifier."))
         if missing:
-            refuse_missing(missing, model.config.feature_layer)
+            _refuse_missing(missing, model.config.feature_layer)
         return (model, info) if output_loading_info else model
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """The initial weights of torch, which diffusers' networks start from. Computed buffers are filled in again."""
-        reset(module)
+        """Initialize as torch does, like diffusers' networks, unless the module has a rule; restore computed buffers."""
+        initialize(module)
         if isinstance(module, NoiseProcess):
             for name, value in module.tables().items():
                 init.copy_(getattr(module, name), value)
@@ -71,13 +72,13 @@ class DDAEPreTrainedModel(PreTrainedModel):
 
 @auto_docstring(
     custom_intro="""
-    The network of a diffusion model as an encoder (Sec. 3): images in, the activation of one block at one time step out.
-    A clean input by default, hence deterministic.
+    The network of a diffusion model as an encoder (Sec. 3): it maps images to the activation of one block at one time
+    step. The input is clean by default, so that features are deterministic.
 
-    The block is `config.feature_layer`, named as in the network: of a UNet `"down_blocks.i.resnets.j"`,
-    `"mid_block.resnets.j"` and `"up_blocks.i.resnets.j"`, and `attentions` in place of `resnets` for the attention that
-    follows a residual block; of a DiT `"transformer_blocks.i"`; of an l-DAE `"layers.i"`. What would run after it is not
-    built. [`DDAEModel.from_diffusers`] makes one of a diffusion model.
+    The block is `config.feature_layer`, named as in the network: `"down_blocks.i.resnets.j"`, `"mid_block.resnets.j"` and
+    `"up_blocks.i.resnets.j"` in a UNet, with `attentions` in place of `resnets` for the attention that follows a residual
+    block; `"transformer_blocks.i"` in a DiT; `"layers.i"` in an l-DAE. Later blocks are not built.
+    [`DDAEModel.from_diffusers`] builds an encoder from a diffusion model.
     """
 )
 class DDAEModel(FeatureExtractionMixin, DDAEPreTrainedModel):
@@ -88,7 +89,7 @@ class DDAEModel(FeatureExtractionMixin, DDAEPreTrainedModel):
     def __init__(self, config: DDAEConfig, whole: bool = False):
         r"""
         whole (`bool`, defaults to `False`):
-            Whether what runs after the tap is built too, for pre-training and sampling.
+            Build the blocks after the tap too, for pre-training and sampling.
         """
         super().__init__(config)
         config = self.config
@@ -98,7 +99,7 @@ class DDAEModel(FeatureExtractionMixin, DDAEPreTrainedModel):
         config.feature_layer = choose_tap(taps, config.feature_layer, self.adapter.default_tap(config, taps))
         self._build_conditioning(taps, whole)
         if whole:
-            self.adapter.start(self.denoiser)
+            self.adapter.set_initialization(self.denoiser)
         else:
             taps = taps[: taps.index(config.feature_layer) + 1]
             self.adapter.cut(self.denoiser, config.feature_layer)
@@ -108,14 +109,14 @@ class DDAEModel(FeatureExtractionMixin, DDAEPreTrainedModel):
             self.empty_prompt = None
         else:
             self.register_buffer("empty_prompt", torch.zeros(config.empty_prompt_length, config.prompt_size))
-        self.whole = False  # while the shapes are found by a forward that goes on to the last of the taps
+        self.whole = False  # the forward that finds the shapes must run through all taps
         self.feature_layers: dict[str, tuple[int, ...]] = self.adapter.shapes(self, taps)
         self.whole = whole
         config.hidden_size = self._width(self.feature_layers[config.feature_layer])
         self.post_init()
 
     def _build_conditioning(self, taps: Sequence[str], whole: bool) -> None:
-        """What the network is told beside time and class, as far as it reaches: the labels are zero but in training."""
+        """Build self-conditioning and augmentation labels, unless the network is cut before they have an effect."""
         self.self_conditioning: SelfConditioning | None = None
         self.augmentation: nn.Linear | None = None
         c = self.config
@@ -130,7 +131,7 @@ class DDAEModel(FeatureExtractionMixin, DDAEPreTrainedModel):
 
     @property
     def adapter(self) -> NetworkAdapter:
-        """How its kind of network is run."""
+        """The adapter around the network."""
         return ADAPTERS[self.config.denoiser_type]
 
     @classmethod
@@ -147,32 +148,33 @@ class DDAEModel(FeatureExtractionMixin, DDAEPreTrainedModel):
         image_size: int | None = None,
     ) -> "DDAEModel":
         r"""
-        Make an encoder of a diffusion model. The source is read and copied, never changed.
+        Build an encoder from a diffusion model. The source is read and copied, never changed.
 
         Args:
             source (`str`, `os.PathLike` or an object): A pipeline of diffusers (folder, Hub id or object), its network
-                alone (folder or object: `UNet2DModel`, `UNet2DConditionModel` or `DiTTransformer2DModel`), or an l-DAE
-                (folder, Hub id or object). A network's folder inside a pipeline's stands for the pipeline.
-            feature_layer (`str`, *optional*): The tap; by default the 6th residual(+attention) block of a UNet's up path
-                (the middle one of fewer), the middle block of a DiT (`"transformer_blocks.13"` of DiT-XL/2's 28), and
-                what an l-DAE's configuration says. `"last"` is the last one, which leaves all taps to
+                without the pipeline (folder or object: `UNet2DModel`, `UNet2DConditionModel` or
+                `DiTTransformer2DModel`), or an l-DAE (folder, Hub id or object). A network's folder inside a pipeline's
+                folder selects the pipeline.
+            feature_layer (`str`, *optional*): The tap. The default is the 6th residual(+attention) block of a UNet's up
+                path (the middle one if there are fewer), the middle block of a DiT (`"transformer_blocks.13"` of
+                DiT-XL/2's 28), and an l-DAE's own. `"last"` is the last tap, which keeps all taps for
                 [`~DDAEModel.features`].
-            feature_timestep (`int`, *optional*): The time step, counted from 0; by default 10 of 1000, 121 of 1000 for a
-                DiT behind an autoencoder, or what an l-DAE's configuration says. The public code reads that DiT at 121
-                on CIFAR-10 and at 81 on Tiny-ImageNet.
-            vae, scheduler: For a network alone: the `AutoencoderKL` in front of it, and a scheduler of diffusers that
-                says how noise is added (by default DDPM's). A pipeline brings its own.
-            empty_prompt (`torch.Tensor` of shape `(L, D)`, *optional*): For a `UNet2DConditionModel`: what its text
-                encoder makes of the empty text. A pipeline with a text encoder brings its own; without either it is
-                zeros, and a warning says so.
-            null_class (`int`, *optional*): For a UNet that is conditioned on classes: the one that stands for none.
+            feature_timestep (`int`, *optional*): The time step, counted from 0. The default is 10 of 1000, 121 of 1000 for
+                a DiT behind an autoencoder, and an l-DAE's own. The public code reads that DiT at 121 on CIFAR-10 and at
+                81 on Tiny-ImageNet.
+            vae, scheduler: For a network without a pipeline: the `AutoencoderKL` in front of it, and the scheduler of
+                diffusers that adds noise (DDPM's by default).
+            empty_prompt (`torch.Tensor` of shape `(L, D)`, *optional*): For a `UNet2DConditionModel`: the empty text, as
+                its text encoder encodes it. A pipeline with a text encoder computes it; without either it is zeros, with a
+                warning.
+            null_class (`int`, *optional*): For a class-conditional UNet: the class that stands for no class.
             image_size (`int`, *optional*): Side of the images in pixels; by default what the network was made for.
 
         Returns:
             [`DDAEModel`] in evaluation mode, on the network's device and in its dtype.
 
         Raises:
-            ValueError: for a source that is none of these, or a network with conditions that have no empty value.
+            ValueError: If the source is none of these, or has conditions without an empty value.
 
         Example:
 
@@ -203,8 +205,8 @@ class DDAEModel(FeatureExtractionMixin, DDAEPreTrainedModel):
         missing = sorted(own.keys() - given.keys())
         if missing:
             raise ValueError(
-                f"the network lacks {missing[0]} and {len(missing) - 1} more of the tensors that its configuration "
-                "promises; adapters (LoRA) have to be fused and unloaded first."
+                f"the network lacks {missing[0]} and {len(missing) - 1} more of the tensors in its configuration; fuse and "
+                "unload adapters (LoRA) first."
             )
         model.load_state_dict({name: given[name] for name in own})
         return model.eval()
@@ -222,14 +224,13 @@ class DDAEModel(FeatureExtractionMixin, DDAEPreTrainedModel):
         r"""
         timesteps (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
             Time step of each image; by default `config.feature_timestep` for all.
-        noise (`torch.FloatTensor` of the shape that [`~DDAEModel.encode`] gives, *optional*):
-            The noise eps: the network sees x_t = gamma_t x_0 + sigma_t eps, with gamma_t^2 + sigma_t^2 = 1, as the paper
-            has it. By default eps = 0, the clean input at the scale of t. For an l-DAE it is `(B, N, d)`.
+        noise (`torch.FloatTensor` of the shape that [`~DDAEModel.encode`] returns, *optional*):
+            The noise eps: the network sees x_t = gamma_t x_0 + sigma_t eps, with gamma_t^2 + sigma_t^2 = 1, as in the
+            paper. By default eps = 0, the clean input at the scale of t. For an l-DAE it is `(B, N, d)`.
 
         Returns:
-            `last_hidden_state`: the raw activation as tokens `(B, N, C)`, a map `(B, C, H, W)` row by row (an l-DAE's
-            through its LayerNorm, as its own features are); `pooler_output`: their mean `(B, C)`, which is the paper's
-            global mean pooling.
+            `last_hidden_state`: the raw activation as tokens `(B, N, C)`, a map `(B, C, H, W)` row by row (for an l-DAE
+            normalised, as its own features are); `pooler_output`: their mean `(B, C)`, the paper's global mean pooling.
 
         Example:
 
@@ -274,7 +275,7 @@ class DDAEModel(FeatureExtractionMixin, DDAEPreTrainedModel):
         return {"whole": self.whole}
 
     def prepare_input(self, pixel_values: torch.Tensor, noise: torch.Tensor | None, any_size: bool) -> torch.Tensor:
-        """Check images `(B, C, H, W)` and give the network's clean input x_0."""
+        """Check images `(B, C, H, W)` and return the network's clean input x_0."""
         self._check_images(pixel_values, any_size)
         return self.encode(pixel_values)
 
@@ -297,8 +298,10 @@ class DDAEModel(FeatureExtractionMixin, DDAEPreTrainedModel):
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """
-        Images `(B, C, H, W)` to the network's clean input x_0: the images themselves, or the scaled posterior mean
-        `(B, c, h, w)` of a latent model's autoencoder, which is frozen.
+        Encode images `(B, C, H, W)` as the network's clean input x_0.
+
+        It is the images themselves, or for a latent model the scaled posterior mean `(B, c, h, w)` of its frozen
+        autoencoder.
         """
         if self.vae is None:
             return pixel_values
@@ -373,10 +376,21 @@ class DDAEForImageClassification(DDAEPreTrainedModel):
 
 
 def build_encoder(config: DDAEConfig) -> Any:
-    """The encoding half of an `AutoencoderKL`, frozen, without initial weights."""
+    """Build the frozen encoder of an `AutoencoderKL`, without initial weights."""
     vae: Any = build_network(diffusers_class("AutoencoderKL"), config.vae_config or {}, "vae_config")
     vae.decoder = vae.post_quant_conv = None
     return vae.requires_grad_(False)
+
+
+def _refuse_missing(missing: list[str], feature_layer: str) -> None:
+    """Explain why a checkpoint lacks tensors of the model that is loaded from it."""
+    for prefix, field in (("self_conditioning.", "self_conditioning"), ("augmentation.", "augmentation_labels")):
+        if any(prefix in name for name in missing):
+            raise ValueError(f"{field}=True does not fit this checkpoint, which was trained without; leave it out.")
+    raise ValueError(
+        f"feature_layer={feature_layer!r} does not exist in this checkpoint, which lacks {len(missing)} tensors of the "
+        f"network, such as {missing[0]}. It was cut at an earlier block: make it again with DDAEModel.from_diffusers."
+    )
 
 
 __all__ = ["DDAEForImageClassification", "DDAEModel", "DDAEPreTrainedModel"]

@@ -1,4 +1,4 @@
-"""What is predicted and how the error is weighted: targets, lambda_t over time steps, w_i over PCA dimensions."""
+"""The loss: prediction targets, weights lambda_t over time steps, and weights w_i over PCA dimensions."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from .tokenizer_ldae import Float32Buffers
 
 def loss_weight_table(loss_weighting: str, gammas: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
     """
-    lambda_t of eq. 3 for t = 0 .. T - 1.
+    Compute lambda_t of eq. 3 for t = 0 .. T - 1.
 
     Args:
         loss_weighting (`str`): `"uniform"`: 1 (eq. 2); `"gamma2"`: gamma_t^2; `"inverse_variance"`: 1 / (1 + sigma_t^2)
@@ -21,7 +21,7 @@ def loss_weight_table(loss_weighting: str, gammas: torch.Tensor, sigmas: torch.T
         `torch.Tensor` of shape `(T,)`.
 
     Raises:
-        ValueError: for an unknown weighting.
+        ValueError: If the weighting is unknown.
     """
     if loss_weighting == "uniform":
         return torch.ones_like(gammas)
@@ -34,7 +34,7 @@ def loss_weight_table(loss_weighting: str, gammas: torch.Tensor, sigmas: torch.T
 
 def clean_latent(prediction: torch.Tensor, zt: torch.Tensor, gamma: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     """
-    z_0 from predicted noise: eq. 1 solved for z_0. Where gamma_t is 0, z_t says nothing about z_0 and the result is 0.
+    Compute z_0 from predicted noise: eq. 1 solved for z_0. Where gamma_t is 0, z_t does not depend on z_0, and it is 0.
 
     Args:
         prediction (`torch.Tensor` of shape `(B, ...)`): Predicted eps.
@@ -47,7 +47,7 @@ def clean_latent(prediction: torch.Tensor, zt: torch.Tensor, gamma: torch.Tensor
 
 
 class LDAEObjective(Float32Buffers):
-    """Loss of a configuration. Buffer `loss_weights` of shape `(T,)`, computed, not saved."""
+    """The loss that a configuration describes. Its buffer `loss_weights` `(T,)` is computed and not saved."""
 
     loss_weights: torch.Tensor
 
@@ -70,12 +70,14 @@ class LDAEObjective(Float32Buffers):
         tokenizer: Any,
     ) -> torch.Tensor:
         """
+        Compute the loss.
+
         Args:
             prediction (`torch.FloatTensor` of shape `(B, N, d)` or `(B, N, D)`): In the target's space.
-            x0 (`torch.FloatTensor` of shape `(B, N, D)`, *optional*): Clean patches, where the target is the image.
+            x0 (`torch.FloatTensor` of shape `(B, N, D)`, *optional*): Clean patches, needed if the target is the image.
             z0, eps (`torch.FloatTensor` of shape `(B, N, d)`): Clean latents and the noise.
             timesteps (`torch.LongTensor` of shape `(B,)`).
-            tokenizer: Gives the inverse PCA and V.
+            tokenizer: The latent tokenizer, with the inverse PCA and V.
 
         Returns:
             `torch.FloatTensor` of shape `()`: mean over examples, tokens and dimensions of lambda_t * w_i * r_i^2.

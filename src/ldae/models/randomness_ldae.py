@@ -30,7 +30,7 @@ def _shift_right(x: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def _mix(x: torch.Tensor) -> torch.Tensor:
-    """The finaliser of SplitMix64 (Steele, Lea, Flood 2014), a bijection of 64-bit integers."""
+    """Apply the finaliser of SplitMix64 (Steele, Lea, Flood 2014), a bijection of 64-bit integers."""
     x = (x ^ _shift_right(x, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
     x = (x ^ _shift_right(x, 27)) * (0x94D049BB133111EB - 2**64)
     return x ^ _shift_right(x, 31)
@@ -46,13 +46,13 @@ def _keyed_bits(seed: int, stream: int, positions: torch.Tensor, count: int) -> 
 
 def keyed_uniform(seed: int, stream: int, positions: torch.Tensor, count: int) -> torch.Tensor:
     """
-    Uniform numbers in [0, 1).
+    Draw uniform numbers in [0, 1).
 
     Args:
         seed (`int`): Seed of the run.
-        stream (`int`): What the numbers are for (`TIMESTEPS`, `NOISE`, ...).
+        stream (`int`): The use of the numbers (`TIMESTEPS`, `NOISE`, ...).
         positions (`torch.LongTensor` of shape `(B,)`): Position in the run of each example.
-        count (`int`): How many numbers for each.
+        count (`int`): How many numbers for each example.
 
     Returns:
         `torch.FloatTensor` of shape `(B, count)` in float32, on the device of `positions`.
@@ -73,9 +73,9 @@ def keyed_uniform(seed: int, stream: int, positions: torch.Tensor, count: int) -
 
 def keyed_normal(seed: int, stream: int, positions: torch.Tensor, count: int) -> torch.Tensor:
     """
-    Standard normal numbers, by the Box-Muller transform of the bits that [`keyed_uniform`] draws from.
+    Draw standard normal numbers, by the Box-Muller transform of the bits that [`keyed_uniform`] uses.
 
-    Args, Returns: as of [`keyed_uniform`]; no value exceeds 5.9 in magnitude (24 bits of radius).
+    Arguments and return value are those of [`keyed_uniform`]; no value exceeds 5.9 in magnitude (24 bits of radius).
     """
     bits = _keyed_bits(seed, stream, positions, (count + 1) // 2)
     u = (_shift_right(bits, 40).float() + 1) * 2.0**-24  # (0, 1]

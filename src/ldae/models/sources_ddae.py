@@ -1,4 +1,4 @@
-"""Reading diffusion models, as folders, Hub ids or objects, into the parts that DDAE takes from them."""
+"""Diffusion models as sources of an encoder: folders, Hub ids or objects, read into the parts that DDAE uses."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import transformers
 from transformers.utils import cached_file, logging
 
 from .configuration_ddae import DENOISERS, ldae_fields
-from .diffusers_ddae import diffusers_class, fields_of
+from .diffusers_ddae import diffusers_class, field_names
 from .modeling_ldae import LDAEForPreTraining, LDAEModel
 
 
@@ -21,13 +21,13 @@ logger = logging.get_logger(__name__)
 @dataclass
 class DiffusionParts:
     """
-    What DDAE takes from a diffusion model.
+    The parts of a diffusion model that DDAE uses.
 
     Attributes:
         denoiser: The network.
-        vae: `AutoencoderKL` in front of it, or `None`.
-        scheduler (`dict`, *optional*): Its scheduler's configuration.
-        empty_prompt (`torch.Tensor` of shape `(L, D)`, *optional*): What its text encoder makes of the empty text.
+        vae: The `AutoencoderKL` in front of it, or `None`.
+        scheduler (`dict`, *optional*): The scheduler's configuration.
+        empty_prompt (`torch.Tensor` of shape `(L, D)`, *optional*): The empty text, encoded by the text encoder.
     """
 
     denoiser: Any
@@ -36,8 +36,8 @@ class DiffusionParts:
     empty_prompt: torch.Tensor | None = None
 
     def config_fields(self) -> dict[str, Any]:
-        """As fields of [`DDAEConfig`]."""
-        known = fields_of(diffusers_class("DDPMScheduler")) if self.scheduler is not None else []
+        """Return the parts as fields of [`DDAEConfig`]."""
+        known = field_names(diffusers_class("DDPMScheduler")) if self.scheduler is not None else []
         schedule = None if self.scheduler is None else {k: v for k, v in self.scheduler.items() if k in known}
         return {
             "denoiser_type": type(self.denoiser).__name__,
@@ -48,7 +48,7 @@ class DiffusionParts:
         }
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Tensors under the names that they have in [`DDAEModel`]."""
+        """Return all tensors under their names in [`DDAEModel`]."""
         tensors = {f"denoiser.{key}": value for key, value in self.denoiser.state_dict().items()}
         if self.vae is not None:
             tensors |= {f"vae.{key}": value for key, value in self.vae.state_dict().items()}
@@ -61,14 +61,14 @@ def read_source(
     source: Any, *, vae: Any = None, scheduler: Any = None, empty_prompt: torch.Tensor | None = None
 ) -> DiffusionParts:
     """
-    The parts of a diffusion model.
+    Read the parts of a diffusion model.
 
     Args:
-        source: As of [`DDAEModel.from_diffusers`].
-        vae, scheduler, empty_prompt: In place of what the source has, or lacks.
+        source: As in [`DDAEModel.from_diffusers`].
+        vae, scheduler, empty_prompt: Replacements for the source's own parts.
 
     Raises:
-        ValueError: for a source that is no diffusion model, or one of a kind that is not known.
+        ValueError: If the source is not a diffusion model, or of an unknown type.
     """
     if isinstance(source, str | os.PathLike):
         parts = _read_folder(str(source))
@@ -81,8 +81,8 @@ def read_source(
     parts.empty_prompt = parts.empty_prompt if empty_prompt is None else empty_prompt
     if type(parts.denoiser).__name__ == "UNet2DConditionModel" and parts.empty_prompt is None:
         logger.warning(
-            "No text encoder is at hand that would say what the empty prompt is: the network sees zeros in its place. "
-            "Give a whole pipeline, or empty_prompt."
+            "There is no text encoder to encode the empty prompt, so the network sees zeros instead. Give a whole pipeline, "
+            "or empty_prompt."
         )
         width = parts.denoiser.config.cross_attention_dim
         parts.empty_prompt = torch.zeros(1, width if isinstance(width, int) else width[0])
@@ -90,54 +90,55 @@ def read_source(
 
 
 def is_diffusers_source(source: str) -> bool:
-    """Whether a folder or Hub id holds a pipeline or a network of diffusers, and no model of transformers."""
+    """Return whether a folder or Hub id holds a pipeline or a network of diffusers, not a model of transformers."""
     try:
         index, config = _json(source, "model_index.json"), _json(source, "config.json") or {}
-    except (OSError, ValueError):  # no such repository, or none that can be reached
+    except (OSError, ValueError):  # the repository does not exist or cannot be reached
         return False
     return "model_type" not in config and (index is not None or "_class_name" in config)
 
 
 def _checked(network: Any) -> Any:
-    """A live network of a kind that is known; an l-DAE's trunk for the l-DAE."""
+    """Check the type of a live network; return the encoder of an l-DAE."""
     if isinstance(network, LDAEForPreTraining):
         return network.ldae
     name = type(network).__name__
     if name not in DENOISERS:
         raise ValueError(
-            f"a {name} is no diffusion model that is known here; give a pipeline of diffusers, or one of "
-            f"{', '.join(DENOISERS)}."
+            f"a {name} is not a supported diffusion model; give a pipeline of diffusers, or one of {', '.join(DENOISERS)}."
         )
     return network
 
 
 def _checked_vae(vae: Any) -> Any:
     if type(vae).__name__ != "AutoencoderKL":
-        raise ValueError(f"vae is a {type(vae).__name__}; only an AutoencoderKL is known here.")
+        raise ValueError(f"vae is a {type(vae).__name__}; it must be an AutoencoderKL.")
     return vae
 
 
 def _config_of(network: Any) -> dict[str, Any]:
-    """The configuration of a live network."""
+    """Return the configuration of a live network."""
     if isinstance(network, LDAEModel):
         decoder = len(network.layers) - network.config.num_hidden_layers
         return ldae_fields(network.config) | {"decoder_num_hidden_layers": decoder}
-    return {name: network.config[name] for name in fields_of(type(network)) if name in network.config}
+    return {name: network.config[name] for name in field_names(type(network)) if name in network.config}
 
 
 def _schedule(scheduler: Any) -> dict[str, Any]:
-    """The configuration of a scheduler that adds noise as DDPM does."""
+    """Return the configuration of a scheduler that adds noise as DDPM does."""
     config = dict(scheduler if isinstance(scheduler, dict) else scheduler.config)
     if "beta_schedule" not in config and "trained_betas" not in config:
         name = config.get("_class_name", type(scheduler).__name__)
-        raise ValueError(f"scheduler is a {name}, which has no betas; only schedules like DDPM's are known here.")
+        raise ValueError(f"scheduler is a {name}, which has no betas; it must have a schedule like DDPM's.")
     return config
 
 
 def _read_components(components: dict[str, Any]) -> DiffusionParts:
-    """Of a live pipeline."""
+    """Read the parts of a live pipeline."""
     if isinstance(components.get("model"), LDAEForPreTraining):
-        return DiffusionParts(components["model"].ldae)  # an LDAEPipeline, whose model knows its schedule
+        return DiffusionParts(
+            components["model"].ldae
+        )  # an LDAEPipeline, whose schedule is in the model's configuration
     network = _one_network(components)
     parts = DiffusionParts(_checked(components[network]), scheduler=_schedule(components["scheduler"]))
     if components.get("vae") is not None:
@@ -148,11 +149,9 @@ def _read_components(components: dict[str, Any]) -> DiffusionParts:
 
 
 def _one_network(components: dict[str, Any]) -> str:
-    """Which of a pipeline's components is the network."""
+    """Return the name of the pipeline's component that is the network."""
     if components.get("vqvae") is not None:
-        raise ValueError(
-            "the pipeline has a vqvae in front of its network; only an AutoencoderKL (vae) is known here."
-        )
+        raise ValueError("the pipeline has a vqvae in front of its network; it must be an AutoencoderKL (vae).")
     found = [name for name in ("unet", "transformer") if components.get(name) is not None]
     if len(found) != 1:
         raise ValueError(
@@ -163,7 +162,7 @@ def _one_network(components: dict[str, Any]) -> str:
 
 @torch.no_grad()
 def _encode_nothing(tokenizer: Any, text_encoder: Any) -> torch.Tensor:
-    """The empty text as Stable Diffusion's text encoder has it, `(L, D)`."""
+    """Encode the empty text as Stable Diffusion does, as a tensor `(L, D)`."""
     length = tokenizer.model_max_length
     tokens = tokenizer("", padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     tokens = tokens.to(text_encoder.device)
@@ -172,7 +171,7 @@ def _encode_nothing(tokenizer: Any, text_encoder: Any) -> torch.Tensor:
 
 
 def _read_folder(source: str) -> DiffusionParts:
-    """Of a folder or a Hub id: a pipeline, a network (of a pipeline), or an l-DAE."""
+    """Read a folder or a Hub id: a pipeline, a network (of a pipeline), or an l-DAE."""
     parent = Path(source).parent
     index = _json(source, "model_index.json")
     if index is None and Path(source).is_dir() and Path(source).name in (_json(str(parent), "model_index.json") or {}):
@@ -183,19 +182,19 @@ def _read_folder(source: str) -> DiffusionParts:
     if config is None:
         raise ValueError(f"{source} has neither model_index.json nor config.json; give a pipeline or a network.")
     if config.get("model_type") == "ddae":
-        raise ValueError(f"{source} is an encoder already; load it with DDAEModel.from_pretrained.")
+        raise ValueError(f"{source} is already an encoder; load it with DDAEModel.from_pretrained.")
     if config.get("model_type") == "ldae":
         return DiffusionParts(_load_ldae(source, config))
     return DiffusionParts(_load(source, None, config.get("_class_name", config.get("model_type")), DENOISERS))
 
 
 def _read_pipeline(source: str, index: dict[str, Any]) -> DiffusionParts:
-    """Of a saved pipeline: only the components that are needed are loaded."""
+    """Read a saved pipeline, and load only the components that are needed."""
     named = {name: entry[1] for name, entry in index.items() if isinstance(entry, list) and entry[1] is not None}
     name = _one_network(named)
     schedule = _json(source, "scheduler_config.json", "scheduler") or _json(source, "scheduler_config.json")
     if schedule is None:
-        raise ValueError(f"{source} has no scheduler_config.json, and how noise is added is not known without.")
+        raise ValueError(f"{source} has no scheduler_config.json, which describes how noise is added.")
     parts = DiffusionParts(_load(source, name, named[name], DENOISERS), scheduler=_schedule(schedule))
     if "vae" in named:
         parts.vae = _load(source, "vae", named["vae"], ["AutoencoderKL"])
@@ -209,23 +208,23 @@ def _read_pipeline(source: str, index: dict[str, Any]) -> DiffusionParts:
 
 
 def _load(source: str, part: str | None, name: str | None, known: Any) -> Any:
-    """A network of diffusers, from a pipeline's folder for it; old pipelines have it at their root."""
+    """Load a network of diffusers from its folder in a pipeline, or from the root of an old pipeline."""
     if name not in known:
-        raise ValueError(f"{source} holds a {name}, which is not known here; known are {', '.join(known)}.")
+        raise ValueError(f"{source} holds a {name}, which is not supported; choose one of {', '.join(known)}.")
     if part is not None and _json(source, "config.json", part) is None:
         part = None
     return diffusers_class(str(name)).from_pretrained(source, subfolder=part)
 
 
 def _load_ldae(source: str, config: dict[str, Any]) -> LDAEModel:
-    """All blocks of an l-DAE's folder: encoder and decoder where pre-training left it, else what there is."""
+    """Load all blocks in an l-DAE's folder, with the decoder if pre-training wrote it."""
     if "LDAEForPreTraining" in (config.get("architectures") or []):
         return LDAEForPreTraining.from_pretrained(source).ldae
     return LDAEModel.from_pretrained(source)
 
 
 def _json(source: str, name: str, subfolder: str = "") -> dict[str, Any] | None:
-    """A JSON file of a folder or of a repository on the Hub; `None` where it is not there."""
+    """Read a JSON file of a folder or a Hub repository; return `None` if it does not exist."""
     if Path(source).is_dir():
         path = Path(source, subfolder, name)
         found = str(path) if path.is_file() else None

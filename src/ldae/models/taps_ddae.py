@@ -1,4 +1,4 @@
-"""Taps: the named places of a network at which its features are read, all at once by hooks, or one where it ends."""
+"""Taps: the named blocks of a network at which features are read, several at once by hooks, or one where it is cut."""
 
 import difflib
 from collections.abc import Callable, Sequence
@@ -10,11 +10,11 @@ from torch import nn
 
 
 class StopForward(Exception):
-    """Ends a forward of which all that was wanted has been seen."""
+    """Ends a forward once all taps have run."""
 
 
 class PassThrough(nn.Module):
-    """Stands where a block was cut away: gives back its first input, in the form that the block would."""
+    """The replacement of a block that was cut off: it returns its first input, in the form of the block's output."""
 
     def forward(self, hidden: torch.Tensor, *args: Any, return_dict: bool | None = None, **kwargs: Any) -> Any:
         return hidden if return_dict is None else (hidden,)
@@ -27,13 +27,13 @@ def record(
     read: Callable[[torch.Tensor], torch.Tensor] = lambda activation: activation,
 ) -> dict[str, torch.Tensor]:
     """
-    What modules of a network give in one forward, which ends as soon as all of them have run.
+    Record the outputs of some modules in one forward, which ends as soon as all of them have run.
 
     Args:
-        network (`nn.Module`): Whose modules are watched.
-        taps (`Sequence[str]`): Their names in it.
+        network (`nn.Module`): The network.
+        taps (`Sequence[str]`): Names of its modules.
         run (`Callable`): Starts the forward.
-        read (`Callable`, *optional*): What of an activation is kept, such as its mean.
+        read (`Callable`, *optional*): Reduces an activation to the part to keep, such as its mean.
 
     Returns:
         `dict[str, torch.Tensor]`: by name, in the order of `taps`.
@@ -60,7 +60,7 @@ def record(
 
 
 def unet_taps(unet: Any) -> list[str]:
-    """Names of all residual and attention blocks of a UNet of diffusers, in the order in which they run."""
+    """Return the names of all residual and attention blocks of a UNet of diffusers, in the order in which they run."""
     places = [(f"down_blocks.{i}", block) for i, block in enumerate(unet.down_blocks)]
     places += [("mid_block", unet.mid_block)] if unet.mid_block is not None else []
     places += [(f"up_blocks.{i}", block) for i, block in enumerate(unet.up_blocks)]
@@ -75,8 +75,9 @@ def unet_taps(unet: Any) -> list[str]:
 
 def cut_unet(unet: Any, tap: str) -> None:
     """
-    Take out of a UNet of diffusers all that would run after a tap. Its own forward then gives the tap's activation: the
-    later blocks are gone from its lists, and what cannot be gone hands through.
+    Remove everything from a UNet of diffusers that runs after a tap, so that its own forward returns the tap's activation.
+
+    Later blocks are removed from its lists; layers that cannot be removed are replaced by [`PassThrough`].
     """
     *place, kind, index = tap.split(".")
     j = int(index)
@@ -106,8 +107,9 @@ def cut_unet(unet: Any, tap: str) -> None:
 
 def block_ends(taps: Sequence[str]) -> list[str]:
     """
-    Of the taps of a UNet, the last of each residual(+attention) block, which is what the paper counts as a layer; of
-    other networks all.
+    Return the last tap of each residual(+attention) block of a UNet, the layers that the paper counts.
+
+    For other networks all taps are returned.
 
     Example:
         >>> block_ends(["up_blocks.0.resnets.0", "up_blocks.0.attentions.0", "up_blocks.1.resnets.0"])
@@ -119,10 +121,10 @@ def block_ends(taps: Sequence[str]) -> list[str]:
 
 def choose_tap(taps: Sequence[str], name: str | None, default: str) -> str:
     """
-    A tap by its name, `"last"` or `None` (the default).
+    Choose a tap by its name, `"last"`, or `None` for the default.
 
     Raises:
-        ValueError: for an unknown name, with all known ones.
+        ValueError: If the name is unknown.
     """
     if name is None:
         return default
@@ -130,6 +132,6 @@ def choose_tap(taps: Sequence[str], name: str | None, default: str) -> str:
         return taps[-1]
     if name not in taps:
         close = difflib.get_close_matches(name, taps, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"feature_layer={name!r} is unknown; {hint}Choose one of {', '.join(taps)}.")
+        hint = f"did you mean {close[0]!r}? Known are" if close else "choose one of"
+        raise ValueError(f"feature_layer={name!r} is unknown; {hint} {', '.join(taps)}.")
     return name

@@ -1,4 +1,4 @@
-"""The convolutional VAE in front of a latent denoiser (Sec. 4.1), and the choice among all tokenizers."""
+"""The convolutional VAE in front of a latent denoiser (Sec. 4.1), and the construction of every latent tokenizer."""
 
 from typing import Any
 
@@ -20,8 +20,9 @@ from .tokenizer_ldae import (
 
 class ConvVAETokenizer(Float32Buffers):
     """
-    diffusers' `AutoencoderKL`, its latent cut into patches as DiT does. It never trains here: `ldae train_tokenizer`
-    trains it, and its weights are frozen. A latent is the posterior's mean.
+    A tokenizer around diffusers' `AutoencoderKL`, whose latents are cut into patches as in DiT.
+
+    Its weights are frozen; `ldae train_tokenizer` trains them. A latent is the posterior's mean.
 
     Args:
         config ([`LDAEConfig`]): With `conv_vae_config`.
@@ -29,7 +30,7 @@ class ConvVAETokenizer(Float32Buffers):
     Buffers (float32): `mean (d,)` and `explained_variance (d,)` of latents before scaling, `fitted ()`.
 
     Raises:
-        ValueError: where diffusers is not installed.
+        ValueError: If diffusers is not installed.
     """
 
     mean: torch.Tensor
@@ -48,7 +49,7 @@ class ConvVAETokenizer(Float32Buffers):
             self.register_buffer(name, value)
 
     def unfitted_state(self) -> dict[str, torch.Tensor]:
-        """The buffers before any fit: zero mean, unit variances."""
+        """Return the buffers before a fit: zero mean, unit variances."""
         return {
             "mean": torch.zeros(self.latent_dim, device="cpu"),
             "explained_variance": torch.ones(self.latent_dim, device="cpu"),
@@ -57,21 +58,21 @@ class ConvVAETokenizer(Float32Buffers):
 
     @property
     def std(self) -> torch.Tensor:
-        """What latents are divided by; broadcasts over the d dimensions."""
+        """The standard deviation that latents are divided by; broadcasts over the d dimensions."""
         return latent_std(self.explained_variance, self.latent_scaling)
 
     @torch.no_grad()
     def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Images `(B, C, H, W)` to scaled latents `(B, N, d)`, without gradients."""
+        """Encode images `(B, C, H, W)` as scaled latents `(B, N, d)`, without gradients."""
         z = self.unscaled_latents(pixel_values)  # (B, N, d)
         return divide(z - self.mean, self.std)
 
     def unscaled_latents(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Images `(B, C, H, W)` to the posterior's mean in patches `(B, N, d)`."""
+        """Encode images `(B, C, H, W)` as the posterior's mean in patches `(B, N, d)`."""
         return patchify(posterior_mean(self.vae, pixel_values), self.latent_patch_size).to(self.mean.dtype)
 
     def decode_images(self, latents: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """Scaled latents `(B, N, d)` to images `(B, C, height, width)`."""
+        """Decode scaled latents `(B, N, d)` to images `(B, C, height, width)`."""
         z = latents.to(self.mean.dtype) * self.std + self.mean
         z = unpatchify(z, self.latent_patch_size, height // self.stride, width // self.stride)  # (B, c, h, w)
         z = z.to(next(self.vae.parameters()).dtype)
@@ -80,7 +81,7 @@ class ConvVAETokenizer(Float32Buffers):
 
 
 def posterior_mean(vae: Any, pixel_values: torch.Tensor) -> torch.Tensor:
-    """Images `(B, C, H, W)` to the mean of the posterior of an `AutoencoderKL`, `(B, c, h, w)`, in its dtype."""
+    """Encode images `(B, C, H, W)` as the posterior's mean of an `AutoencoderKL`, `(B, c, h, w)`, in its dtype."""
     x = vae.encoder(pixel_values.to(next(vae.parameters()).dtype))  # (B, 2c, h, w)
     moments = x if vae.quant_conv is None else vae.quant_conv(x)
     return moments.chunk(2, dim=1)[0]
@@ -88,10 +89,10 @@ def posterior_mean(vae: Any, pixel_values: torch.Tensor) -> torch.Tensor:
 
 def build_conv_vae(config: LDAEConfig) -> Any:
     """
-    An untrained `AutoencoderKL` of a configuration's `conv_vae_config`.
+    Build the untrained `AutoencoderKL` of a configuration's `conv_vae_config`.
 
     Raises:
-        ValueError: where diffusers is not installed.
+        ValueError: If diffusers is not installed.
     """
     try:
         from diffusers import AutoencoderKL
@@ -120,8 +121,8 @@ PATCH_TOKENIZERS: dict[str, type[PatchTokenizer]] = {
 
 
 def build_tokenizer(config: LDAEConfig) -> PatchTokenizer | ConvVAETokenizer:
-    """The latent tokenizer that a configuration asks for, unfitted."""
+    """Build the latent tokenizer of a configuration, unfitted."""
     if config.latent_tokenizer == "conv_vae":
         return ConvVAETokenizer(config)
-    kind = PATCH_TOKENIZERS[config.latent_tokenizer]
-    return kind(config.patch_size, config.num_channels, config.latent_dim, config.latent_scaling)
+    tokenizer_class = PATCH_TOKENIZERS[config.latent_tokenizer]
+    return tokenizer_class(config.patch_size, config.num_channels, config.latent_dim, config.latent_scaling)

@@ -1,4 +1,4 @@
-"""Patch-wise latent tokenizers: patches to latents of dimension d and back by one linear map each way (Sec. 4.2)."""
+"""Patch-wise latent tokenizers, which map patches to latents of dimension d and back, linearly (Sec. 4.2)."""
 
 import math
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def patchify(pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:
 
 
 def unpatchify(patches: torch.Tensor, patch_size: int, height: int, width: int) -> torch.Tensor:
-    """The inverse of [`patchify`]: `(B, N, D)` to `(B, C, height, width)`."""
+    """Invert [`patchify`]: turn patches `(B, N, D)` into images `(B, C, height, width)`."""
     b, p = patches.shape[0], patch_size
     x = patches.reshape(b, height // p, width // p, -1, p, p).permute(0, 3, 1, 4, 2, 5)
     return x.reshape(b, -1, height, width)
@@ -33,8 +33,9 @@ def unpatchify(patches: torch.Tensor, patch_size: int, height: int, width: int) 
 
 def cosine_basis(patch_size: int, num_channels: int, latent_dim: int) -> torch.Tensor:
     """
-    The d lowest frequencies of the orthonormal two-dimensional cosine basis of a patch, grey before colour: what the
-    principal components of natural patches look like, before any are fitted.
+    Compute the d lowest frequencies of the orthonormal two-dimensional cosine basis of a patch, grey before colour.
+
+    They resemble the principal components of natural patches, and stand in for them before a fit.
 
     Returns:
         `torch.FloatTensor` of shape `(d, D)` with orthonormal rows.
@@ -54,8 +55,9 @@ def cosine_basis(patch_size: int, num_channels: int, latent_dim: int) -> torch.T
 
 def pooling_basis(patch_size: int, num_channels: int, latent_dim: int) -> torch.Tensor:
     """
-    Means over the cells of a q x q grid on a patch, for d = C * q * q: what a patch is in the image resized to q / P of
-    its side by area (Fig. 5).
+    Compute the basis of means over the cells of a q x q grid on a patch, for d = C * q * q.
+
+    Its coordinates are the pixels of the patch in the image resized by area to q / P of its side (Fig. 5).
 
     Returns:
         `torch.FloatTensor` of shape `(d, D)` with orthonormal rows.
@@ -70,7 +72,7 @@ def pooling_basis(patch_size: int, num_channels: int, latent_dim: int) -> torch.
 
 
 class Float32Buffers(nn.Module):
-    """A module whose buffers never get narrower than they are: `model.to(torch.bfloat16)` leaves them in float32."""
+    """A module whose buffers keep their precision: `model.to(torch.bfloat16)` leaves them in float32."""
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "Float32Buffers":
         before = dict(self._buffers)
@@ -84,7 +86,7 @@ class Float32Buffers(nn.Module):
 
 class PatchTokenizer(Float32Buffers):
     """
-    A linear map V of centred patches and a linear map back, U^T; U = V where its rows are orthonormal.
+    A tokenizer of a linear map V of centred patches, and a linear map back, U^T; U = V if its rows are orthonormal.
 
     Args:
         patch_size (`int`): P, in pixels.
@@ -108,7 +110,7 @@ class PatchTokenizer(Float32Buffers):
         patch_dim = num_channels * patch_size**2
         if not 0 < latent_dim <= patch_dim:
             raise ValueError(
-                f"latent_dim={latent_dim} is not possible; a patch has {patch_dim} values, give 1 to that."
+                f"latent_dim={latent_dim} is invalid; a patch has {patch_dim} values, so give 1 to {patch_dim}."
             )
         self.patch_size, self.num_channels = patch_size, num_channels
         self.latent_dim, self.latent_scaling = latent_dim, latent_scaling
@@ -116,11 +118,11 @@ class PatchTokenizer(Float32Buffers):
             self.register_buffer(name, value)
 
     def basis(self) -> torch.Tensor:
-        """`(d, D)` with orthonormal rows: V before any fit."""
+        """Return V before a fit: `(d, D)` with orthonormal rows."""
         return cosine_basis(self.patch_size, self.num_channels, self.latent_dim)
 
     def unfitted_state(self) -> dict[str, torch.Tensor]:
-        """The buffers before any fit: the basis, zero mean, unit variances."""
+        """Return the buffers before a fit: the basis, zero mean, unit variances."""
         return {
             "mean": torch.zeros(self.num_channels * self.patch_size**2, device="cpu"),
             "components": self.basis(),
@@ -139,29 +141,29 @@ class PatchTokenizer(Float32Buffers):
         return latent_std(self.explained_variance, self.latent_scaling)
 
     def encode(self, patches: torch.Tensor) -> torch.Tensor:
-        """Patches `(..., D)` to scaled latents `(..., d)`, in the buffers' precision."""
+        """Encode patches `(..., D)` as scaled latents `(..., d)`, in the buffers' precision."""
         z = (patches.to(self.mean.dtype) - self.mean) @ self.components.T  # (..., d)
         return divide(z, self.std)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Scaled latents `(..., d)` to patches `(..., D)`: the inverse PCA of Fig. 1."""
+        """Decode scaled latents `(..., d)` to patches `(..., D)`: the inverse PCA of Fig. 1."""
         return (latents.to(self.mean.dtype) * self.std) @ self.decoder_components + self.mean  # (..., D)
 
     def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Images `(B, C, H, W)` to scaled latents `(B, N, d)`."""
+        """Encode images `(B, C, H, W)` as scaled latents `(B, N, d)`."""
         return self.encode(patchify(pixel_values, self.patch_size))
 
     def decode_images(self, latents: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """Scaled latents `(B, N, d)` to images `(B, C, height, width)`."""
+        """Decode scaled latents `(B, N, d)` to images `(B, C, height, width)`."""
         return unpatchify(self.decode(latents), self.patch_size, height, width)
 
 
 class PatchPCA(PatchTokenizer):
     """
-    Patch-wise PCA: V, d x D with orthonormal rows (Sec. 4.2). `encode` is x -> V (x - mean), `decode` its transpose.
+    A patch-wise PCA: V, d x D with orthonormal rows (Sec. 4.2). `encode` is x -> V (x - mean), `decode` its transpose.
 
     Unfitted it holds the low frequencies of the cosine basis and `fitted` is False; [`~ldae.fit_patch_pca`] fits it.
-    The rows of `components` are by falling variance.
+    The rows of `components` are sorted by falling variance.
 
     Example:
 
@@ -177,14 +179,15 @@ class PatchPCA(PatchTokenizer):
     """
 
     def project(self, patches: torch.Tensor) -> torch.Tensor:
-        """V x, the d leading PCA coordinates of a difference of patches `(..., D)`: no mean, no scale (eq. 4)."""
+        """Compute V x, the d leading PCA coordinates of a difference of patches `(..., D)`, without mean or scale (eq. 4)."""
         return patches @ self.components.T  # (..., d)
 
 
 class PatchPixels(PatchPCA):
     """
-    The pixel "tokenizer" (Fig. 5): the patch of the resized image, d = C * q * q for a side resized to q / P. V is the
-    pooling over cells, which nothing fits; the fit only measures mean and variances.
+    The pixel "tokenizer" (Fig. 5): latents are the patches of the resized image, d = C * q * q for a side resized to q / P.
+
+    V pools over cells and is not fitted; a fit only measures mean and variances.
     """
 
     def basis(self) -> torch.Tensor:
@@ -193,7 +196,7 @@ class PatchPixels(PatchPCA):
 
 class PatchAutoencoder(PatchTokenizer):
     """
-    Patch-wise AE and VAE: V and U are two maps, trained by gradient (Sec. 4.2). A VAE's latent is its posterior's mean.
+    A patch-wise AE or VAE: V and U are two maps, trained by gradient (Sec. 4.2). A VAE's latent is its posterior's mean.
 
     Buffers: those of [`PatchTokenizer`] and `decoder_weight (d, D)`, the rows of U.
     """
@@ -209,7 +212,7 @@ class PatchAutoencoder(PatchTokenizer):
 
 
 def latent_std(variance: torch.Tensor, latent_scaling: str) -> torch.Tensor:
-    """What latents of a variance `(d,)` are divided by: one number `(1,)`, or one for each dimension `(d,)`."""
+    """Return what latents of variance `(d,)` are divided by: one number `(1,)`, or one for each dimension `(d,)`."""
     variance = variance.clamp(min=0)
     if latent_scaling == "global":
         return variance.mean(dim=0, keepdim=True).sqrt()
@@ -219,5 +222,5 @@ def latent_std(variance: torch.Tensor, latent_scaling: str) -> torch.Tensor:
 
 
 def divide(latents: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-    """Latents `(..., d)` over their standard deviation; zero where there is nothing but rounding."""
+    """Divide latents `(..., d)` by their standard deviation; return zero where that is only rounding."""
     return latents * torch.where(std > 1e-4 * std.amax(dim=0), 1 / std, 0)

@@ -1,4 +1,4 @@
-"""The denoiser's blocks: a ViT whose LayerNorms are steered by t (adaLN-Zero of DiT; App. A). Tokens in, tokens out."""
+"""The denoiser's blocks: a ViT whose LayerNorms are modulated by t (adaLN-Zero of DiT; App. A)."""
 
 import math
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from .tokenizer_ldae import Float32Buffers
 
 def sincos_positions(dim: int, height: int, width: int, trained_grid: int) -> torch.Tensor:
     """
-    Fixed two-dimensional sine-cosine positions: half of the channels for the column, half for the row.
+    Compute fixed two-dimensional sine-cosine positions: half of the channels for the column, half for the row.
 
     Args:
         dim (`int`): Width of a token, a multiple of 4.
@@ -42,7 +42,7 @@ def sincos_positions(dim: int, height: int, width: int, trained_grid: int) -> to
 
 
 class LDAEEmbeddings(Float32Buffers):
-    """Tokens of patches: a linear map and fixed positions."""
+    """The embedding of patches as tokens: a linear map and fixed positions."""
 
     position_embeddings: torch.Tensor
 
@@ -57,7 +57,7 @@ class LDAEEmbeddings(Float32Buffers):
         return sincos_positions(self.hidden_size, height, width, self.grid)  # (1, N, C)
 
     def forward(self, tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """Tokens `(B, N, input_dim)` of a grid of `height` x `width` patches to hidden states `(B, N, C)`."""
+        """Map tokens `(B, N, input_dim)` of a grid of `height` x `width` patches to hidden states `(B, N, C)`."""
         if (height, width) == (self.grid, self.grid):
             positions = self.position_embeddings
         else:
@@ -67,13 +67,13 @@ class LDAEEmbeddings(Float32Buffers):
 
 
 class LDAEConditioning(nn.Module):
-    """What steers the blocks: an MLP of the time step, at a quarter of DiT's width, and perhaps a class (App. A)."""
+    """The conditioning of the blocks: an MLP of the time step, at a quarter of DiT's width, and perhaps a class (App. A)."""
 
     frequency_dim = 256
 
     def __init__(self, config: LDAEConfig):
         super().__init__()
-        size: Any = config.conditioning_size  # the configuration has made a number of it
+        size: Any = config.conditioning_size  # the configuration fills it in
         self.fc1 = nn.Linear(self.frequency_dim, size)
         self.fc2 = nn.Linear(size, size)
         self.class_embedding = None
@@ -82,12 +82,14 @@ class LDAEConditioning(nn.Module):
 
     def forward(self, timesteps: torch.Tensor, class_labels: torch.Tensor | None = None) -> torch.Tensor:
         """
+        Embed time steps and classes.
+
         Args:
             timesteps (`torch.LongTensor` of shape `(B,)` or `(1,)`).
             class_labels (`torch.LongTensor` of shape `(B,)`, *optional*): `None` is the null class.
 
         Returns:
-            `torch.Tensor` of shape `(B, conditioning_size)` or `(1, conditioning_size)`, through the SiLU that every
+            `torch.Tensor` of shape `(B, conditioning_size)` or `(1, conditioning_size)`, after the SiLU that every
             block would begin with.
         """
         half = self.frequency_dim // 2
@@ -106,7 +108,7 @@ class LDAEConditioning(nn.Module):
 
 
 class LDAEModulation(nn.Linear):
-    """adaLN-Zero: shifts, scales and gates from the conditioning; zero at first, so that a block is the identity."""
+    """adaLN-Zero: shifts, scales and gates from the conditioning, which start at zero, so that a block is the identity."""
 
     def __init__(self, config: LDAEConfig, count: int):
         size: Any = config.conditioning_size
@@ -114,12 +116,12 @@ class LDAEModulation(nn.Linear):
         self.count = count
 
     def forward(self, conditioning: torch.Tensor) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
-        """Conditioning `(B, c)` to `count` tensors `(B, 1, C)`."""
+        """Map conditioning `(B, c)` to `count` tensors `(B, 1, C)`."""
         return super().forward(conditioning)[:, None].chunk(self.count, dim=2)
 
 
 def scale_and_add(base: torch.Tensor, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """base + scale * x, `(B, N, C)`, with a scale `(B, 1, C)`, or `(1, 1, C)` where t is shared."""
+    """Compute base + scale * x, `(B, N, C)`, with a scale `(B, 1, C)`, or `(1, 1, C)` if t is shared."""
     scale = scale.to(x.dtype)
     if scale.shape[0] == 1:
         return torch.addcmul(base, scale, x)
@@ -127,14 +129,14 @@ def scale_and_add(base: torch.Tensor, x: torch.Tensor, scale: torch.Tensor) -> t
 
 
 class LDAELayerNorm(nn.Module):
-    """LayerNorm whose affine part is the conditioning's."""
+    """A LayerNorm whose affine part comes from the conditioning."""
 
     def __init__(self, config: LDAEConfig):
         super().__init__()
         self.size, self.eps = (config.hidden_size,), config.layer_norm_eps
 
     def forward(self, hidden: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        """Hidden states `(B, N, C)`, shift and scale `(B, 1, C)`, or `(1, 1, C)` where t is shared: then it is one call."""
+        """Normalise `(B, N, C)` with shift and scale `(B, 1, C)`, or `(1, 1, C)` if t is shared, which takes one call."""
         shift, weight = shift.to(hidden.dtype), 1 + scale.to(hidden.dtype)
         if shift.shape[0] == 1:
             return F.layer_norm(hidden, self.size, weight.reshape(-1), shift.reshape(-1), self.eps)
@@ -161,7 +163,7 @@ def eager_attention_forward(
 
 
 class LDAEAttention(nn.Module):
-    """Self-attention through transformers' attention interface (eager, sdpa, flash_attention_2, ...)."""
+    """Self-attention by transformers' attention interface (eager, sdpa, flash_attention_2, ...)."""
 
     def __init__(self, config: LDAEConfig):
         super().__init__()
@@ -199,7 +201,7 @@ class LDAEMLP(nn.Module):
 
 
 class LDAELayer(GradientCheckpointingLayer):
-    """A DiT block: attention and MLP, each between a steered LayerNorm and a gate."""
+    """A DiT block: attention and MLP, each between a modulated LayerNorm and a gate."""
 
     def __init__(self, config: LDAEConfig):
         super().__init__()
@@ -210,7 +212,7 @@ class LDAELayer(GradientCheckpointingLayer):
         self.mlp = LDAEMLP(config)
 
     def forward(self, hidden: torch.Tensor, conditioning: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """Hidden states `(B, N, C)` and conditioning `(B, c)`, or `(1, c)` where t is shared, to hidden states."""
+        """Map hidden states `(B, N, C)` and conditioning `(B, c)`, or `(1, c)` if t is shared, to hidden states."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(conditioning)  # (B, 1, C) each
         attended, _ = self.attention(self.norm1(hidden, shift1, scale1), **kwargs)
         hidden = scale_and_add(hidden, attended.to(hidden.dtype), gate1)
@@ -219,7 +221,7 @@ class LDAELayer(GradientCheckpointingLayer):
 
 
 class LDAEHead(nn.Module):
-    """DiT's last layer: a steered LayerNorm and a linear map to the predicted tokens, both zero at first."""
+    """DiT's last layer: a modulated LayerNorm and a linear map to the predicted tokens, which start at zero."""
 
     def __init__(self, config: LDAEConfig):
         super().__init__()
@@ -228,10 +230,10 @@ class LDAEHead(nn.Module):
         self.projection = LDAEHeadProjection(config.hidden_size, config.output_dim)
 
     def forward(self, hidden: torch.Tensor, conditioning: torch.Tensor) -> torch.Tensor:
-        """Hidden states `(B, N, C)` of the last block to the prediction `(B, N, output_dim)`."""
+        """Map hidden states `(B, N, C)` of the last block to the prediction `(B, N, output_dim)`."""
         shift, scale = self.modulation(conditioning)
         return self.projection(self.norm(hidden, shift, scale))
 
 
 class LDAEHeadProjection(nn.Linear):
-    """The last linear map: a class of its own, so that its initial weights can be zero."""
+    """The last linear map, as a class of its own so that its initial weights can be zero."""

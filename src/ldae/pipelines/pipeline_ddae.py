@@ -1,4 +1,4 @@
-"""A DDAE as a diffusers pipeline: images from noise, by the weights that features are read from."""
+"""A diffusers pipeline of DDAE, which generates images with the weights that features are read from."""
 
 from typing import Any
 
@@ -12,8 +12,7 @@ from ldae.models.pretraining_ddae import DDAEForPreTraining
 from ldae.pipelines.images import OUTPUT_TYPES, Generators, Images, from_pixels, require_known
 from ldae.pipelines.run_folder import RunFolderPipeline
 from ldae.schedulers.build import build_scheduler
-from ldae.schedulers.euler_edm import euler_sample
-from ldae.schedulers.heun_edm import heun_sample
+from ldae.schedulers.samplers import euler_sample, heun_sample
 
 
 class DDAEPipeline(RunFolderPipeline):

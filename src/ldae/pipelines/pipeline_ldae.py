@@ -1,4 +1,4 @@
-"""l-DAE as a diffusers pipeline: images from noise, and given images denoised (Fig. 8)."""
+"""A diffusers pipeline of l-DAE, which generates images and denoises given ones (Fig. 8)."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,21 +16,21 @@ from ldae.schedulers.scheduling_ldae import LDAEScheduler
 
 class LDAEPipeline(RunFolderPipeline):
     """
-    Generates images with any model of the trajectory, and denoises given ones.
+    A pipeline that generates images with any model of the trajectory, and denoises given ones.
 
-    It lives in a run's folder: [`~LDAEPipeline.from_pretrained`] reads `config.json`, `model.safetensors` and
-    `scheduler/` there, or in a Hub repository of the same layout.
+    [`~LDAEPipeline.from_pretrained`] reads it from a run's folder (`config.json`, `model.safetensors` and `scheduler/`) or
+    from a Hub repository of the same layout.
 
-    l-DAE is made to learn features. Where even the noisiest latents show the image (gamma = 1: `"linear_sigma"` and
-    `"constant"`) the model never learnt to begin with noise alone, and its samples show it.
+    l-DAE is made to learn features. If even the noisiest latents show the image (gamma = 1: `"linear_sigma"` and
+    `"constant"`), the model never learnt to start from pure noise, and samples are poor.
 
     Args:
         model ([`LDAEForPreTraining`]): The denoiser, with its tokenizer.
-        scheduler ([`LDAEScheduler`]): The model's noise schedule. One of diffusers' own may take its place where it says
-            the same: `pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)`.
+        scheduler ([`LDAEScheduler`]): The model's noise schedule. A scheduler of diffusers with the same schedule may
+            replace it: `pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)`.
 
     Raises:
-        ValueError: for a scheduler that disagrees with the model's configuration, here or when it is used.
+        ValueError: If the scheduler disagrees with the model's configuration, now or in a later call.
 
     Example:
 
@@ -78,27 +78,27 @@ class LDAEPipeline(RunFolderPipeline):
         Generate images.
 
         Args:
-            batch_size (`int`, *optional*): How many; by default as many as there are class labels, latents or
+            batch_size (`int`, *optional*): Number of images; by default as many as there are class labels, latents or
                 generators, else 1.
             class_labels (`int` or `Sequence[int]`, *optional*): Class of all images, or of each; the null class, which
                 is `config.num_class_embeds`, by default. Only for a class-conditional model.
             guidance_scale (`float`, defaults to 1): s of classifier-free guidance, null + s (class - null) in the space
                 of the prediction; 1 is no guidance. Only with `class_labels`.
-            num_inference_steps (`int`, *optional*): Steps of the chain; by default 50, or the 1 of a constant schedule.
+            num_inference_steps (`int`, *optional*): Number of steps; by default 50, or 1 for a constant schedule.
             eta (`float`, defaults to 0): From 0, deterministic (DDIM), to 1, ancestral (DDPM).
-            sampler (`str`, *optional*): In place of eta: `"ddim"` (0), or `"ancestral"` (1), by default in all T steps.
-            generator (`torch.Generator` or a list of one for each image, *optional*): Of all randomness. With a list,
-                an image does not depend on the others of its batch.
+            sampler (`str`, *optional*): Sets eta: `"ddim"` (0), or `"ancestral"` (1), by default in all T steps.
+            generator (`torch.Generator` or a list of one for each image, *optional*): Generator of all noise. With a list,
+                an image does not depend on the others in its batch.
             latents (`torch.Tensor` of shape `(B, N, d)`, *optional*): Standard normal noise to start from; drawn by
                 default.
             output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` `(B, H, W, C)` or `"pt"` `(B, C, H, W)`, the last two
                 in [0, 1], or `"latent"`, the clean latents `(B, N, d)`.
-            return_dict (`bool`, defaults to `True`): Whether to return an `ImagePipelineOutput` or a tuple.
+            return_dict (`bool`, defaults to `True`): Return an `ImagePipelineOutput`, or else a tuple.
             callback_on_step_end (`Callable`, *optional*): Called after each step with the pipeline, the step's number, t
-                and a dict of the tensors that it asks for; `latents` in the dict that it returns replaces them. It may
-                set `pipe._interrupt = True`, which leaves out the steps that are left.
-            callback_on_step_end_tensor_inputs (`Sequence[str]`, defaults to `("latents",)`): What it asks for; there is
-                also `"pred_original_sample"`, the clean latents as this step predicted them.
+                and a dict of the requested tensors; `latents` in the dict that it returns replaces the chain's. It may
+                set `pipe._interrupt = True` to skip the remaining steps.
+            callback_on_step_end_tensor_inputs (`Sequence[str]`, defaults to `("latents",)`): The requested tensors:
+                `"latents"`, and `"pred_original_sample"`, the clean latents that the step predicted.
 
         Returns:
             `ImagePipelineOutput` with `images`, or a tuple of them.
@@ -143,17 +143,17 @@ class LDAEPipeline(RunFolderPipeline):
 
     @property
     def guidance_scale(self) -> float:
-        """Of the call that runs or ran last; a callback may set `pipe._guidance_scale`."""
+        """Guidance scale of the last call; a callback may set `pipe._guidance_scale`."""
         return self._guidance_scale
 
     @property
     def num_timesteps(self) -> int:
-        """Number of steps of the call that runs or ran last."""
+        """Number of steps of the last call."""
         return self._num_timesteps
 
     @property
     def interrupt(self) -> bool:
-        """Whether a callback ended the chain early."""
+        """`True` if a callback ended the chain early."""
         return self._interrupt
 
     # -- a step --------------------------------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ class LDAEPipeline(RunFolderPipeline):
             return self.model.predicted_images(prediction, zt, t), noisy
 
     def _predict(self, zt: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
-        """What the network predicts from `(B, N, d)`, with guidance, in float32."""
+        """Run the network on `(B, N, d)`, with guidance; return its prediction in float32."""
         timesteps = t.reshape(1).to(zt.device, torch.long)
         s = self._guidance_scale
         if labels is None or s == 1:
@@ -187,14 +187,14 @@ class LDAEPipeline(RunFolderPipeline):
         return of_null + s * (of_class - of_null)
 
     def _as_model_output(self, prediction: torch.Tensor, zt: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """A prediction in the words of the scheduler: the noise, or the clean latents `(B, N, d)`."""
+        """Turn a prediction into the scheduler's: the noise, or the clean latents `(B, N, d)`."""
         if self.model.config.prediction_target == "noise":
             return prediction
         with torch.autocast(zt.device.type, enabled=False):
             return self.model.predicted_latents(prediction, zt, t.reshape(1))
 
     def _decode(self, latents: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:
-        """Clean latents `(B, N, d)` to pixels. What latents do not hold, a predicted image (the last one) does."""
+        """Decode clean latents `(B, N, d)`; add the part that they cannot hold from the predicted image, if there is one."""
         config, tokenizer = self.model.config, self.model.ldae.tokenizer
         size = (config.image_size, config.image_size)
         with torch.autocast(latents.device.type, enabled=False):

@@ -12,14 +12,16 @@ from ldae.schedulers.scheduling_ldae import LDAEScheduler
 
 def build_scheduler(config: LDAEConfig | DDAEConfig) -> Any:
     """
+    Build the scheduler that a model's configuration describes.
+
     Args:
-        config ([`LDAEConfig`] or [`DDAEConfig`]): Of a denoiser.
+        config ([`LDAEConfig`] or [`DDAEConfig`]): The configuration of a denoiser.
 
     Returns:
-        An [`LDAEScheduler`]; for a DDAE diffusers' `DDIMScheduler`, whose `eta` leads from deterministic (0) to ancestral
-        (1), and which other schedulers of diffusers are made from (`DDPMScheduler.from_config`). It keeps the estimates of
-        the clean image in [-1, 1], as DDPM does. For an EDM
-        diffusers' `EDMEulerScheduler`; our pipeline goes by Heun's method at the same levels.
+        For an l-DAE an [`LDAEScheduler`]. For a DDPM diffusers' `DDIMScheduler`, which runs from deterministic (eta 0) to
+        ancestral (eta 1), converts to other schedulers of diffusers (`DDPMScheduler.from_config`), and clips the estimates
+        of the clean image to [-1, 1], as DDPM does. For an EDM diffusers' `EDMEulerScheduler`; our pipeline uses Heun's
+        method at the same levels.
 
     Example:
 

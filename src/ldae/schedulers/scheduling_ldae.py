@@ -1,4 +1,4 @@
-"""The noise schedules as a diffusers scheduler: noise added as in training, and taken away again step by step."""
+"""The noise schedules as a diffusers scheduler, which adds noise as in training and removes it step by step."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ from ldae.models.corruption_ldae import corrupt, noise_schedule_tables
 from ldae.models.objective_ldae import clean_latent, loss_weight_table
 
 
-# The fields that the scheduler shares with LDAEConfig, and what diffusers calls the prediction targets.
+# The fields that the scheduler shares with LDAEConfig, and diffusers' names for the prediction targets.
 _SHARED_FIELDS = (
     "num_train_timesteps",
     "noise_schedule",
@@ -31,9 +31,11 @@ _PREDICTION_TYPES = {"noise": "epsilon", "latent": "sample", "projected_image": 
 @dataclass
 class LDAESchedulerOutput(BaseOutput):
     """
+    Output of [`LDAEScheduler.step`].
+
     Args:
-        prev_sample (`torch.Tensor`, as `sample`): z_s, the input of the next step.
-        pred_original_sample (`torch.Tensor`, as `sample`): The clean z_0 that the model output stands for.
+        prev_sample (`torch.Tensor`, like `sample`): z_s, the input of the next step.
+        pred_original_sample (`torch.Tensor`, like `sample`): The clean z_0 that the model output implies.
     """
 
     prev_sample: torch.Tensor
@@ -42,38 +44,38 @@ class LDAESchedulerOutput(BaseOutput):
 
 class LDAEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc] # both of diffusers' bases name config_name
     """
-    z_t = gamma_t z_0 + sigma_t eps for t = 0 .. T - 1 (eq. 1), there and back.
+    A scheduler of z_t = gamma_t z_0 + sigma_t eps for t = 0 .. T - 1 (eq. 1), which adds and removes the noise.
 
-    A run's `config.json` is the only source of these fields: [`from_ldae_config`] writes them, [`verify_matches`]
+    A run's `config.json` is the only source of these fields: [`from_ldae_config`] writes them, and [`verify_matches`]
     refuses others. The last four are derived from the rest for diffusers' own schedulers, and only checked. With
     them `DDPMScheduler` and `DDIMScheduler` load a saved `"linear_beta"` or `"linear_gamma2"` with the same
     `alphas_cumprod`. The other two schedules (gamma = 1) have no betas: diffusers' schedulers refuse to load them,
-    because their `beta_schedule` is a word that diffusers does not know.
+    because they do not know their `beta_schedule`.
 
     Args:
         num_train_timesteps (`int`, defaults to 1000): T.
         noise_schedule (`str`, defaults to `"linear_sigma"`): `"linear_beta"`, `"linear_gamma2"`, `"linear_sigma"` or
-            `"constant"`; as of [`LDAEConfig`], like the next five.
-        beta_start (`float`, defaults to 1e-4), beta_end (`float`, defaults to 0.02): Of `"linear_beta"`.
-        sigma_max (`float`, defaults to sqrt(2)): Of `"linear_sigma"`.
-        sigma (`float`, defaults to sqrt(1/3)): Of `"constant"`.
+            `"constant"`; as in [`LDAEConfig`], like the next five.
+        beta_start (`float`, defaults to 1e-4), beta_end (`float`, defaults to 0.02): Betas of `"linear_beta"`.
+        sigma_max (`float`, defaults to sqrt(2)): Last sigma of `"linear_sigma"`.
+        sigma (`float`, defaults to sqrt(1/3)): The sigma of `"constant"`.
         loss_weighting (`str`, defaults to `"inverse_variance"`): lambda_t of eq. 3.
-        prediction_type (`str`, defaults to `"sample"`): What `step` is given: the noise, `"epsilon"`, or the clean
-            latent, `"sample"`.
+        prediction_type (`str`, defaults to `"sample"`): The model output that `step` expects: the noise, `"epsilon"`, or
+            the clean latent, `"sample"`.
         beta_schedule (`str`, *optional*): Derived: `"linear"` for `"linear_beta"`, else the name of the schedule.
         trained_betas (`list[float]`, *optional*): Derived: the betas of `"linear_gamma2"`, else `None`.
-        clip_sample (`bool`, defaults to `False`): Latents have no range to clip to.
-        timestep_spacing (`str`, defaults to `"trailing"`): As of `set_timesteps`.
+        clip_sample (`bool`, defaults to `False`): Always `False`, as latents have no range to clip to.
+        timestep_spacing (`str`, defaults to `"trailing"`): Always `"trailing"`, the spacing of `set_timesteps`.
 
     Attributes:
         gammas, sigmas, loss_weights (`torch.FloatTensor` of shape `(T,)`): gamma_t, sigma_t and lambda_t, in float32.
         timesteps (`torch.LongTensor`): The time steps of the denoising chain, falling.
-        init_noise_sigma (`float`): Standard deviation of z_T where z_0 has unit variance (`latent_scaling` `"global"` or
-            `"per_dim"`): a chain that generates starts from noise of this scale.
+        init_noise_sigma (`float`): Scale of the noise that generation starts from: the standard deviation of z_T if z_0
+            has unit variance (`latent_scaling` `"global"` or `"per_dim"`).
 
     Raises:
-        ValueError: for fields that [`LDAEConfig`] refuses, an unknown `prediction_type`, and a derived field that
-            disagrees with `noise_schedule`.
+        ValueError: If [`LDAEConfig`] refuses the fields, `prediction_type` is unknown, or a derived field disagrees with
+            `noise_schedule`.
 
     Example:
 
@@ -113,7 +115,7 @@ class LDAEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc] # both o
     ):
         if prediction_type not in ("epsilon", "sample"):
             raise ValueError(f"prediction_type={prediction_type!r} is unknown; choose epsilon or sample.")
-        # The one validator of these fields is the model's.
+        # LDAEConfig checks these fields.
         LDAEConfig(**{name: self.config[name] for name in _SHARED_FIELDS}, feature_timestep=0)
         self.gammas, self.sigmas = noise_schedule_tables(
             noise_schedule,
@@ -130,7 +132,7 @@ class LDAEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc] # both o
             "clip_sample": clip_sample,
             "timestep_spacing": timestep_spacing,
         }
-        self._register_words_for_diffusers(given)
+        self._register_fields_of_diffusers(given)
         self.init_noise_sigma = float((self.gammas[-1] ** 2 + self.sigmas[-1] ** 2).sqrt())
         self.num_inference_steps: int | None = None
         # Until set_timesteps is called: every level, once.
@@ -141,7 +143,7 @@ class LDAEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc] # both o
 
     @classmethod
     def from_ldae_config(cls, config: LDAEConfig) -> "LDAEScheduler":
-        """The scheduler of a model's configuration: the same schedule, its target in diffusers' words."""
+        """Build the scheduler of a model's configuration: the same schedule, with diffusers' name for its target."""
         fields = {name: getattr(config, name) for name in _SHARED_FIELDS}
         return cls(**fields, prediction_type=_PREDICTION_TYPES[config.prediction_target])
 
@@ -158,25 +160,25 @@ class LDAEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc] # both o
         if wrong:
             found = ", ".join(f"{name}={_short(self.config.get(name))} not {_short(right[name])}" for name in wrong)
             raise ValueError(
-                f"the scheduler disagrees with the model's config.json: {found}. config.json is what the model was "
-                "trained with; write the scheduler again by LDAEScheduler.from_ldae_config(config).save_pretrained(...)."
+                f"the scheduler disagrees with the model's config.json: {found}. The model was trained with config.json; "
+                "write the scheduler again with LDAEScheduler.from_ldae_config(config).save_pretrained(...)."
             )
 
     @classmethod
     def from_config(  # type: ignore[override] # diffusers gives config a default that it refuses
         cls, config: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
     ) -> "LDAEScheduler | tuple[LDAEScheduler, dict[str, Any]]":
-        """As diffusers'. A configuration that names no `noise_schedule` is another scheduler's, and refused."""
+        """Build a scheduler as diffusers does, but refuse a configuration without `noise_schedule`, of another scheduler."""
         if "noise_schedule" not in {**config, **kwargs}:
             raise ValueError(
-                f"noise_schedule is missing from the configuration of a {config.get('_class_name', 'scheduler')}: an "
-                "LDAEScheduler cannot tell its schedule. Give noise_schedule=... (for DDPM's own: 'linear_beta')."
+                f"noise_schedule is missing from the configuration of a {config.get('_class_name', 'scheduler')}; give "
+                "noise_schedule=... (for DDPM's own: 'linear_beta')."
             )
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """
-        Corrupt clean latents: eq. 1, bit for bit what the model does in training.
+        Corrupt clean latents (eq. 1), bit for bit as the model does in training.
 
         Args:
             original_samples (`torch.Tensor` of shape `(B, ...)`): z_0.
@@ -190,28 +192,30 @@ class LDAEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc] # both o
         return corrupt(z0, noise.to(z0), gamma, sigma).to(original_samples.dtype)
 
     def scale_model_input(self, sample: torch.Tensor, timestep: int | torch.Tensor | None = None) -> torch.Tensor:
-        """The model's input at a time step: the sample as it is."""
+        """Return the model's input at a time step, which is the unchanged sample."""
         return sample
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
         """
-        Choose the time steps of the denoising chain: evenly spaced, falling, the first is T - 1.
+        Set the time steps of the denoising chain, which are evenly spaced and fall from T - 1.
 
         Args:
             num_inference_steps (`int`): From 1 to T; 1 for the constant schedule.
-            device (`str` or `torch.device`, *optional*): Where `timesteps` shall be.
+            device (`str` or `torch.device`, *optional*): Device of `timesteps`.
 
         Raises:
-            ValueError: for another number.
+            ValueError: If the number of steps is out of range.
         """
         total = len(self)
         if self.config["noise_schedule"] == "constant" and num_inference_steps != 1:
             raise ValueError(
-                f"num_inference_steps={num_inference_steps} is not possible with noise_schedule='constant': it has one "
-                "level of noise, which is taken away in 1 step."
+                f"num_inference_steps={num_inference_steps} is invalid for noise_schedule='constant', whose one noise level "
+                "is removed in 1 step; give 1."
             )
         if not 1 <= num_inference_steps <= total:
-            raise ValueError(f"num_inference_steps={num_inference_steps} is not possible; give 1 to {total}, the T.")
+            raise ValueError(
+                f"num_inference_steps={num_inference_steps} is invalid; give 1 to {total}, the number of time steps."
+            )
         steps = total - np.arange(num_inference_steps) * (total / num_inference_steps)
         self._chain = [int(step) - 1 for step in steps.round()]
         self.num_inference_steps = num_inference_steps
@@ -227,32 +231,32 @@ class LDAEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc] # both o
         return_dict: bool = True,
     ) -> LDAESchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
         """
-        One step of the chain: from z_t to z_s, where s is the next lower time step of `timesteps`. The last step gives
-        the clean prediction.
+        Take one step of the chain, from z_t to z_s, where s is the next lower time step in `timesteps`.
 
-        With eta = 0 the step is deterministic (DDIM, arXiv 2010.02502), with eta = 1 ancestral: a draw from
-        q(z_s | z_t, z_0), Gaussian with variance v = sigma_s^2 (1 - (gamma_t sigma_s / (gamma_s sigma_t))^2). Both are
-        written for any gamma and sigma, so z_s = gamma_s z_0 + sqrt(sigma_s^2 - eta^2 v) eps + eta sqrt(v) noise.
+        The last step returns the clean prediction. With eta = 0 a step is deterministic (DDIM, arXiv 2010.02502), with
+        eta = 1 ancestral: a draw from q(z_s | z_t, z_0), Gaussian with variance
+        v = sigma_s^2 (1 - (gamma_t sigma_s / (gamma_s sigma_t))^2). For any gamma and sigma
+        z_s = gamma_s z_0 + sqrt(sigma_s^2 - eta^2 v) eps + eta sqrt(v) noise.
 
         Args:
-            model_output (`torch.Tensor` of shape `(B, ...)`): Predicted noise or clean latent, as `prediction_type` says.
+            model_output (`torch.Tensor` of shape `(B, ...)`): Predicted noise or clean latent, by `prediction_type`.
             timestep (`int`): t, from 0 to T - 1.
             sample (`torch.Tensor` of shape `(B, ...)`): z_t.
             eta (`float`, defaults to 0): From 0, deterministic, to 1, ancestral.
-            generator (`torch.Generator` or a list of one for each sample, *optional*): Of the noise where eta > 0.
-            return_dict (`bool`, defaults to `True`): Whether to return a [`LDAESchedulerOutput`] or a tuple.
+            generator (`torch.Generator` or a list of one for each sample, *optional*): Generator of the noise for eta > 0.
+            return_dict (`bool`, defaults to `True`): Return an [`LDAESchedulerOutput`], or else a tuple.
 
         Returns:
-            [`LDAESchedulerOutput`] with the type of `sample`; the arithmetic is in float32 at least.
+            [`LDAESchedulerOutput`] in the type of `sample`; the arithmetic is in float32 at least.
 
         Raises:
-            ValueError: for a time step or an eta out of range.
+            ValueError: If the time step or eta is out of range.
         """
         t = int(timestep)
         if not 0 <= t < len(self):
-            raise ValueError(f"timestep={t} is not possible; give 0 to {len(self) - 1}.")
+            raise ValueError(f"timestep={t} does not exist; choose one of 0 to {len(self) - 1}.")
         if not 0 <= eta <= 1:
-            raise ValueError(f"eta={eta} is not possible; give 0 (deterministic) to 1 (ancestral).")
+            raise ValueError(f"eta={eta} is out of range; give 0 (deterministic) to 1 (ancestral).")
         zt, output = _wide(sample), _wide(model_output)
         gamma_t, sigma_t = self.gammas[t].item(), self.sigmas[t].item()
         if self.config["prediction_type"] == "epsilon":
@@ -281,14 +285,14 @@ class LDAEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc] # both o
         return self.config["num_train_timesteps"]
 
     def _levels(self, timesteps: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """gamma and sigma at time steps, on a device. The tables stay on the CPU, where `step` reads single levels."""
+        """Return gamma and sigma at time steps, on a device; the tables stay on the CPU, where `step` reads single levels."""
         timesteps = timesteps.to(device)
         return self.gammas.to(device)[timesteps], self.sigmas.to(device)[timesteps]
 
-    def _register_words_for_diffusers(self, given: dict[str, Any]) -> None:
-        """Derive what tells diffusers' schedulers the same, and refuse given words that tell them something else."""
+    def _register_fields_of_diffusers(self, given: dict[str, Any]) -> None:
+        """Derive the fields of diffusers' schedulers for this schedule, and refuse given ones that disagree."""
         schedule = self.config["noise_schedule"]
-        words: dict[str, Any] = {
+        derived: dict[str, Any] = {
             "beta_schedule": "linear" if schedule == "linear_beta" else schedule,
             "trained_betas": None,
             "clip_sample": False,
@@ -297,28 +301,28 @@ class LDAEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc] # both o
         if schedule == "linear_gamma2":
             gamma2 = self.gammas.double() ** 2
             previous = torch.cat([gamma2.new_ones(1), gamma2[:-1]])
-            words["trained_betas"] = (1 - gamma2 / previous).tolist()
-        for name, word in words.items():
-            if given[name] is not None and not _same(given[name], word):
+            derived["trained_betas"] = (1 - gamma2 / previous).tolist()
+        for name, value in derived.items():
+            if given[name] is not None and not _same(given[name], value):
                 raise ValueError(
                     f"{name}={_short(given[name])} disagrees with noise_schedule={schedule!r}, for which it is "
-                    f"{_short(word)}; leave it out."
+                    f"{_short(value)}; leave it out."
                 )
-        self.register_to_config(**words)
-        # diffusers drops fields left at their defaults when another class takes over a config. Its defaults of these are
-        # not ours, so they count as given.
+        self.register_to_config(**derived)
+        # diffusers drops fields left at their defaults when another class loads a configuration. Its defaults differ from
+        # ours, so these fields count as given.
         if "_use_default_values" in self.config:
-            at_default = set(self.config["_use_default_values"]) - set(words) - {"prediction_type", "noise_schedule"}
+            at_default = set(self.config["_use_default_values"]) - set(derived) - {"prediction_type", "noise_schedule"}
             self.register_to_config(_use_default_values=sorted(at_default))
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:
-    """In float32, or wider where it is."""
+    """Convert to float32, unless the type is wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Whether two values of a configuration say the same; betas up to the rounding of float32."""
+    """Return whether two values of a configuration are equal; betas up to the rounding of float32."""
     if isinstance(a, (list, tuple, np.ndarray)) and isinstance(b, (list, tuple, np.ndarray)):
         return len(a) == len(b) and np.allclose(a, b, rtol=1e-6, atol=1e-9)
     return isinstance(a, bool) == isinstance(b, bool) and bool(np.all(a == b))
