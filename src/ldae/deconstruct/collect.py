@@ -1,4 +1,4 @@
-"""Everything that an output folder of `deconstruct` holds, gathered by variant and averaged over seeds."""
+"""Gather what an output folder of `deconstruct` holds, by variant, averaged over seeds."""
 
 import re
 from dataclasses import dataclass
@@ -13,11 +13,12 @@ from ldae.training.run_folder import RunFolder
 
 
 BASELINES = "baselines"
+POINTS, INPUTS, DISTANCES = ("searched", "paper"), ("clean", "noisy"), ("fid", "kid")
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean over seeds of a number and its standard error (`None` for one seed), with the entries it was made of."""
+    """Mean over seeds of a number, and its standard error (`None` for one seed), with the entries it summarises."""
 
     mean: float
     stderr: float | None
@@ -26,18 +27,24 @@ class Summary:
 
     @property
     def entry(self) -> dict[str, Any]:
-        """The first seed's entry of results.json: protocol, n, data set, split."""
+        """The first seed's entry of results.json, for protocol, n, data set and split."""
         return self.entries[0]
 
 
 @dataclass(frozen=True)
 class VariantResults:
-    """What is known of a variant, over its seeds.
+    """Results of a variant over its seeds.
 
-    `runs` are the folders of finished pre-trainings, in the order of the seeds; `searched` and
-    `at_paper` the encoder's probe at the point that a search chose and at the recipe's own (t = 10);
-    `blocks`, `timesteps` the sweeps, by block and by input and time step; `samples` `fid` and `kid` of generated
-    images; `failures` what went wrong, by seed.
+    Attributes:
+        variant ([`~ldae.deconstruct.variants.Variant`]): The variant.
+        runs (`tuple[Path, ...]`): Folders of finished pre-trainings, in the order of the seeds.
+        searched ([`Summary`], *optional*): Accuracy at the block and time step that a search chose.
+        at_paper ([`Summary`], *optional*): Accuracy at the recipe's own block and time step (t = 10).
+        blocks (`dict`): Accuracy by block.
+        timesteps (`dict`): Accuracy by input (`"clean"`, `"noisy"`) and time step.
+        samples (`dict`): `"fid"` and `"kid"` of generated images.
+        failures (`dict`): Errors by seed.
+        images (`int`, *optional*), seconds (`float`), hardware (`str`, *optional*): Budget of the pre-trainings.
     """
 
     variant: Variant
@@ -54,7 +61,7 @@ class VariantResults:
 
     @property
     def accuracy(self) -> Summary | None:
-        """Accuracy that stands for the variant: at the searched point, or at the recipe's own without a search."""
+        """Accuracy at the searched point, or at the recipe's own if there was no search."""
         return self.searched or self.at_paper
 
     @property
@@ -65,7 +72,7 @@ class VariantResults:
 
 @dataclass(frozen=True)
 class Collection:
-    """An output folder: its variants in order, the baselines by name, and the folder itself."""
+    """An output folder: the folder itself, its preset, its variants in order, and the baselines by name."""
 
     folder: Path
     preset: Preset
@@ -74,12 +81,12 @@ class Collection:
     baselines: dict[str, Summary]
 
     def row(self, key: str) -> VariantResults | None:
-        """A row by its number, where it is part of the preset."""
+        """Return a row by its number; `None` if there is no such row."""
         return next((row for row in self.rows if row.variant.key == key), None)
 
 
 def run_path(output_dir: Path, variant: Variant, seed: int) -> Path:
-    """The folder of one pre-training."""
+    """Return the folder of one pre-training."""
     return output_dir / variant.folder / f"seed-{seed}"
 
 
@@ -87,11 +94,11 @@ def collect(preset: Preset, output_dir: Path) -> Collection:
     """Read what was measured so far.
 
     Args:
-        preset ([`Preset`]): Which variants there should be; others that the folder holds are read too.
-        output_dir (`Path`): Where they are.
+        preset ([`Preset`]): The variants to expect; others that the folder holds are read too.
+        output_dir (`Path`): The output folder.
 
     Returns:
-        [`Collection`]; a variant of which nothing is there yet has empty results.
+        [`Collection`]; a variant without results has empty ones.
     """
     known = list_variants(preset)
     results = [collect_variant(variant, output_dir) for variant in (*known, *_others(known, output_dir))]
@@ -112,42 +119,39 @@ def collect(preset: Preset, output_dir: Path) -> Collection:
 
 
 def collect_variant(variant: Variant, output_dir: Path) -> VariantResults:
-    """The results of one variant over the seeds that there are."""
+    """Read the results of one variant over the seeds in its folder."""
     found_seeds = (re.fullmatch(r"seed-(\d+)", path.name) for path in (output_dir / variant.folder).glob("seed-*"))
-    seeds = sorted(int(match[1]) for match in found_seeds if match)
     runs: list[Path] = []
     failures: dict[int, str] = {}
     trained: dict[str, Any] = {}
     seconds = 0.0
     entries: dict[str, list[dict[str, Any]]] = {"row": [], "blocks": [], "timesteps": [], "samples": []}
-    for seed in seeds:
-        unit = StepFolder(run_path(output_dir, variant, seed))
-        failure = unit.failure()
-        if failure is not None and ALL_STEPS not in unit.steps():
+    for seed in sorted(int(match[1]) for match in found_seeds if match):
+        folder = StepFolder(run_path(output_dir, variant, seed))
+        failure = folder.failure()
+        if failure is not None and ALL_STEPS not in folder.steps():
             failures[seed] = failure
-        records = RunFolder(unit.path).records()
+        records = RunFolder(folder.path).records()
         if not records or records[-1].get("event") != "finished":
             continue
-        runs.append(unit.path)
+        runs.append(folder.path)
         trained = next(r for r in reversed(records) if r.get("event") == "trained")
         seconds += trained["seconds"]
         for step, found in entries.items():
-            found += unit.results(step)
-    searched = [entry for entry in entries["row"] if entry["protocol"].get("point") == "searched"]
-    at_paper = [entry for entry in entries["row"] if entry["protocol"].get("point", "paper") == "paper"]
-    timesteps: dict[str, dict[int, Summary]] = {}
-    for given in ("clean", "noisy"):
-        found = [e for e in entries["timesteps"] if e["protocol"]["input"] == given]
-        if found:
-            timesteps[given] = _by(found, "timestep")
+            found += folder.results(step)
+    at_points = {
+        point: [e for e in entries["row"] if e["protocol"].get("point", "paper") == point] for point in POINTS
+    }
+    by_input = {given: [e for e in entries["timesteps"] if e["protocol"]["input"] == given] for given in INPUTS}
+    of_kind = {k: [e for e in entries["samples"] if e["metric"].partition("-")[0].lower() == k] for k in DISTANCES}
     return VariantResults(
         variant=variant,
         runs=tuple(runs),
-        searched=summarise(searched) if searched else None,
-        at_paper=summarise(at_paper) if at_paper else None,
+        searched=summarise(at_points["searched"]),
+        at_paper=summarise(at_points["paper"]),
         blocks=_by(entries["blocks"], "layer"),
-        timesteps=timesteps,
-        samples={kind: summarise(found) for kind in ("fid", "kid") if (found := _of_kind(entries["samples"], kind))},
+        timesteps={given: _by(found, "timestep") for given, found in by_input.items() if found},
+        samples={kind: summary for kind, found in of_kind.items() if (summary := summarise(found)) is not None},
         failures=failures,
         images=trained.get("images"),
         seconds=seconds,
@@ -155,8 +159,16 @@ def collect_variant(variant: Variant, output_dir: Path) -> VariantResults:
     )
 
 
+def summarise(entries: list[dict[str, Any]]) -> Summary | None:
+    """Compute mean and standard error of entries that measured the same thing on runs of several seeds."""
+    if not entries:
+        return None
+    mean, stderr = mean_and_stderr([entry["value"] for entry in entries])
+    return Summary(mean, stderr, len(entries), tuple(entries))
+
+
 def _others(known: list[Variant], output_dir: Path) -> list[Variant]:
-    """Variants that a folder holds besides the known ones: of another preset that was run into it."""
+    """Find variants in the folder that are not known, from another preset."""
     folders = {variant.folder for variant in known}
     others = []
     for path in sorted([*output_dir.glob("rows/*"), *output_dir.glob("sweep/*")]):
@@ -171,17 +183,8 @@ def _others(known: list[Variant], output_dir: Path) -> list[Variant]:
     return others
 
 
-def summarise(entries: list[dict[str, Any]]) -> Summary:
-    """Mean and standard error of entries that measured the same thing on runs of several seeds."""
-    mean, stderr = mean_and_stderr([entry["value"] for entry in entries])
-    return Summary(mean, stderr, len(entries), tuple(entries))
-
-
-def _of_kind(entries: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
-    """Those of `FID-1K` and the like."""
-    return [entry for entry in entries if entry["metric"].partition("-")[0].lower() == kind]
-
-
 def _by(entries: list[dict[str, Any]], key: str) -> dict[int, Summary]:
-    keys = sorted({entry["protocol"][key] for entry in entries})
-    return {k: summarise([entry for entry in entries if entry["protocol"][key] == k]) for k in keys}
+    groups: dict[int, list[dict[str, Any]]] = {}
+    for entry in sorted(entries, key=lambda entry: entry["protocol"][key]):
+        groups.setdefault(entry["protocol"][key], []).append(entry)
+    return {k: summary for k, found in groups.items() if (summary := summarise(found)) is not None}
