@@ -175,13 +175,6 @@ class FolderClaim:
         owner = self._lease.owner
         return None if owner is None else f"process {owner.pid} on {owner.hostname.partition('?')[0]}"
 
-    def __enter__(self) -> "FolderClaim":
-        self.wait()
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.release()
-
     def _remove_expired(self) -> bool:
         """Remove a claim that has long expired, where the file system cannot swap two names (NFS, SMB).
 
@@ -249,15 +242,16 @@ class ShardFolder:
             names = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
             if names:
                 raise ValueError(
-                    f"{self.option}={str(self.path)!r} holds other files ({', '.join(names[:3])}); give an empty folder."
+                    f"{self.option}={str(self.path)!r} holds other files ({', '.join(names[:3])}); give an empty "
+                    "folder."
                 )
             self.write_identity({**notes, **identity})
             return
         changed = [f"{name} was {noted.get(name)} and is {v}" for name, v in identity.items() if noted.get(name) != v]
         if changed:
             raise ValueError(
-                f"{self.option}={str(self.path)!r} holds {self.content} with other settings ({'; '.join(changed)}); give another "
-                "folder, or the former settings."
+                f"{self.option}={str(self.path)!r} holds {self.content} with other settings ({'; '.join(changed)}); "
+                "give another folder, or the former settings."
             )
 
     def write_identity(self, content: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The cache of latents: what it holds, how it is written by several and resumed, when it is refused, how it is read."""
+"""The cache of latents: its content, writing by several processes, resuming, refusals, reading."""
 
 import json
 from collections import Counter
@@ -32,7 +32,7 @@ VAE = {"block_out_channels": [4, 4], "layers_per_block": 1, "latent_channels": 2
 
 
 def write_images(folder, count, broken=()):
-    """A parquet file of random 4 x 4 images, none its own mirror image, with labels; those in `broken` cannot be read."""
+    """Write random 4 x 4 images, none its own mirror image, with labels; those in `broken` cannot be read."""
     folder.mkdir()
     images = [
         {"bytes": b"broken" if i in broken else encode(Image.fromarray(random_pixels(4, 4, seed=i))), "path": None}

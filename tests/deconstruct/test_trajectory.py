@@ -42,8 +42,8 @@ def test_each_step_has_its_change_its_sign_and_its_size_against_the_spread():
     assert [step.agrees for step in steps] == [True, False, None, True, True]
     assert [step.is_significant for step in steps] == [True, False, False, False, True]
     assert count_steps(steps) == (
-        "3 of 5 steps go the paper's way, 2 of them beyond two standard errors. Beyond two standard errors in the other "
-        "direction: 0. The paper's step to row 10 is zero and has no direction."
+        "3 of 5 steps go the paper's way, 2 of them beyond two standard errors. Beyond two standard errors in the "
+        "other direction: 0. The paper's step to row 10 is zero and has no direction."
     )
     table = [cells[2:] for cells in steps_table(steps).rows]
     assert table[0] == ["+10.0 ± 1.4", "+5.0", "the paper's", "yes"]

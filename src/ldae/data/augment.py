@@ -224,7 +224,7 @@ def _resize_boxes(pixels: torch.Tensor, boxes: torch.Tensor, flip: torch.Tensor,
 
 
 def _resampling(begin: torch.Tensor, length: torch.Tensor, size: int, image_size: int) -> torch.Tensor:
-    """Compute the weights `(b, S, R)` that resize `length` of an axis's R pixels, beginning at `begin`, to S pixels."""
+    """Compute weights `(b, S, R)` that resize `length` of an axis's R pixels, from `begin` on, to S pixels."""
     step = (length / image_size)[:, None, None]  # (b, 1, 1), pixels of the image per pixel of the result
     target = torch.arange(image_size, device=begin.device) + 0.5
     centres = begin[:, None, None] + target[None, :, None] * step  # (b, S, 1)

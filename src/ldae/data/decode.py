@@ -18,8 +18,8 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 _MAGIC = ((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG"), (b"GIF8", "GIF"))
 # Looking for an orientation is slow too; Pillow sets one of these keys if there may be one.
 _ORIENTATION_KEYS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
-# A longer side is cut to this many times the shorter one before resizing: a 1 x 10,000 image would otherwise be enlarged
-# to hundreds of millions of pixels, of which the centre crop keeps one square.
+# A longer side is cut to this many times the shorter one before resizing: a 1 x 10,000 image would otherwise be
+# enlarged to hundreds of millions of pixels, of which the centre crop keeps one square.
 MAX_ASPECT_RATIO = 16
 
 
@@ -100,7 +100,7 @@ def decode_whole_image(record: Any, num_channels: int) -> tuple[Image.Image, tup
 def _opened(record: Any, notes: list[str]) -> Iterator[Image.Image]:
     """Yield a record's image, loaded and upright; any error with it, also in the block, is an UnreadableImageError."""
     data = _read_bytes(record)
-    # A damaged file makes Pillow's plugins raise almost anything (OSError, SyntaxError, struct.error, zlib.error, ...).
+    # A damaged file makes Pillow's plugins raise almost anything (OSError, SyntaxError, struct.error, ...).
     try:
         with Image.open(io.BytesIO(data), formats=_guess_formats(data)) as opened:
             if getattr(opened, "is_animated", False):

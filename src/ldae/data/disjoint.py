@@ -62,6 +62,6 @@ def check_disjoint(
             if shared > len(set(ours)) / 2:
                 raise ValueError(
                     f"processes {other} and {rank} read the same images ({shared} of {len(set(ours))} in the first "
-                    "batch); the data is not divided over processes. Check rank and world_size, and that nothing else in "
-                    "the program divides or replaces the loader."
+                    "batch); the data is not divided over processes. Check rank and world_size, and that nothing else "
+                    "in the program divides or replaces the loader."
                 )

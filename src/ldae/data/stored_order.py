@@ -66,7 +66,8 @@ def iterate_once(
     """
     if batch_size < 1 or not 0 <= rank < world_size or (limit is not None and limit < 1):
         raise ValueError(
-            f"batch_size={batch_size} and limit={limit} must be at least 1, and rank={rank} from 0 to {world_size - 1}."
+            f"batch_size={batch_size} and limit={limit} must be at least 1, and rank={rank} from 0 to "
+            f"{world_size - 1}."
         )
     decoder = Decoder(num_channels, decode_size or image_size, crop)
     rows = StoredOrder(source, decoder, batch_size, rank, world_size, limit, skip_positions)

@@ -127,7 +127,7 @@ def blocks_figure(blocks: dict[int, Summary], encoder: int, total: int) -> Figur
 
 
 def timesteps_figure(timesteps: dict[str, dict[int, Summary]]) -> Figure:
-    """Draw accuracy against the time step of the features, with clean and noisy input (App. A); the paper's is dotted."""
+    """Draw accuracy against the time step of the features, with clean and noisy input (App. A), and the paper's."""
     figure, axes, other = _with_paper_axis("time step t of 1000")
     for given, colour in (("clean", OURS), ("noisy", "#c1622d")):
         if given in timesteps:

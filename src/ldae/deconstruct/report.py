@@ -102,7 +102,8 @@ def _dimensions(found: Collection) -> Section:
     if config is not None:
         chart = figures.dimensions_figure(done, config.patch_dim)
         path = save_figure(chart, found.folder / "figures" / "dimensions.svg")
-        caption = f"As Table 2 and Figure 5. {accuracy_text(done)} Paper: {BY_DIMENSION_SOURCE}. {' '.join(BY_DIMENSION_NOTES)}"
+        paper = f"Paper: {BY_DIMENSION_SOURCE}. {' '.join(BY_DIMENSION_NOTES)}"
+        caption = f"As Table 2 and Figure 5. {accuracy_text(done)} {paper}"
         blocks.append(Picture(path, "Accuracy against latent dimension, by tokenizer, ours and the paper's", caption))
     return Section("Accuracy by latent dimension", [*blocks, dimensions_table(found)])
 
@@ -157,8 +158,9 @@ def _tokenizers(found: Collection) -> Section:
     if tiles:
         path = save_figure(figures.filters_figure(tiles), found.folder / "figures" / "filters.png")
         caption = (
-            f"As Figure 4: the filters (rows of V) of the patch-wise tokenizers, {', '.join(name for name, _ in tiles)}. Those "
-            "of PCA are sorted by variance; those of VAE and AE have no order."
+            "As Figure 4: the filters (rows of V) of the patch-wise tokenizers, "
+            f"{', '.join(name for name, _ in tiles)}. Those of PCA are sorted by variance; those of VAE and AE have "
+            "no order."
         )
         blocks.append(Picture(path, "Filters of the patch-wise tokenizers", caption))
     table = tokenizers_table(found)
@@ -176,8 +178,8 @@ def _noise(found: Collection) -> Section:
     shown = _shown(found)
     if shown is not None:
         caption = (
-            f"As Figure 7: a clean image, noise on its pixels, and noise of the same σ = √⅓ on its latents, shown by the "
-            f"inverse of the tokenizer (row {row_number(shown)})."
+            "As Figure 7: a clean image, noise on its pixels, and noise of the same σ = √⅓ on its latents, shown by "
+            f"the inverse of the tokenizer (row {row_number(shown)})."
         )
         blocks += _run_picture(shown, "noise.png", "Pixel noise beside latent noise", caption)
     return Section("Noise", blocks)

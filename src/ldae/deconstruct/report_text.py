@@ -30,8 +30,8 @@ def data_name(found: Collection) -> str:
 def opening(found: Collection) -> list[str]:
     """Write the introduction: the subject, how much is measured, what failed, and how far it compares."""
     lines = [
-        "The path of Chen, Liu, Xie and He, *Deconstructing Denoising Diffusion Models for Self-Supervised Learning* (arXiv "
-        "2401.14404), step by step, with the linear-probe accuracy of the encoder after each."
+        "The path of Chen, Liu, Xie and He, *Deconstructing Denoising Diffusion Models for Self-Supervised Learning* "
+        "(arXiv 2401.14404), step by step, with the linear-probe accuracy of the encoder after each."
     ]
     if found.rows:
         missing = [row for row in found.rows if row.accuracy is None]
@@ -51,10 +51,11 @@ def opening(found: Collection) -> list[str]:
     if images and config is not None:
         seen = f"{images[0]:,}" if len(images) == 1 else f"{images[0]:,} to {images[-1]:,}"
         lines.append(
-            f"These budgets are far smaller than the paper's: each pre-training saw {seen} images of {data_name(found)} at "
-            f"{config.image_size} x {config.image_size} with {config.num_hidden_layers} + {config.decoder_num_hidden_layers} "
-            f"blocks of width {config.hidden_size}. The paper's setting is {SETTING}. The levels do not compare; the "
-            "direction of the steps may, where it is larger than the spread."
+            f"These budgets are far smaller than the paper's: each pre-training saw {seen} images of "
+            f"{data_name(found)} at {config.image_size} x {config.image_size} with {config.num_hidden_layers} + "
+            f"{config.decoder_num_hidden_layers} blocks of width {config.hidden_size}. The paper's setting is "
+            f"{SETTING}. The levels do not compare; the direction of the steps may, where it is larger than the "
+            "spread."
             if images[-1] < PAPER_IMAGES
             else f"Each pre-training saw {seen} images of {data_name(found)}; the paper's setting is {SETTING}."
         )
@@ -65,8 +66,8 @@ def trajectory_caption(found: Collection) -> str:
     """Describe the chart of the trajectory, and how our bars were measured."""
     done = [row for row in found.rows if row.accuracy is not None]
     return (
-        "As Figure 6 of the paper: each line changes the one above (12a and 12b change 12). The axes do not begin at zero. "
-        + (accuracy_text(done) if done else "None of ours is measured yet.")
+        "As Figure 6 of the paper: each line changes the one above (12a and 12b change 12). The axes do not begin at "
+        "zero. " + (accuracy_text(done) if done else "None of ours is measured yet.")
     )
 
 
@@ -84,16 +85,16 @@ def fid_note(found: Collection) -> list[str]:
         return []
     images = f"{fids[0].entry['n']:,} generated and {fids[0].entry['protocol']['reference_images']:,} real images"
     return [
-        f"{fid_name(found)} compares the features of {extractor_names(found)} on {images}; the paper's FID-50K those of "
-        "Inception on 50,000 generated images. The two do not compare."
+        f"{fid_name(found)} compares the features of {extractor_names(found)} on {images}; the paper's FID-50K those "
+        "of Inception on 50,000 generated images. The two do not compare."
     ]
 
 
 def steps_note() -> str:
     """Explain the table of steps."""
     return (
-        "The table has each step's change of accuracy at the searched point. Its standard error combines those of both rows "
-        "over seeds: the root of the sum of their squares."
+        "The table has each step's change of accuracy at the searched point. Its standard error combines those of "
+        "both rows over seeds: the root of the sum of their squares."
     )
 
 
@@ -103,17 +104,17 @@ def baselines_text(found: Collection) -> str:
     ahead = [row_number(row) for row in found.rows if row.accuracy is not None and row.accuracy.mean > best.mean]
     verdict = f"Rows ahead of all three: {', '.join(ahead)}." if ahead else "No row is ahead of all three."
     return (
-        "The same network with random weights (its gates drawn at random too), the mean latents of the image, and its raw "
-        f"pixels, under the same probe, on features computed once. The spread is over probe seeds. {verdict}"
+        "The same network with random weights (its gates drawn at random too), the mean latents of the image, and its "
+        f"raw pixels, under the same probe, on features computed once. The spread is over probe seeds. {verdict}"
     )
 
 
 def samples_text(found: Collection) -> str:
     """Explain FID and KID, and why they do not compare with the paper's."""
     return (
-        "l-DAE is made to learn features, not to generate: along the paper's path FID gets worse while accuracy does not "
-        f"(Tab. 1). FID and KID compare features of {extractor_names(found)}; the paper's FID compares features of Inception "
-        "on 50,000 images. Ours compare with each other only."
+        "l-DAE is made to learn features, not to generate: along the paper's path FID gets worse while accuracy does "
+        f"not (Tab. 1). FID and KID compare features of {extractor_names(found)}; the paper's FID compares features "
+        "of Inception on 50,000 images. Ours compare with each other only."
     )
 
 
@@ -153,7 +154,8 @@ def how_measured(found: Collection, command: str) -> list[str]:
             f"Scored on {entry['n']:,} images of {Path(entry['dataset']).name} ({entry['split']})"
             f"{'; probe seeds ' + _shown(entry['seeds']) if by_adam else ''}. "
             f"The {'learning rate' if by_adam else 'penalty'} is chosen on images held out from the training set. "
-            "Spread (±) is the standard error of the mean over pre-training seeds; each seed has a tokenizer of its own."
+            "Spread (±) is the standard error of the mean over pre-training seeds; each seed has a tokenizer of its "
+            "own."
         )
         seconds = sum(result.seconds for result in done)
         hardware = sorted({result.hardware for result in done if result.hardware})

@@ -257,8 +257,8 @@ def count_classes(source: ImageSource) -> int:
         return len(source.class_names)
     if source.label_column is None or source.streaming:
         raise ValueError(
-            f"{source.description} does not say how many classes it has, which row 0 needs; give --num_class_embeds, or "
-            "leave the row out (--rows)."
+            f"{source.description} does not say how many classes it has, which row 0 needs; give --num_class_embeds, "
+            "or leave the row out (--rows)."
         )
     return max(source.dataset.with_format(None)[source.label_column]) + 1
 

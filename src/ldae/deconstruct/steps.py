@@ -1,4 +1,4 @@
-"""A run's folder as `deconstruct` sees it: which steps are finished with which settings, their results and failures."""
+"""The steps of a run: which are finished with which settings, their results and failures."""
 
 import json
 import time

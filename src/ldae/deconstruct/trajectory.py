@@ -76,7 +76,8 @@ def count_steps(steps: list[Step]) -> str:
     else:
         beyond = sum(bool(step.is_significant) for step in agreeing)
         against = sum(bool(step.is_significant) for step in measured if step.agrees is False)
-        text += f", {beyond} of them beyond two standard errors. Beyond two standard errors in the other direction: {against}."
+        text += f", {beyond} of them beyond two standard errors. "
+        text += f"Beyond two standard errors in the other direction: {against}."
     flat = [row_number(step.row) for step in measured if step.paper == 0]
     if flat:
         text += f" The paper's step to row {', '.join(flat)} is zero and has no direction."

@@ -128,7 +128,7 @@ def _sweep_variants(preset: Preset) -> list[Variant]:
 
 
 def _at_dimension(variant: Variant, model: dict[str, Any]) -> dict[str, Any]:
-    """Return the model fields that set a latent dimension; a convolutional VAE's follows from its number of channels."""
+    """Return the model fields for a latent dimension; a convolutional VAE's follows from its number of channels."""
     fields: dict[str, Any] = {"latent_dim": variant.dimension}
     if variant.tokenizer == "conv_vae" and variant.dimension is not None:
         network = {**CONV_VAE_DEFAULTS, **(model.get("conv_vae_config") or {})}

@@ -85,7 +85,8 @@ def build_index(
         trained = faiss.index_factory(width, factory, faiss.METRIC_INNER_PRODUCT).is_trained
     except RuntimeError as error:
         raise ValueError(
-            f"index_factory={factory!r} is not an index of FAISS; give one such as {COSINE!r} or 'L2norm,IVF1024,Flat'."
+            f"index_factory={factory!r} is not an index of FAISS; give one such as {COSINE!r} or "
+            "'L2norm,IVF1024,Flat'."
         ) from error
     table.add_faiss_index(
         column,

@@ -37,8 +37,8 @@ class FeatureReader:
         seed (`int`, defaults to 0): Seed of that noise.
         pool (`str`, defaults to `"mean"`): `"mean"` for one vector an image; `"none"` for a map `(F, h, w)`, or the
             `last_hidden_state` of another model.
-        use_pooler (`bool`, defaults to `True`): Take the `pooler_output` of another model if it has one, instead of the
-            mean of its tokens.
+        use_pooler (`bool`, defaults to `True`): Take the `pooler_output` of another model if it has one, instead of
+            the mean of its tokens.
         dtype (`torch.dtype`, *optional*): Type for autocast; by default float32 without it.
 
     Raises:

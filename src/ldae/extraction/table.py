@@ -67,25 +67,25 @@ def extract_table(
 ) -> Extraction:
     """Write features and metadata of every readable image of a source as a table of parquet files.
 
-    Every process of a launch calls it, with a folder that all of them see, and writes its share of the shards. The same
-    call again computes only what is missing, with any number of processes, batch size and workers; a complete table is
-    not changed.
+    Every process of a launch calls it, with a folder that all of them see, and writes its share of the shards. The
+    same call again computes only what is missing, with any number of processes, batch size and workers; a complete
+    table is not changed.
 
     Args:
         reader ([`~ldae.extraction.reader.FeatureReader`]): Reads the features; its model is on the device to use.
         source ([`~ldae.data.ImageSource`]): The images, streamed or not; the table keeps its `other_columns`.
         folder (`str` or path): The table's folder; it is created if it does not exist.
         pixels (`Pixels`, *optional*): Makes pixels from records; by default a centre crop of the model's size.
-        settings (`dict`, *optional*): Further JSON settings for `extraction.json`. A later call with other settings, or
-            with another model, other images or columns, is refused.
+        settings (`dict`, *optional*): Further JSON settings for `extraction.json`. A later call with other settings,
+            or with another model, other images or columns, is refused.
         notes (`dict`, *optional*): Further entries of it that a later call may change, such as paths.
         root (`str`, *optional*): Folder that the names of image files are relative to.
         dtype (`str`, defaults to `"float32"`): Type of the stored features; `"float16"` takes half the space.
         batch_size (`int`, defaults to 256): Images of a forward pass.
         rows_per_shard (`int`, *optional*): By default a 64th of the rows, from 256 to 8,192, and at most 256 MiB of
             features. A kill costs each process at most one shard. A folder that was begun keeps its own.
-        num_workers (`int`, defaults to 0): Worker processes that decode, in each process; at most one for each file of a
-            stream.
+        num_workers (`int`, defaults to 0): Worker processes that decode, in each process; at most one for each file of
+            a stream.
         on_images (`Callable[[int], object]`, *optional*): Called with the number of rows of each finished batch.
 
     Returns:
@@ -255,8 +255,8 @@ def _conclude(
         missing = [number for number in range(expected) if (0, number) not in now]
     if missing:
         raise ValueError(
-            f"shards {missing[:5]} of {source.description} are missing in {place.path} after all processes have ended. "
-            "Check that all of them see this folder, and repeat the command."
+            f"shards {missing[:5]} of {source.description} are missing in {place.path} after all processes have "
+            "ended. Check that all of them see this folder, and repeat the command."
         )
     if not any(said["kept"] for said in now.values()):
         raise ValueError(f"{source.description}: none of its images can be read.")
