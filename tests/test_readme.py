@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
 from ldae.cli import VERBS
+from ldae.options import parse
 from ldae.training.pretraining import pretrain
-from ldae.training.recipe import load_recipe, parse_overrides
+from ldae.training.recipe import load_recipe
+from ldae.verbs.options import GROUPS
 
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +32,7 @@ def quickstart(tmp_path_factory) -> Path:
         "tokenizer_images": 100,
     }
     overrides["output_dir"] = str(folder / "runs" / "quickstart")
-    pretrain(load_recipe(ROOT / "training/recipes/digits.yaml", {k: yaml.safe_dump(v) for k, v in overrides.items()}))
+    pretrain(load_recipe(ROOT / "training/recipes/digits.yaml", overrides))
     return folder
 
 
@@ -61,7 +62,7 @@ def test_python_blocks_run_in_order(quickstart, monkeypatch):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_commands_name_what_exists(command):
+def test_commands_name_what_exists_and_options_that_exist(command, monkeypatch):
     words = shlex.split(command)
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
@@ -73,9 +74,8 @@ def test_commands_name_what_exists(command):
         assert all((ROOT / file).is_file() for file in files)
         words = ["ldae", Path(words[launcher]).stem, *words[launcher + 1 :]]
     assert words[0] == "ldae" and words[1] in VERBS
-    if words[1] == "pretrain":
-        overrides = parse_overrides(words[2:])
-        load_recipe(ROOT / overrides.pop("config"), overrides)
+    monkeypatch.chdir(ROOT)
+    parse(next(group[words[1]] for group in GROUPS.values() if words[1] in group), words[2:])
 
 
 def test_links_and_pictures_exist():

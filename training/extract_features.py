@@ -2,8 +2,8 @@
 
 import sys
 
-from ldae.cli import run_verb
+from ldae_cli import main
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_verb("extract_features", sys.argv[1:]))
+    raise SystemExit(main(["extract_features", *sys.argv[1:]]))

@@ -47,29 +47,29 @@ def test_a_sweep_runs_no_rows_unless_asked(write_preset):
     ("keys", "message"),
     [
         ({"imagse": {}}, "section 'imagse' is unknown"),
-        ({"model": {"latent_dims": 3}}, "model.latent_dims is no field of a recipe; did you mean 'latent_dim'?"),
-        ({"data": {"images": 3}}, "data.images is no field of a recipe"),
-        ({"probe": {"epoch": 3}}, "probe.epoch is no field of a preset; did you mean 'epochs'?"),
-        ({"probe": {"epochs": "many"}}, "probe.epochs='many' has the wrong type"),
-        ({"probe": {"protocol": "fast"}}, "protocol='fast' is unknown"),
-        ({"probe": {"probe": "svm"}}, "probe.probe='svm' must be logistic or adam"),
-        ({"probe": {"protocol": "paper"}}, "give probe.probe: adam"),
+        ({"model": {"latent_dims": 3}}, "model.latent_dims is not a field of a recipe; did you mean latent_dim?"),
+        ({"data": {"images": 3}}, "data.images is not a field of a recipe"),
+        ({"probe": {"epoch": 3}}, "unknown field probe.epoch; did you mean epochs?"),
+        ({"probe": {"epochs": "many"}}, "probe.epochs='many' must be an integer"),
+        ({"probe": {"protocol": "fast"}}, "probe.protocol='fast' must be one of cached, paper"),
+        ({"probe": {"probe": "svm"}}, "probe.probe='svm' must be one of logistic, adam"),
+        ({"probe": {"protocol": "paper"}}, "give probe: adam"),
         ({"probe": {"search_timesteps": [1000]}}, "must be from 0 to 999"),
         ({"probe": 3}, "section 'probe' must hold `field: value` lines"),
-        ({"generation": {"steps": 0}}, "generation.steps=0 is not possible"),
-        ({"rows": [0, 99]}, "rows='99' is no row here; there are 00, 01"),
+        ({"generation": {"steps": 0}}, "generation.steps=0 must be an integer, 1 or more"),
+        ({"rows": [0, 99]}, "rows='99' does not exist; choose from 00, 01"),
         ({"recipes": "."}, "holds no recipe of a row"),
-        ({"seeds": [0, 0]}, "seeds=[0, 0] is not possible"),
-        ({"seeds": ["a"]}, "seeds=['a'] is not possible"),
-        ({"model": {"noise_schedule": "constant"}}, "model.noise_schedule is what rows differ in"),
-        ({"data": {"random_resized_crop": True}}, "data.random_resized_crop is what rows differ in"),
-        ({"training": {"seed": 3}}, "training.seed is no field of a preset; give seeds"),
-        ({"tokenizer": {"tokenizer": "runs/pca"}}, "tokenizer.tokenizer is no field of a preset; rows differ"),
-        ({"tokenizers": {"vaee": {}}}, "tokenizers.vaee is no kind of tokenizer; did you mean 'vae'?"),
-        ({"tokenizers": {"ae": {"image": 3}}}, "tokenizers.ae.image is no field of a recipe"),
-        ({"tokenizers": {"ae": 3}}, "tokenizers={'ae': 3} must hold fields by kind"),
-        ({"sweep": {"dimensions": {"pca": 8}}}, "sweep.dimensions.pca=8 is not possible"),
-        ({"sweep": {"dimensions": {"pca": [8]}, "row": "99"}}, "rows='99' is no row here"),
+        ({"seeds": [0, 0]}, "seeds=[0, 0] must be"),
+        ({"seeds": ["a"]}, "seeds=['a'] must be"),
+        ({"model": {"noise_schedule": "constant"}}, "model.noise_schedule differs between rows"),
+        ({"data": {"random_resized_crop": True}}, "data.random_resized_crop differs between rows"),
+        ({"training": {"seed": 3}}, "training.seed is not a field of a preset; give seeds"),
+        ({"tokenizer": {"tokenizer": "runs/pca"}}, "tokenizer.tokenizer is not a field of a preset; rows differ"),
+        ({"tokenizers": {"vaee": {}}}, "tokenizers.vaee is not a latent tokenizer; did you mean vae?"),
+        ({"tokenizers": {"ae": {"image": 3}}}, "tokenizers.ae.image is not a field of a recipe"),
+        ({"tokenizers": {"ae": 3}}, "tokenizers={'ae': 3} must hold fields by type"),
+        ({"sweep": {"dimensions": {"pca": 8}}}, "dimensions.pca=8: it must be a valid list"),
+        ({"sweep": {"dimensions": {"pca": [8]}, "row": "99"}}, "rows='99' does not exist"),
     ],
 )
 def test_what_makes_no_sense_is_refused_by_name(write_preset, keys, message):
@@ -79,7 +79,7 @@ def test_what_makes_no_sense_is_refused_by_name(write_preset, keys, message):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("imagse", "did you mean 'images'"), ("probe.epoch", "did you mean 'epochs'")]
+    ("name", "message"), [("imagse", "did you mean images"), ("probe.epoch", "did you mean epochs")]
 )
 def test_unknown_options_are_refused(write_preset, name, message):
     with pytest.raises(ValueError, match=message):

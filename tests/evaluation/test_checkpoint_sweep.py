@@ -136,7 +136,7 @@ def test_an_ldae_run_is_swept_without_fid(tmp_path):
         (["--probes", "svm"], "probes='svm': 'svm' is unknown; choose of ridge, knn, linear, or none"),
         (["--probes", "none"], "leaves nothing to measure"),
         (["--timesteps", "1,11"], "timesteps=1,11 is not possible here; give one"),
-        (["--fid", "1"], "fid=1 is not possible; give 2 or more"),
+        (["--fid", "1"], "fid=1 must be 2 or more"),
         (["--fid", "10"], "extractor='inception' is not at hand"),
     ],
 )

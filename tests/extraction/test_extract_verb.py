@@ -143,7 +143,7 @@ def test_what_is_wrong_is_one_line(checkpoint, digit, tmp_path, capsys):
     assert "blocks 1 to 3" in error_of(capsys, extract, checkpoint, *FAST, "--output_dir", folder, "--layers", "4")
     assert "cannot be loaded" in error_of(capsys, extract, tmp_path / "x", *FAST, "--output_dir", folder)
     maps = [checkpoint, *FAST, "--output_dir", folder, "--pool", "none"]
-    assert "an index needs pool='mean'" in error_of(capsys, extract, *maps, "--index")
+    assert "index=true needs pool='mean'" in error_of(capsys, extract, *maps, "--index")
     assert not folder.exists()
     assert "holds no features (extraction.json is missing)" in error_of(capsys, search, folder, digit)
     two = [checkpoint, *FAST, "--output_dir", folder, "--layers", "1,2"]
@@ -161,7 +161,7 @@ def test_what_is_wrong_is_one_line(checkpoint, digit, tmp_path, capsys):
     )
     assert extract(*two, "--index") == 0
     chosen = ("--column", "features_layer2_t10", "--device", "cpu")
-    assert "k=0 must be at least 1" in error_of(capsys, search, folder, digit, *chosen, "--k", "0")
+    assert "k=0 must be an integer, 1 or more" in error_of(capsys, search, folder, digit, *chosen, "--k", "0")
     assert "cannot be read: missing or forbidden file" in error_of(capsys, search, folder, tmp_path / "x.png", *chosen)
     (checkpoint / "model.safetensors").unlink()
     assert "Say with --checkpoint where" in error_of(capsys, search, folder, digit, *chosen)

@@ -14,7 +14,6 @@ from ldae.hub.model_card import TEMPLATE, is_rejected, render_model_card, write_
 from ldae.hub.remote_code import save_with_code
 from ldae.hub.upload import is_sealed_card, seal_card
 from ldae.results import Result, add_result
-from ldae.verbs.card import main
 from tests.processes import Runner
 
 
@@ -252,11 +251,11 @@ def test_metadata_of_a_hand_written_card_changes_on_request_only(
         + body
     )
     before = path.read_text()
-    assert main([str(run_folder)]) == 0
+    assert run_verb("card", [str(run_folder)]) == 0
     assert path.read_text() == before
     assert "stays as it is" in capsys.readouterr().out
     for _ in range(2):  # the second time changes nothing more
-        assert main([str(run_folder), "--update_metadata", "true"]) == 0
+        assert run_verb("card", [str(run_folder), "--update_metadata", "true"]) == 0
         text = path.read_text()
         assert text.endswith("---\n" + body)
         metadata = metadata_of(text)

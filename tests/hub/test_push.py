@@ -17,7 +17,7 @@ from tests.hub.hub_server import TestHub
 from tests.processes import Runner
 
 
-PUSH = "import sys; from ldae.verbs.push_to_hub import main; raise SystemExit(main(sys.argv[1:]))"
+PUSH = "import sys; from ldae.cli import run_verb; raise SystemExit(run_verb('push_to_hub', sys.argv[1:]))"
 REPO = ("model", "tester/nano")
 STORED = Path(__file__).parents[1] / "fixtures"
 

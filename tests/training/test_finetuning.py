@@ -149,7 +149,7 @@ def test_a_saved_probe_keeps_its_head(run, tmp_path):
     assert recipe.has_head and recipe.data.dataset == "digits"
     images = draw_images()
     torch.testing.assert_close(load_classifier(recipe).eval()(images).logits, probe.eval()(images).logits)
-    with pytest.raises(ValueError, match="feature_timestep=20 is not possible with the head of"):
+    with pytest.raises(ValueError, match="feature_timestep=20 does not fit the head of"):
         load(run / "linear_probe", tmp_path / "out", feature_timestep=20)
     fresh = load_classifier(load(run / "linear_probe", tmp_path / "out", new_head=True, feature_timestep=20))
     assert not fresh.classifier.weight.any() and not fresh.classifier.bias.any()
@@ -226,15 +226,15 @@ def test_epochs_and_the_rest_of_the_protocol_fill_in_the_budget(run, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"layer_decays": 1}, "--layer_decays is no field of fine-tuning; did you mean 'layer_decay'"),
-        ({"hidden_size": 8}, "--hidden_size is no field of fine-tuning"),
-        ({"latent_cache": "x"}, "--latent_cache is no field of fine-tuning"),
-        ({"drop_path": 1.0}, "drop_path=1.0 is not possible"),
-        ({"rand_augment": 11}, "rand_augment=11.0 is not possible"),
-        ({"lora_rank": 0}, "lora_rank=0 is not possible"),
-        ({"from_scratch": True, "frozen_blocks": 1}, "frozen_blocks=1 is not possible with from_scratch"),
-        ({"num_hidden_layers": 3}, "num_hidden_layers=3 is not possible; the checkpoint has 2 blocks"),
-        ({"feature_layer": 3}, "feature_layer=3 is invalid"),
+        ({"layer_decays": 1}, "--layer_decays is not a field of fine-tuning; did you mean layer_decay"),
+        ({"hidden_size": 8}, "--hidden_size is not a field of fine-tuning"),
+        ({"latent_cache": "x"}, "--latent_cache is not a field of fine-tuning"),
+        ({"drop_path": 1.0}, "drop_path=1.0 must be"),
+        ({"rand_augment": 11}, "rand_augment=11.0 must be"),
+        ({"lora_rank": 0}, "lora_rank=0 must be"),
+        ({"from_scratch": True, "frozen_blocks": 1}, "frozen_blocks=1 does not go with from_scratch"),
+        ({"num_hidden_layers": 3}, "num_hidden_layers=3 must be at most 2"),
+        ({"feature_layer": 3}, "feature_layer=3 must be from 1"),
         ({"epochs": 2}, "epochs=2 and images=96 are both given"),
         ({"frozen_blocks": 3}, "frozen_blocks=3 exceeds the 2 blocks of the encoder"),
         ({"micro_batch_size": 1}, "micro_batch_size=1 is odd, and MixUp and CutMix mix pairs"),
@@ -258,6 +258,6 @@ def test_checkpoints_and_images_that_cannot_be_fine_tuned_are_named(run, ddae, t
     with pytest.raises(ValueError, match="has no label column, which a classifier needs"):
         load(run, tmp_path / "out", dataset=str(tmp_path / "data"))
     assert main(["finetune", str(run), "--seeds", "0,1"]) == 2
-    assert "seeds=0,1 is of --compare_from_scratch" in capsys.readouterr().err
+    assert "seeds=[0, 1] only applies with --compare_from_scratch" in capsys.readouterr().err
     assert main(["finetune", str(run), "--compare_from_scratch", "--seed", "1"]) == 2
     assert "seed=1 does not apply to a comparison" in capsys.readouterr().err

@@ -4,22 +4,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ldae.data import DataConfig
-from ldae.training.recipe import (
-    MODEL_FIELDS,
-    TokenizerConfig,
-    TrainingConfig,
-    differences,
-    load_recipe,
-    parse_overrides,
-)
+from ldae.sections import DataConfig, TokenizerConfig, TrainingConfig
+from ldae.training.recipe import differences, load_recipe, model_fields
 
 
 RECIPES = sorted((Path(__file__).parents[2] / "training" / "recipes").glob("*.yaml"))
 
 
 def test_field_names_are_unique_over_the_sections():
-    names = [*MODEL_FIELDS, "size"]
+    names = [*model_fields("ldae"), "size"]
     names += [f.name for kind in (DataConfig, TokenizerConfig, TrainingConfig) for f in dataclasses.fields(kind)]
     assert len(names) == len(set(names))
 
@@ -33,9 +26,7 @@ def test_every_recipe_of_the_repository_loads_and_says_how_to_launch_it(path):
 
 
 def test_overrides_win_and_are_typed(recipe_file):
-    overrides = parse_overrides(
-        ["--images", "1e3", "--streaming=true", "--base-learning-rate", "1e-4", "--size", "nano"]
-    )
+    overrides = {"images": "1e3", "streaming": "true", "training.base_learning_rate": "1e-4", "size": "nano"}
     recipe = load_recipe(recipe_file, overrides)
     assert recipe.training.images == 1000 and isinstance(recipe.training.images, int)
     assert recipe.data.streaming is True
@@ -48,13 +39,13 @@ def test_overrides_win_and_are_typed(recipe_file):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"imagse": "3"}, "did you mean 'images'"),
-        ({"images": "many"}, "training.images='many' has the wrong type; it must be int"),
-        ({"images": "0"}, "images=0 is not possible"),
-        ({"streaming": "perhaps"}, "data.streaming='perhaps' has the wrong type"),
-        ({"mixed_precision": "fp8"}, "mixed_precision='fp8' is unknown"),
+        ({"imagse": "3"}, "did you mean images"),
+        ({"images": "many"}, "training.images='many' must be an integer"),
+        ({"images": "0"}, "training.images=0 must be an integer, 1 or more"),
+        ({"streaming": "perhaps"}, "data.streaming='perhaps' must be true or false"),
+        ({"mixed_precision": "fp8"}, "mixed_precision='fp8' must be one of no, bf16"),
         ({"latent_dim": "100"}, "latent_dim=100 is invalid"),
-        ({"ema_decay": "1.5"}, "ema_decay=1.5 is not possible"),
+        ({"ema_decay": "1.5"}, "ema_decay=1.5 must be a number, above 0 and below 1, or null"),
         ({"size": "huge"}, "size='huge' is unknown"),
     ],
 )
@@ -67,25 +58,21 @@ def test_wrong_values_are_named(recipe_file, overrides, message):
 def test_wrong_files_are_named(tmp_path):
     path = tmp_path / "recipe.yaml"
     for content, message in [
-        ("modle: {}", "did you mean 'model'"),
+        ("modle: {}", "did you mean model"),
         ("model: 3", "must hold"),
-        ("- a", "no recipe"),
+        ("- a", "must hold"),
         (
             "data: {dataset: digits, streeming: true}",
-            "data.streeming is no field of a recipe; did you mean 'streaming'",
+            "data.streeming is not a field of a recipe; did you mean streaming",
         ),
-        ("data: {images: 3}", "data.images is no field"),
+        ("data: {images: 3}", "data.images is not a field"),
         ("training: {images: 3}", "dataset is missing"),
     ]:
         path.write_text(content)
         with pytest.raises(ValueError, match=message):
             load_recipe(path)
-    with pytest.raises(ValueError, match="is no file"):
+    with pytest.raises(ValueError, match="is not a file"):
         load_recipe(tmp_path / "missing.yaml")
-    with pytest.raises(ValueError, match="write --field value"):
-        parse_overrides(["images"])
-    with pytest.raises(ValueError, match="--images has no value"):
-        parse_overrides(["--images"])
 
 
 def test_a_resolved_recipe_is_a_recipe_and_says_everything(recipe_file, tmp_path):
@@ -94,7 +81,7 @@ def test_a_resolved_recipe_is_a_recipe_and_says_everything(recipe_file, tmp_path
     again = load_recipe(tmp_path / "resolved.yaml")
     assert again.resolved() == recipe.resolved()
     assert again.model_config().to_dict() == recipe.model_config().to_dict()
-    assert set(yaml.safe_load((tmp_path / "resolved.yaml").read_text())["model"]) == set(MODEL_FIELDS)
+    assert set(yaml.safe_load((tmp_path / "resolved.yaml").read_text())["model"]) == set(model_fields("ldae"))
 
 
 def test_differences_name_what_matters_and_nothing_else(recipe_file):
@@ -131,7 +118,9 @@ def test_a_recipe_can_be_the_difference_from_another(tmp_path):
     assert differences(third.resolved(), whole.resolved()) == ["model.latent_dim: 8 -> 16", "training.seed: 0 -> 3"]
 
     (tmp_path / "lost.yaml").write_text("base: nowhere.yaml\n")
-    with pytest.raises(ValueError, match=r"nowhere\.yaml' is no file; give the path of a recipe; .*lost\.yaml has it"):
+    with pytest.raises(
+        ValueError, match=r"nowhere\.yaml' is not a file; give the path of a recipe; it is the base of .*lost\.yaml"
+    ):
         load_recipe(tmp_path / "lost.yaml")
     (tmp_path / "round.yaml").write_text("base: sub/circle.yaml\n")
     (tmp_path / "sub" / "circle.yaml").write_text("base: ../round.yaml\n")

@@ -178,7 +178,7 @@ def test_sigterm_from_outside_saves_and_the_same_command_goes_on(recipe, uninter
 WITNESS = """
 import json, os, sys
 from ldae.data import ImageLoader, hash_images
-from ldae.verbs.pretrain import main
+from ldae.cli import run_verb
 
 read, following = {}, ImageLoader.__next__
 
@@ -188,7 +188,7 @@ def witnessed(loader):
     return batch
 
 ImageLoader.__next__ = witnessed
-status = main(sys.argv[2:])
+status = run_verb("pretrain", sys.argv[2:])
 with open(f"{sys.argv[1]}-{os.environ.get('RANK', '0')}.json", "w") as file:
     json.dump(list(read.values())[-1], file)  # the last loader is the training's, the first the tokenizer's
 sys.exit(status)

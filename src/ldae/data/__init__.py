@@ -1,8 +1,9 @@
 """Images for training and evaluation: opened, divided, shuffled, decoded, augmented, resumed."""
 
+from ldae.sections import DataConfig
+
 from .augment import prepare_images, prepare_latents
 from .batch import Batch, describe_counts
-from .config import DataConfig
 from .decode import UnreadableImageError, decode_image
 from .disjoint import check_disjoint, hash_images
 from .geometry import augment_geometry

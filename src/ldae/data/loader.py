@@ -13,9 +13,10 @@ from typing import Any
 import torch
 import torch.utils.data
 
+from ldae.sections import DataConfig
+
 from .augment import RandomCrop
 from .batch import Batch, CachedLatents, Decoder, WorkerBatch
-from .config import DataConfig
 from .order import PositionSampler, ShuffledExamples, micro_steps_per_step
 from .sources import ImageSource
 from .stream import FIRST_STATE, ShuffledStream

@@ -11,9 +11,10 @@ from typing import Any
 from datasets import ClassLabel, Dataset, IterableDataset, get_dataset_split_names, load_dataset
 from datasets import Image as ImageFeature
 
+from ldae.sections import DataConfig
+
 from . import digits
 from .columns import find_image_column, find_label_column, find_other_columns
-from .config import DataConfig
 
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2")

@@ -1,35 +1,36 @@
 """
-Presets: a YAML file that says which rows of the trajectory, or which latent dimensions, are run on which data and budget.
+Presets: YAML files that name the rows of the trajectory, or the latent dimensions, to run, and their data and budget.
 
-A preset has the four sections of a recipe, laid over every row, and keys of its own; see [`Preset`].
+A preset has the four sections of a recipe, which are laid over every row, and keys of its own; see [`Preset`].
 """
 
-import dataclasses
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
+from pydantic import Field
 
-from ldae.evaluation.linear_probe import ProbeSettings
-from ldae.evaluation.protocol import Protocol
-from ldae.evaluation.rate_search import MAX_LR_EXTENSIONS
-from ldae.models.configuration_ldae import CHOICES
-from ldae.training.recipe import SECTIONS, build_section, did_you_mean, field_owners, read_sections
-from ldae.training.resnet_classifier import ResNetClassifierConfig
+from ldae.options import Option, build, describe, did_you_mean, options
+from ldae.sections import ResNetClassifierConfig
+from ldae.training.recipe import field_owners, read_sections, recipe_options
 
 
+if TYPE_CHECKING:
+    from ldae.evaluation.protocol import Protocol
+
+
+RECIPE_SECTIONS = ("model", "data", "tokenizer", "training")
 KEYS = ("recipes", "rows", "sweep", "seeds", "tokenizers", "classifier", "probe", "generation")
 ROW_NAME = re.compile(r"(\d\d[a-z]?)_\w+")  # 07_patch_pca: the row's number and what it does
-# What rows differ in: laid over every row, such a field would make them one.
+# Fields in which rows differ; a preset cannot set them for all rows.
 ROW_FIELDS = frozenset(
     "latent_tokenizer noise_schedule prediction_target input_space loss_weighting residual_weight "
     "random_resized_crop".split()
 )
 
 
-# What cannot be the same for every run, and what to do instead.
+# Fields that cannot be the same for every run, and what to do instead.
 NOT_FOR_ALL = {
     "output_dir": "give --output_dir on the command line",
     "seed": "give seeds, or --seeds on the command line",
@@ -38,40 +39,44 @@ NOT_FOR_ALL = {
 }
 
 
-@dataclass
+@options
 class ProbeOptions:
     """
     The `probe:` section of a preset: how every run is probed, and which runs are looked at more closely.
 
     Args:
-        protocol: `cached` or `paper`, of [`~ldae.evaluation.protocol.Protocol`]; `paper` needs `probe: adam`.
-        probe: `logistic` is solved until it has converged; `adam` trains as the papers do, at the recipe's own point.
-        search_blocks: Blocks among which the point is searched that a converged probe is reported at; `None` is all.
+        protocol: `cached` computes features once; `paper` computes them under random crops in every epoch and needs
+            `probe: adam`.
+        probe: `logistic` is solved to convergence; `adam` trains as the papers do, at the recipe's own block and t.
+        search_blocks: Blocks searched for the point at which the converged probe is reported; by default all.
         search_timesteps: Time steps of that search, of 1000.
-        epochs, batch_size, base_lr, lr_multipliers, seeds: Of Adam's probes, as
-            [`~ldae.evaluation.linear_probe.ProbeSettings`]; several rates are extended where one is chosen at the
-            edge.
-        crop_scale: Of the `paper` protocol.
-        horizontal_flip: Whether images are mirrored; not for digits or letters.
-        forward_batch_size: Images of a forward.
-        baselines: Whether the untrained network, the mean latents and raw pixels are probed too.
+        epochs: Passes of Adam's probes over the training images.
+        batch_size: Images in a step of Adam's probes; by default 16384, and less for small data sets.
+        base_lr: Learning rate of Adam's probes for a batch of 256.
+        lr_multipliers: Factors on that rate; the best is chosen on held-out images, and the list is extended if it lies at
+            an end.
+        seeds: Seeds of Adam's probes.
+        crop_scale: Smallest and largest share of the area kept by the crops of the `paper` protocol.
+        horizontal_flip: Mirror images; not for digits or letters.
+        forward_batch_size: Images in a forward.
+        baselines: Probe the untrained network, the mean latents and raw pixels too.
         study_rows: Rows of the block and time-step sweeps (App. A).
-        blocks: Blocks of that sweep; `None` is all of a stack of up to 12, else the paper's 9 to 15 of 24 in proportion.
+        blocks: Blocks of that sweep; by default all of a stack of up to 12, else the paper's 9 to 15 of 24 in proportion.
         timesteps: Time steps of that sweep, of 1000, clean and noisy.
     """
 
-    protocol: str = "cached"
-    probe: str = "logistic"
+    protocol: Literal["cached", "paper"] = "cached"
+    probe: Literal["logistic", "adam"] = "logistic"
     search_blocks: list[int] | None = None
     search_timesteps: list[int] = field(default_factory=lambda: [0, 10, 20, 40, 80, 160, 320, 640, 999])
-    epochs: int = 90
-    batch_size: int | None = None
+    epochs: int = Field(90, ge=1)
+    batch_size: int | None = Field(None, ge=1)
     base_lr: float = 1e-4
     lr_multipliers: list[float] = field(default_factory=lambda: [1.0, 10.0, 100.0])
     seeds: list[int] = field(default_factory=lambda: [0])
     crop_scale: tuple[float, float] = (0.08, 1.0)
     horizontal_flip: bool = True
-    forward_batch_size: int = 256
+    forward_batch_size: int = Field(256, ge=1)
     baselines: bool = True
     study_rows: list[str] = field(default_factory=lambda: ["12"])
     blocks: list[int] | None = None
@@ -79,21 +84,22 @@ class ProbeOptions:
 
     def __post_init__(self) -> None:
         self.study_rows = [row_key(row) for row in self.study_rows]
-        if self.probe not in ("logistic", "adam"):
-            raise ValueError(f"probe.probe={self.probe!r} must be logistic or adam.")
         if self.probe == "logistic" and self.protocol == "paper":
-            raise ValueError("probe.protocol=paper needs an optimiser that takes epochs; give probe.probe: adam.")
+            raise ValueError("protocol=paper needs an optimizer that works in epochs; give probe: adam.")
         if not all(0 <= t < 1000 for t in self.search_timesteps):
-            raise ValueError(f"probe.search_timesteps={self.search_timesteps} must be from 0 to 999.")
-        self.make_protocol()
+            raise ValueError(f"search_timesteps={self.search_timesteps} must be from 0 to 999.")
 
     def make_protocol(
         self,
         layers: tuple[int, ...] | None = None,
         timesteps: tuple[int, ...] | None = None,
         noisy: bool = False,
-    ) -> Protocol:
-        """The protocol that these options stand for, at given blocks and time steps."""
+    ) -> "Protocol":
+        """Build the probes' protocol at given blocks and time steps."""
+        from ldae.evaluation.linear_probe import ProbeSettings
+        from ldae.evaluation.protocol import Protocol
+        from ldae.evaluation.rate_search import MAX_LR_EXTENSIONS
+
         settings = ProbeSettings(
             epochs=self.epochs,
             batch_size=self.batch_size,
@@ -113,14 +119,14 @@ class ProbeOptions:
         )
 
 
-@dataclass
+@options
 class SweepOptions:
     """
-    The `sweep:` section: latent dimensions of some tokenizers, each on one row (Tab. 2, Fig. 5).
+    The `sweep:` section: latent dimensions of tokenizers, all on one row (Tab. 2, Fig. 5).
 
     Args:
         dimensions: Latent dimensions by tokenizer: `{pca: [8, 16], pixel: [12, 48]}`.
-        row: The row that they are tried on; its input and target must be in latent space where `conv_vae` is among them.
+        row: Row that they are tried on; with `conv_vae` its input and target must be in latent space.
     """
 
     dimensions: dict[str, list[int]] = field(default_factory=dict)
@@ -131,33 +137,33 @@ class SweepOptions:
         for tokenizer, dims in self.dimensions.items():
             if not isinstance(dims, list) or not all(type(d) is int and d > 0 for d in dims):
                 raise ValueError(
-                    f"sweep.dimensions.{tokenizer}={dims!r} is not possible; give a list such as [8, 16]."
+                    f"dimensions.{tokenizer}={dims!r} must be a list of positive integers, such as [8, 16]."
                 )
 
 
-@dataclass
+@options
 class GenerationOptions:
     """
-    The `generation:` section: samples of rows, and FID and KID from them. Without the section there are none.
+    The `generation:` section: samples of rows, and FID and KID from them. Without the section no images are generated.
 
     Args:
-        num_images: How many images are drawn for FID and KID.
-        reference_images: How many training images they are compared with; `None` is all.
+        num_images: Images drawn for FID and KID.
+        reference_images: Training images they are compared with; by default all.
         steps: Steps of the sampler.
         batch_size: Images drawn at a time, in each process.
-        guidance_scale: Of classifier-free guidance, where the row is told classes; 1 is none.
-        grid: How many images are shown.
-        rows: Rows that samples are drawn from; `None` is all.
-        extractor: Network whose features FID and KID compare: a folder or Hub id for `AutoModel`, or `inception`; `None`
-            is the preset's classifier where it has one, else `inception`.
+        guidance_scale: Scale of classifier-free guidance in class-conditional rows; 1 turns it off.
+        grid: Images in the picture.
+        rows: Rows that samples are drawn from; by default all.
+        extractor: Network whose features FID and KID compare: a folder or Hub id for `AutoModel`, or `inception`; by
+            default the preset's classifier if it has one, else `inception`.
     """
 
-    num_images: int = 1000
-    reference_images: int | None = None
-    steps: int = 50
-    batch_size: int = 250
+    num_images: int = Field(1000, ge=2)
+    reference_images: int | None = Field(None, ge=2)
+    steps: int = Field(50, ge=1)
+    batch_size: int = Field(250, ge=1)
     guidance_scale: float = 1.0
-    grid: int = 40
+    grid: int = Field(40, ge=1)
     rows: list[str] | None = None
     extractor: str | None = None
 
@@ -178,11 +184,19 @@ class GenerationOptions:
 @dataclass(frozen=True)
 class Preset:
     """
-    What a `deconstruct` launch works through.
+    A checked preset.
 
-    `path` is the file; `recipes` the folder of the rows' recipes; `rows` their names in order; `sweep` the latent
-    dimensions, or `None`; `seeds` one pre-training for each; `sections` the four sections of a recipe, laid over every
-    row; `tokenizers` more fields of the tokenizer section by kind; `classifier`, `generation` are `None` where the preset has no such section.
+    Args:
+        path: The file.
+        recipes: Folder of the rows' recipes.
+        rows: Names of the rows, in order.
+        sweep: Latent dimensions, or `None`.
+        seeds: Seeds; each row is pre-trained once with each.
+        sections: The four sections of a recipe, laid over every row.
+        tokenizers: More fields of the tokenizer section, by type of tokenizer.
+        classifier: Classifier that is trained first, or `None`.
+        probe: How every run is probed.
+        generation: Samples and their scores, or `None`.
     """
 
     path: Path
@@ -197,26 +211,46 @@ class Preset:
     generation: GenerationOptions | None
 
 
+def preset_options() -> dict[str, list[Option]]:
+    """List the fields of a preset by section: its own as `section.field`, then those of a recipe."""
+    own = {
+        "sweep": SweepOptions,
+        "classifier": ResNetClassifierConfig,
+        "probe": ProbeOptions,
+        "generation": GenerationOptions,
+    }
+    dotted = {
+        section: [replace(option, name=f"{section}.{option.name}") for option in describe(kind)]
+        for section, kind in own.items()
+    }
+    shared = {
+        section: [o for o in fields if o.name not in ROW_FIELDS and o.name not in NOT_FOR_ALL]
+        for section, fields in recipe_options().items()
+        if "ddae" not in section
+    }
+    return {**dotted, **shared}
+
+
 def load_preset(path: str | Path, overrides: dict[str, str] | None = None) -> Preset:
     """
     Read a preset and override some of it.
 
     Args:
-        path (`str` or `Path`): The YAML file. Its key `base` names another preset, from which it is the difference.
-        overrides (`dict[str, str]`, *optional*): Values as YAML text: a recipe's fields by bare name (`images`), the
-            preset's own by section (`probe.epochs`), `rows` and `seeds` as lists (`0,7,12a`).
+        path (`str` or `Path`): The YAML file. Its key `base` names another preset, which the file changes.
+        overrides (`dict[str, str]`, *optional*): Values as YAML text: a recipe's fields by name (`images`), the preset's
+            own by section (`probe.epochs`), `rows` and `seeds` as lists (`0,7,12a`).
 
     Returns:
         [`Preset`].
 
     Raises:
-        ValueError: for an unknown key or field, a value of the wrong type, a row that does not exist, or a field that
-            would make all rows one.
+        ValueError: For an unknown key or field, a value of the wrong type, a row that does not exist, or a field in which
+            rows differ.
     """
     path = Path(path)
     content = read_sections(path, extra=KEYS)
     _override(content, overrides or {})
-    sections = {name: content[name] for name in SECTIONS}
+    sections = {name: content[name] for name in RECIPE_SECTIONS}
     for section, values in sections.items():
         _check_section(path, section, section, values)
     recipes = path.parent / content.get("recipes", ".")
@@ -240,7 +274,7 @@ def load_preset(path: str | Path, overrides: dict[str, str] | None = None) -> Pr
 
 def row_key(row: Any) -> str:
     """
-    A row's number as its recipe's name begins: `7`, `"07"` and `"07_patch_pca"` are `"07"`.
+    Return a row's number as its recipe's name begins with it: `7`, `"07"` and `"07_patch_pca"` give `"07"`.
 
     Example:
 
@@ -261,21 +295,21 @@ def row_key(row: Any) -> str:
 
 def select_rows(rows: tuple[str, ...], wanted: list[Any]) -> tuple[str, ...]:
     """
-    Those of `rows` that are wanted, in their order.
+    Select the wanted rows, in the order of `rows`.
 
     Raises:
-        ValueError: for one that is not among them.
+        ValueError: For a row that is not among them.
     """
     keys = [row_key(row) for row in wanted]
     known = {row_key(row): row for row in rows}
     for key in keys:
         if key not in known:
-            raise ValueError(f"rows={key!r} is no row here; there are {', '.join(known)}.")
+            raise ValueError(f"rows={key!r} does not exist; choose from {', '.join(known)}.")
     return tuple(name for key, name in known.items() if key in keys)
 
 
 def split_list(value: Any) -> list[Any]:
-    """`"0,7,12a"`, `"[0, 7]"`, a number or a list, as a list."""
+    """Make a list of `"0,7,12a"`, `"[0, 7]"`, a number or a list."""
     if isinstance(value, str):
         value = value.strip().strip("[]")
         return [part.strip() for part in value.split(",") if part.strip()]
@@ -283,28 +317,30 @@ def split_list(value: Any) -> list[Any]:
 
 
 def _check_section(path: Path, name: str, section: str, values: dict[str, Any]) -> None:
-    """Whether fields of a recipe's section, written under `name`, can be laid over every row."""
+    """Refuse fields of a recipe's section, written under `name`, that cannot be laid over every row."""
     owners = field_owners()
     for field_name in values:
         full = f"{path}: {name}.{field_name}"
         if owners.get(field_name) != section:
             known = [other for other, owner in owners.items() if owner == section]
-            raise ValueError(f"{full} is no field of a recipe{did_you_mean(field_name, known)}")
+            raise ValueError(f"{full} is not a field of a recipe{did_you_mean(field_name, known)}")
         if field_name in ROW_FIELDS:
-            raise ValueError(f"{full} is what rows differ in; it belongs into a row's recipe.")
+            raise ValueError(f"{full} differs between rows; set it in a row's recipe.")
         if field_name in NOT_FOR_ALL:
-            raise ValueError(f"{full} is no field of a preset; {NOT_FOR_ALL[field_name]}.")
+            raise ValueError(f"{full} is not a field of a preset; {NOT_FOR_ALL[field_name]}.")
 
 
 def _tokenizers(value: Any, path: Path) -> dict[str, dict[str, Any]]:
+    from ldae.models.configuration_ldae import CHOICES
+
     known = CHOICES["latent_tokenizer"]
     if not isinstance(value, dict) or not all(isinstance(fields, dict) for fields in value.values()):
         raise ValueError(
-            f"{path}: tokenizers={value!r} must hold fields by kind, such as `ae: {{tokenizer_images: 1000}}`."
+            f"{path}: tokenizers={value!r} must hold fields by type, such as `ae: {{tokenizer_images: 1000}}`."
         )
     for kind, fields in value.items():
         if kind not in known:
-            raise ValueError(f"{path}: tokenizers.{kind} is no kind of tokenizer{did_you_mean(kind, known)}")
+            raise ValueError(f"{path}: tokenizers.{kind} is not a latent tokenizer{did_you_mean(kind, known)}")
         _check_section(path, f"tokenizers.{kind}", "tokenizer", fields)
     return value
 
@@ -314,7 +350,7 @@ def _find_rows(recipes: Path, wanted: Any, path: Path) -> tuple[str, ...]:
     if wanted in (None, "all"):
         if not present:
             raise ValueError(
-                f"{path}: {recipes} holds no recipe of a row, NN_name.yaml; name their folder in `recipes`."
+                f"{path}: {recipes} holds no recipe of a row, NN_name.yaml; name the folder of the rows in `recipes`."
             )
         return present
     others = tuple(str(row) for row in split_list(wanted) if (recipes / f"{row}.yaml").is_file())
@@ -327,7 +363,7 @@ def _seeds(value: Any) -> tuple[int, ...]:
     except (TypeError, ValueError):
         seeds = ()
     if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds={value!r} is not possible; give one or more whole numbers, each once: 0,1,2.")
+        raise ValueError(f"seeds={value!r} must be one or more integers, each once, such as 0,1,2.")
     return seeds
 
 
@@ -337,11 +373,10 @@ def _optional(kind: type, content: dict[str, Any], section: str, path: Path) -> 
         return None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: section {section!r} must hold `field: value` lines, not {values!r}.")
-    known = [f.name for f in dataclasses.fields(kind)]
-    for name in values:
-        if name not in known:
-            raise ValueError(f"{path}: {section}.{name} is no field of a preset{did_you_mean(name, known)}")
-    return build_section(kind, values, section)
+    try:
+        return build(kind, values, section, "field")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _override(content: dict[str, Any], overrides: dict[str, str]) -> None:
@@ -351,9 +386,9 @@ def _override(content: dict[str, Any], overrides: dict[str, str]) -> None:
         if name in ("rows", "seeds", "recipes"):
             content[name] = text
         elif dot and section in KEYS:
-            content[section] = {**(content.get(section) or {}), field_name: yaml.safe_load(text)}
+            content[section] = {**(content.get(section) or {}), field_name: text}
         elif name in owners:
-            content[owners[name]][name] = yaml.safe_load(text) if isinstance(text, str) else text
+            content[owners[name]][name] = text
         else:
             known = [*owners, "rows", "seeds", "probe.epochs", "generation.num_images"]
-            raise ValueError(f"--{name} is no field of a preset{did_you_mean(name, known)}")
+            raise ValueError(f"--{name} is not a field of a preset{did_you_mean(name, known)}")

@@ -7,7 +7,7 @@ from typing import Any
 from ldae.deconstruct.preset import Preset, row_key
 from ldae.files import hash_settings
 from ldae.models.configuration_ldae import CONV_VAE_DEFAULTS
-from ldae.training.options import FREE_FIELDS
+from ldae.sections import FREE_FIELDS
 from ldae.training.recipe import Recipe, build_recipe, read_sections
 from ldae.training.tokenizer_training import tokenizer_recipe
 

@@ -17,8 +17,8 @@ from ldae.evaluation.online import OnlineProbe
 from ldae.hub.model_card import write_model_card
 from ldae.hub.push import HubUploader
 from ldae.results import Result, add_result
+from ldae.sections import TrainingConfig
 from ldae.training.loop import Callback, Run
-from ldae.training.options import TrainingConfig
 
 
 class FeatureProbe(Callback):

@@ -14,6 +14,7 @@ from diffusers.training_utils import EMAModel
 
 from ldae.data import Batch, ImageLoader, check_disjoint, describe_counts
 from ldae.errors import RunError
+from ldae.sections import TrainingConfig
 from ldae.training.checkpoint import (
     Checkpoint,
     collect_model,
@@ -24,7 +25,6 @@ from ldae.training.checkpoint import (
     save_checkpoint,
 )
 from ldae.training.learning_rate import learning_rate
-from ldae.training.options import TrainingConfig
 from ldae.training.progress import StopSignal, Stopwatch, hardware, progress_bar
 from ldae.training.run_folder import RunFolder
 from ldae.training.task import Task, trained_parameters

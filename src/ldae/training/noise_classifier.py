@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -16,9 +16,9 @@ from ldae.evaluation.encoder import Layer
 from ldae.evaluation.linear_probe import BN_EPS
 from ldae.evaluation.untrained import untrained_like
 from ldae.models.randomness_ldae import TIMESTEPS, keyed_uniform
+from ldae.sections import TokenizerConfig
 from ldae.training.checkpoint import Checkpoint
 from ldae.training.loop import train
-from ldae.training.options import TokenizerConfig
 from ldae.training.recipe import Recipe, model_fields
 from ldae.training.resnet_classifier import classifier_training
 from ldae.training.run_folder import RunFolder
@@ -50,7 +50,7 @@ class NoiseClassifierConfig:
     total_batch_size: int = 64
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
-    mixed_precision: str = "no"
+    mixed_precision: Literal["no", "bf16"] = "no"
     seed: int = 0
 
 

@@ -1,38 +1,70 @@
-"""Recipes: one YAML file that says the model, the data and the budget, and command-line values that override it."""
+"""Recipes: one YAML file that names the model, the data and the budget, and values that override its fields."""
 
 import dataclasses
-import difflib
-import types
-import typing
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ldae.data import DataConfig
-from ldae.models.configuration_ddae import DDAEConfig
-from ldae.models.configuration_ldae import LDAEConfig
-from ldae.training.options import FREE_FIELDS, TokenizerConfig, TrainingConfig
+from ldae.options import Option, build, convert_fields, describe, describe_source, did_you_mean, plain, read_yaml
+from ldae.sections import FREE_FIELDS, DataConfig, TokenizerConfig, TrainingConfig
 
 
-MODELS: dict[str, Any] = {"ldae": LDAEConfig, "ddae": DDAEConfig}
+MODELS = {"ldae": "LDAEConfig", "ddae": "DDAEConfig"}  # model_type -> class in models/configuration_*.py
+SECTIONS: dict[str, Any] = {"data": DataConfig, "tokenizer": TokenizerConfig, "training": TrainingConfig}
+MODEL_OPTIONS = (
+    Option("model_type", "ldae|ddae", "ldae", "The model: an l-DAE, or a DDAE around a network of diffusers."),
+    Option(
+        "size",
+        "text or null",
+        None,
+        "Named size of an l-DAE (nano, tiny, small, base, 12L, large): its width, depth and heads.",
+    ),
+)
+PACKAGE = Path(__file__).parents[1]
+
+
+@functools.cache
+def model_options(model_type: str) -> tuple[Option, ...]:
+    """List the fields that a model's configuration declares, without importing transformers."""
+    source = PACKAGE / "models" / f"configuration_{model_type}.py"
+    return tuple(describe_source(source, MODELS[model_type]))
 
 
 def model_fields(model_type: str) -> tuple[str, ...]:
-    """The papers' choices: the fields that the configuration of a model itself declares."""
-    return tuple(name for name in MODELS[model_type].__annotations__ if not name.startswith("_"))
+    """List the names of the fields that a model's configuration declares."""
+    return tuple(option.name for option in model_options(model_type))
 
 
-MODEL_FIELDS = model_fields("ldae")
-_KINDS: dict[str, Any] = {"data": DataConfig, "tokenizer": TokenizerConfig, "training": TrainingConfig}
-SECTIONS = ("model", *_KINDS)
+def model_class(model_type: str) -> Any:
+    """Import the configuration class of a model."""
+    return getattr(import_module(f"ldae.models.configuration_{model_type}"), MODELS[model_type])
+
+
+def recipe_options() -> dict[str, list[Option]]:
+    """List the fields of a recipe by section."""
+    return {
+        "model": [*MODEL_OPTIONS, *model_options("ldae")],
+        "model, with model_type: ddae": list(model_options("ddae")),
+        **{section: describe(kind) for section, kind in SECTIONS.items()},
+    }
 
 
 @dataclass
 class Recipe:
-    """A run: `model` (its `model_type`, fields of its configuration, perhaps `size`), `data`, `tokenizer`, `training`."""
+    """
+    A checked recipe.
+
+    Args:
+        model: `model_type`, fields of the model's configuration, and for an l-DAE perhaps `size`.
+        data: Where the images come from.
+        tokenizer: Where the latent tokenizer comes from; unused by a DDAE.
+        training: Budget, optimization and output.
+    """
 
     model: dict[str, Any]
     data: DataConfig
@@ -41,20 +73,18 @@ class Recipe:
 
     @property
     def model_type(self) -> str:
-        """What is trained: `"ldae"` or `"ddae"`."""
+        """Type of the model: `"ldae"` or `"ddae"`."""
         return self.model.get("model_type", "ldae")
 
     def model_config(self, **fields: Any) -> Any:
-        """The [`LDAEConfig`] or [`DDAEConfig`] of the `model:` section; `fields` win."""
+        """Build the [`LDAEConfig`] or [`DDAEConfig`] of the `model:` section; `fields` win."""
         chosen = {**self.model, **fields}
         chosen.pop("model_type", None)
-        if self.model_type != "ldae":
-            return MODELS[self.model_type](**chosen)
-        size = chosen.pop("size", None)
-        return LDAEConfig(**chosen) if size is None else LDAEConfig.from_size(size, **chosen)
+        size, config_class = chosen.pop("size", None), model_class(self.model_type)
+        return config_class(**chosen) if size is None else config_class.from_size(size, **chosen)
 
     def resolved(self) -> dict[str, Any]:
-        """Every field of every section, as plain YAML values."""
+        """Return every field of every section as plain YAML values."""
         config = self.model_config()
         sections = {
             "model": {name: getattr(config, name) for name in model_fields(self.model_type)},
@@ -65,150 +95,112 @@ class Recipe:
         if self.model_type != "ldae":
             sections["model"] = {"model_type": self.model_type, **sections["model"]}
             del sections["tokenizer"]
-        return yaml.safe_load(yaml.safe_dump(_plain(sections)))
+        return yaml.safe_load(yaml.safe_dump(plain(sections)))
 
     def save(self, path: str | Path) -> None:
-        """Write everything resolved as YAML."""
+        """Write every field as YAML."""
         Path(path).write_text(yaml.safe_dump(self.resolved(), sort_keys=False))
 
 
-def load_recipe(path: str | Path | None, overrides: dict[str, str] | None = None) -> Recipe:
+def load_recipe(path: str | Path | None, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """
     Read a recipe and override some of its fields.
 
     Args:
-        path (`str` or `Path`, *optional*): The YAML file, with sections `model`, `data`, `tokenizer` and `training`. Its key
-            `base` names another recipe, relative to its own folder, from which the file is the difference.
-        overrides (`dict[str, str]`, *optional*): Values by bare field name, as YAML text (`{"images": "1000"}`).
+        path (`str` or `Path`, *optional*): The YAML file, with sections `model`, `data`, `tokenizer` and `training`, or the
+            name of a recipe that comes with ldae. The key `base` names another recipe, relative to the file's folder, that
+            the file changes.
+        overrides (`dict`, *optional*): Values by field name, `images` or `training.images`; text is read as YAML.
 
     Returns:
         [`Recipe`], checked: the model's configuration can be built.
 
     Raises:
-        ValueError: for an unknown section or field, or a value of the wrong type.
+        ValueError: For an unknown section or field, or a value of the wrong type.
     """
     return build_recipe(read_sections(path), overrides)
 
 
-def build_recipe(sections: dict[str, dict[str, Any]], overrides: dict[str, Any] | None = None) -> Recipe:
+def build_recipe(sections: Mapping[str, Mapping[str, Any]], overrides: Mapping[str, Any] | None = None) -> Recipe:
     """
-    A recipe of sections that were read, or put together; otherwise as [`load_recipe`].
+    Build a recipe from sections and overrides; see [`load_recipe`].
 
     Args:
-        sections (`dict`): Of the four sections, those that there are.
-        overrides (`dict`, *optional*): Values by bare field name; text is read as YAML.
+        sections (`dict`): Those of the four sections that there are.
+        overrides (`dict`, *optional*): Values by field name; text is read as YAML.
     """
-    sections = {name: dict(sections.get(name, {})) for name in SECTIONS}
-    overrides = {
-        name: yaml.safe_load(value) if isinstance(value, str) else value for name, value in (overrides or {}).items()
-    }
-    model_type = overrides.get("model_type", sections["model"].get("model_type", "ldae"))
-    if model_type not in MODELS:
-        raise ValueError(f"model_type={model_type!r} is unknown; choose one of {', '.join(MODELS)}.")
-    owners = field_owners(model_type)
-    for name, value in overrides.items():
-        if name not in owners:
-            raise ValueError(f"--{name} is no field of a recipe{did_you_mean(name, owners)}")
-        sections[owners[name]][name] = value
-    for section, values in sections.items():
-        for name in values:
-            if owners.get(name) != section:
-                known = [other for other, owner in owners.items() if owner == section]
-                raise ValueError(f"{section}.{name} is no field of a recipe{did_you_mean(name, known)}")
-    if "dataset" not in sections["data"]:
-        raise ValueError("dataset is missing; give --dataset digits, a Hub id, a folder of images or a glob of files.")
-    recipe = Recipe(
-        model=_coerce_fields(
-            sections["model"], {**MODELS[model_type].__annotations__, "size": str, "model_type": str}, "model"
-        ),
-        **{name: build_section(kind, sections[name], name) for name, kind in _KINDS.items()},
-    )
-    if model_type == "ldae":
+    recipe = merge_sections(sections, overrides)
+    if recipe.model_type == "ldae":
         _check_latent_cache(recipe)
     else:
-        _refuse_latents(recipe, sections["tokenizer"])
+        _refuse_latents(recipe, sections.get("tokenizer", {}), overrides or {})
     _check_augmentation(recipe)
     return recipe
 
 
-def _check_augmentation(recipe: Recipe) -> None:
-    """Images that are augmented without the network being told would be what it generates."""
-    probability = recipe.data.geometric_augmentation
-    if probability and not (recipe.model_type == "ddae" and recipe.model_config().augmentation_labels):
-        raise ValueError(
-            f"geometric_augmentation={probability} is not possible without the labels that keep it out of generated images; "
-            "set augmentation_labels: true of a DDAE (model_type: ddae), or geometric_augmentation: 0."
-        )
+def merge_sections(sections: Mapping[str, Mapping[str, Any]], overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Build a recipe whose fields are known and of the right type, without building the model's configuration."""
+    chosen = {name: dict(sections.get(name, {})) for name in ("model", *SECTIONS)}
+    overrides = overrides or {}
+    model_type = overrides.get("model_type", chosen["model"].get("model_type", "ldae"))
+    if model_type not in MODELS:
+        raise ValueError(f"model_type={model_type!r} is unknown; choose one of {', '.join(MODELS)}.")
+    override(chosen, overrides, field_owners(model_type))
+    check_names(chosen, field_owners(model_type))
+    if "dataset" not in chosen["data"]:
+        raise ValueError("dataset is missing; give --dataset digits, a Hub id, a folder of images or a glob of files.")
+    hints = {option.name: option.hint for option in (*MODEL_OPTIONS, *model_options(model_type))}
+    return Recipe(
+        model=convert_fields(chosen["model"], hints, "model"),
+        **{name: build(kind, chosen[name], name) for name, kind in SECTIONS.items()},
+    )
 
 
-def _refuse_latents(recipe: Recipe, tokenizer: dict[str, Any]) -> None:
-    """What a model that sees pixels has no use for. Building its configuration checks its fields."""
-    recipe.model_config()
-    given = [f"tokenizer.{name}={value!r}" for name, value in tokenizer.items()]
-    if recipe.training.latent_cache is not None:
-        given.append(f"latent_cache={recipe.training.latent_cache!r}")
-    if given:
-        raise ValueError(
-            f"{given[0]} is not possible with model_type={recipe.model_type!r}, which sees pixels and has no latent "
-            "tokenizer; leave it out."
-        )
+def override(
+    sections: dict[str, dict[str, Any]],
+    overrides: Mapping[str, Any],
+    owners: Mapping[str, str],
+    what: str = "a recipe",
+) -> None:
+    """
+    Put values into the sections that their fields belong to.
+
+    Args:
+        sections: Values by section; changed in place.
+        overrides: Values by field name, `images` or `training.images`.
+        owners: Section of each field.
+        what: What has these fields, for the message.
+
+    Raises:
+        ValueError: For an unknown field.
+    """
+    for name, value in overrides.items():
+        section, _, field = name.rpartition(".")
+        if field not in owners or section not in ("", owners[field]):
+            raise ValueError(f"--{name} is not a field of {what}{did_you_mean(field, owners)}")
+        sections[owners[field]][field] = value
 
 
-def _check_latent_cache(recipe: Recipe) -> None:
-    """What a cache of latents goes with."""
-    folder, config = recipe.training.latent_cache, recipe.model_config()
-    if folder is None:
-        return
-    refusals = [
-        (recipe.data.streaming, "data.streaming=true", "cached latents are read in any order, as a stream cannot be"),
-        (
-            recipe.data.random_resized_crop,
-            "data.random_resized_crop=true",
-            "every epoch crops anew, and cached latents are of the centre crop",
-        ),
-        (
-            config.prediction_target == "image",
-            "prediction_target='image'",
-            "the target is the image, which has to be read anyway",
-        ),
-        (
-            config.latent_tokenizer != "conv_vae",
-            f"latent_tokenizer={config.latent_tokenizer!r}",
-            "a patch-wise tokenizer is one matrix product, which reading its result would not beat",
-        ),
-    ]
-    for refused, field, reason in refusals:
-        if refused:
-            raise ValueError(f"latent_cache={folder!r} is not possible with {field}: {reason}. Set one of them back.")
+def check_names(sections: Mapping[str, Mapping[str, Any]], owners: Mapping[str, str], what: str = "a recipe") -> None:
+    """Refuse a field that stands in a section that it does not belong to."""
+    for section, values in sections.items():
+        for name in values:
+            if owners.get(name) != section:
+                known = [other for other, owner in owners.items() if owner == section]
+                raise ValueError(f"{section}.{name} is not a field of {what}{did_you_mean(name, known)}")
 
 
 def field_owners(model_type: str = "ldae") -> dict[str, str]:
-    """The section that each field of a recipe belongs to."""
+    """Map each field of a recipe to its section."""
     names = ("model_type", *model_fields(model_type), *(["size"] if model_type == "ldae" else []))
     owners = dict.fromkeys(names, "model")
-    for section, kind in _KINDS.items():
-        owners |= {f.name: section for f in dataclasses.fields(kind)}
+    for section, kind in SECTIONS.items():
+        owners |= {field.name: section for field in dataclasses.fields(kind)}
     return owners
 
 
-def parse_overrides(arguments: list[str]) -> dict[str, str]:
-    """`["--images", "1000", "--streaming=true"]` to `{"images": "1000", "streaming": "true"}`."""
-    overrides: dict[str, str] = {}
-    rest = list(arguments)
-    while rest:
-        name, equals, value = rest.pop(0).partition("=")
-        if not name.startswith("--"):
-            raise ValueError(f"{name!r} is not understood; write --field value.")
-        if not equals:
-            if not rest:
-                raise ValueError(f"{name} has no value; write {name} value.")
-            value = rest.pop(0)
-        overrides[name[2:].replace("-", "_")] = value
-    return overrides
-
-
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    """Fields that matter to the trained numbers in which two resolved recipes differ, as `section.field: a -> b`."""
+    """List the fields in which two resolved recipes differ and on which trained numbers depend, as `field: a -> b`."""
     return [
         f"{section}.{name}: {theirs.get(section, {}).get(name)!r} -> {value!r}"
         for section, fields in ours.items()
@@ -219,30 +211,29 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
 
 def read_sections(path: str | Path | None, extra: Iterable[str] = ()) -> dict[str, Any]:
     """
-    The sections of a YAML file over those of its `base`, and of that one's base, field by field.
+    Read the sections of a YAML file over those of its `base`, and of the base of that, field by field.
 
     Args:
-        path (`str` or `Path`, *optional*): The file; without one, every section is empty.
-        extra (`Iterable[str]`): Other keys that may stand in the file; they come back as they are.
+        path (`str` or `Path`, *optional*): The file, or the name of a recipe that comes with ldae; without one, every
+            section is empty.
+        extra (`Iterable[str]`): Other keys that may stand in the file; they are returned unchanged.
 
     Returns:
-        `dict` with the four sections and what there was of the extra keys.
+        `dict` with the four sections and the extra keys that were there.
 
     Raises:
-        ValueError: for a missing file, an unknown section, or bases that go round in a circle.
+        ValueError: For a missing file, an unknown section, or bases that lead back to the file.
     """
-    sections: dict[str, Any] = {name: {} for name in SECTIONS}
+    sections: dict[str, Any] = {name: {} for name in ("model", *SECTIONS)}
     files: list[tuple[Path, dict[str, Any]]] = []
     while path is not None:
-        path = Path(path)
+        path = find_recipe(path)
         if not path.is_file():
-            named = f"; {files[-1][0]} has it as its base" if files else ", such as training/recipes/*.yaml"
-            raise ValueError(f"config={str(path)!r} is no file; give the path of a recipe{named}.")
+            named = f"; it is the base of {files[-1][0]}" if files else ", such as training/recipes/*.yaml"
+            raise ValueError(f"config={str(path)!r} is not a file; give the path of a recipe{named}.")
         if any(path.samefile(other) for other, _ in files):
             raise ValueError(f"{path}: its bases lead back to it.")
-        content = yaml.safe_load(path.read_text()) or {}
-        if not isinstance(content, dict):
-            raise ValueError(f"{path} is no recipe: it must have the sections {', '.join(sections)}.")
+        content = read_yaml(path)
         base = content.pop("base", None)
         files.append((path, content))
         path = None if base is None else path.parent / base
@@ -259,51 +250,67 @@ def read_sections(path: str | Path | None, extra: Iterable[str] = ()) -> dict[st
     return sections
 
 
-def build_section(kind: type, values: dict[str, Any], section: str) -> Any:
-    """A dataclass of a section's values, each of the right type or an error that names it as `section.field`."""
-    return kind(**_coerce_fields(values, typing.get_type_hints(kind), section))
+def recipes_folder() -> Path:
+    """Return the folder of the recipes that come with ldae: inside the package, or in a checkout beside it."""
+    inside = PACKAGE / "recipes"
+    return inside if inside.is_dir() else PACKAGE.parents[1] / "training" / "recipes"
 
 
-def _coerce_fields(values: dict[str, Any], hints: dict[str, Any], section: str) -> dict[str, Any]:
-    return {name: _coerce(value, hints[name], f"{section}.{name}") for name, value in values.items()}
+def find_recipe(path: str | Path) -> Path:
+    """Return the file of a recipe that is given by its path, or by the name of one that comes with ldae."""
+    named = recipes_folder() / f"{path}.yaml"
+    return Path(path) if Path(path).exists() or not named.is_file() else named
 
 
-def _coerce(value: Any, hint: Any, name: str) -> Any:
-    """YAML gives ints for floats, lists for tuples and text for `1e4`; anything else of a wrong type is an error."""
-    options = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
-    if value is None and type(None) in options:
-        return None
-    for option in options:
-        kind = typing.get_origin(option) or option
-        if kind in (int, float) and (number := _number(value)) is not None and (kind is float or number.is_integer()):
-            return kind(number)
-        if kind is tuple and isinstance(value, (list, tuple)) and len(value) == len(typing.get_args(option)):
-            return tuple(_coerce(v, h, name) for v, h in zip(value, typing.get_args(option), strict=True))
-        if kind is list and isinstance(value, str):
-            return [part.strip() for part in value.split(",") if part.strip()]
-        if kind in (str, list, bool, dict) and isinstance(value, kind):
-            return value
-        if kind is str and value is False:  # YAML takes a bare `no` for false
-            return "no"
-    wanted = " or ".join(getattr(option, "__name__", str(option)).replace("NoneType", "null") for option in options)
-    raise ValueError(f"{name}={value!r} has the wrong type; it must be {wanted}.")
+def _check_augmentation(recipe: Recipe) -> None:
+    """Refuse geometric augmentation that the network is not told of: it would appear in generated images."""
+    probability = recipe.data.geometric_augmentation
+    if probability and not (recipe.model_type == "ddae" and recipe.model_config().augmentation_labels):
+        raise ValueError(
+            f"geometric_augmentation={probability} needs augmentation_labels, which keep it out of generated images; set "
+            "augmentation_labels: true of a DDAE (model_type: ddae), or geometric_augmentation: 0."
+        )
 
 
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return None
-    try:
-        return float(value)
-    except ValueError:
-        return None
+def _refuse_latents(recipe: Recipe, tokenizer: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
+    """Refuse fields of the latent tokenizer for a model that has none, and check the model's own fields."""
+    recipe.model_config()
+    names = [field.name for field in dataclasses.fields(TokenizerConfig)]
+    own = {name.rpartition(".")[2]: value for name, value in overrides.items()}
+    given = {**tokenizer, **{name: value for name, value in own.items() if name in names}}
+    refused = [f"tokenizer.{name}={value!r}" for name, value in given.items()]
+    if recipe.training.latent_cache is not None:
+        refused.append(f"latent_cache={recipe.training.latent_cache!r}")
+    if refused:
+        raise ValueError(
+            f"{refused[0]} does not apply with model_type={recipe.model_type!r}, which sees pixels and has no latent "
+            "tokenizer; leave it out."
+        )
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def did_you_mean(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(sorted(known))}."
+def _check_latent_cache(recipe: Recipe) -> None:
+    """Refuse a cache of latents for a model or data that cannot use one."""
+    folder, config = recipe.training.latent_cache, recipe.model_config()
+    if folder is None:
+        return
+    refusals = [
+        (recipe.data.streaming, "data.streaming=true", "cached latents are read in any order, a stream in its own"),
+        (
+            recipe.data.random_resized_crop,
+            "data.random_resized_crop=true",
+            "every epoch crops anew, and the cache holds the latents of centre crops",
+        ),
+        (
+            config.prediction_target == "image",
+            "prediction_target='image'",
+            "the target is the image, which has to be read anyway",
+        ),
+        (
+            config.latent_tokenizer != "conv_vae",
+            f"latent_tokenizer={config.latent_tokenizer!r}",
+            "a patch-wise tokenizer is one matrix product, which is as fast as reading its result",
+        ),
+    ]
+    for refused, field, reason in refusals:
+        if refused:
+            raise ValueError(f"latent_cache={folder!r} does not go with {field}: {reason}. Change one of them.")

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,40 +11,15 @@ from transformers import ResNetConfig, ResNetForImageClassification
 
 from ldae.data import Batch
 from ldae.errors import RunError
+from ldae.sections import ResNetClassifierConfig, TokenizerConfig, TrainingConfig
 from ldae.training.checkpoint import Checkpoint
 from ldae.training.loop import train
-from ldae.training.options import TokenizerConfig, TrainingConfig
 from ldae.training.recipe import Recipe
 from ldae.training.run_folder import RunFolder
 from ldae.training.task import Task
 
 
 SETTINGS_FILE = "classifier.json"  # what the folder's recipe.yaml does not hold
-
-
-@dataclass
-class ResNetClassifierConfig:
-    """A ResNet of transformers and its training by AdamW with a half-cycle cosine.
-
-    Args:
-        images: Budget in images seen.
-        total_batch_size: Images in an optimizer step.
-        learning_rate: Peak learning rate (not per 256 images).
-        weight_decay: Weight decay of AdamW.
-        hidden_sizes: Widths of the stages; every stage but the first halves the side of the map.
-        depths: Number of basic blocks in each stage.
-        embedding_size: Width of the first convolution, which together with its pooling quarters the side.
-        horizontal_flip: Whether to mirror half of the images; not for digits.
-    """
-
-    images: int = 50_000
-    total_batch_size: int = 64
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.05
-    hidden_sizes: list[int] = dataclasses.field(default_factory=lambda: [32, 64, 128])
-    depths: list[int] = dataclasses.field(default_factory=lambda: [1, 1, 1])
-    embedding_size: int = 32
-    horizontal_flip: bool = False
 
 
 class ResNetTask(Task):

@@ -17,6 +17,7 @@ from ldae.models.randomness_ldae import NOISE, keyed_normal
 from ldae.models.tokenizer_conv_ldae import ConvVAETokenizer, build_conv_vae, build_tokenizer
 from ldae.reports.run_pictures import reconstruction_figure
 from ldae.results import Result, add_result
+from ldae.sections import TrainingConfig
 from ldae.tokenizers.conv_autoencoder import ConvAutoencoderTraining
 from ldae.tokenizers.files import TOKENIZER_FILE, load_tokenizer, save_tokenizer
 from ldae.tokenizers.linear_autoencoder import LinearAutoencoderTraining
@@ -24,7 +25,6 @@ from ldae.tokenizers.perceptual import PerceptualLoss
 from ldae.training.callbacks import tracking
 from ldae.training.checkpoint import Checkpoint
 from ldae.training.loop import train
-from ldae.training.options import TrainingConfig
 from ldae.training.recipe import Recipe
 from ldae.training.run_folder import RunFolder
 from ldae.training.task import Task

@@ -19,7 +19,7 @@ from ldae.evaluation.checkpoint_sweep import (
     ridge_scores,
 )
 from ldae.evaluation.distances import ReferenceFeatures, image_distances, read_reference
-from ldae.evaluation.extractor import FeatureExtractor, load_extractor
+from ldae.evaluation.extractor import INCEPTION, FeatureExtractor, load_extractor
 from ldae.evaluation.features import Features, extract_features, pooling_of
 from ldae.evaluation.generation import Sampling, generate_images, generation_results, shown_count
 from ldae.evaluation.images import ImageSet
@@ -30,7 +30,7 @@ from ldae.reports.checkpoint_course import checkpoint_course
 from ldae.results import Result, add_result, read_results
 from ldae.training.checkpoint_models import checkpoint_models
 from ldae.training.run_folder import RunFolder
-from ldae.verbs.generate import add_score_options, count_scored, weights_kind
+from ldae.verbs.generate import count_scored, weights_kind
 from ldae.verbs.probe_options import (
     ProbeInputs,
     add_memory_option,
@@ -70,6 +70,24 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch_size", type=int, default=64, help="images generated at once (default: 64)")
     add_score_options(parser)
     return parser
+
+
+def add_score_options(parser: argparse.ArgumentParser) -> None:
+    """What FID and KID are of."""
+    scores = parser.add_argument_group("scores")
+    scores.add_argument("--fid", type=int, metavar="N", help="Frechet distance of N images; usually 50000")
+    scores.add_argument("--kid", type=int, metavar="N", help="kernel distance of N images; the N of --fid if both")
+    scores.add_argument(
+        "--extractor",
+        default=INCEPTION,
+        help="whose features are compared: a folder or Hub id of an image model, such as a classifier of this data set "
+        "(default: inception, which needs torch-fidelity)",
+    )
+    scores.add_argument(
+        "--inception_weights", help=f"file of the weights of {INCEPTION}, where it cannot be downloaded"
+    )
+    scores.add_argument("--reference_split", help="what they are compared with (default: the split of pre-training)")
+    scores.add_argument("--reference_images", type=int, metavar="N", help="its first N images (default: all)")
 
 
 def main(argv: list[str]) -> int:

@@ -1,6 +1,5 @@
 """`ldae extract_features CHECKPOINT --output_dir DIR`: the features of a whole data set as a table."""
 
-import argparse
 import io
 import os
 from collections import Counter
@@ -16,80 +15,39 @@ from ldae.backbone import load_backbone
 from ldae.data import DataConfig, ImageSource, describe_counts, open_images
 from ldae.extraction.card import describe_skip, write_dataset_card
 from ldae.extraction.folder import DATA_FOLDER, IDENTITY_FILE
-from ldae.extraction.index import COSINE, INDEX_FOLDER, build_index, import_faiss, indexed_column
-from ldae.extraction.reader import POOLS, FeatureReader
+from ldae.extraction.index import INDEX_FOLDER, build_index, import_faiss, indexed_column
+from ldae.extraction.reader import FeatureReader
 from ldae.extraction.rows import CroppedPixels, Pixels, ProcessedPixels, model_input
-from ldae.extraction.table import DTYPES, Extraction, extract_table
+from ldae.extraction.table import Extraction, extract_table
 from ldae.hub.upload import CARD_FILE, upload_files
 from ldae.training.progress import peak_memory_gib, progress_bar
-from ldae.verbs.probe_options import (
-    add_feature_options,
-    add_shared_options,
-    block_choices,
-    boolean,
-    data_config,
-    load_config,
-    load_encoder,
-    parse,
-)
+from ldae.verbs.options.use import ExtractFeaturesOptions
+from ldae.verbs.probe_options import block_choices, data_config, load_config, load_encoder
 
 
-DATA_OPTIONS = "dataset dataset_config split image_column label_column streaming num_workers cache_dir".split()
 NAMED_SKIPS = 5  # unreadable images that are named on the screen
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The options of the verb."""
-    parser = argparse.ArgumentParser(
-        "ldae extract_features",
-        description="Write the features of every image of a data set, with its labels and other columns, as a table of "
-        "parquet files that `datasets` opens. Several processes (accelerate launch) share the work. The same command "
-        "again goes on where it was stopped or killed.",
-        allow_abbrev=False,
-    )
-    add_shared_options(parser, DATA_OPTIONS)
-    add_feature_options(parser)
-    parser.add_argument("--pool", choices=POOLS, default="mean", help="none keeps the features of all places")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the stored features")
-    parser.add_argument(
-        "--columns", help="other columns to keep, such as caption,url, or none (default: all plain ones)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the noise of --noisy (default: 0)")
-    parser.add_argument("--batch_size", type=int, default=256, help="images of a forward (default: 256)")
-    parser.add_argument("--rows_per_shard", type=int, help="rows of a file (default: by size, at most 8192)")
-    parser.add_argument("--index", type=boolean, nargs="?", const=True, default=False, help="make a FAISS index too")
-    parser.add_argument("--index_factory", default=COSINE, help=f"which, in FAISS's words (default: {COSINE}, cosine)")
-    parser.add_argument("--push_to_hub", metavar="REPO_ID", help="upload the table as a data set")
-    parser.add_argument("--private", type=boolean, nargs="?", const=True, default=False, help="for a new repository")
-    return parser
-
-
-def main(argv: list[str]) -> int:
-    """Runs the verb.
-
-    Args:
-        argv: the command line without the program's name.
-
-    Returns:
-        The exit status: 0, or 2 where the Hub refused.
+def run(options: ExtractFeaturesOptions) -> int:
+    """
+    Run the verb; the exit status is 0, or 2 if the Hub refused the table.
 
     Raises:
-        ValueError: where an option, the checkpoint, the data or the folder is refused.
+        ValueError: If an option, the checkpoint, the data or the folder is refused.
     """
-    options = parse(make_parser(), argv)
     if options.output_dir is None:
-        raise ValueError("output_dir is missing; say with --output_dir where the table goes.")
+        raise ValueError("output_dir is missing; give --output_dir, a folder for the table.")
     if options.index:
         import_faiss()
         if options.pool != "mean":
-            raise ValueError("index=true is not possible with pool='none'; an index needs pool='mean'.")
+            raise ValueError("index=true needs pool='mean'; with pool='none' a row has many features.")
     accelerator = Accelerator(cpu=options.device == "cpu")
     device = accelerator.device if options.device is None else torch.device(options.device)
     if accelerator.num_processes > 1 and device.type != accelerator.device.type:
-        raise ValueError(f"device={options.device} is not possible with several processes; leave it out, or give cpu.")
+        raise ValueError(f"device={options.device} does not go with several processes; leave it out, or give cpu.")
     with accelerator.main_process_first():  # what is downloaded or prepared is so once
         data = data_config(options)
-        source = open_images(data, other_columns=chosen_columns(options.columns))
+        source = open_images(data, other_columns=[] if options.columns == ["none"] else options.columns)
         reader, pixels = open_reader(options, accelerator.device if accelerator.num_processes > 1 else device)
     done = _extract(options, data, source, reader, pixels, accelerator)
     status = 0
@@ -109,12 +67,15 @@ def main(argv: list[str]) -> int:
     return status
 
 
-def open_reader(options: argparse.Namespace, device: torch.device) -> tuple[FeatureReader, Pixels]:
+def open_reader(options: ExtractFeaturesOptions, device: torch.device) -> tuple[FeatureReader, Pixels]:
     """
-    The model that the options stand for, as what reads features of pixels, and what makes pixels of images.
+    Open the checkpoint.
+
+    Returns:
+        The reader of its features, and the function that makes its input from an image file.
 
     Raises:
-        ValueError: where the checkpoint cannot be loaded, or has no such layer or time step.
+        ValueError: If the checkpoint cannot be loaded, or has no such layer or time step.
     """
     choices: dict[str, Any] = {
         "noisy": options.noisy,
@@ -137,13 +98,8 @@ def open_reader(options: argparse.Namespace, device: torch.device) -> tuple[Feat
     return FeatureReader(model.to(device), example.to(device), **choices), pixels
 
 
-def chosen_columns(text: str | None) -> list[str] | None:
-    """`"caption,url"` as a list, `"none"` as an empty one, `None` for all plain ones."""
-    return None if text is None else [] if text == "none" else text.split(",")
-
-
 def _extract(
-    options: argparse.Namespace,
+    options: ExtractFeaturesOptions,
     data: DataConfig,
     source: ImageSource,
     reader: FeatureReader,
@@ -159,7 +115,7 @@ def _extract(
         return extract_table(
             reader,
             source,
-            options.output_dir,
+            str(options.output_dir),
             pixels=pixels,
             settings=where if source.streaming else None,  # a stream's images are too far away to be compared
             notes={"checkpoint": options.checkpoint, **where},
@@ -196,7 +152,7 @@ def _report(done: Extraction, num_processes: int) -> None:
         print(f"  and {len(noted['skipped']) - NAMED_SKIPS:,} more, named in {done.folder / IDENTITY_FILE}")
 
 
-def _push(folder: Path, options: argparse.Namespace) -> int:
+def _push(folder: Path, options: ExtractFeaturesOptions) -> int:
     files = [CARD_FILE, IDENTITY_FILE]
     for pattern in (f"{DATA_FOLDER}/*.parquet", f"{INDEX_FOLDER}/*.faiss"):
         files += sorted(path.relative_to(folder).as_posix() for path in folder.glob(pattern) if path.name[0] != ".")
@@ -204,7 +160,7 @@ def _push(folder: Path, options: argparse.Namespace) -> int:
         url = upload_files(
             str(folder),
             files,
-            options.push_to_hub,
+            str(options.push_to_hub),
             private=options.private,
             revision=None,
             token=None,

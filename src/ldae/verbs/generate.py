@@ -1,6 +1,5 @@
-"""`ldae generate CHECKPOINT`: pictures of what a checkpoint generates, and how near these are to real images."""
+"""`ldae generate CHECKPOINT`: generate images, and measure how near they are to real ones."""
 
-import argparse
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from accelerate.utils import gather_object
 
 from ldae.data import Batch, DataConfig, ImageSource, iterate_once, open_images
 from ldae.evaluation.distances import ImageDistances, image_distances, read_reference
-from ldae.evaluation.extractor import INCEPTION, FeatureExtractor, load_extractor
+from ldae.evaluation.extractor import FeatureExtractor, load_extractor
 from ldae.evaluation.generation import Sampling, generate_images, generation_results
 from ldae.pipelines.loading import open_pipeline
 from ldae.pipelines.run_folder import HEUN, RunFolderPipeline
@@ -20,89 +19,24 @@ from ldae.reports.samples import sample_grid
 from ldae.results import Result, add_result
 from ldae.training.progress import progress_bar
 from ldae.training.recipe import load_recipe
+from ldae.verbs.options.use import GenerateOptions
 from ldae.verbs.probe_options import (
-    add_shared_options,
     data_config,
-    numbers,
-    parse,
     results_place,
     table,
 )
 
 
-Scored = tuple[list[Result], ImageDistances]  # the results of one sampler, and what they are made of
-REFERENCE_OPTIONS = "dataset dataset_config image_column streaming num_workers cache_dir".split()
+Scored = tuple[list[Result], ImageDistances]  # the results of one sampler, and the distances behind them
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The options of the verb."""
-    parser = argparse.ArgumentParser(
-        "ldae generate",
-        description="Generate images. A grid of them goes to pictures/samples.png (with --samplers a row of each to "
-        "pictures/samplers.png); with --fid or --kid as many as you say are compared with the images of the run's data, "
-        "and the scores go to results.json with all that they depend on. Each image depends on --seed and its number "
-        "alone: several processes (accelerate launch) share the work and find the same scores.",
-        allow_abbrev=False,
-    )
-    add_shared_options(parser, REFERENCE_OPTIONS)
-    parser.add_argument(
-        "--num_images", type=int, help="in the picture (default: 64; with --samplers 10 of each, from the same noise)"
-    )
-    parser.add_argument(
-        "--sampler",
-        help="ddim, ancestral, or of a DDAE heun, with the 18 levels of EDM (default: heun of an EDM, else ddim)",
-    )
-    parser.add_argument("--samplers", help="several to compare, each with its steps: ddim:50,ancestral:1000,heun:18")
-    parser.add_argument(
-        "--steps",
-        type=int,
-        help="of the sampler (default: ddim 50, ancestral 1000, heun 18; 1 for the constant schedule)",
-    )
-    parser.add_argument(
-        "--eta", type=float, default=0.0, help="without --sampler: 0 is deterministic (DDIM), 1 ancestral (default: 0)"
-    )
-    parser.add_argument(
-        "--guidance_scale", type=float, default=1.0, help="classifier-free guidance (default: 1, none)"
-    )
-    parser.add_argument("--classes", help="of a class-conditional model, such as 0,7 (default: all, in turn)")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
-    parser.add_argument("--batch_size", type=int, default=64, help="images at once, in each process (default: 64)")
-    parser.add_argument("--mixed_precision", choices=("no", "bf16"), default="no", help="of the network")
-    add_score_options(parser)
-    return parser
-
-
-def add_score_options(parser: argparse.ArgumentParser) -> None:
-    """What FID and KID are of."""
-    scores = parser.add_argument_group("scores")
-    scores.add_argument("--fid", type=int, metavar="N", help="Frechet distance of N images; usually 50000")
-    scores.add_argument("--kid", type=int, metavar="N", help="kernel distance of N images; the N of --fid if both")
-    scores.add_argument(
-        "--extractor",
-        default=INCEPTION,
-        help="whose features are compared: a folder or Hub id of an image model, such as a classifier of this data set "
-        "(default: inception, which needs torch-fidelity)",
-    )
-    scores.add_argument(
-        "--inception_weights", help=f"file of the weights of {INCEPTION}, where it cannot be downloaded"
-    )
-    scores.add_argument("--reference_split", help="what they are compared with (default: the split of pre-training)")
-    scores.add_argument("--reference_images", type=int, metavar="N", help="its first N images (default: all)")
-
-
-def main(argv: list[str]) -> int:
-    """Runs the verb.
-
-    Args:
-        argv: the command line without the program's name.
-
-    Returns:
-        The exit status: 0.
+def run(options: GenerateOptions) -> int:
+    """
+    Run the verb; the exit status is 0.
 
     Raises:
-        ValueError: where an option, the checkpoint or the data is refused.
+        ValueError: If an option, the checkpoint or the data is refused.
     """
-    options = parse(make_parser(), argv)
     output_dir, checkpoint_name = results_place(options)
     samplings = _samplings(options)
     num_scored = count_scored(options)
@@ -145,18 +79,18 @@ def main(argv: list[str]) -> int:
 
 
 def weights_kind(checkpoint: str) -> str:
-    """Whether a run exported averaged weights: "ema" or "raw" by its recipe.yaml, "unknown" where there is none."""
+    """Return "ema" or "raw" weights by the run's recipe.yaml, "unknown" if it has none."""
     recipe = Path(checkpoint) / "recipe.yaml"
     if not recipe.is_file():
         return "unknown"
     return "raw" if load_recipe(recipe).training.ema_decay is None else "ema"
 
 
-def _samplings(options: argparse.Namespace) -> list[Sampling]:
-    """What is generated by: the one sampler of the options, or all that are compared."""
+def _samplings(options: GenerateOptions) -> list[Sampling]:
+    """List the sampler of the options, or all that are compared."""
     shared: dict[str, Any] = {
         "guidance_scale": options.guidance_scale,
-        "classes": numbers(options.classes, "classes"),
+        "classes": None if options.classes is None else tuple(options.classes),
         "seed": options.seed,
         "batch_size": options.batch_size,
     }
@@ -168,43 +102,36 @@ def _samplings(options: argparse.Namespace) -> list[Sampling]:
     for name, default in alone.items():
         if (value := getattr(options, name)) != default:
             raise ValueError(f"{name}={value} does not go with samplers={options.samplers}; leave one of them out.")
-    chosen = [part.partition(":") for part in options.samplers.split(",")]
+    chosen = [part.partition(":") for part in options.samplers]
     if not all(name and (not colon or steps.isdecimal()) for name, colon, steps in chosen):
-        raise ValueError(
-            f"samplers={options.samplers!r} is not understood; give names and steps, such as ddim:50,heun:18."
-        )
+        raise ValueError(f"samplers={options.samplers!r} must be names and steps, such as ddim:50,heun:18.")
     return [Sampling(sampler=name, steps=int(steps) if steps else None, **shared) for name, _, steps in chosen]
 
 
-def count_scored(options: argparse.Namespace) -> int:
+def count_scored(options: Any) -> int:
     """
-    How many images FID and KID are of; 0 for none.
+    Return the number of images that FID and KID are measured on; 0 for none.
 
     Raises:
-        ValueError: where one of the options that count images is not possible.
+        ValueError: If a number is below 2, or they are given different ones.
     """
-    given = {name: getattr(options, name) for name in ("fid", "kid") if getattr(options, name) is not None}
-    if len(set(given.values())) > 1:
-        raise ValueError(
-            f"fid={options.fid} and kid={options.kid} are of the same images; give the same number to both."
-        )
-    counts = {"num_images": (options.num_images, 0), "batch_size": (options.batch_size, 1)}
-    counts |= {name: (value, 2) for name, value in given.items()}
-    for name, (value, least) in counts.items():
-        if value < least:
-            raise ValueError(f"{name}={value} is not possible; give {least} or more.")
-    return next(iter(given.values()), 0)
+    for name in ("fid", "kid"):
+        if (count := getattr(options, name)) is not None and count < 2:
+            raise ValueError(f"{name}={count} must be 2 or more.")
+    if options.fid is not None and options.kid is not None and options.fid != options.kid:
+        raise ValueError(f"fid={options.fid} and kid={options.kid} use the same images; give both the same number.")
+    return options.fid or options.kid or 0
 
 
-def _reference_data(options: argparse.Namespace) -> DataConfig:
+def _reference_data(options: GenerateOptions) -> DataConfig:
     data = data_config(options)
     return data if options.reference_split is None else replace(data, split=options.reference_split)
 
 
-def _load_pipeline(options: argparse.Namespace, accelerator: Accelerator) -> RunFolderPipeline:
+def _load_pipeline(options: GenerateOptions, accelerator: Accelerator) -> RunFolderPipeline:
     device = torch.device(options.device) if options.device else accelerator.device
     if accelerator.num_processes > 1 and device.type != accelerator.device.type:
-        raise ValueError(f"device={options.device} is not possible with several processes; leave it out, or give cpu.")
+        raise ValueError(f"device={options.device} does not go with several processes; leave it out, or give cpu.")
     try:
         pipeline = open_pipeline(options.checkpoint)
     except OSError as error:
@@ -240,7 +167,7 @@ def _draw_pictures(
 def _draw(
     pipeline: RunFolderPipeline, num_images: int, sampling: Sampling, accelerator: Accelerator
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The images of all processes and their classes, in order."""
+    """Generate images in all processes; return them and their classes, in order."""
     classes = pipeline.model.config.num_class_embeds
     if sampling.classes is None and classes is not None and classes > num_images:
         rows = max(1, num_images // 8)  # of so many classes some, so that each has a row
@@ -263,11 +190,11 @@ def _measure(
     reference: ImageSource,
     extractor: FeatureExtractor,
     num_workers: int,
-    options: argparse.Namespace,
+    options: GenerateOptions,
     accelerator: Accelerator,
     about: dict[str, Any],
 ) -> list[Scored]:
-    """The scores of each sampler; the reference images are read once."""
+    """Score each sampler; the reference images are read once."""
     config, num_scored = pipeline.model.config, count_scored(options)
     share = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
     real = iterate_once(
@@ -297,7 +224,7 @@ def _measure(
 
 
 def _watched(batches: Iterable[Batch], total: int | None, activity: str, accelerator: Accelerator) -> Iterator[Batch]:
-    """The batches, with a bar of the images of all processes."""
+    """Yield the batches, and advance a bar by the images of all processes."""
     with progress_bar(total, 0, accelerator.is_main_process, activity) as bar:
         for batch in batches:
             yield batch

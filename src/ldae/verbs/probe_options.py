@@ -108,7 +108,7 @@ def add_memory_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def reading_options(options: argparse.Namespace, inputs: ProbeInputs) -> dict[str, Any]:
+def reading_options(options: Any, inputs: ProbeInputs) -> dict[str, Any]:
     """
     How images are read and features kept, as [`~ldae.evaluation.probe_features.Reading`] has it.
 
@@ -167,7 +167,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
     return parser.parse_args([*from_file, *argv])
 
 
-def open_inputs(options: argparse.Namespace, labelled: bool = True) -> ProbeInputs:
+def open_inputs(options: Any, labelled: bool = True) -> ProbeInputs:
     """
     Load the model, cut after the deepest block that is asked for, and open its images. A diffusion model of diffusers is
     made an encoder first, in `output_dir`.
@@ -213,7 +213,7 @@ def open_inputs(options: argparse.Namespace, labelled: bool = True) -> ProbeInpu
 
 
 def load_encoder(
-    options: argparse.Namespace, config: PreTrainedConfig | None = None
+    options: Any, config: PreTrainedConfig | None = None
 ) -> tuple[Any, tuple[Any, ...] | None, tuple[int, ...] | None]:
     """
     The model, an l-DAE cut after the deepest block that is asked for, and the layers and time steps that are.
@@ -239,7 +239,7 @@ def _load_model(checkpoint: str, **fields: Any) -> Any:
         raise ValueError(f"checkpoint={checkpoint!r} cannot be loaded: {error}") from error
 
 
-def results_place(options: argparse.Namespace) -> tuple[Path, str]:
+def results_place(options: Any) -> tuple[Path, str]:
     """
     The folder where results go, which may not be there yet, and what they call the checkpoint: "." in its own folder.
 
@@ -257,7 +257,7 @@ def results_place(options: argparse.Namespace) -> tuple[Path, str]:
     return output_dir, "." if own else str(options.checkpoint)
 
 
-def data_config(options: argparse.Namespace) -> DataConfig:
+def data_config(options: Any) -> DataConfig:
     """
     The images that the options stand for, those of the checkpoint's recipe.yaml by default.
 
@@ -279,12 +279,12 @@ def data_config(options: argparse.Namespace) -> DataConfig:
     return load_recipe(None, chosen).data
 
 
-def numbers(text: str | None, name: str, kind: type = int) -> tuple[Any, ...] | None:
+def numbers(text: str | list[Any] | None, name: str, kind: type = int) -> tuple[Any, ...] | None:
     """`"9,10"` to `(9, 10)`."""
     if text is None:
         return None
     try:
-        return tuple(kind(part) for part in text.split(","))
+        return tuple(kind(part) for part in (text.split(",") if isinstance(text, str) else text))
     except ValueError:
         raise ValueError(
             f"{name}={text!r} is not understood; give numbers with commas between, such as 0,10."
@@ -324,9 +324,7 @@ def load_config(checkpoint: str) -> PreTrainedConfig:
         raise ValueError(f"checkpoint={checkpoint!r} cannot be loaded: {error}") from error
 
 
-def block_choices(
-    options: argparse.Namespace, config: PreTrainedConfig
-) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
+def block_choices(options: Any, config: PreTrainedConfig) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
     """
     The blocks and time steps that are asked for of an l-DAE; `None` for other models.
 
@@ -352,7 +350,7 @@ def block_choices(
     return layers, timesteps or (config.feature_timestep,)
 
 
-def _open_ddae(options: argparse.Namespace, config: Any) -> tuple[Any, str]:
+def _open_ddae(options: Any, config: Any) -> tuple[Any, str]:
     """The encoder, up to the last block of all that are saved where blocks are to be chosen, and its own tap."""
     model = _load_model(options.checkpoint)
     own_layer = model.config.feature_layer
@@ -363,11 +361,12 @@ def _open_ddae(options: argparse.Namespace, config: Any) -> tuple[Any, str]:
     return model, own_layer
 
 
-def _ddae_choices(options: argparse.Namespace, model: Any, own_layer: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
+def _ddae_choices(options: Any, model: Any, own_layer: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """The taps that the checkpoint reaches, of a sweep one for each block of the paper's, and time steps."""
     if options.layers and options.block_sweep:
         raise ValueError(f"layers={options.layers} and block_sweep are both given; give one of them.")
-    layers = tuple(options.layers.split(",")) if options.layers else (own_layer,)
+    named = options.layers.split(",") if isinstance(options.layers, str) else options.layers
+    layers = tuple(map(str, named)) if named else (own_layer,)
     if options.block_sweep:
         layers = tuple(block_ends(list(model.feature_layers)))
     unknown = [name for name in layers if name not in model.feature_layers]

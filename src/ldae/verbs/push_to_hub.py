@@ -1,32 +1,22 @@
 """`ldae push_to_hub FOLDER --repo_id NAME`: upload a run's folder."""
 
-import argparse
 import sys
 
 from ldae.hub.push import push_to_hub
+from ldae.verbs.options.share import PushToHubOptions
 
 
-def main(arguments: list[str]) -> int:
-    """Run the verb; the exit status is 0 once the folder is on the Hub, 2 where the Hub refused or was not there."""
-    parser = argparse.ArgumentParser("ldae push_to_hub", description="Upload a run's folder to the Hugging Face Hub.")
-    parser.add_argument("checkpoint", help="a run's folder, or any folder that save_pretrained wrote")
-    parser.add_argument("--repo_id", required=True, help='"namespace/name", or "name" in your own namespace')
-    parser.add_argument("--private", choices=("true", "false"), default="false", help="for a new repository")
-    parser.add_argument("--revision", help="branch, created where it is missing (default: main)")
-    parser.add_argument("--tag", help="name of a release for what is pushed, such as v1.0 (default: none)")
-    parser.add_argument("--token", help="write token (default: the one that is logged in)")
-    parser.add_argument("--with_code", choices=("true", "false"), default="true", help="add the model's code")
-    parser.add_argument("--commit_message", help="title of the commit")
-    options = parser.parse_args(arguments)
+def run(options: PushToHubOptions) -> int:
+    """Run the verb; the exit status is 0 once the folder is on the Hub, 2 if the Hub refused it or was not reached."""
     try:
         url = push_to_hub(
             options.checkpoint,
             options.repo_id,
-            private=options.private == "true",
+            private=options.private,
             revision=options.revision,
             tag=options.tag,
             token=options.token,
-            with_code=options.with_code == "true",
+            with_code=options.with_code,
             commit_message=options.commit_message,
         )
     except OSError as error:  # the Hub's refusals, the network, the login

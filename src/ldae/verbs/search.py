@@ -1,6 +1,5 @@
-"""`ldae search FOLDER IMAGE`: the images of an indexed feature table that are nearest to an image."""
+"""`ldae search FOLDER IMAGE`: find the images of an indexed feature table that are nearest to an image."""
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -14,48 +13,20 @@ from ldae.extraction.rows import FILE_NAME, ROW, SHARD, Pixels, model_input
 from ldae.extraction.table import hash_model
 from ldae.reports.neighbours import SIDE, neighbour_picture
 from ldae.verbs.extract_features import open_reader
+from ldae.verbs.options.use import ExtractFeaturesOptions, SearchOptions
 from ldae.verbs.probe_options import table
 
 
 PICTURE = "pictures/search.png"
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The options of the verb."""
-    parser = argparse.ArgumentParser(
-        "ldae search",
-        description="Find the images of a feature table (extract_features --index) that are nearest to an image, by the "
-        "model that made the table. Prints their scores, of the default index cosine similarities, and draws them where "
-        "the data set can be found again.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("folder", help="of a feature table with an index")
-    parser.add_argument("image", help="an image file")
-    parser.add_argument("--k", type=int, default=5, help="how many (default: 5)")
-    parser.add_argument("--column", help="the indexed column, where the table has several of features")
-    parser.add_argument("--checkpoint", help="the model, if it has moved (default: where extract_features found it)")
-    parser.add_argument(
-        "--dataset", help="the images, if they have moved (default: where extract_features found them)"
-    )
-    parser.add_argument("--device", help="cuda, cpu, mps (default: cuda where there is one)")
-    parser.add_argument("--cache_dir", help="where datasets keeps the table as it reads it")
-    parser.add_argument("--output", help=f"file of the picture (default: {PICTURE} in the folder)")
-    return parser
-
-
-def main(argv: list[str]) -> int:
-    """Runs the verb.
-
-    Args:
-        argv: the command line without the program's name.
-
-    Returns:
-        The exit status: 0.
+def run(options: SearchOptions) -> int:
+    """
+    Run the verb; the exit status is 0.
 
     Raises:
-        ValueError: where the folder has no index, the image cannot be read, or the model is not the one of the table.
+        ValueError: If the folder has no index, the image cannot be read, or the model is not the one of the table.
     """
-    options = make_parser().parse_args(argv)
     noted = read_identity(options.folder)
     column = indexed_column(options.folder, options.column)
     record = {"bytes": None, "path": options.image}
@@ -68,10 +39,8 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _features_of(
-    record: dict[str, Any], noted: dict[str, Any], column: str, options: argparse.Namespace
-) -> torch.Tensor:
-    """The column's features `(F,)` of the image, by the model of the table."""
+def _features_of(record: dict[str, Any], noted: dict[str, Any], column: str, options: SearchOptions) -> torch.Tensor:
+    """Compute the column's features `(F,)` of the image by the model of the table."""
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     reader, pixels = _open_model(noted, options, device)
     try:
@@ -82,22 +51,17 @@ def _features_of(
     return values[column][0]
 
 
-def _open_model(
-    noted: dict[str, Any], options: argparse.Namespace, device: torch.device
-) -> tuple[FeatureReader, Pixels]:
+def _open_model(noted: dict[str, Any], options: SearchOptions, device: torch.device) -> tuple[FeatureReader, Pixels]:
     checkpoint = options.checkpoint or noted["checkpoint"]
-    chosen = argparse.Namespace(
+    chosen = ExtractFeaturesOptions(
         checkpoint=checkpoint,
-        layers=None if noted["layers"] is None else ",".join(map(str, noted["layers"])),
-        timesteps=None if noted["timesteps"] is None else ",".join(map(str, noted["timesteps"])),
-        block_sweep=False,
+        layers=noted["layers"],
+        timesteps=noted["timesteps"],
         noisy=noted["noisy"],
         seed=noted["seed"],
         pool=noted["pool"],
         mixed_precision="bf16" if noted["compute_dtype"] == "bfloat16" else "no",
     )
-    if noted["layers"] is None:  # another model, which has no such choices
-        chosen.layers = chosen.timesteps = None
     try:
         reader, pixels = open_reader(chosen, device)
     except ValueError as error:
@@ -109,10 +73,8 @@ def _open_model(
     return reader, pixels
 
 
-def _draw(
-    record: dict[str, Any], rows: list[dict[str, Any]], noted: dict[str, Any], options: argparse.Namespace
-) -> None:
-    """The picture of the neighbours, where the images can be found again."""
+def _draw(record: dict[str, Any], rows: list[dict[str, Any]], noted: dict[str, Any], options: SearchOptions) -> None:
+    """Draw the neighbours, if the images can be found again."""
     data = noted.get("data", {}) | ({} if options.dataset is None else {"dataset": options.dataset})
     try:
         source = open_images(DataConfig(**data, cache_dir=options.cache_dir))
@@ -132,7 +94,7 @@ def _draw(
 
 
 def _caption(row: dict[str, Any]) -> list[str]:
-    """What a row says of its image, in short: where it is, then its first other columns."""
+    """Describe a row in short: its place, then its first other columns."""
     place = f"row {row[ROW]}" + (f" of part {row[SHARD]}" if SHARD in row else "")
     others = [_as_text(value) for name, value in row.items() if name not in ("score", ROW, SHARD, FILE_NAME)]
     return [place, *others[:2]]

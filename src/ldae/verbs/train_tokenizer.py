@@ -1,18 +1,14 @@
 """`ldae train_tokenizer --config FILE.yaml --output_dir DIR`: fit or train a recipe's latent tokenizer for later runs."""
 
-import argparse
-
 from accelerate import Accelerator
 
+from ldae.training.recipe import load_recipe
 from ldae.training.tokenizer_training import train_tokenizer
-from ldae.verbs.pretrain import parse_recipe_arguments
+from ldae.verbs.options.train import TrainTokenizerOptions
 
 
-def main(arguments: list[str]) -> int:
-    """Run the verb; a folder that holds a fitting tokenizer already is left as it is."""
-    parser = argparse.ArgumentParser(
-        "ldae train_tokenizer", description="Fit or train the latent tokenizer of a recipe. The same command resumes."
-    )
-    folder = train_tokenizer(parse_recipe_arguments(parser, arguments).recipe)
+def run(options: TrainTokenizerOptions) -> int:
+    """Run the verb; a folder that already holds a fitting tokenizer stays unchanged."""
+    folder = train_tokenizer(load_recipe(options.config, options.overrides))
     Accelerator().print(f"Finished: pre-train with --tokenizer {folder}")
     return 0

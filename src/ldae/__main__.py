@@ -1,0 +1,7 @@
+"""Run the command as `python -m ldae`."""
+
+from ldae.cli import main
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

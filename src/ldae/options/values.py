@@ -1,0 +1,145 @@
+"""Values of options: YAML text and plain values to the types of fields, and back."""
+
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import yaml
+
+
+_WORDS = {int: "integer", float: "number", bool: "true|false", str: "text", dict: "mapping", Any: "value"}
+_ARTICLES = {
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    dict: "a mapping",
+    list: "a list",
+    tuple: "a list",
+}
+
+
+def convert(value: Any, hint: Any, name: str) -> Any:
+    """Convert a YAML value, or YAML text, to the type of a field; leave what pydantic has to refuse as it is."""
+    alternatives = (Any,) if hint is None else alternatives_of(hint)
+    if isinstance(value, str) and str not in alternatives and value not in _choices(alternatives):
+        try:
+            value = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(f"{name}={value!r} is not YAML; quote it.") from None
+    if type(None) in alternatives and (value is None or value == "null"):
+        return None
+    for option in alternatives:
+        kind, parts = typing.get_origin(option) or option, typing.get_args(option)
+        if kind is Literal:
+            # YAML reads a bare `no`, `true` or `false` as a truth value
+            words = {False: ("no", "false"), True: ("true",)}[value] if isinstance(value, bool) else (value,)
+            if found := [word for word in words if word in parts]:
+                return found[0]
+        elif (
+            kind in (int, float) and (number := _number(value)) is not None and (kind is float or number.is_integer())
+        ):
+            return kind(number)
+        elif kind is tuple and parts and parts[-1] is not Ellipsis:
+            items = _items(value)
+            if items is not None and len(items) == len(parts):
+                return tuple(convert(item, part, name) for item, part in zip(items, parts, strict=True))
+        elif kind in (list, tuple) and (items := _items(value)) is not None:
+            return kind(convert(item, parts[0], name) if parts else item for item in items)
+        elif kind is str and not isinstance(value, dict | list | tuple | bool | None):
+            return value if isinstance(value, str) else str(value)
+        elif kind is str and value is False:
+            return "no"
+        elif kind is Any or (kind not in (int, float) and isinstance(kind, type) and isinstance(value, kind)):
+            return value
+    raise ValueError(f"{name}={value!r} must be {wanted(hint)}{_near_choice(value, alternatives)}")
+
+
+def convert_fields(values: Mapping[str, Any], hints: Mapping[str, Any], section: str) -> dict[str, Any]:
+    """Convert values that are read from YAML to their fields' types; messages name `section.field`."""
+    return {name: convert(value, hints[name], f"{section}.{name}") for name, value in values.items()}
+
+
+def yaml_text(value: Any) -> str:
+    """Write a plain value as one line of YAML, as the command line takes it."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list | tuple) and all(isinstance(item, str | int | float) for item in value):
+        return ",".join(map(str, value)) or "[]"
+    return yaml.safe_dump(plain(value), default_flow_style=True, width=10**6).removesuffix("...\n").strip()
+
+
+def plain(value: Any) -> Any:
+    """Turn tuples into lists, as YAML and JSON have them."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def kind_words(hint: Any) -> str:
+    alternatives = alternatives_of(hint)
+    words: list[str] = []
+    for alternative in alternatives:
+        kind = typing.get_origin(alternative) or alternative
+        if kind is Literal:
+            words.append("|".join(map(str, typing.get_args(alternative))))
+        elif kind in (list, tuple):
+            words.append("list")
+        elif kind is not type(None):
+            words.append(_WORDS.get(kind, getattr(kind, "__name__", str(kind))))
+    return " or ".join([*dict.fromkeys(words), *(["null"] if type(None) in alternatives else [])])
+
+
+def wanted(hint: Any, allowed: str = "") -> str:
+    """Say in words what a field takes, such as `an integer, 1 or more, or null`."""
+    alternatives = alternatives_of(hint)
+    words = []
+    for alternative in alternatives:
+        kind, parts = typing.get_origin(alternative) or alternative, typing.get_args(alternative)
+        if kind is Literal:
+            words.append(f"one of {', '.join(map(str, parts))}")
+        elif kind is tuple and parts and parts[-1] is not Ellipsis:
+            words.append(f"a list of {len(parts)} values, such as {','.join(['1'] * len(parts))}")
+        elif kind is not type(None):
+            words.append(_ARTICLES.get(kind, getattr(kind, "__name__", str(kind))))
+    null = ["null"] if type(None) in alternatives else []
+    text = " or ".join([*dict.fromkeys(words), *([] if allowed else null)])
+    return f"{text}, {allowed}" + (", or null" if null else "") if allowed else text
+
+
+def alternatives_of(hint: Any) -> tuple[Any, ...]:
+    """Return the types that a hint allows, without annotations."""
+    if typing.get_origin(hint) is typing.Annotated:
+        return alternatives_of(typing.get_args(hint)[0])
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return tuple(part for alternative in typing.get_args(hint) for part in alternatives_of(alternative))
+    return (hint,)
+
+
+def _choices(alternatives: Sequence[Any]) -> list[Any]:
+    return [c for a in alternatives if typing.get_origin(a) is Literal for c in typing.get_args(a)]
+
+
+def _near_choice(value: Any, alternatives: Sequence[Any]) -> str:
+    close = difflib.get_close_matches(str(value), map(str, _choices(alternatives)), n=1)
+    return f"; did you mean {close[0]}?" if close else "."
+
+
+def _items(value: Any) -> list[Any] | None:
+    """Return the items of a list, of text with commas, or of a lone value; `None` for a mapping."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.strip("[]").split(",") if part.strip()]
+    if isinstance(value, list | tuple):
+        return list(value)
+    return None if isinstance(value, dict) or value is None else [value]
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        return None

@@ -1,0 +1,99 @@
+"""Options of the verbs that train."""
+
+from collections.abc import Mapping
+from dataclasses import field
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from ldae.deconstruct.preset import preset_options
+from ldae.options import Option, Positional, options
+from ldae.training.finetuning_recipe import finetuning_options
+from ldae.training.recipe import merge_sections, read_sections, recipe_options
+
+
+@options
+class PretrainOptions:
+    """
+    Pre-train from a recipe. The same command resumes.
+
+    Args:
+        config: The recipe: a YAML file, or the name of one that comes with ldae (`ldae recipes` lists them).
+    """
+
+    config: str | None = None
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        merge_sections(read_sections(self.config), self.overrides)
+
+    @classmethod
+    def sections(cls) -> Mapping[str, list[Option]]:
+        """List the fields of the recipe by section."""
+        return recipe_options()
+
+
+@options
+class TrainTokenizerOptions(PretrainOptions):
+    """
+    Fit or train the latent tokenizer of a recipe, for later runs. The same command resumes.
+
+    Args:
+        config: The recipe: a YAML file, or the name of one that comes with ldae (`ldae recipes` lists them).
+    """
+
+
+@options
+class FinetuneOptions:
+    """
+    Fine-tune the encoder of a checkpoint end to end as an image classifier, by the protocol of the l-DAE paper (App. B).
+    The classifier goes to CHECKPOINT/finetune. The same command resumes.
+
+    Args:
+        checkpoint: A run's folder, its linear_probe/ to keep that head, or a Hub id.
+        config: YAML file with the sections data, finetuning and training.
+        epochs: Passes over the training images, instead of --images; by default 100.
+        compare_from_scratch: Fine-tune, and train the same network from scratch, with each seed at one budget, and compare.
+        seeds: Seeds of the comparison; by default 0,1,2.
+    """
+
+    checkpoint: Annotated[str, Positional]
+    config: str | None = None
+    epochs: int | None = Field(None, ge=1)
+    compare_from_scratch: bool = False
+    seeds: list[int] | None = None
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.seeds is not None and not self.compare_from_scratch:
+            raise ValueError(f"seeds={self.seeds} only applies with --compare_from_scratch; for one run give --seed.")
+
+    @classmethod
+    def sections(cls) -> Mapping[str, list[Option]]:
+        """List the fields of the recipe by section."""
+        return finetuning_options()
+
+
+@options
+class DeconstructOptions:
+    """
+    Run the rows of the paper's trajectory, or latent dimensions of its tokenizers, and write report.md and report.html.
+    The same command goes on where it was stopped. Several launches, also on several machines, may share one folder.
+
+    Args:
+        config: The preset: a YAML file.
+        output_dir: Folder for everything.
+        rows: Rows that this launch works on, such as 0,7,12a; by default the preset's.
+        seeds: Seeds of pre-training, such as 0,1,2; by default the preset's.
+    """
+
+    config: str
+    output_dir: str
+    rows: list[str] | None = None
+    seeds: list[int] | None = None
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def sections(cls) -> Mapping[str, list[Option]]:
+        """List the fields of the preset by section."""
+        return preset_options()

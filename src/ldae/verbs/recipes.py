@@ -1,0 +1,42 @@
+"""`ldae recipes [NAME]`: the recipes that come with ldae."""
+
+import json
+
+from ldae.options.help import json_schema
+from ldae.training.recipe import recipe_options, recipes_folder
+from ldae.verbs.options.share import RecipesOptions
+
+
+def run(options: RecipesOptions) -> int:
+    """Run the verb; the exit status is 0."""
+    if options.schema:
+        print(json.dumps(recipe_schema(), indent=2))
+        return 0
+    folder = recipes_folder()
+    known = {str(path.relative_to(folder).with_suffix("")): path for path in sorted(folder.rglob("*.yaml"))}
+    if options.name is None:
+        for name, path in known.items():
+            first_line = path.read_text(encoding="utf-8").partition("\n")[0]
+            print(f"{name:40s} {first_line.removeprefix('# ')}")
+        return 0
+    if options.name not in known:
+        raise ValueError(f"name={options.name!r} is not a recipe; `ldae recipes` lists them.")
+    print(known[options.name].read_text(encoding="utf-8"), end="")
+    return 0
+
+
+def recipe_schema() -> dict[str, object]:
+    """Return the JSON schema of a recipe."""
+    sections = recipe_options()
+    model = [option for name, fields in sections.items() if name.startswith("model") for option in fields]
+    properties: dict[str, object] = {
+        name: json_schema(fields) for name, fields in sections.items() if not name.startswith("model")
+    }
+    base = {"type": "string", "description": "Recipe that this one changes, relative to its folder."}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "ldae recipe",
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {"base": base, "model": json_schema(model), **properties},
+    }

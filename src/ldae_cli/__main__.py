@@ -1,0 +1,7 @@
+"""Run the command as `python -m ldae_cli`."""
+
+from ldae_cli import main
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
