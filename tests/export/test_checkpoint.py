@@ -127,7 +127,7 @@ def test_a_ddae_leaves_as_a_graph(tmp_path):
     model = DDAEForImageClassification(encoder.config)
     model.ddae = encoder
     model.save_pretrained(tmp_path / "ddae")
-    with pytest.raises(ValueError, match=r"format='transformers' holds plain ViTs.* UNet2DModel.*format='onnx'"):
+    with pytest.raises(ValueError, match=r"format='transformers' only holds plain ViTs.* UNet2DModel.*format='onnx'"):
         export_checkpoint(tmp_path / "ddae", tmp_path / "out", format="transformers")
     export = export_checkpoint(tmp_path / "ddae", tmp_path / "out", format="torch-export", timestep=4)
     assert export.max_abs_error < 1e-4 and export.outputs == {"logits": (1, 2)}
@@ -163,10 +163,10 @@ def test_wrong_inputs_name_option_value_and_remedy(encoder_folder, classifier_fo
         assert not (tmp_path / "out").exists()
         return capsys.readouterr().err
 
-    assert "timestep=1000 is not possible; this model has 0 to 999" in refused(encoder_folder, "--timestep", 1000)
-    assert "layer='4' is not possible; this model has blocks 1 to 3" in refused(encoder_folder, "--layer", 4)
-    assert "layer='first' is not possible" in refused(encoder_folder, "--layer", "first")
-    assert "image_size=17 is not possible; it must be a multiple of 4" in refused(encoder_folder, "--image_size", 17)
+    assert "timestep=1000 does not exist; choose one of 0 to 999" in refused(encoder_folder, "--timestep", 1000)
+    assert "layer='4' does not exist; choose one of the blocks 1 to 3" in refused(encoder_folder, "--layer", 4)
+    assert "layer='first' does not exist" in refused(encoder_folder, "--layer", "first")
+    assert "image_size=17 must be a multiple of 4" in refused(encoder_folder, "--image_size", 17)
     assert "the checkpoint is a classifier" in refused(classifier_folder, "--layer", 1)
     assert "cannot be loaded" in refused(tmp_path / "nowhere")
     assert "is not an empty folder" in refused(encoder_folder, "--output_dir", encoder_folder)
@@ -175,7 +175,7 @@ def test_wrong_inputs_name_option_value_and_remedy(encoder_folder, classifier_fo
 
     for format, model_type in (("transformers", "'siglip_vision_model'"), ("timm", "'timm_wrapper'")):
         export_checkpoint(encoder_folder, tmp_path / format, format=format)
-        assert f"model_type={model_type} in its config.json; export takes 'ldae'" in refused(tmp_path / format)
+        assert f"model_type={model_type}; it must be 'ldae'" in refused(tmp_path / format)
     LDAEForPreTraining(small_config()).save_pretrained(tmp_path / "unfitted")
     assert "its latent tokenizer was never fitted" in refused(tmp_path / "unfitted")
     DDAEModel.from_diffusers(encoder_folder).save_pretrained(tmp_path / "ddae")

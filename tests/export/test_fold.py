@@ -140,9 +140,9 @@ def test_what_is_no_plain_vit_is_refused_with_the_reason():
 
 def test_impossible_choices_are_refused():
     model = small_model()
-    with pytest.raises(ValueError, match="timestep=1000 is not possible; this model has 0 to 999"):
+    with pytest.raises(ValueError, match="timestep=1000 does not exist; choose one of 0 to 999"):
         fold(model, 1000)
-    with pytest.raises(ValueError, match="image_size=18 is not possible; it must be a multiple of 4 pixels"):
+    with pytest.raises(ValueError, match="image_size=18 must be a multiple of 4 pixels"):
         fold(model, image_size=18)
     with pytest.raises(ValueError, match="layer_norm_eps=1e-05 is not possible in timm's VisionTransformer"):
         timm_arguments(fold(small_model(layer_norm_eps=1e-5)))

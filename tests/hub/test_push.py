@@ -131,7 +131,7 @@ HfApi().upload_file(path_or_fileobj=b"# By hand", path_in_repo="README.md", repo
     push_and_wait(run_folder)
     run_python(edit, hub=hub_in_this_process)
     push_and_wait(run_folder)
-    assert "edited by hand and stays" in caplog.text
+    assert "edited by hand, and is kept" in caplog.text
     repo = hub_in_this_process.repos[REPO]
     assert repo.files()["README.md"] == b"# By hand"
     (run_folder / "README.md").write_text("# Mine")  # one's own words are one's own to publish

@@ -1,4 +1,4 @@
-"""Checkpoints as others run them: a plain ViT of transformers or timm, an ONNX graph, a program of torch.export."""
+"""Exports of checkpoints: a plain ViT for transformers or timm, an ONNX graph, or a torch.export program."""
 
 from ldae.export.checkpoint import Export, export_checkpoint
 

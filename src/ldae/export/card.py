@@ -1,4 +1,4 @@
-"""The model card of an exported folder."""
+"""Model cards of exported folders."""
 
 import os
 from pathlib import Path
@@ -57,6 +57,7 @@ def write_card(
 
 
 def _license_of(checkpoint: str | os.PathLike[str]) -> str | None:
+    """Read the licence from the card of a local checkpoint."""
     path = Path(checkpoint) / CARD_FILE
     if not path.is_file():
         return None

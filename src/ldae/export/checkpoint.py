@@ -1,4 +1,4 @@
-"""Exports of a checkpoint: written beside, loaded back, compared with the checkpoint, and only then put in place."""
+"""Exports of a checkpoint, which are loaded back and compared with it before they are moved into place."""
 
 import json
 import os
@@ -18,13 +18,12 @@ from ldae.export.processor import save_portable_processor
 from ldae.export.source import Source, open_source
 from ldae.export.timm_vit import run_timm, save_timm
 from ldae.files import open_permissions
-from ldae.models.configuration_ldae import LDAEConfig
 
 
 EXPORT_FILE = "export.json"
 STAGING_PREFIX = ".export-"
-# Of the absolute error in float32. Features of an l-DAE come from a LayerNorm; logits, and a DDAE's raw activations,
-# have no scale of their own: theirs is relative to the largest, where that is above 1.
+# Largest absolute error in float32. The features of an l-DAE come from a LayerNorm. Logits and a DDAE's raw activations
+# have no fixed scale, so their error is relative to the largest value, if that is above 1.
 TOLERANCE = 1e-4
 
 Write = Callable[[Source, Path], None]
@@ -33,7 +32,7 @@ Run = Callable[[Path, torch.Tensor], dict[str, torch.Tensor]]
 
 @dataclass(frozen=True)
 class Target:
-    """How a format is written, and how its files are run again as its users would. `plain`: it is a ViT's weights."""
+    """A format: functions that write it and run its files again, and whether it only holds the weights of a plain ViT."""
 
     write: Write
     run: Run
@@ -55,15 +54,14 @@ TARGETS = {
 
 @dataclass(frozen=True)
 class Export:
-    """
-    What was written.
+    """An export that was written.
 
     Attributes:
-        folder (`Path`): Where.
-        source ([`Source`]): Of what.
+        folder (`Path`): The exported folder.
+        source ([`Source`]): The checkpoint.
         format (`str`): One of `TARGETS`.
-        max_abs_error (`float`): Largest absolute difference of any output from the checkpoint's.
-        outputs: Names and shapes of the outputs, for a batch of one.
+        max_abs_error (`float`): Largest absolute difference between an output and the checkpoint's.
+        outputs (`dict`): Shape of each output by name, for a batch of one.
     """
 
     folder: Path
@@ -84,28 +82,26 @@ def export_checkpoint(
     repo_id: str | None = None,
     license: str | None = None,
 ) -> Export:
-    """
-    Write a checkpoint at a fixed t in another library's format, checked against the checkpoint itself.
+    """Write a checkpoint at a fixed t in another library's format, and check it against the checkpoint.
 
     Args:
         checkpoint (`str` or `os.PathLike`): Folder or Hub id of an l-DAE or a DDAE, encoder or classifier.
-        output_dir (`str` or `os.PathLike`): A new folder, or an empty one.
-        format (`str`): `"transformers"`: `SiglipVisionModel`, of a classifier `IJepaForImageClassification`; `"timm"`:
-            a `VisionTransformer`; `"onnx"`; `"torch-export"`. The first two are of l-DAEs alone.
-        timestep (`int`, *optional*): t; by default the configuration's `feature_timestep`.
-        layer (`int` or `str`, *optional*): The block that features are read after; by default the configuration's.
+        output_dir (`str` or `os.PathLike`): A new or an empty folder.
+        format (`str`): `"transformers"` for a `SiglipVisionModel` (an `IJepaForImageClassification` for a classifier),
+            `"timm"` for a `VisionTransformer`, `"onnx"` or `"torch-export"`. The first two only take l-DAEs.
+        timestep (`int`, *optional*): The time step t; by default the configuration's `feature_timestep`.
+        layer (`int` or `str`, *optional*): The layer that features are read after; by default the configuration's.
         image_size (`int`, *optional*): Side of the images in pixels; by default the configuration's.
-        repo_id (`str`, *optional*): The Hub id that the model card names; by default the folder's name.
-        license (`str`, *optional*): The weights' licence as the Hub spells it; by default the one of the checkpoint's
-            card, else "apache-2.0".
+        repo_id (`str`, *optional*): Hub id for the model card; by default the folder's name.
+        license (`str`, *optional*): The weights' licence as the Hub spells it; by default that of the checkpoint's card,
+            or else "apache-2.0".
 
     Returns:
         [`Export`]. The folder holds the weights, an image processor, `export.json` and a model card.
 
     Raises:
-        ValueError: for an option that is not possible, with the remedy; for a model that the format cannot hold, with
-            the reason; and where what was written differs by more than 1e-4 from the checkpoint (logits, and a DDAE's
-            raw activations, by 1e-4 of the largest): nothing is left then.
+        ValueError: If an option is wrong, the format cannot hold the model, or the outputs differ from the checkpoint's
+            by more than 1e-4 (for logits and a DDAE's raw activations, 1e-4 of the largest). Nothing is written then.
     """
     if format not in TARGETS:
         raise ValueError(f"format={format!r} is unknown; choose one of {', '.join(TARGETS)}.")
@@ -113,13 +109,13 @@ def export_checkpoint(
         require_onnx()
     target, folder = TARGETS[format], Path(output_dir)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"output_dir={str(folder)!r} is there already, and is not an empty folder; give a new one.")
+        raise ValueError(f"output_dir={str(folder)!r} exists and is not an empty folder; give a new one.")
     source = open_source(checkpoint, timestep=timestep, layer=layer, image_size=image_size)
     obstacle = fold_obstacle(source.model)
     if target.plain and obstacle is not None:
         raise ValueError(
-            f"format={format!r} holds plain ViTs, and this checkpoint is none: {obstacle}. Choose format='onnx' or "
-            "'torch-export', which hold the whole computation."
+            f"format={format!r} only holds plain ViTs, and this checkpoint cannot be folded into one: {obstacle}. Choose "
+            "format='onnx' or 'torch-export', which hold the whole computation."
         )
 
     staging = None
@@ -127,11 +123,11 @@ def export_checkpoint(
         staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=_existing_parent(folder)))
         target.write(source, staging)
         error, excess, outputs = _verify(source, staging, target.run)
-        if not excess <= 1:  # NaN, too
+        if not excess <= 1:  # also true for NaN
             raise ValueError(
                 f"format={format!r}: the outputs differ by up to {error:.1e} from the checkpoint's, {excess:.1f} times "
-                "what rounding explains; nothing was written. Its weights are too large, or not finite, for two ways "
-                "of computing the same in float32 to agree."
+                "what rounding explains; nothing was written. The weights are not finite, or too large for two "
+                "computations in float32 to agree."
             )
         export = Export(folder=folder, source=source, format=format, max_abs_error=error, outputs=outputs)
         save_portable_processor(staging, source.config, source.image_size)
@@ -149,7 +145,7 @@ def export_checkpoint(
 
 
 def describe(export: Export) -> dict[str, object]:
-    """The content of `export.json`: what was exported, and how it was checked."""
+    """Return the content of `export.json`: the choices of the export and its largest error."""
     source = export.source
     return {
         "format": export.format,
@@ -168,15 +164,16 @@ def describe(export: Export) -> dict[str, object]:
 
 @torch.no_grad()
 def _verify(source: Source, folder: Path, run: Run) -> tuple[float, float, dict[str, tuple[int, ...]]]:
-    """
-    Runs what lies in a folder on batches of three images and of one: the largest absolute error, the largest as a
-    multiple of what is allowed, and the shape of each output.
+    """Run a folder's files on batches of three images and of one, and compare the outputs with the checkpoint's.
+
+    Returns:
+        The largest absolute error, the largest error as a multiple of the allowed one, and the shape of each output.
     """
     generator = torch.Generator().manual_seed(0)
     size, channels = source.image_size, source.config.num_channels
     noise = torch.rand(2, channels, size, size, generator=generator) * 2 - 1
-    ramp = torch.linspace(-1, 1, size).expand(1, channels, size, size)  # smooth, as photographs are
-    normalized = isinstance(source.config, LDAEConfig)
+    ramp = torch.linspace(-1, 1, size).expand(1, channels, size, size)  # smooth, like a photograph
+    normalized = hasattr(source.model.base_model, "normalize")
     errors, excesses, outputs = [], [], {}
     for images in (torch.cat([noise, ramp]), ramp):
         wanted, found = source.outputs(images), run(folder, images)
@@ -186,10 +183,10 @@ def _verify(source: Source, folder: Path, run: Run) -> tuple[float, float, dict[
             errors.append(error)
             excesses.append(error / (TOLERANCE * scale))
             outputs[name] = tuple(value.shape)
-    # Of a NaN torch's max makes a NaN, Python's might not.
+    # torch's max keeps a NaN, Python's may not.
     return float(torch.stack(errors).max()), float(torch.stack(excesses).max()), outputs
 
 
 def _existing_parent(folder: Path) -> Path:
-    """The nearest folder above that is there: nothing is made before the export is known to be right."""
+    """Return the nearest existing parent, so that no folder is made before the export is verified."""
     return next(parent for parent in folder.resolve().parents if parent.is_dir())

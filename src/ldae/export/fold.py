@@ -1,4 +1,4 @@
-"""An l-DAE encoder at one time step as a plain ViT: what depends on t alone becomes part of the weights (App. A)."""
+"""Folding of an l-DAE encoder at one time step into a plain ViT: everything that depends on t goes into the weights (App. A)."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ldae.models.modeling_ddae import DDAEPreTrainedModel
 from ldae.models.modeling_ldae import LDAEModel
 from ldae.models.tokenizer_ldae import unpatchify
 from ldae.models.transformer_ldae import LDAELayer
@@ -17,9 +16,10 @@ Affine = tuple[torch.Tensor, torch.Tensor]  # weight and bias
 
 @dataclass(frozen=True)
 class PlainBlock:
-    """
-    A pre-norm transformer block. `norm1` and `norm2` are weight and bias of LayerNorms, both `(C,)`; the others are of
-    linear maps: `query`, `key`, `value`, `out` `(C, C)`, `fc1` `(M, C)`, `fc2` `(C, M)`.
+    """A pre-norm transformer block, as weights and biases.
+
+    `norm1` and `norm2` belong to LayerNorms, `(C,)`; the others to linear maps: `query`, `key`, `value` and `out`
+    `(C, C)`, `fc1` `(M, C)`, `fc2` `(C, M)`.
     """
 
     norm1: Affine
@@ -34,19 +34,22 @@ class PlainBlock:
 
 @dataclass(frozen=True)
 class PlainViT:
-    """
-    A ViT without class token: a convolution of patches, positions, blocks, a LayerNorm without parameters and the mean
-    over tokens. Tensors are float64 where something was folded in, and else the model's own.
+    """A ViT without class token, as weights and biases.
+
+    It is a convolution of patches, positions, blocks, a LayerNorm without parameters and the mean over tokens. Folded
+    tensors are float64, all others the model's own.
 
     Attributes:
-        image_size, patch_size (`int`): In pixels.
-        num_attention_heads (`int`).
-        hidden_act (`str`): As transformers calls it.
-        layer_norm_eps (`float`): Of every LayerNorm.
-        patches: Weight `(C, channels, P, P)` and bias `(C,)` of the convolution.
-        positions (`torch.Tensor` of shape `(N, C)`): Added to its output.
-        blocks: One [`PlainBlock`] for each.
-        classifier: Weight `(K, C)` and bias `(K,)` of a linear map of the mean; `None` for an encoder.
+        image_size (`int`): Side of the images, in pixels.
+        patch_size (`int`): Side P of the patches, in pixels.
+        num_attention_heads (`int`): Number of attention heads.
+        hidden_act (`str`): Activation, by transformers' name.
+        layer_norm_eps (`float`): Epsilon of every LayerNorm.
+        patches (`tuple`): Weight `(C, channels, P, P)` and bias `(C,)` of the convolution.
+        positions (`torch.Tensor` of shape `(N, C)`): Positions that are added to its output.
+        blocks (`tuple[PlainBlock, ...]`): The blocks.
+        classifier (`tuple`, *optional*): Weight `(K, C)` and bias `(K,)` of a linear map of the mean; `None` for an
+            encoder.
     """
 
     image_size: int
@@ -61,56 +64,53 @@ class PlainViT:
 
     @property
     def num_channels(self) -> int:
-        """Of the images."""
+        """Number of channels of the images."""
         return self.patches[0].shape[1]
 
     @property
     def hidden_size(self) -> int:
-        """C, the width of a token."""
+        """Width C of a token."""
         return self.positions.shape[1]
 
     @property
     def intermediate_size(self) -> int:
-        """M, the width inside an MLP."""
+        """Width M inside an MLP."""
         return len(self.blocks[0].fc1[1])
 
     @property
     def final_norm(self) -> Affine:
-        """The last LayerNorm's weight and bias `(C,)`: a one and a zero, where a ViT must have some."""
+        """Weight 1 and bias 0 of the last LayerNorm, `(C,)`, for ViTs that have these parameters."""
         return torch.ones(self.hidden_size), torch.zeros(self.hidden_size)
 
 
 def fold_obstacle(model: PreTrainedModel) -> str | None:
-    """
-    Why a model is no plain ViT at a fixed t.
+    """Find out why a model cannot be folded into a plain ViT.
 
     Args:
-        model: An l-DAE or a DDAE, with or without classifier.
+        model (`PreTrainedModel`): An l-DAE or a DDAE, with or without classifier.
 
     Returns:
-        `str` or `None`: the reason, as part of a sentence; `None` where it can be folded.
+        `str`, *optional*: the reason, as a part of a sentence; `None` if the model can be folded.
     """
     trunk = _trunk(model)
-    if isinstance(trunk, DDAEPreTrainedModel):
-        kind = trunk.config.denoiser_type
-        return f"its network is a {kind} of diffusers, which no class of theirs computes"
+    if trunk is None:
+        return f"its network is a {model.config.denoiser_type} of diffusers"
     if trunk.config.latent_tokenizer == "conv_vae":
-        return "latent_tokenizer='conv_vae' puts a convolutional network in front of the blocks, which they have not"
+        return "latent_tokenizer='conv_vae' puts a convolutional network in front of the blocks"
     return None
 
 
 @torch.no_grad()
 def fold(model: PreTrainedModel, timestep: int | None = None, image_size: int | None = None) -> PlainViT:
-    """
-    Fold an l-DAE at one time step and a clean input into a plain ViT: equal outputs in exact arithmetic.
+    """Fold an l-DAE at one time step and a clean input into a plain ViT, with equal outputs in exact arithmetic.
 
     The tokenizer's projection, its scales, gamma_t and the embedding are one linear map of a patch; adaLN's shift and
-    scale are LayerNorm's bias and weight; its gates scale the projections before them. It goes the same way for latent
-    and image input, every patch-wise tokenizer, and the null class of a class-conditional model.
+    scale are LayerNorm's bias and weight; its gates scale the projections before them. The same holds for latent and image
+    input, every patch-wise tokenizer, and the null class of a class-conditional model.
 
     Args:
-        model (`LDAEModel`, `LDAEForImageClassification`, or a DDAE of an l-DAE): Is read, not changed.
-        timestep (`int`, *optional*): t; by default the configuration's `feature_timestep`.
+        model (`PreTrainedModel`): An l-DAE, or a DDAE around one, with or without classifier. It is not changed.
+        timestep (`int`, *optional*): The time step t; by default the configuration's `feature_timestep`.
         image_size (`int`, *optional*): Side of the images in pixels, a multiple of the patch size; by default the
             configuration's. For another one the positions are stretched, as `interpolate_pos_encoding` does.
 
@@ -118,25 +118,23 @@ def fold(model: PreTrainedModel, timestep: int | None = None, image_size: int | 
         [`PlainViT`].
 
     Raises:
-        ValueError: for a model that is no plain ViT (see [`fold_obstacle`]), and a t or a size that is not possible.
+        ValueError: If the model cannot be folded (see [`fold_obstacle`]), or does not take the t or the size.
 
     Example:
+        ```python
+        >>> from ldae import LDAEConfig, LDAEModel
+        >>> from ldae.export.fold import fold
+        >>> model = LDAEModel(LDAEConfig.from_size("nano", image_size=16, patch_size=4, latent_dim=8))
+        >>> vit = fold(model, timestep=10)
+        >>> len(vit.blocks), vit.patches[0].shape, vit.positions.shape
+        (2, torch.Size([128, 3, 4, 4]), torch.Size([16, 128]))
 
-    ```python
-    >>> from ldae import LDAEConfig, LDAEModel
-    >>> from ldae.export.fold import fold
-    >>> model = LDAEModel(LDAEConfig.from_size("nano", image_size=16, patch_size=4, latent_dim=8))
-    >>> vit = fold(model, timestep=10)
-    >>> len(vit.blocks), vit.patches[0].shape, vit.positions.shape
-    (2, torch.Size([128, 3, 4, 4]), torch.Size([16, 128]))
-
-    ```
+        ```
     """
-    obstacle = fold_obstacle(model)
-    if obstacle is not None:
+    obstacle, trunk = fold_obstacle(model), _trunk(model)
+    if trunk is None or obstacle is not None:
         raise ValueError(f"this model cannot be folded into a plain ViT: {obstacle}.")
     timestep, image_size = check_choices(model, timestep, image_size)
-    trunk = _trunk(model)
     config = trunk.config
     t = torch.tensor([timestep], device=trunk.device)
     conditioning = trunk.conditioning(t)  # (1, c)
@@ -156,42 +154,39 @@ def fold(model: PreTrainedModel, timestep: int | None = None, image_size: int | 
 
 
 def check_choices(model: PreTrainedModel, timestep: int | None, image_size: int | None) -> tuple[int, int]:
-    """
-    The time step and the image size at which a model is exported: the given ones, or its configuration's.
+    """Fill in and check the time step and the image size of an export; both default to the configuration's.
 
     Raises:
-        ValueError: for one that the model does not have.
+        ValueError: If the model does not take one of them.
     """
     config: Any = model.config
     timestep = config.feature_timestep if timestep is None else timestep
     if not 0 <= timestep < config.num_train_timesteps:
         raise ValueError(
-            f"timestep={timestep} is not possible; this model has 0 to {config.num_train_timesteps - 1}, and features "
-            f"are read at {config.feature_timestep} by default."
+            f"timestep={timestep} does not exist; choose one of 0 to {config.num_train_timesteps - 1} (the default is "
+            f"{config.feature_timestep})."
         )
     image_size = config.image_size if image_size is None else image_size
-    trunk: Any = model.base_model
-    stride = config.patch_size if isinstance(trunk, LDAEModel) else trunk.stride
+    stride = getattr(model.base_model, "stride", None) or config.patch_size
     if image_size <= 0 or image_size % stride:
         raise ValueError(
-            f"image_size={image_size} is not possible; it must be a multiple of {stride} pixels (this model was made "
-            f"for {config.image_size})."
+            f"image_size={image_size} must be a multiple of {stride} pixels (the default is {config.image_size})."
         )
     return timestep, image_size
 
 
-def _trunk(model: PreTrainedModel) -> Any:
-    """The l-DAE inside a model, or the DDAE where there is none."""
-    trunk: Any = model.base_model
-    if isinstance(trunk, DDAEPreTrainedModel) and trunk.config.denoiser_type == "LDAEModel":
-        return trunk.denoiser
-    return trunk
+def _trunk(model: PreTrainedModel) -> LDAEModel | None:
+    """Return the l-DAE inside a model, if there is one."""
+    base: Any = model.base_model
+    trunk = getattr(base, "denoiser", base)  # a DDAE's network
+    return trunk if isinstance(trunk, LDAEModel) else None
 
 
 def _fold_patches(trunk: LDAEModel, t: torch.Tensor) -> Affine:
-    """
-    All that happens to a patch before positions are added, as a convolution. It is affine, so what it makes of the
-    zero patch is the bias, and what it makes of each unit patch beyond that is a column of the weight.
+    """Write everything before the positions as one convolution of patches.
+
+    It is affine, so its output for the zero patch is the bias, and the difference that a unit patch makes is a column of
+    the weight.
     """
     config = trunk.config
     front = LDAEModel(config, num_layers=0).double()  # a difference of two float32 results would lose digits
@@ -207,7 +202,7 @@ def _fold_patches(trunk: LDAEModel, t: torch.Tensor) -> Affine:
 
 
 def _fold_block(layer: Any, conditioning: torch.Tensor) -> PlainBlock:
-    """A DiT block whose shifts, scales and gates are fixed."""
+    """Fold a DiT block's shifts, scales and gates into its weights."""
     assert isinstance(layer, LDAELayer)
     modulation = (part.double().flatten() for part in layer.modulation(conditioning))  # (C,) each
     shift1, scale1, gate1, shift2, scale2, gate2 = modulation
@@ -225,7 +220,7 @@ def _fold_block(layer: Any, conditioning: torch.Tensor) -> PlainBlock:
 
 
 def _positions(trunk: LDAEModel, side: int) -> torch.Tensor:
-    """Positions `(1, N, C)` of a grid of `side` x `side` patches."""
+    """Return the positions `(1, N, C)` of a grid of `side` x `side` patches."""
     embeddings = trunk.embeddings
     return embeddings.position_embeddings if side == embeddings.grid else embeddings.positions(side, side)
 

@@ -1,4 +1,4 @@
-"""`--format torch-export` and `onnx`: the whole computation at one time step as a graph, for batches of any size."""
+"""Exports as a graph, `--format torch-export` and `onnx`: the whole computation at one time step, for any batch size."""
 
 import logging
 import os
@@ -23,12 +23,11 @@ SINGLE_FILE_BYTES = 1_800_000_000  # protobuf holds 2 GB; larger weights go to a
 
 
 class FixedStep(nn.Module):
-    """
-    A model at one time step and a clean input.
+    """A model at one time step and a clean input.
 
     Args:
-        model: An l-DAE or a DDAE, with or without classifier.
-        timestep (`int`): t.
+        model (`PreTrainedModel`): An l-DAE or a DDAE, with or without classifier.
+        timestep (`int`): The time step t.
     """
 
     timesteps: torch.Tensor
@@ -39,13 +38,13 @@ class FixedStep(nn.Module):
         self.register_buffer("timesteps", torch.tensor([timestep], device=model.device), persistent=False)
 
     def forward(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Images `(B, C, H, W)` of any possible size to `last_hidden_state` and `pooler_output`, or to `logits`."""
+        """Compute `last_hidden_state` and `pooler_output`, or `logits`, of images `(B, C, H, W)`."""
         outputs = self.model(pixel_values, timesteps=self.timesteps, interpolate_pos_encoding=True)
         return {name: outputs[name] for name in output_names(outputs)}
 
 
 class PlainEncoder(nn.Module):
-    """A [`PlainViT`] that computes the same as [`FixedStep`], without what depends on t."""
+    """A [`PlainViT`] as a module with the outputs of [`FixedStep`]."""
 
     def __init__(self, vit: PlainViT):
         super().__init__()
@@ -57,7 +56,7 @@ class PlainEncoder(nn.Module):
             self.classifier.load_state_dict({"weight": weight, "bias": bias})
 
     def forward(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
-        """As of [`FixedStep`]."""
+        """Compute the outputs of [`FixedStep`]."""
         tokens = self.vit(pixel_values).last_hidden_state  # (B, N, C)
         pooled = tokens.mean(dim=1)
         if self.classifier is not None:
@@ -66,53 +65,51 @@ class PlainEncoder(nn.Module):
 
 
 def output_names(outputs: Any) -> tuple[str, ...]:
-    """What of a model's outputs is exported."""
+    """Return the names of the outputs to export."""
     return ("logits",) if "logits" in outputs else ("last_hidden_state", "pooler_output")
 
 
 def trace(module: nn.Module, num_channels: int, image_size: int) -> torch.export.ExportedProgram:
-    """
-    A module as a program of `torch.export` that takes any number of images `(B, channels, size, size)`.
+    """Trace a module to a `torch.export` program for any number of images `(B, channels, size, size)`.
 
     Raises:
-        ValueError: where torch cannot trace it.
+        ValueError: If torch cannot trace it.
     """
     example = torch.zeros(2, num_channels, image_size, image_size)
     try:
         with torch.no_grad(), quiet():
             free = {"pixel_values": {0: batch()}}
             program = torch.export.export(module.eval(), (example,), dynamic_shapes=free)
-            return program.run_decompositions({})  # into aten alone: a region without autocast could not be saved
-    except Exception as error:  # torch raises a dozen kinds, none of which the caller could tell apart
+            return program.run_decompositions({})  # to aten operators: regions without autocast cannot be saved
+    except Exception as error:  # torch raises many kinds
         raise ValueError(
             f"torch.export cannot trace {type(module).__name__} at image_size={image_size}: {error}"
         ) from error
 
 
 def batch() -> Any:
-    """The dimension that stays free."""
+    """Return the dynamic batch dimension."""
     return torch.export.Dim("batch", min=1)
 
 
 def save_program(program: torch.export.ExportedProgram, folder: str | os.PathLike[str]) -> None:
-    """Write a program, for `torch.export.load`."""
+    """Save a program for `torch.export.load`."""
     with quiet():
         torch.export.save(program, Path(folder, PROGRAM_FILE))
 
 
 @torch.no_grad()
 def run_program(folder: str | os.PathLike[str], pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Outputs of a saved program."""
+    """Compute the outputs of a saved program."""
     with quiet():
         return torch.export.load(Path(folder, PROGRAM_FILE)).module()(pixel_values)
 
 
 def save_onnx(program: torch.export.ExportedProgram, folder: str | os.PathLike[str], outputs: Sequence[str]) -> None:
-    """
-    Write a program as an ONNX graph: input `pixel_values`, outputs by the given names, the batch free.
+    """Save a program as an ONNX graph with the input `pixel_values`, named outputs and a dynamic batch.
 
     Raises:
-        ValueError: where onnx is not installed.
+        ValueError: If onnx is not installed.
     """
     require_onnx()
     with torch.no_grad(), quiet():
@@ -129,7 +126,7 @@ def save_onnx(program: torch.export.ExportedProgram, folder: str | os.PathLike[s
 
 
 def run_onnx(folder: str | os.PathLike[str], pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Outputs of a saved graph in onnxruntime, on the CPU."""
+    """Compute the outputs of a saved graph with onnxruntime, on the CPU."""
     require_onnx()
     import onnxruntime
 
@@ -141,9 +138,10 @@ def run_onnx(folder: str | os.PathLike[str], pixel_values: torch.Tensor) -> dict
 
 
 def require_onnx() -> None:
-    """
+    """Check that the packages for ONNX are installed.
+
     Raises:
-        ValueError: naming what is not installed.
+        ValueError: If one is missing.
     """
     missing = [name for name in ONNX_PACKAGES if find_spec(name) is None]
     if missing:
@@ -152,7 +150,7 @@ def require_onnx() -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what torch's exporters say of themselves: notes on deprecations, and on torchvision not being there."""
+    """Silence torch's exporters, which warn about their own deprecations and about missing torchvision."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

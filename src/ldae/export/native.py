@@ -1,4 +1,4 @@
-"""`--format transformers`: classes of transformers without class token, which need neither ldae nor remote code."""
+"""Exports as transformers models, `--format transformers`, which need neither ldae nor remote code."""
 
 import os
 from collections.abc import Mapping
@@ -26,38 +26,36 @@ WEIGHTS_FILE = "model.safetensors"
 def build_native(
     vit: PlainViT, id2label: Mapping[int, str] | None = None
 ) -> SiglipVisionModel | IJepaForImageClassification:
-    """
-    A model of transformers with the weights of a plain ViT.
+    """Build a transformers model with the weights of a plain ViT.
 
     Args:
-        vit ([`PlainViT`]).
+        vit ([`PlainViT`]): The weights.
         id2label (`Mapping[int, str]`, *optional*): Names of a classifier's classes.
 
     Returns:
-        `SiglipVisionModel` of an encoder: its attention pooling is set to the mean over tokens, so that
-        `pooler_output`, and with it `pool=True` of pipelines, is there. `IJepaForImageClassification` of a classifier.
-        Both in float32 and in evaluation mode.
+        `SiglipVisionModel` for an encoder, with attention pooling that computes the mean over tokens, so that
+        `pooler_output` and pipelines with `pool=True` work; `IJepaForImageClassification` for a classifier. Both are in
+        float32 and in evaluation mode.
 
     Example:
+        ```python
+        >>> import torch
+        >>> from ldae import LDAEConfig, LDAEModel
+        >>> from ldae.export.fold import fold
+        >>> from ldae.export.native import build_native
+        >>> model = LDAEModel(LDAEConfig.from_size("nano", image_size=16, patch_size=4, latent_dim=8)).eval()
+        >>> native, images = build_native(fold(model)), torch.rand(2, 3, 16, 16)
+        >>> torch.allclose(native(images).pooler_output, model(images).pooler_output, atol=1e-4)
+        True
 
-    ```python
-    >>> import torch
-    >>> from ldae import LDAEConfig, LDAEModel
-    >>> from ldae.export.fold import fold
-    >>> from ldae.export.native import build_native
-    >>> model = LDAEModel(LDAEConfig.from_size("nano", image_size=16, patch_size=4, latent_dim=8)).eval()
-    >>> native, images = build_native(fold(model)), torch.rand(2, 3, 16, 16)
-    >>> torch.allclose(native(images).pooler_output, model(images).pooler_output, atol=1e-4)
-    True
-
-    ```
+        ```
     """
     return build_siglip(vit) if vit.classifier is None else build_ijepa(vit, id2label)
 
 
 @torch.no_grad()
 def build_siglip(vit: PlainViT, *, pooling: bool = True, dtype: torch.dtype = torch.float32) -> SiglipVisionModel:
-    """As of [`build_native`], of an encoder; without `pooling` it gives tokens alone."""
+    """Build an encoder for [`build_native`]; without `pooling` it returns only tokens."""
     model = SiglipVisionModel(SiglipVisionConfig(**_shape(vit), vision_use_head=pooling)).eval().to(dtype)
     _put(model.embeddings.patch_embedding, vit.patches)
     model.embeddings.position_embedding.weight.copy_(vit.positions)
@@ -79,7 +77,7 @@ def build_siglip(vit: PlainViT, *, pooling: bool = True, dtype: torch.dtype = to
 
 @torch.no_grad()
 def build_ijepa(vit: PlainViT, id2label: Mapping[int, str] | None = None) -> IJepaForImageClassification:
-    """As of [`build_native`], of a classifier."""
+    """Build a classifier for [`build_native`]."""
     assert vit.classifier is not None
     names = dict(id2label) if id2label else {i: f"LABEL_{i}" for i in range(len(vit.classifier[1]))}
     config = IJepaConfig(**_shape(vit), id2label=names, label2id={name: i for i, name in names.items()})
@@ -103,11 +101,10 @@ def build_ijepa(vit: PlainViT, id2label: Mapping[int, str] | None = None) -> IJe
 
 
 def save_native(model: SiglipVisionModel | IJepaForImageClassification, folder: str | os.PathLike[str]) -> None:
-    """
-    `save_pretrained`, with keys that transformers 4 reads, too.
+    """Save a model so that transformers 4 and 5 load it.
 
-    transformers 5 writes a `SiglipVisionModel` without the prefix that version 4 looks for (and without which that one
-    would load random weights); version 5 reads both.
+    transformers 5 writes the keys of a `SiglipVisionModel` without the prefix that version 4 looks for (without it,
+    version 4 would load random weights); version 5 reads both.
     """
     model.save_pretrained(folder)
     if isinstance(model, SiglipVisionModel):
@@ -118,7 +115,7 @@ def save_native(model: SiglipVisionModel | IJepaForImageClassification, folder: 
 
 @torch.no_grad()
 def run_native(folder: str | os.PathLike[str], pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Outputs of a saved model, loaded through the Auto classes."""
+    """Compute the outputs of a saved model, loaded by the Auto classes."""
     classifier = IJepaConfig.get_config_dict(folder)[0]["model_type"] == "ijepa"
     kind: Any = AutoModelForImageClassification if classifier else AutoModel
     model = kind.from_pretrained(folder, local_files_only=True).eval()
@@ -126,9 +123,7 @@ def run_native(folder: str | os.PathLike[str], pixel_values: torch.Tensor) -> di
 
 
 def _make_mean(head: Any, width: int) -> None:
-    """
-    Attention pooling as a mean: no query, so that every token weighs the same; values and output as they are; no MLP.
-    """
+    """Set attention pooling to the mean: equal weights from a zero query, identity values and output, and no MLP."""
     for parameter in head.parameters():
         parameter.zero_()
     identity = torch.eye(width)
@@ -137,7 +132,7 @@ def _make_mean(head: Any, width: int) -> None:
 
 
 def _shape(vit: PlainViT) -> dict[str, Any]:
-    """What both configurations call the same."""
+    """Return the fields that both configurations share."""
     return {
         "image_size": vit.image_size,
         "patch_size": vit.patch_size,
@@ -152,5 +147,6 @@ def _shape(vit: PlainViT) -> dict[str, Any]:
 
 
 def _put(module: nn.Module, values: Affine) -> None:
+    """Copy a weight and a bias into a module."""
     for name, value in zip(("weight", "bias"), values, strict=True):
         getattr(module, name).copy_(value)

@@ -1,4 +1,4 @@
-"""The image processor of an exported folder: one that transformers 4 has, too, and that gives the same pixels."""
+"""Image processors of exported folders, which transformers 4 and 5 load."""
 
 import json
 import os
@@ -9,11 +9,10 @@ from ldae.data.image_processor import image_processor_settings
 
 
 def save_portable_processor(folder: str | os.PathLike[str], config: Any, image_size: int) -> None:
-    """
-    Write a `preprocessor_config.json` with a checkpoint's settings, for images of a side of `image_size` pixels.
+    """Write a `preprocessor_config.json` that gives the same pixels as a checkpoint's own, at `image_size` pixels.
 
-    It names `CLIPImageProcessor`: the `ViTImageProcessor` of transformers 4 can neither resize to the shortest edge
-    nor crop to the centre.
+    It names `CLIPImageProcessor`, because the `ViTImageProcessor` of transformers 4 can neither resize to the shortest
+    edge nor crop to the centre.
     """
     settings = image_processor_settings(config) | {
         "image_processor_type": "CLIPImageProcessor",

@@ -1,4 +1,4 @@
-"""`--format timm`: the weights of timm's `VisionTransformer` without class token, in a folder that timm opens."""
+"""Exports as timm models, `--format timm`: a `VisionTransformer` without class token."""
 
 import json
 import os
@@ -22,16 +22,15 @@ LAYER_NORM_EPS = 1e-6  # timm's, and no argument of create_model
 
 
 def timm_arguments(vit: PlainViT) -> dict[str, Any]:
-    """
-    What `timm.create_model` or `VisionTransformer` has to be told.
+    """Return the arguments of `timm.create_model` or `VisionTransformer`.
 
     Raises:
-        ValueError: for an activation or an eps that timm has no name for.
+        ValueError: If timm has no name for the activation, or another eps.
     """
     if vit.layer_norm_eps != LAYER_NORM_EPS:
         raise ValueError(
-            f"layer_norm_eps={vit.layer_norm_eps} is not possible in timm's VisionTransformer, whose norms have "
-            f"{LAYER_NORM_EPS}; choose format='transformers', 'onnx' or 'torch-export'."
+            f"layer_norm_eps={vit.layer_norm_eps} differs from {LAYER_NORM_EPS}, which timm's VisionTransformer always "
+            "uses; choose format='transformers', 'onnx' or 'torch-export'."
         )
     if vit.hidden_act not in ACTIVATIONS:
         raise ValueError(
@@ -58,7 +57,7 @@ def timm_arguments(vit: PlainViT) -> dict[str, Any]:
 
 
 def timm_state_dict(vit: PlainViT) -> dict[str, torch.Tensor]:
-    """A plain ViT's weights under timm's names, in float32."""
+    """Return a plain ViT's weights under timm's names, in float32."""
     parts = {"patch_embed.proj": vit.patches, "norm": vit.final_norm}
     for i, block in enumerate(vit.blocks):
         weights, biases = zip(block.query, block.key, block.value, strict=True)
@@ -79,7 +78,7 @@ def timm_state_dict(vit: PlainViT) -> dict[str, torch.Tensor]:
 
 
 def save_timm(vit: PlainViT, folder: str | os.PathLike[str], id2label: Mapping[int, str] | None = None) -> None:
-    """Write weights and timm's own config.json, for `timm.create_model("local-dir:FOLDER", pretrained=True)`."""
+    """Write the weights and a config.json for `timm.create_model("local-dir:FOLDER", pretrained=True)`."""
     arguments = timm_arguments(vit)
     config: dict[str, Any] = {
         "architecture": ARCHITECTURE,
@@ -108,7 +107,7 @@ def save_timm(vit: PlainViT, folder: str | os.PathLike[str], id2label: Mapping[i
 
 @torch.no_grad()
 def run_timm(folder: str | os.PathLike[str], pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Outputs of a saved folder: by timm where it is installed, else by what its `VisionTransformer` computes."""
+    """Compute the outputs of a saved folder, with timm if it is installed, or else with [`timm_forward`]."""
     config = json.loads(Path(folder, CONFIG_FILE).read_text(encoding="utf-8"))
     if timm_is_installed():
         import timm
@@ -124,23 +123,22 @@ def run_timm(folder: str | os.PathLike[str], pixel_values: torch.Tensor) -> dict
 
 
 def timm_is_installed() -> bool:
-    """Whether timm can be imported; it needs torchvision."""
+    """Return whether timm can be imported; it needs torchvision."""
     return find_spec("timm") is not None and find_spec("torchvision") is not None
 
 
 def timm_forward(
     state: Mapping[str, torch.Tensor], pixel_values: torch.Tensor, **arguments: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    What timm's `VisionTransformer` computes of such weights, written down again to check them where timm is not.
+    """Compute the forward of timm's `VisionTransformer` without timm.
 
     Args:
-        state: As [`timm_state_dict`] gives it.
-        pixel_values (`torch.FloatTensor` of shape `(B, channels, H, W)`).
-        **arguments: As [`timm_arguments`] gives them.
+        state (`Mapping`): The weights, from [`timm_state_dict`].
+        pixel_values (`torch.FloatTensor` of shape `(B, channels, H, W)`): The images.
+        **arguments: The model's arguments, from [`timm_arguments`].
 
     Returns:
-        Tokens `(B, N, C)` of `forward_features`, and what `forward_head` makes of them, `(B, C)` or logits `(B, K)`.
+        The tokens `(B, N, C)` of `forward_features`, and the output of `forward_head`, `(B, C)` or logits `(B, K)`.
     """
     heads, activation = arguments["num_heads"], {v: k for k, v in ACTIVATIONS.items()}[arguments["act_layer"]]
 

@@ -1,1 +1,1 @@
-"""Sharing: remote code, model cards, and pushing to the Hub."""
+"""Sharing on the Hub: remote code, model cards and uploads."""

@@ -1,4 +1,4 @@
-"""Pushing a run's folder to the Hub: once (`push_to_hub`), or again and again while it trains (`HubUploader`)."""
+"""Upload of a run's folder to the Hub: once (`push_to_hub`), or at each save of a training (`HubUploader`)."""
 
 import json
 import logging
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_MESSAGE = "Upload the model"
 SNAPSHOT_PREFIX = ".push-"
 
-# What of a run's folder is for others; checkpoints/ (optimiser state), pickles and temporary files never are.
+# The files of a run's folder to share: no optimiser state in checkpoints/, no pickles, no temporary files.
 PUBLISHED = (
     "config.json",
     "preprocessor_config.json",
@@ -43,30 +43,30 @@ PUBLISHED = (
 
 
 def published_files(folder: str | os.PathLike[str]) -> list[str]:
-    """The files of a run's folder that a push uploads, relative to it, sorted."""
+    """List the files of a run's folder to upload, as sorted relative paths."""
     found = {path for pattern in PUBLISHED for path in Path(folder).glob(pattern) if path.is_file()}
     return sorted(path.relative_to(folder).as_posix() for path in found if not path.name.startswith("."))
 
 
 def check_publishable(folder: str | os.PathLike[str]) -> None:
-    """Refuses a folder that others could not use.
+    """Check that others can use a folder.
 
     Raises:
-        ValueError: no config.json, no weights in safetensors, or a latent tokenizer that was never fitted.
+        ValueError: If it has no config.json, no weights in safetensors, or a latent tokenizer that was never fitted.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} has no config.json; give a run's folder, or one that save_pretrained wrote")
+        raise ValueError(f"{folder} has no config.json; give a run's folder, or one that save_pretrained wrote.")
     weights = sorted(folder.glob("model*.safetensors"))
     if not weights:
-        raise ValueError(f"{folder} has no model.safetensors; save the model with save_pretrained first")
+        raise ValueError(f"{folder} has no model.safetensors; save the model with save_pretrained first.")
     for path in weights:
         with safe_open(path, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (no dict: it has keys() alone)
+            for name in tensors.keys():  # noqa: SIM118 (not a dict)
                 if name.rsplit(".", 1)[-1] == "fitted" and not bool(tensors.get_tensor(name)):
                     raise ValueError(
-                        f"{path}: {name}=False, the latent tokenizer was never fitted, so the model means nothing; "
-                        "fit it with fit_patch_pca, or with `ldae train_tokenizer`, and train before pushing"
+                        f"{path} has {name}=False: its latent tokenizer was never fitted, so the model is useless. Fit it with "
+                        "fit_patch_pca or `ldae train_tokenizer`, and train the model, before pushing."
                     )
 
 
@@ -81,30 +81,30 @@ def push_to_hub(
     with_code: bool = True,
     commit_message: str | None = None,
 ) -> str:
-    """Uploads a run's folder: config, processor, scheduler, weights, code, card, recipe, metrics, results, pictures.
+    """Upload a run's folder: config, processor, scheduler, weights, code, card, recipe, metrics, results and pictures.
 
-    The folder first gets what it lacks: the code files (`save_with_code`) and a card (`write_model_card`; one written
-    or edited by hand stays, here and on the Hub). Unchanged files are not sent again.
+    Missing code files (`save_with_code`) and a missing card (`write_model_card`) are added to the folder first. A card
+    that was written or edited by hand is kept, here and on the Hub. Unchanged files are not sent again.
 
     Args:
-        folder: a run's folder, or any folder that `save_pretrained` wrote.
-        repo_id: "namespace/name", or "name" in one's own namespace; created where it does not exist.
-        private: whether a repository that is created here is private. Default False.
-        revision: the branch, created where it does not exist. Default None: "main".
-        tag: the name of a release, such as "v1.0", that the pushed commit gets: ``from_pretrained(..., revision="v1.0")``
-            then always loads these files. A tag that exists is never moved. Default None: no tag.
-        token: a write token. Default None: the one that ``hf auth login`` or ``HF_TOKEN`` set.
-        with_code: whether the folder gets the model's code, so that ``trust_remote_code=True`` loads it where ldae is
-            not installed. Default True.
-        commit_message: the commit's title. Default None: "Upload the model".
+        folder (`str` or path): A run's folder, or any folder that `save_pretrained` wrote.
+        repo_id (`str`): "namespace/name", or "name" in your own namespace; created if it does not exist.
+        private (`bool`, defaults to `False`): Whether a new repository is private.
+        revision (`str`, *optional*): The branch, created if it does not exist; by default "main".
+        tag (`str`, *optional*): Name of a release, such as "v1.0", for the commit: ``from_pretrained(...,
+            revision="v1.0")`` then always loads these files. An existing tag is never moved.
+        token (`str`, *optional*): A write token; by default the one of ``hf auth login`` or ``HF_TOKEN``.
+        with_code (`bool`, defaults to `True`): Whether to add the model's code, which ``trust_remote_code=True`` runs
+            where ldae is not installed.
+        commit_message (`str`, *optional*): Title of the commit; by default "Upload the model".
 
     Returns:
-        The address of the repository, or of the branch in it.
+        `str`: the address of the repository, or of the tag or the branch in it.
 
     Raises:
-        ValueError: the folder has no config.json or weights, its tokenizer was never fitted, or there is such a tag.
-        huggingface_hub.errors.HfHubHTTPError: the Hub refused, after the client's own retries.
-        ConnectionError: the Hub cannot be reached.
+        ValueError: If the folder has no config.json or weights, its tokenizer was never fitted, or the tag exists.
+        huggingface_hub.errors.HfHubHTTPError: If the Hub refuses, after the client's own retries.
+        ConnectionError: If the Hub cannot be reached.
     """
     _complete(folder, repo_id, with_code)
     return upload.upload_files(
@@ -120,6 +120,7 @@ def push_to_hub(
 
 
 def _complete(folder: str | os.PathLike[str], repo_id: str, with_code: bool) -> None:
+    """Add the code and the card to a folder that can be shared."""
     check_publishable(folder)
     if with_code:
         save_with_code(folder)
@@ -127,19 +128,23 @@ def _complete(folder: str | os.PathLike[str], repo_id: str, with_code: bool) -> 
 
 
 class HubUploader:
-    """Pushes a run's folder while it trains. Whatever the Hub does, training goes on.
+    """Uploader of a run's folder during training, which no failure of the Hub can stop.
 
-    Each push takes a snapshot of the folder (hard links to the weights, copies of the rest) and hands it to a process
-    of its own, which a time-out ends: a Hub that refuses, answers 500 or hangs costs a warning, and the next save is
-    the next try. Use it on the main process only. Weights must be replaced by renaming, never rewritten in place.
+    Each push takes a snapshot of the folder (hard links to the weights, copies of the rest) and gives it to a separate
+    process with a time-out. A Hub that refuses, answers 500 or hangs costs a warning, and the next save tries again. Use
+    it in the main process only. Weights must be replaced by renaming, never rewritten in place.
 
     Args:
-        folder: the run's folder.
-        repo_id, private, revision, token, with_code: as in `push_to_hub`.
-        timeout_s: seconds after which one push is given up. Default 900.
+        folder (`str` or path): The run's folder.
+        repo_id (`str`): As for `push_to_hub`, like `private`, `revision`, `token` and `with_code`.
+        private (`bool`, defaults to `False`): Whether a new repository is private.
+        revision (`str`, *optional*): The branch.
+        token (`str`, *optional*): A write token.
+        with_code (`bool`, defaults to `True`): Whether to add the model's code.
+        timeout_s (`float`, defaults to 900): Seconds after which one push is given up.
 
     Raises:
-        huggingface_hub.errors.HFValidationError: ``repo_id`` is not a name the Hub can have.
+        huggingface_hub.errors.HFValidationError: If `repo_id` is not a valid name on the Hub.
     """
 
     def __init__(
@@ -160,12 +165,12 @@ class HubUploader:
         self._watcher: threading.Thread | None = None
         self._behind = False  # whether the last push that ended failed
         self._abandoned = False
-        for stale in self.folder.glob(f"{SNAPSHOT_PREFIX}*"):  # of a process that was killed
+        for stale in self.folder.glob(f"{SNAPSHOT_PREFIX}*"):  # left by a process that was killed
             shutil.rmtree(stale, ignore_errors=True)
 
     @property
     def command(self) -> str:
-        """The command that pushes the folder later, by hand."""
+        """The command that pushes the folder later."""
         words = ["ldae", "push_to_hub", str(self.folder), "--repo_id", self.repo_id]
         if self._settings["private"]:
             words += ["--private", "true"]
@@ -176,18 +181,20 @@ class HubUploader:
         return shlex.join(words)
 
     def push(self, commit_message: str = DEFAULT_MESSAGE) -> None:
-        """Starts to push the folder as it is now, and returns; leaves it to the next save while one is under way.
+        """Start to push the folder's present state, and return. If a push is still under way, do nothing.
 
         Args:
-            commit_message: the commit's title, such as "12,800 images seen".
+            commit_message (`str`): Title of the commit, such as "12,800 images seen".
         """
         if self._watcher is not None and self._watcher.is_alive():
-            logger.info("An earlier push to %s is still under way; this save is left to the next push.", self.repo_id)
+            logger.info(
+                "An earlier push to %s is still under way; the next push will include this save.", self.repo_id
+            )
             return
         try:
             snapshot = self._snapshot()
             files = published_files(snapshot)
-        except Exception as error:  # a full disk, say: sharing must never end a training
+        except Exception as error:  # such as a full disk; sharing must never end a training
             self._warn(f"{type(error).__name__}: {error}")
             return
         settings = {**self._settings, "folder": str(snapshot), "files": files, "commit_message": commit_message}
@@ -209,13 +216,13 @@ class HubUploader:
         self._watcher.start()
 
     def finish(self, commit_message: str = DEFAULT_MESSAGE) -> bool:
-        """Pushes the finished folder: gives up a push of an earlier save, then makes one last try and waits for it.
+        """Push the finished folder: end a push of an earlier save, then try once more and wait.
 
         Args:
-            commit_message: the commit's title.
+            commit_message (`str`): Title of the commit.
 
         Returns:
-            Whether the Hub has the folder as it is now. Where not, a warning says with which command to push it later.
+            `bool`: whether the Hub has the folder's present state. If not, a warning names the command to push it later.
         """
         if self._process is not None and self._watcher is not None and self._watcher.is_alive():
             self._abandoned = True
@@ -251,7 +258,7 @@ class HubUploader:
         shutil.rmtree(snapshot, ignore_errors=True)  # the process does so itself, unless it was killed
         if process.returncode == 0:
             self._behind = False
-            logger.info("Pushed to %s. %s", self.repo_id, errors.strip())  # such as: the card there was kept
+            logger.info("Pushed to %s. %s", self.repo_id, errors.strip())  # for example that the card there was kept
         elif not self._abandoned:
             self._warn(errors.strip().splitlines()[-1] if errors.strip() else f"exit status {process.returncode}")
 

@@ -1,7 +1,7 @@
-"""Sends a folder's files to the Hub in one commit, and keeps cards that people wrote.
+"""Upload of a folder's files to the Hub in one commit, without overwriting cards that people wrote.
 
-This module needs huggingface_hub alone and is also run by its path, as a process of its own: a transfer that hangs can
-then be ended from outside without harm to the training that started it (`ldae.hub.push.HubUploader`).
+This module imports only huggingface_hub, and is also run as a script in a separate process: a transfer that hangs can
+then be ended without harm to the training that started it (`ldae.hub.push.HubUploader`).
 """
 
 import hashlib
@@ -22,26 +22,26 @@ _SEAL = re.compile(r"\n?<!-- ldae wrote this card; sha256 of the text above: ([0
 
 
 def seal_card(card: str) -> str:
-    """Ends a card with an HTML comment that holds its hash, so that any later edit by hand shows.
+    """Append an HTML comment with a card's hash, which shows later whether the card was edited.
 
     Args:
-        card: the card's whole text, metadata block included.
+        card (`str`): The whole text of the card, with its metadata.
 
     Returns:
-        The text with its seal; for a card that `is_sealed_card` accepts until it is edited.
+        `str`: the text with its seal, which `is_sealed_card` accepts until the card is edited.
     """
     body = _SEAL.sub("", card).rstrip() + "\n"
     return f"{body}\n<!-- ldae wrote this card; sha256 of the text above: {_digest(body)} -->\n"
 
 
 def is_sealed_card(card: str) -> bool:
-    """Whether a card was written by this library and not edited since.
+    """Return whether this library wrote a card and nobody edited it.
 
     Args:
-        card: the card's whole text.
+        card (`str`): The whole text of the card.
 
     Returns:
-        True where the text ends with a seal and nothing before it has changed (line ends aside).
+        `bool`: whether the text ends with a seal and nothing before it changed, apart from line ends.
 
     Example:
         >>> card = seal_card("# A model")
@@ -69,28 +69,28 @@ def upload_files(
     tag: str | None = None,
     repo_type: str = "model",
 ) -> str:
-    """Uploads files of a folder in one commit; creates the repository and the branch where they are missing.
+    """Upload files of a folder in one commit, and create the repository and the branch if they do not exist.
 
-    A card that the library wrote does not replace one on the Hub that was written or edited by hand.
+    A card that this library wrote does not replace one on the Hub that was written or edited by hand.
 
     Args:
-        folder: the folder that ``files`` are in.
-        files: paths relative to the folder, with forward slashes; also their paths on the Hub.
-        repo_id: "name" or "namespace/name".
-        private: whether a repository that is created here is private; an existing one stays as it is.
-        revision: the branch; None is "main".
-        token: a write token; None takes the one that is logged in.
-        commit_message: the commit's title.
-        tag: a tag for the commit; refused before anything is sent where it exists. Default None: none.
-        repo_type: "model", "dataset" or "space".
+        folder (`str`): The folder of the files.
+        files (`list[str]`): Paths relative to the folder, with forward slashes; also their paths on the Hub.
+        repo_id (`str`): "name" or "namespace/name".
+        private (`bool`): Whether a new repository is private; an existing one does not change.
+        revision (`str`, *optional*): The branch; `None` for "main".
+        token (`str`, *optional*): A write token; `None` for the one that is logged in.
+        commit_message (`str`): Title of the commit.
+        tag (`str`, *optional*): A tag for the commit. If it exists, nothing is sent.
+        repo_type (`str`, defaults to `"model"`): "model", "dataset" or "space".
 
     Returns:
-        The address of the repository, or of the tag or the branch in it.
+        `str`: the address of the repository, or of the tag or the branch in it.
 
     Raises:
-        ValueError: the repository has such a tag.
-        huggingface_hub.errors.HfHubHTTPError: the Hub refused, after the client's own retries.
-        ConnectionError: the Hub cannot be reached.
+        ValueError: If the tag exists.
+        huggingface_hub.errors.HfHubHTTPError: If the Hub refuses, after the client's own retries.
+        ConnectionError: If the Hub cannot be reached.
     """
     try:
         api = HfApi(token=token, library_name="ldae")
@@ -126,7 +126,7 @@ def _upload_files(
         except EntryNotFoundError:
             published = None
         if published is not None and not is_sealed_card(published.read_text(encoding="utf-8")):
-            print(f"The card of {repo.repo_id} was written or edited by hand and stays as it is.", file=sys.stderr)
+            print(f"The card of {repo.repo_id} was written or edited by hand, and is kept.", file=sys.stderr)
             files = [path for path in files if path != CARD_FILE]
     operations = [CommitOperationAdd(path_in_repo=path, path_or_fileobj=Path(folder) / path) for path in files]
     commit = api.create_commit(
@@ -139,10 +139,10 @@ def _upload_files(
 
 
 def main() -> None:
-    """Reads `upload_files`'s arguments and a time-out as JSON from the standard input, where a token is private.
+    """Upload with the arguments of `upload_files` and a time-out, read as JSON from the standard input.
 
-    The process ends itself after the time-out and takes the folder, a snapshot made for it, along: both also where
-    whoever started it is gone.
+    A token is private there. After the time-out the process ends itself and deletes the folder, a snapshot that was made
+    for it, even if the process that started it is gone.
     """
     job = json.load(sys.stdin)
     settings, timeout_s = job["settings"], job["timeout_s"]
@@ -150,7 +150,7 @@ def main() -> None:
     def give_up() -> None:
         shutil.rmtree(settings["folder"], ignore_errors=True)
         print(f"The Hub did not finish within {timeout_s:g} s.", file=sys.stderr, flush=True)
-        os._exit(1)  # threads that wait for the Hub cannot be ended in another way
+        os._exit(1)  # nothing else ends threads that wait for the Hub
 
     timer = threading.Timer(timeout_s, give_up)
     timer.daemon = True
