@@ -88,22 +88,10 @@ def _equalize(x: torch.Tensor, strength: torch.Tensor, sign: torch.Tensor) -> to
     return torch.where(step > 0, equalized, x.flatten(2)).view_as(x)
 
 
-def _invert(x: torch.Tensor, strength: torch.Tensor, sign: torch.Tensor) -> torch.Tensor:
-    return 1 - x
-
-
 def _posterize(x: torch.Tensor, strength: torch.Tensor, sign: torch.Tensor) -> torch.Tensor:
     """Keep 4 to 0 of 8 bits."""
     width = 2 ** (4 + (strength * 4).long())
     return (x * 255).round().long().div(width, rounding_mode="floor").mul(width).float() / 255
-
-
-def _solarize(x: torch.Tensor, strength: torch.Tensor, sign: torch.Tensor) -> torch.Tensor:
-    return torch.where(x < 1 - strength, x, 1 - x)
-
-
-def _solarize_add(x: torch.Tensor, strength: torch.Tensor, sign: torch.Tensor) -> torch.Tensor:
-    return torch.where(x < 0.5, x + strength * (110 / 255), x)
 
 
 def _grey(x: torch.Tensor) -> torch.Tensor:
@@ -116,18 +104,6 @@ def _grey(x: torch.Tensor) -> torch.Tensor:
 def _blend(other: torch.Tensor, x: torch.Tensor, strength: torch.Tensor, sign: torch.Tensor) -> torch.Tensor:
     """Move from `other` towards the image and beyond it, by a factor from 0.1 to 1.9."""
     return other + (1 + 0.9 * strength * sign) * (x - other)
-
-
-def _color(x: torch.Tensor, strength: torch.Tensor, sign: torch.Tensor) -> torch.Tensor:
-    return _blend(_grey(x), x, strength, sign)
-
-
-def _contrast(x: torch.Tensor, strength: torch.Tensor, sign: torch.Tensor) -> torch.Tensor:
-    return _blend(_grey(x).mean((2, 3), keepdim=True), x, strength, sign)
-
-
-def _brightness(x: torch.Tensor, strength: torch.Tensor, sign: torch.Tensor) -> torch.Tensor:
-    return _blend(torch.zeros_like(x), x, strength, sign)
 
 
 def _sharpness(x: torch.Tensor, strength: torch.Tensor, sign: torch.Tensor) -> torch.Tensor:
@@ -152,37 +128,21 @@ def _rotate(x: torch.Tensor, strength: torch.Tensor, sign: torch.Tensor) -> torc
     return _move(x, [[angle.cos(), angle.sin(), 0.0], [-angle.sin(), angle.cos(), 0.0]])
 
 
-def _shear_x(x: torch.Tensor, strength: torch.Tensor, sign: torch.Tensor) -> torch.Tensor:
-    return _move(x, [[1.0, 0.3 * (strength * sign).flatten(), 0.0], [0.0, 1.0, 0.0]])
-
-
-def _shear_y(x: torch.Tensor, strength: torch.Tensor, sign: torch.Tensor) -> torch.Tensor:
-    return _move(x, [[1.0, 0.0, 0.0], [0.3 * (strength * sign).flatten(), 1.0, 0.0]])
-
-
-def _translate_x(x: torch.Tensor, strength: torch.Tensor, sign: torch.Tensor) -> torch.Tensor:
-    """Move by up to 45 % of the side, which has length 2."""
-    return _move(x, [[1.0, 0.0, 0.9 * (strength * sign).flatten()], [0.0, 1.0, 0.0]])
-
-
-def _translate_y(x: torch.Tensor, strength: torch.Tensor, sign: torch.Tensor) -> torch.Tensor:
-    return _move(x, [[1.0, 0.0, 0.0], [0.0, 1.0, 0.9 * (strength * sign).flatten()]])
-
-
+# x: images, s: strength, d: sign, the direction. Images move by up to 45 % of the side, which has length 2.
 OPERATIONS: dict[str, Operation] = {
     "auto_contrast": _auto_contrast,
     "equalize": _equalize,
-    "invert": _invert,
+    "invert": lambda x, s, d: 1 - x,
     "rotate": _rotate,
     "posterize": _posterize,
-    "solarize": _solarize,
-    "solarize_add": _solarize_add,
-    "color": _color,
-    "contrast": _contrast,
-    "brightness": _brightness,
+    "solarize": lambda x, s, d: torch.where(x < 1 - s, x, 1 - x),
+    "solarize_add": lambda x, s, d: torch.where(x < 0.5, x + s * (110 / 255), x),
+    "color": lambda x, s, d: _blend(_grey(x), x, s, d),
+    "contrast": lambda x, s, d: _blend(_grey(x).mean((2, 3), keepdim=True), x, s, d),
+    "brightness": lambda x, s, d: _blend(torch.zeros_like(x), x, s, d),
     "sharpness": _sharpness,
-    "shear_x": _shear_x,
-    "shear_y": _shear_y,
-    "translate_x": _translate_x,
-    "translate_y": _translate_y,
+    "shear_x": lambda x, s, d: _move(x, [[1.0, 0.3 * (s * d).flatten(), 0.0], [0.0, 1.0, 0.0]]),
+    "shear_y": lambda x, s, d: _move(x, [[1.0, 0.0, 0.0], [0.3 * (s * d).flatten(), 1.0, 0.0]]),
+    "translate_x": lambda x, s, d: _move(x, [[1.0, 0.0, 0.9 * (s * d).flatten()], [0.0, 1.0, 0.0]]),
+    "translate_y": lambda x, s, d: _move(x, [[1.0, 0.0, 0.0], [0.0, 1.0, 0.9 * (s * d).flatten()]]),
 }

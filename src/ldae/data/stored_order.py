@@ -10,11 +10,11 @@ import torch
 import torch.utils.data
 
 from .augment import RandomCrop
-from .batch import Batch, Decoder, WorkerBatch, make_labels
+from .batch import Batch, Decoder, WorkerBatch
 from .loader import make_torch_loader
 from .rows import decode_rows, read_rows
 from .sources import ImageSource
-from .stream import ROWS_PER_READ
+from .stream import read_stream
 
 
 def iterate_once(
@@ -101,19 +101,10 @@ class StoredOrder(torch.utils.data.IterableDataset[WorkerBatch]):
             yield chunk, *read_rows(self.source, chunk)
 
     def _streamed_chunks(self) -> Iterator[tuple[list[int], list[Any], list[int]]]:
-        mine = islice(self._streamed_rows(), self.rank, self.limit, self.world_size)
+        mine = islice(read_stream(self.source, self.source.dataset), self.rank, self.limit, self.world_size)
         while chunk := list(islice(mine, self.chunk_size)):
             rows, records, labels = zip(*chunk, strict=True)
-            yield list(rows), list(records), make_labels(labels)
-
-    def _streamed_rows(self) -> Iterator[tuple[int, Any, int | None]]:
-        row = 0
-        for columns in self.source.dataset.iter(batch_size=ROWS_PER_READ):
-            records = columns[self.source.image_column]
-            labels = [-1] * len(records) if self.source.label_column is None else columns[self.source.label_column]
-            for record, label in zip(records, labels, strict=True):
-                yield row, record, label
-                row += 1
+            yield list(rows), list(records), list(labels)
 
 
 def _full_batches(chunks: Any, batch_size: int, source: ImageSource, counts: Counter[str]) -> Iterator[Batch]:

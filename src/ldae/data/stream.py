@@ -23,6 +23,19 @@ FIRST_STATE = {"epoch": 0, "shard": 0, "row": 0, "taken": 0}
 ROWS_PER_READ = 256
 
 
+def read_stream(source: ImageSource, rows: Any, first: int = 0) -> Iterator[tuple[int, Any, int]]:
+    """Yield index, undecoded record and label of each row of a streamed source, or of a part of it, from `first` on."""
+    index = 0
+    for columns in rows.iter(batch_size=ROWS_PER_READ):
+        records = columns[source.image_column]
+        if index + len(records) > first:
+            has_labels = source.label_column is not None
+            labels = make_labels(columns[source.label_column]) if has_labels else [-1] * len(records)
+            for i in range(max(first - index, 0), len(records)):
+                yield index + i, records[i], labels[i]
+        index += len(records)
+
+
 @dataclass(frozen=True)
 class StreamPart:
     """The rows of one worker of one process.
@@ -68,7 +81,8 @@ class StreamPart:
         window: list[tuple[Any, int]] = []
         begin, key, by_shards = (shard, row), (0, 0), self.by_shards
         for place, number in list(enumerate(self.shards(epoch)))[shard:]:
-            for index, record, label in self._rows(number, row if place == shard else 0):
+            rows = self.source.dataset.shard(self.source.dataset.num_shards, number)
+            for index, record, label in read_stream(self.source, rows, row if place == shard else 0):
                 if not by_shards and (index + number) % self.world_size != self.rank:
                     continue
                 if len(window) == self.window_size:
@@ -83,18 +97,6 @@ class StreamPart:
     def _shuffled(self, window: list[Any], epoch: int, key: tuple[int, int]) -> list[Any]:
         order = np.random.default_rng((self.seed, epoch, *key)).permutation(len(window))
         return [window[i] for i in order]
-
-    def _rows(self, shard: int, first: int) -> Iterator[tuple[int, Any, int]]:
-        """Yield index in the shard, undecoded record and label of each row, beginning with `first`."""
-        index = 0
-        dataset, label_column = self.source.dataset, self.source.label_column
-        for columns in dataset.shard(dataset.num_shards, shard).iter(batch_size=ROWS_PER_READ):
-            records = columns[self.source.image_column]
-            if index + len(records) > first:
-                labels = [-1] * len(records) if label_column is None else make_labels(columns[label_column])
-                for i in range(max(first - index, 0), len(records)):
-                    yield index + i, records[i], labels[i]
-            index += len(records)
 
 
 @dataclass(eq=False)

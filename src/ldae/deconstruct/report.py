@@ -84,7 +84,7 @@ def _trajectory(found: Collection) -> Section:
     groups = [i for i, row in enumerate(found.rows) if i and row.variant.key in GROUPS]
     chart = save_figure(figures.trajectory_figure(bars, groups, at_paper), found.folder / "figures" / "trajectory.svg")
     alt = "Bars of linear-probe accuracy by step, ours and the paper's"
-    blocks = [Picture(chart, alt, trajectory_caption(found)), trajectory_table(found)]
+    blocks: list = [Picture(chart, alt, trajectory_caption(found)), trajectory_table(found)]
     blocks += [*paper_notes(found), *fid_note(found)]
     steps = trajectory_steps(found)
     counted = count_steps(steps)

@@ -79,7 +79,8 @@ class FeatureReader:
         self.pool = pool
         self._layers, self._timesteps = self.encoder.choices(layers, timesteps, noisy)
         chosen = self.encoder.has_choices
-        self.layers, self.timesteps = (self._layers, self._timesteps) if chosen else (None, None)
+        self.layers: list[Layer] | None = self._layers if chosen else None
+        self.timesteps: list[int] | None = self._timesteps if chosen else None
         found = self._read(pixels, torch.zeros(1, dtype=torch.int64, device=pixels.device))
         several = len(found) > 1
         self.names = {choice: self._name(*choice) if several else FEATURES for choice in found}
