@@ -30,8 +30,7 @@ from matplotlib.figure import Figure
 from ldae.data import DataConfig, iterate_once, open_probe_images
 from ldae.evaluation.knn import knn_accuracy
 from ldae.evaluation.metrics import mean_and_stderr
-from ldae.evaluation.ridge import few_shot_ridge, split_holdout
-from ldae.evaluation.ridge_grid import fit_ridge_grid
+from ldae.evaluation.ridge import few_shot_ridge, fit_ridge_grid, split_holdout
 from ldae.files import write_whole
 
 

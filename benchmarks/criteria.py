@@ -19,8 +19,8 @@ from transformers import AutoConfig, AutoModelForPreTraining
 import ldae  # noqa: F401 - registers the models with transformers
 from ldae.data import DataConfig, iterate_once, open_probe_images
 from ldae.evaluation.criteria import CRITERIA, score_cells
-from ldae.evaluation.feature_search import search_features
 from ldae.evaluation.images import fixed_subset
+from ldae.evaluation.search import search_features
 from ldae.files import write_whole
 
 

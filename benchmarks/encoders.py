@@ -24,16 +24,15 @@ import ldae  # noqa: F401 - registers the models with transformers
 from ldae.data import Batch, DataConfig, iterate_once, open_probe_images, prepare_images
 from ldae.evaluation.encoder import PixelEncoder
 from ldae.evaluation.evaluate import Evaluation
-from ldae.evaluation.feature_search import search_features
 from ldae.evaluation.features import Features, extract_features
 from ldae.evaluation.grid_search import name_layer, write_choice
 from ldae.evaluation.images import fixed_subset
 from ldae.evaluation.knn import knn_accuracy
-from ldae.evaluation.logistic import fit_logistic_grid
 from ldae.evaluation.metrics import mean_and_stderr
-from ldae.evaluation.probe_features import HOLDOUT, SPLIT_SEED
-from ldae.evaluation.ridge import few_shot_ridge, split_holdout
-from ldae.evaluation.ridge_grid import fit_ridge_grid
+from ldae.evaluation.probe_features import HOLDOUT
+from ldae.evaluation.probing import probe_features
+from ldae.evaluation.ridge import few_shot_ridge
+from ldae.evaluation.search import search_features
 from ldae.evaluation.untrained import untrained_like
 from ldae.hub.model_card import write_model_card
 from ldae.reports.patch_pca import patch_pca_images
@@ -73,18 +72,14 @@ class Measurement:
     def score(self, checkpoint: str, train: Features, test: Features, **more: Any) -> None:
         """Score the first feature set by all three probes, and add the scores to results.json."""
         x, labels, y, truth = train.flat[:, [0]], train.classes, test.flat[:, [0]], test.classes
-        kept, held = split_holdout(len(labels), HOLDOUT, SPLIT_SEED)
-        parts = (x[kept], labels[kept]), (x[held], labels[held]), (y, truth)
-        if x.shape[-1] <= MOST_LOGISTIC:
-            probes: Any = fit_logistic_grid(*parts, num_classes=int(labels.max()) + 1)
-            linear = {"name": "logistic", "converged": bool(probes.converged[0])}
-        else:
-            probes, linear = fit_ridge_grid(*parts, num_classes=int(labels.max()) + 1), {"name": "ridge"}
+        probe = "logistic" if x.shape[-1] <= MOST_LOGISTIC else "ridge"
+        probes = probe_features(probe, train, test)
+        linear = {"name": probe, **{k: v for k, v in probes.describe(0).items() if k in ("converged", "penalty")}}
         data = (x[:, 0], labels, y[:, 0], truth)
         few, stderr = mean_and_stderr(few_shot_ridge(*data, shots=self.shots, draws=self.draws))
         layer, timestep = train.columns[0]
         place = {} if layer is None else {"layer": layer, "timestep": timestep, "input": "clean"}
-        linear |= {"penalty": float(probes.penalty[0]), "holdout": HOLDOUT, "train_images": len(labels)}
+        linear |= {"holdout": HOLDOUT, "train_images": len(labels)}
         ridge = {"name": "ridge", "labels_per_class": self.shots, "draws": self.draws, "penalty": "leave-one-out"}
         knn = {"name": "knn", "k": 20, "train_images": len(labels)}
         scores = [(float(probes.test[0]), None, linear), (few, stderr, ridge), (knn_accuracy(*data), None, knn)]

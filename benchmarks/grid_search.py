@@ -27,7 +27,8 @@ from ldae import DDAEModel
 from ldae.data import DataConfig, iterate_once, open_probe_images
 from ldae.evaluation.images import fixed_subset
 from ldae.evaluation.linear_probe import BN_EPS, ProbeSettings
-from ldae.evaluation.protocols import Protocol, run_linear_probe
+from ldae.evaluation.probing import run_probe
+from ldae.evaluation.protocol import Protocol
 from ldae.models.taps_ddae import block_ends, record
 
 
@@ -155,8 +156,8 @@ def cached(model: DDAEModel, taps: list[str], sources: list, flip: bool, seed: i
     """Test accuracies `(taps, timesteps)` by our grid search."""
     settings = ProbeSettings(EPOCHS, BATCH, base_lr=RATE * 256 / BATCH, lr_multipliers=(1.0,), seeds=(seed,))
     protocol = Protocol("cached", tuple(taps), TIMESTEPS, noisy=True, horizontal_flip=flip, settings=settings)
-    result = run_linear_probe(model, *sources, protocol)
-    return torch.tensor([result.score(index)[0] for index in range(len(result.columns))]).view(len(taps), -1)
+    result = run_probe(model, *sources, protocol)
+    return torch.tensor([result.probes.score(index)[0] for index in range(len(result.columns))]).view(len(taps), -1)
 
 
 if __name__ == "__main__":

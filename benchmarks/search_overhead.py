@@ -15,9 +15,8 @@ from harness import Comparison, compare
 from ldae import LDAEConfig, LDAEForPreTraining
 from ldae.data import Batch
 from ldae.evaluation.encoder import evaluating
-from ldae.evaluation.feature_search import search_features
 from ldae.evaluation.features import centre_crop
-from ldae.evaluation.grid_search import searched_timesteps
+from ldae.evaluation.search import search_features
 from ldae.evaluation.untrained import untrained_like
 
 
@@ -33,7 +32,7 @@ def run(pairs: int | None = None, images: int = IMAGES) -> list[Comparison]:
     labels = torch.randint(0, CLASSES, (images,))
     batches = [Batch(pixels[part], part, labels[part]) for part in torch.arange(images).split(BATCH)]
     test = batches[: len(batches) // 6]
-    prepare, timesteps = centre_crop(config.image_size), searched_timesteps(config)
+    prepare, timesteps = centre_crop(config.image_size), config.search_timesteps
 
     def forwards() -> None:
         with evaluating(model):

@@ -18,11 +18,11 @@ from ldae import LDAEForPreTraining
 from ldae.data import Batch, iterate_once, open_probe_images, prepare_images
 from ldae.evaluation.encoder import as_encoder, baselines_of
 from ldae.evaluation.features import Features, extract_features
-from ldae.evaluation.few_shot_search import FewShotSearch, search_few_shot
-from ldae.evaluation.grid_search import GridScore, heat_map, paper_point, searched_timesteps, write_choice
+from ldae.evaluation.grid_search import GridScore, heat_map, write_choice
 from ldae.evaluation.knn import knn_accuracy
 from ldae.evaluation.metrics import mean_and_stderr
 from ldae.evaluation.ridge import few_shot_ridge
+from ldae.evaluation.search import FeatureSearch, search_features
 from ldae.hub.model_card import write_model_card
 from ldae.reports.neighbours import neighbour_picture
 from ldae.reports.patch_pca import patch_pca_images
@@ -95,12 +95,12 @@ def run(folder: Path, seed: int) -> list[Row]:
     # The pre-training's own search has all labels; here is one for a few.
     recipe = load_recipe(RECIPE, {"output_dir": str(folder), "seed": str(seed), "select_features": "false"})
     pretrain(recipe)
-    rows, search, sets = compare(folder, recipe)
+    rows, search, train, test = compare(folder, recipe)
     write_choice(folder, search.layer, search.timestep)
     print(table(rows))
     print(verdict(rows))
     record(folder, rows, search, seed)
-    draw(folder, search, sets)
+    draw(folder, search, train, test)
     write_model_card(folder)
 
     print("\nLoaded back in a new process:")
@@ -110,56 +110,36 @@ def run(folder: Path, seed: int) -> list[Row]:
     return rows
 
 
-@dataclass(frozen=True)
-class Sets:
-    """The trained model's features at every block and time step, and the images that they are of."""
-
-    train: Features
-    test: Features
-    train_images: list[Batch]
-    test_images: list[Batch]
-
-
-def compare(folder: Path, recipe: Recipe) -> tuple[list[Row], FewShotSearch, Sets]:
+def compare(folder: Path, recipe: Recipe) -> tuple[list[Row], FeatureSearch, list[Batch], list[Batch]]:
     """Search the trained and the untrained network alike, then score both, the paper's point and what has no block."""
     model = LDAEForPreTraining.from_pretrained(folder).eval()
     size = {"image_size": model.config.image_size, "num_channels": model.config.num_channels, "batch_size": 256}
     train, test = (list(iterate_once(source, **size)) for source in open_probe_images(recipe.data))
-    layers, timesteps = range(1, len(model.ldae.layers) + 1), searched_timesteps(model.config)
-
-    def features(encoder: Any) -> tuple[Features, Features]:
-        fitted, scored = (
-            extract_features(encoder, part, layers=layers, timesteps=timesteps) for part in (train, test)
-        )
-        return fitted, scored
+    encoder = as_encoder(model)
 
     started = time.perf_counter()
-    fitted, scored = features(model)
-    search = search_few_shot(fitted, shots=SHOTS, draws=DRAWS // 2)
+    search = search_features(encoder, train, test, shots=SHOTS, draws=DRAWS // 2)
     print(
-        f"\nSearched {len(layers)} blocks x {len(timesteps)} time steps in {time.perf_counter() - started:.1f} s: "
-        f"block {search.layer} at t = {search.timestep} has {search.accuracy:.1%} on held-out training images "
-        f"({SHOTS} labels a class)."
+        f"\nSearched {len(search.train.layers)} blocks x {len(search.train.timesteps)} time steps in "
+        f"{time.perf_counter() - started:.1f} s: block {search.layer} at t = {search.timestep} has "
+        f"{search.accuracy:.1%} on held-out training images ({SHOTS} labels a class)."
     )
-    own = paper_point(model.config)
-    chosen = search.layer, search.timestep
-    rows = [score("trained, at the chosen point", fitted, scored, *chosen)]
-    rows.append(score("trained, at the paper's t", fitted, scored, *own))
-    fresh_fitted, fresh_scored = features(as_encoder(model).untrained(recipe.training.seed))
-    fresh = search_few_shot(fresh_fitted, shots=SHOTS, draws=DRAWS // 2)
-    rows.append(score("untrained, searched alike", fresh_fitted, fresh_scored, fresh.layer, fresh.timestep))
-    for encoder in baselines_of(as_encoder(model))[1:]:
-        pooled = [extract_features(encoder, part) for part in (train, test)]
-        rows.append(score(encoder.name, *pooled, None, None))
-    return rows, search, Sets(fitted, scored, train, test)
+    rows = [
+        score("trained, at the chosen point", search.train, search.test, search.chosen),
+        score("trained, at the paper's t", search.train, search.test, search.paper),
+    ]
+    fresh = search_features(encoder.untrained(recipe.training.seed), train, test, shots=SHOTS, draws=DRAWS // 2)
+    rows.append(score("untrained, searched alike", fresh.train, fresh.test, fresh.chosen))
+    for baseline in baselines_of(encoder)[1:]:
+        rows.append(score(baseline.name, *(extract_features(baseline, part) for part in (train, test)), 0))
+    return rows, search, train, test
 
 
-def score(name: str, fitted: Features, scored: Features, layer: Any, timestep: Any) -> Row:
+def score(name: str, fitted: Features, scored: Any, index: int) -> Row:
     """Probe one cell of features; every name sees the same draws of labels."""
-    index = fitted.columns.index((layer, timestep))
     data = (fitted.flat[:, index], fitted.classes, scored.flat[:, index], scored.classes)
     mean, stderr = mean_and_stderr(few_shot_ridge(*data, shots=SHOTS, draws=DRAWS))
-    return Row(name, layer, timestep, mean, stderr or 0.0, knn_accuracy(*data))
+    return Row(name, *fitted.columns[index], mean, stderr or 0.0, knn_accuracy(*data))
 
 
 def table(rows: list[Row]) -> str:
@@ -181,7 +161,7 @@ def verdict(rows: list[Row]) -> str:
     return sentence + (f" It is NOT ahead of: {', '.join(unbeaten)}." if unbeaten else "")
 
 
-def record(folder: Path, rows: list[Row], search: FewShotSearch, seed: int) -> None:
+def record(folder: Path, rows: list[Row], search: FeatureSearch, seed: int) -> None:
     """Write every row into results.json; the trained encoder is the folder's own checkpoint."""
     for r in rows:
         place = {} if r.layer is None else {"layer": r.layer, "timestep": r.timestep, "input": "clean"}
@@ -198,38 +178,37 @@ def record(folder: Path, rows: list[Row], search: FewShotSearch, seed: int) -> N
         add_result(folder, Result("accuracy", r.knn, "digits", "test", knn, **about))
 
 
-def draw(folder: Path, search: FewShotSearch, sets: Sets) -> None:
+def draw(folder: Path, search: FeatureSearch, train: list[Batch], test: list[Batch]) -> None:
     """Draw the search as a heat map, patch features as colours, and the neighbours of test digits."""
     pictures = folder / "pictures"
     model = LDAEForPreTraining.from_pretrained(folder).eval()
     cells = [
-        GridScore(layer, t, False, float(search.held_out[i, j]), float(search.held_out[i, j]), None)
-        for i, layer in enumerate(search.layers)
-        for j, t in enumerate(search.timesteps)
+        GridScore(layer, t, False, value, value, None)
+        for (layer, t), value in zip(search.columns, search.held_out.tolist(), strict=True)
     ]
-    winner = next(cell for cell in cells if (cell.layer, cell.timestep) == (search.layer, search.timestep))
+    winner, paper = cells[search.chosen], search.columns[search.paper]
     label = f"held-out accuracy in %, {SHOTS} labels a class"
-    FigureCanvasAgg(heat_map(cells, winner, paper_point(model.config), label=label)).print_png(pictures / "search.png")
+    FigureCanvasAgg(heat_map(cells, winner, paper, label=label)).print_png(pictures / "search.png")
 
-    batch = sets.test_images[0]
+    batch = test[0]
     pixels = prepare_images(batch.images[:8], batch.positions[:8], 0, image_size=model.config.image_size)
     colours = patch_pca_images(model, pixels, search.layer, search.timestep)  # (b, 3, h, w) in [0, 1]
     colours = F.interpolate(colours, size=pixels.shape[2:], mode="nearest") * 2 - 1
     FigureCanvasAgg(image_rows([("digits", pixels), ("features", colours)])).print_png(pictures / "patch_features.png")
 
-    index = sets.train.columns.index((search.layer, search.timestep))
-    gallery = F.normalize(sets.train.flat[:, index], dim=1)
-    queries = F.normalize(sets.test.flat[:SHOWN, index], dim=1)
+    fitted, scored, index = search.train, search.test, search.chosen
+    gallery = F.normalize(fitted.flat[:, index], dim=1)
+    queries = F.normalize(scored.flat[:SHOWN, index], dim=1)
     similarity, nearest = (queries @ gallery.T).topk(4, dim=1)  # (SHOWN, 4)
-    gallery_images = torch.cat([b.images for b in sets.train_images])
+    gallery_images = torch.cat([b.images for b in train])
     images: list[torch.Tensor | None] = []
     captions: list[list[str]] = []
     for query in range(SHOWN):
         images.append(batch.images[query])
-        captions.append([f"test digit {int(sets.test.classes[query])}"])
+        captions.append([f"test digit {int(scored.classes[query])}"])
         for value, neighbour in zip(similarity[query], nearest[query], strict=True):
             images.append(gallery_images[neighbour])
-            captions.append([f"a {int(sets.train.classes[neighbour])}, cosine {value:.2f}"])
+            captions.append([f"a {int(fitted.classes[neighbour])}, cosine {value:.2f}"])
     rows = [neighbour_picture(images[i : i + 5], captions[i : i + 5]) for i in range(0, len(images), 5)]
     stack = rows[0].resize((rows[0].width, sum(row.height for row in rows)))
     top = 0

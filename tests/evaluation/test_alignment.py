@@ -158,7 +158,11 @@ def test_the_verb_says_what_is_wrong(ddae, tmp_path, capsys):
         ("run", ["--seeds", "2"], "seeds='2' is not possible"),
         ("run", ["--num_images", "1"], "num_images=1 is not possible"),
         ("run", ["--layers", "mid"], "layers=mid is not possible"),
-        ("run", ["--timesteps", "1000"], "timesteps=[1000] is not possible"),
+        (
+            "run",
+            ["--timesteps", "1000"],
+            "timesteps=[1000] must be one or more different ones of the numbers from 0 to 999",
+        ),
         ("run", ["--checkpoints"], "holds no checkpoints/images-*"),
         ("vit", [], "options of l-DAE and DDAE models"),
     ):

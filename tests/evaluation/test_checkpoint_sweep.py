@@ -10,7 +10,7 @@ from ldae import DDAEModel
 from ldae.data import DataConfig, iterate_once, open_probe_images
 from ldae.evaluation.checkpoint_sweep import SweepPoint, best_points
 from ldae.evaluation.features import extract_features
-from ldae.evaluation.ridge import ridge_accuracy
+from ldae.evaluation.probing import probe_features
 from ldae.reports.checkpoint_course import checkpoint_course
 from ldae.results import read_results
 from ldae.training.pretraining import pretrain
@@ -73,9 +73,9 @@ def test_every_checkpoint_is_probed_and_scored_and_nothing_twice(run, capsys, mo
     encoder = DDAEModel.from_pretrained(run)
     sources = open_probe_images(DataConfig("digits"))
     train, test = (extract_features(encoder, iterate_once(s, image_size=16, batch_size=256)) for s in sources)
-    by_hand = ridge_accuracy(train.flat[:, 0], train.classes, test.flat[:, 0], test.classes, holdout=0.1, seed=0)
+    by_hand = probe_features("ridge", train, test)
     ridge = results[-4]
-    assert (ridge["value"], ridge["held_out_value"]) == pytest.approx((by_hand.accuracy, by_hand.holdout_accuracy))
+    assert (ridge["value"], ridge["held_out_value"]) == pytest.approx((by_hand.score(0)[0], by_hand.held_out_score(0)))
     assert ridge["protocol"]["layer"] == encoder.config.feature_layer and ridge["protocol"]["timestep"] == 10
 
     # again: nothing is computed, and the table is the same

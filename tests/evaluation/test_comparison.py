@@ -5,11 +5,13 @@ import torch
 
 from ldae import DDAEModel, LDAEConfig, LDAEForPreTraining
 from ldae.data import DataConfig, iterate_once, open_probe_images
-from ldae.evaluation.comparison import compare_few_shot, compare_linear, feature_sets
+from ldae.evaluation.comparison import FEW_SHOT, compare_baselines
 from ldae.evaluation.encoder import PixelEncoder
 from ldae.evaluation.features import extract_features
 from ldae.evaluation.linear_probe import ProbeSettings
+from ldae.evaluation.probing import probe_features
 from ldae.evaluation.ridge import few_shot_ridge
+from ldae.evaluation.untrained import untrained_like
 
 from ..models.small_diffusers import small_unet
 
@@ -27,12 +29,12 @@ NAMES = ["trained encoder", "untrained encoder", "mean PCA coefficients", "raw p
 
 
 def test_few_shot_compares_all_on_the_same_draws(inputs):
-    compared = compare_few_shot(*inputs, shots=3, draws=4)
+    compared = compare_baselines(*inputs, FEW_SHOT, shots=3, draws=4)
     assert [c.name for c in compared] == NAMES
-    assert compared == compare_few_shot(*inputs, shots=3, draws=4)
+    assert compared == compare_baselines(*inputs, FEW_SHOT, shots=3, draws=4)
     by_name = {c.name: c for c in compared}
-    assert by_name["raw pixels"].few_shot > by_name["mean PCA coefficients"].few_shot  # pooling loses where things are
-    assert all(c.few_shot_stderr is not None and c.knn is not None and 0 <= c.knn <= 1 for c in compared)
+    assert by_name["raw pixels"].accuracy > by_name["mean PCA coefficients"].accuracy  # pooling loses where things are
+    assert all(c.stderr is not None and c.protocol["labels_per_class"] == 3 for c in compared)
     alone = few_shot_ridge(
         *(
             part
@@ -42,19 +44,20 @@ def test_few_shot_compares_all_on_the_same_draws(inputs):
         shots=3,
         draws=4,
     )
-    assert by_name["raw pixels"].few_shot == pytest.approx(sum(alone) / 4)
+    assert by_name["raw pixels"].accuracy == pytest.approx(sum(alone) / 4)
 
 
 def test_the_chosen_block_of_a_ddae_and_of_its_untrained_twin_is_compared(inputs):
     ddae = DDAEModel.from_diffusers(small_unet(), "last")
     tap = "up_blocks.0.resnets.0"
-    sets = feature_sets(ddae, inputs[1], inputs[2], layer=tap, timestep=21, noisy=True)
-    assert list(sets) == ["trained encoder", "untrained encoder", "raw pixels"]
-    for name in ("trained encoder", "untrained encoder"):
-        assert sets[name][0].columns == [(tap, 21)] and sets[name][0].values.shape[-1] == 16
-    assert not torch.equal(sets["trained encoder"][1].values, sets["untrained encoder"][1].values)
-    expected = extract_features(ddae, inputs[2], layers=[tap], timesteps=[21], noisy=True)
-    assert torch.equal(sets["trained encoder"][1].values, expected.values)
+    choice = {"layer": tap, "timestep": 21, "noisy": True}
+    compared = compare_baselines(ddae, *inputs[1:], "ridge", **choice)
+    assert [c.name for c in compared] == ["trained encoder", "untrained encoder", "raw pixels"]
+    options = {"layers": [tap], "timesteps": [21], "noisy": True}
+    for model, found in zip((ddae, untrained_like(ddae, seed=0)), compared, strict=False):
+        train, test = (extract_features(model, part, **options) for part in inputs[1:])
+        assert found.accuracy == probe_features("ridge", train, test).score(0)[0]
+    assert compared[0].accuracy != compared[1].accuracy
 
 
 def labels(batches):
@@ -62,20 +65,20 @@ def labels(batches):
 
 
 def test_linear_probes_learn_from_each_kind_of_features(inputs):
-    compared = compare_linear(*inputs)
+    compared = compare_baselines(*inputs)
     assert [c.name for c in compared] == NAMES
     assert {c.name: c.accuracy for c in compared}["raw pixels"] > 0.85
     assert all(c.protocol["name"] == "logistic" and c.protocol["converged"] and c.stderr is None for c in compared)
-    ridge = compare_linear(*inputs, "ridge")
+    ridge = compare_baselines(*inputs, "ridge")
     assert [c.protocol["name"] for c in ridge] == ["ridge"] * 4 and all(c.protocol["holdout"] == 0.1 for c in ridge)
     assert [c.accuracy for c in ridge] != [c.accuracy for c in compared]
     with pytest.raises(ValueError, match="probe='svm' must be one of logistic, adam, ridge"):
-        compare_linear(*inputs, "svm")
+        compare_baselines(*inputs, "svm")
 
 
 def test_adams_probes_are_compared_by_name(inputs):
     settings = ProbeSettings(epochs=10, lr_multipliers=(10.0, 100.0), seeds=(0, 1), max_lr_extensions=1)
-    compared = compare_linear(*inputs, "adam", settings)
+    compared = compare_baselines(*inputs, "adam", settings=settings)
     assert {c.name: c.accuracy for c in compared}["raw pixels"] > 0.8
     rates = replace(settings, lr_multipliers=(1.0, 10.0, 100.0, 1000.0)).learning_rates(540)
     assert all(c.protocol["learning_rate"] in rates and c.stderr is not None for c in compared)

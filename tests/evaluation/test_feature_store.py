@@ -9,7 +9,7 @@ import torch
 
 from ldae.evaluation.feature_store import FeatureStore, Rows, pieces_of
 from ldae.evaluation.linear_probe import ProbeSettings, score_probes, train_linear_probes
-from ldae.evaluation.ridge_grid import fit_ridge_grid
+from ldae.evaluation.ridge import fit_ridge_grid
 
 
 def filled(memory, features, piece=7):

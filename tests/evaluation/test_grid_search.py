@@ -19,9 +19,10 @@ from ldae import (
 from ldae.data import DataConfig, iterate_once, open_images
 from ldae.evaluation.classifier import build_classifier, save_classifier
 from ldae.evaluation.features import extract_features
-from ldae.evaluation.grid_search import GridScore, best_score, heat_map, paper_point, searched_timesteps, write_choice
+from ldae.evaluation.grid_search import GridScore, best_score, heat_map, write_choice
 from ldae.evaluation.linear_probe import ProbeSettings
-from ldae.evaluation.protocols import Protocol, run_linear_probe
+from ldae.evaluation.probing import run_probe
+from ldae.evaluation.protocol import Protocol
 from ldae.results import read_results
 from ldae.verbs import grid_search, linear_probe
 
@@ -112,12 +113,12 @@ def test_the_best_tap_is_saved_as_a_classifier_with_the_probes_logits(ddae, digi
     wide = [name for name, shape in ddae.feature_layers.items() if shape[0] == 16][-1]
     settings = ProbeSettings(epochs=3, base_lr=0.1, lr_multipliers=(1.0,), seeds=(0,))
     protocol = Protocol("cached", (wide, narrow), (11,), horizontal_flip=False, settings=settings)
-    result = run_linear_probe(ddae, *digits, protocol)
+    result = run_probe(ddae, *digits, protocol)
     batches = list(iterate_once(digits[1], image_size=16, batch_size=64, limit=64))
     together = extract_features(ddae, batches, layers=[wide, narrow], timesteps=[11]).flat
     for index, name in enumerate((wide, narrow)):
         folder = Path(ddae.name_or_path) / name
-        weight, bias = result.folded(index)
+        weight, bias = result.probes.folded(index)
         names = [f"digit {k}" for k in range(10)]
         built = build_classifier(ddae.name_or_path, weight, bias, layer=name, timestep=11, class_names=names)
         save_classifier(built, folder)
@@ -129,7 +130,7 @@ def test_the_best_tap_is_saved_as_a_classifier_with_the_probes_logits(ddae, digi
             logits = classifier(batches[0].images.float() / 127.5 - 1).logits
         expected = together[:, index] @ weight.T + bias
         torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
-        assert torch.equal(logits.argmax(dim=1), result.probes.predict(together)[0, index, 0])
+        assert torch.equal(logits.argmax(dim=1), result.probes.probes.predict(together)[0, index, 0])
 
 
 def test_both_verbs_save_a_ddaes_probe_for_pipelines(ddae, few_digits, capsys):
@@ -207,13 +208,13 @@ def test_the_ddae_papers_setting_has_a_name(ddae, few_digits):
 )
 def test_a_search_spans_the_schedule(config, expected):
     """It stopped at 8 % of it, where the gates are nearly closed."""
-    assert searched_timesteps(config) == expected
+    assert config.search_timesteps == expected
 
 
 def test_the_papers_point_outlives_a_choice():
     config = LDAEConfig.from_size("nano", num_hidden_layers=1, decoder_num_hidden_layers=3, feature_timestep=640)
-    assert paper_point(config) == (2, 10)
-    assert paper_point(LDAEConfig.from_size("nano", num_train_timesteps=50, feature_timestep=0)) == (2, 0)
+    assert config.paper_point == (2, 10)
+    assert LDAEConfig.from_size("nano", num_train_timesteps=50, feature_timestep=0).paper_point == (2, 0)
 
 
 def test_without_labels_a_criterion_chooses(checkpoint, few_digits, tmp_path, capsys):

@@ -102,7 +102,10 @@ def test_the_verb_compares_heads_and_trained_networks_and_resumes(ddae, tmp_path
         (["--images", "0"], "images=0 is not possible"),
         (["--learning_rate", "0"], "learning_rate=0.0 is not possible"),
         (["--layers", "mid_block.resnets.0,mid_block.resnets.1"], "give one block, such as mid_block.resnets.0"),
-        (["--timesteps", "10,1000"], "timesteps=[10, 1000] is not possible"),
+        (
+            ["--timesteps", "10,1000"],
+            "timesteps=[10, 1000] must be one or more different ones of the numbers from 0 to 999",
+        ),
         (["--draws", "0"], "draws=0 is not possible"),
         (["--seeds", "0,0"], "seeds=(0, 0) is not possible"),
     ],

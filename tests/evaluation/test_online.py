@@ -12,7 +12,7 @@ from ldae.data import DataConfig, iterate_once, open_probe_images
 from ldae.evaluation.features import extract_features
 from ldae.evaluation.knn import knn_accuracy
 from ldae.evaluation.online import OnlineProbe
-from ldae.evaluation.ridge import ridge_accuracy
+from ldae.evaluation.probing import probe_features
 from ldae.evaluation.untrained import untrained_like
 from ldae.training.recipe import TrainingConfig
 
@@ -22,13 +22,15 @@ def test_scores_are_those_of_the_probes_on_the_whole_set(model, digits):
     scores = probe(model)
     train, test = (extract_features(model, iterate_once(source, image_size=16, batch_size=512)) for source in digits)
     data = (train.flat[:, 0], train.classes, test.flat[:, 0], test.classes)
-    assert scores["ridge_accuracy"] == ridge_accuracy(*data).accuracy and scores["knn_accuracy"] == knn_accuracy(*data)
+    assert scores["ridge_accuracy"] == probe_features("ridge", train, test).score(0)[0] and scores[
+        "knn_accuracy"
+    ] == knn_accuracy(*data)
     best = {"layers": [scores["best_layer"]], "timesteps": [scores["best_timestep"]]}
     fitted, scored = (
         extract_features(model, iterate_once(source, image_size=16, batch_size=512), **best) for source in digits
     )
-    data = (fitted.flat[:, 0], fitted.classes, scored.flat[:, 0], scored.classes)
-    assert scores["best_ridge_accuracy"] == pytest.approx(ridge_accuracy(*data).accuracy, abs=0.02)
+    by_hand = probe_features("ridge", fitted, scored).score(0)[0]
+    assert scores["best_ridge_accuracy"] == pytest.approx(by_hand, abs=0.02)
     assert scores["ridge_accuracy"] > 0.3  # chance is a tenth
 
 

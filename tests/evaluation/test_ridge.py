@@ -4,14 +4,15 @@ import torch
 from sklearn.linear_model import Ridge, RidgeClassifier
 from torch.nn import functional as F
 
+from ldae.evaluation import ridge
+from ldae.evaluation.grid_probes import EPS
 from ldae.evaluation.ridge import (
-    EPS,
     RIDGE_PENALTIES,
     _RidgePath,
     draw_shots,
     few_shot_ridge,
-    fit_ridge,
-    ridge_accuracy,
+    fit_ridge_grid,
+    split_holdout,
 )
 
 
@@ -36,12 +37,12 @@ def test_equals_scikit_learns_ridge(n, c, penalty):
     z = standardised(x, x).numpy()
     targets = F.one_hot(y, 4).double().numpy()
     reference = Ridge(alpha=penalty * n, solver="svd").fit(z, targets)
-    probe = fit_ridge(x, y, num_classes=4, penalty=penalty)
+    scores = _RidgePath(x, y, 4).scores(test, penalty)
     expected = reference.predict(standardised(test, x).numpy())
-    np.testing.assert_allclose(probe.scores(test).numpy(), expected, atol=1e-8)
+    np.testing.assert_allclose(scores.numpy(), expected, atol=1e-8)
     # Targets of -1 and 1 in place of 0 and 1 double the scores' differences and choose the same class.
     classifier = RidgeClassifier(alpha=penalty * n, solver="svd").fit(z, y.numpy())
-    assert (classifier.predict(standardised(test, x).numpy()) == probe.predict(test).numpy()).all()
+    assert (classifier.predict(standardised(test, x).numpy()) == scores.argmax(dim=1).numpy()).all()
 
 
 @pytest.mark.parametrize("n, c", [(30, 6), (14, 40)])
@@ -65,21 +66,7 @@ def test_leave_one_out_scores_are_those_of_refitting(n, c):
 def test_constant_features_change_nothing():
     x, y = blobs(60, 5, 3)
     padded = torch.cat([x, torch.full((60, 2), 7.0)], dim=1)
-    scores = fit_ridge(x, y, num_classes=3, penalty=0.1).scores(x)
-    torch.testing.assert_close(fit_ridge(padded, y, num_classes=3, penalty=0.1).scores(padded), scores)
-
-
-def test_the_penalty_is_chosen_without_the_test_set():
-    x, y = blobs(120, 40, 4, spread=0.5)
-    test, test_y = blobs(60, 40, 4, seed=1, spread=0.5)
-    result = ridge_accuracy(x, y, test, test_y)
-    shuffled = ridge_accuracy(x, y, test.flip(0) * 3, test_y[torch.randperm(60)])
-    assert (result.penalty, result.holdout_accuracy) == (shuffled.penalty, shuffled.holdout_accuracy)
-    assert result.penalty in RIDGE_PENALTIES
-    assert result.accuracy > 0.5
-    expected = fit_ridge(x, y, num_classes=4, penalty=result.penalty).predict(test) == test_y
-    assert result.accuracy == pytest.approx(expected.double().mean().item())
-    assert result.holdout_accuracy * 12 == pytest.approx(round(result.holdout_accuracy * 12))  # of a tenth, 12 images
+    torch.testing.assert_close(_RidgePath(padded, y, 3).scores(padded, 0.1), _RidgePath(x, y, 3).scores(x, 0.1))
 
 
 def test_few_shots_are_drawn_by_labels_and_seed_alone():
@@ -111,9 +98,64 @@ def test_impossible_options_are_refused():
         few_shot_ridge(x, y, x, y, shots=11)
     with pytest.raises(ValueError, match="shots=1 "):
         few_shot_ridge(x, y, x, y, shots=1)
-    with pytest.raises(ValueError, match=r"penalty=0\.0"):
-        fit_ridge(x, y, num_classes=3, penalty=0.0)
     with pytest.raises(ValueError, match=r"holdout=0\.001"):
-        ridge_accuracy(x, y, x, y, holdout=0.001)
+        split_holdout(30, 0.001, 0)
     with pytest.raises(ValueError, match=r"\(n, C\)"):
-        fit_ridge(x[:, 0], y, num_classes=3, penalty=1.0)
+        few_shot_ridge(x[:, 0], y, x, y)
+
+
+def feature_sets(n, seed, c=9, classes=3):
+    """Three feature sets (n, 3, C): far from zero, of low rank, and padded with zeros."""
+    labels = torch.arange(n) % classes
+    centres = torch.randn(classes, c, generator=torch.Generator().manual_seed(99))
+    x = centres[labels] + 1.5 * torch.randn(n, c, generator=torch.Generator().manual_seed(seed))
+    low_rank = x @ torch.randn(c, 2, generator=torch.Generator().manual_seed(5)) @ torch.ones(2, c)
+    padded = torch.cat([x[:, : c - 4], torch.zeros(n, 4)], dim=1)
+    return torch.stack([x + 1000, low_rank, padded], dim=1), labels
+
+
+@pytest.fixture
+def parts():
+    return [feature_sets(n, seed) for seed, n in enumerate((80, 40, 60))]
+
+
+@pytest.mark.parametrize("together", [3, 1])
+def test_each_set_has_the_probe_that_it_has_alone(parts, together, monkeypatch):
+    monkeypatch.setattr(ridge, "MOMENTS_BYTES", together * 8 * 9 * 9)
+    probes = fit_ridge_grid(*parts, num_classes=3)
+    (x, y), (held, held_y), (test, test_y) = parts
+    for index in range(3):
+        scores = []
+        for penalty in RIDGE_PENALTIES:
+            alone = _RidgePath(x[:, index], y, 3).scores(held[:, index], penalty).argmax(dim=1)
+            scores.append((float((alone == held_y).double().mean()), penalty))
+        accuracy, penalty = max(scores)
+        assert float(probes.penalty[index]) == penalty
+        assert float(probes.held_out[index]) == pytest.approx(accuracy)
+        whole = _RidgePath(torch.cat([x, held])[:, index], torch.cat([y, held_y]), 3).scores(test[:, index], penalty)
+        weight, bias = probes.folded(index)
+        torch.testing.assert_close(
+            (test[:, index].double() @ probes.weight[index] + probes.bias[index]),
+            whole,
+            rtol=1e-6,
+            atol=1e-6,
+        )
+        assert (weight.shape, bias.shape) == ((3, 9), (3,))
+        hits = (whole.argmax(dim=1) == test_y).double().mean()
+        assert torch.equal(probes.predict(test)[:, index], whole.argmax(dim=1))
+        assert float(probes.test[index]) == pytest.approx(float(hits))
+
+
+def test_the_test_set_chooses_nothing(parts):
+    other = (parts[2][0], parts[2][1].flip(0))
+    first, second = (fit_ridge_grid(*parts[:2], test, num_classes=3) for test in (parts[2], other))
+    assert torch.equal(first.penalty, second.penalty) and torch.equal(first.weight, second.weight)
+    assert not torch.equal(first.test, second.test)
+
+
+def test_what_is_not_possible_is_refused(parts):
+    with pytest.raises(ValueError, match=r"penalties=\(0\.0,\)"):
+        fit_ridge_grid(*parts, num_classes=3, penalties=(0.0,))
+    empty = (parts[1][0][:0], parts[1][1][:0])
+    with pytest.raises(ValueError, match="held has 0 features and 0 classes"):
+        fit_ridge_grid(parts[0], empty, parts[2], num_classes=3)

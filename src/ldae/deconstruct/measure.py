@@ -12,9 +12,9 @@ import ldae  # noqa: F401 - registers the models with transformers
 from ldae.data import ImageSource, iterate_once, open_probe_images
 from ldae.deconstruct.preset import ProbeOptions
 from ldae.deconstruct.steps import StepFolder, StepRecorder
-from ldae.evaluation.comparison import compare_linear
-from ldae.evaluation.protocols import GridResult, LinearProbeResult, run_linear_probe, run_logistic_grid
-from ldae.evaluation.searched import run_searched_probes
+from ldae.evaluation.comparison import compare_baselines as compare
+from ldae.evaluation.probing import run_probe
+from ldae.evaluation.search import run_searched_probes
 from ldae.models.configuration_ldae import LDAEConfig
 from ldae.reports.paper_figures import BY_BLOCK, TOTAL_BLOCKS
 from ldae.results import Result
@@ -88,17 +88,13 @@ def compare_baselines(
         for source in sources
     )
     probe = options.make_protocol().settings
-    about = {
-        "seeds": probe.seeds if options.probe == "adam" else 0,
-        "n": sum(len(batch.images) for batch in test),
-        **_about(sources[1]),
-    }
+    n = sum(len(batch.images) for batch in test)
     with unit.step("baselines", settings) as recorder:
         # The first is the trained encoder itself.
-        for compared in compare_linear(model, train, test, options.probe, probe)[1:]:
-            protocol = {**compared.protocol, "features": compared.name, **size}
-            fields: dict[str, Any] = {**about, "checkpoint": compared.name, "stderr": compared.stderr}
-            recorder.add(Result("accuracy", compared.accuracy, protocol=protocol, **fields))
+        for each in compare(model, train, test, options.probe, settings=probe)[1:]:
+            protocol = {**each.protocol, "features": each.name, **size}
+            fields: dict[str, Any] = {"stderr": each.stderr, "seeds": each.seeds, "n": n, **_about(sources[1])}
+            recorder.add(Result("accuracy", each.accuracy, protocol=protocol, checkpoint=each.name, **fields))
 
 
 def swept_blocks(total: int) -> list[int]:
@@ -158,11 +154,9 @@ def _probe(
     train, test = open_probe_images(recipe.data)
     own_block, _ = _own_point(model.config)
     protocol = options.make_protocol(layers or (own_block,), timesteps, noisy)
-    run_probe = run_linear_probe if options.probe == "adam" else run_logistic_grid
-    result = run_probe(model, train, test, protocol, **_reading(recipe, options, device))
+    result = run_probe(model, train, test, protocol, options.probe, **_reading(recipe, options, device))
     for index in range(len(result.columns)):
-        protocol_of_set = {**result.describe(index), **({} if point is None else {"point": point})}
-        recorder.add(_result(result, index, protocol_of_set, test))
+        recorder.add(result.result(index, {} if point is None else {"point": point}, **_about(test)))
 
 
 def _search(
@@ -175,13 +169,13 @@ def _search(
     timesteps: tuple[int, ...],
 ) -> None:
     """Record converged probes at the searched point and at the recipe's own."""
-    given = [_own_point(AutoConfig.from_pretrained(run))]
+    own = _own_point(AutoConfig.from_pretrained(run))
     model = _load(run, layers, device)
     train, test = open_probe_images(recipe.data)
     protocol = options.make_protocol(layers, timesteps)
-    found = run_searched_probes(model, train, test, protocol, given=given, **_reading(recipe, options, device))
-    for point, index in (("searched", found.searched), ("paper", found.given[0])):
-        recorder.add(_result(found.logistic, index, found.describe(index, point), test))
+    found = run_searched_probes(model, train, test, protocol, given=[own], **_reading(recipe, options, device))
+    recorder.add(found.result(**_about(test)))
+    recorder.add(found.result(own, **_about(test)))
 
 
 def _load(run: Path, layers: tuple[int, ...] | None, device: torch.device) -> PreTrainedModel:
@@ -198,13 +192,6 @@ def _reading(recipe: Recipe, options: ProbeOptions, device: torch.device) -> dic
         "device": device,
         "dtype": torch.bfloat16 if recipe.training.mixed_precision == "bf16" else None,
     }
-
-
-def _result(result: LinearProbeResult | GridResult, index: int, protocol: dict[str, Any], test: ImageSource) -> Result:
-    value, stderr = result.score(index)
-    seeds = result.protocol.settings.seeds if isinstance(result, LinearProbeResult) else 0
-    fields: dict[str, Any] = {"seeds": seeds, "stderr": stderr, "n": result.num_test, **_about(test)}
-    return Result("accuracy", value, protocol=protocol, **fields)
 
 
 def _about(test: ImageSource) -> dict[str, Any]:

@@ -26,40 +26,42 @@ if TYPE_CHECKING:
     )
     from .evaluate import Evaluation
     from .features import Features, extract_features, feature_map, iterate_features
-    from .grid_protocols import run_logistic_grid, run_ridge_grid
     from .knn import knn_accuracy, knn_predict
     from .linear_probe import ProbeSettings, train_linear_probes
-    from .protocols import Protocol, run_linear_probe
+    from .probing import ProbeResult, probe_features, run_probe
+    from .protocol import Protocol
     from .retrieval import retrieval_map
-    from .ridge import few_shot_ridge, fit_ridge, ridge_accuracy
+    from .ridge import few_shot_ridge, fit_ridge_grid
     from .score_table import ScoreTable
+    from .search import FeatureSearch, search_features
     from .untrained import untrained_like
 
 _LAZY = {
     "DenoiserEncoder": "encoder",
     "Encoder": "encoder",
     "Evaluation": "evaluate",
+    "FeatureSearch": "search",
     "Features": "features",
     "LatentEncoder": "encoder",
     "PixelEncoder": "encoder",
     "PooledEncoder": "encoder",
+    "ProbeResult": "probing",
     "ProbeSettings": "linear_probe",
-    "Protocol": "protocols",
+    "Protocol": "protocol",
     "ScoreTable": "score_table",
     "as_encoder": "encoder",
     "extract_features": "features",
     "feature_map": "features",
     "few_shot_ridge": "ridge",
-    "fit_ridge": "ridge",
+    "fit_ridge_grid": "ridge",
     "iterate_features": "features",
     "knn_accuracy": "knn",
     "knn_predict": "knn",
     "open_encoder": "encoder",
+    "probe_features": "probing",
     "retrieval_map": "retrieval",
-    "ridge_accuracy": "ridge",
-    "run_linear_probe": "protocols",
-    "run_logistic_grid": "grid_protocols",
-    "run_ridge_grid": "grid_protocols",
+    "run_probe": "probing",
+    "search_features": "search",
     "train_linear_probes": "linear_probe",
     "untrained_like": "untrained",
 }
@@ -79,10 +81,12 @@ __all__ = [
     "DenoiserEncoder",
     "Encoder",
     "Evaluation",
+    "FeatureSearch",
     "Features",
     "LatentEncoder",
     "PixelEncoder",
     "PooledEncoder",
+    "ProbeResult",
     "ProbeSettings",
     "Protocol",
     "ScoreTable",
@@ -90,16 +94,15 @@ __all__ = [
     "extract_features",
     "feature_map",
     "few_shot_ridge",
-    "fit_ridge",
+    "fit_ridge_grid",
     "iterate_features",
     "knn_accuracy",
     "knn_predict",
     "open_encoder",
+    "probe_features",
     "retrieval_map",
-    "ridge_accuracy",
-    "run_linear_probe",
-    "run_logistic_grid",
-    "run_ridge_grid",
+    "run_probe",
+    "search_features",
     "train_linear_probes",
     "untrained_like",
 ]

@@ -9,8 +9,9 @@ from .features import Features
 from .knn import knn_accuracy
 from .linear_probe import ProbeSettings
 from .probe_features import HOLDOUT, SPLIT_SEED
-from .protocols import Protocol
-from .ridge import ridge_accuracy, split_holdout
+from .probing import probe_features
+from .protocol import Protocol
+from .ridge import split_holdout
 
 
 PROBES = ("ridge", "knn", "linear")
@@ -66,9 +67,8 @@ def knn_scores(train: Features, test: Features, device: torch.device) -> tuple[f
 
 def ridge_scores(train: Features, test: Features) -> tuple[float, float]:
     """Accuracies of a ridge probe: on the held-out training images that chose its penalty, and on the test set."""
-    data = (train.flat[:, 0], train.classes, test.flat[:, 0], test.classes)
-    found = ridge_accuracy(*data, holdout=HOLDOUT, seed=SPLIT_SEED)
-    return found.holdout_accuracy, found.accuracy
+    probes = probe_features("ridge", train, test)
+    return probes.held_out_score(0), probes.score(0)[0]
 
 
 def linear_protocol(

@@ -92,6 +92,16 @@ class Encoder(ABC):
         """The layers that a search for the best features looks at."""
         return list(self.feature_layers)
 
+    @property
+    def search_timesteps(self) -> tuple[Any, ...]:
+        """The time steps that a search for the best features looks at."""
+        return tuple(range(0, self.num_train_timesteps, max(1, self.num_train_timesteps // 8)))
+
+    @property
+    def paper_point(self) -> tuple[Any, Any]:
+        """The layer and the time step that a search is compared with."""
+        return self.default_layer, self.default_timestep
+
     def choices(
         self, layers: Sequence[Any] | None, timesteps: Sequence[Any] | None, noisy: bool = False
     ) -> tuple[list[Any], list[Any]]:
@@ -154,6 +164,16 @@ class DenoiserEncoder(Encoder):
     def search_layers(self) -> list[Any]:
         """The layers that the model names for a search."""
         return self.module.search_layers
+
+    @property
+    def search_timesteps(self) -> tuple[Any, ...]:
+        """The time steps that the model's configuration names for a search."""
+        return self.config.search_timesteps
+
+    @property
+    def paper_point(self) -> tuple[Any, Any]:
+        """The paper's layer and time step."""
+        return self.config.paper_point
 
     def features(
         self,

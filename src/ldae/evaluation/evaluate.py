@@ -17,11 +17,12 @@ from .encoder import Encoder, Layer, PixelEncoder, as_encoder, open_encoder
 from .features import Features, Prepare, centre_crop, extract_features
 from .images import ImageSet, fixed_subset
 from .knn import knn_accuracy
-from .linear_probe import ProbeSettings, train_linear_probes
+from .linear_probe import ProbeSettings
 from .metrics import mean_and_stderr
 from .probe_features import HOLDOUT, SPLIT_SEED
+from .probing import probe_features
 from .retrieval import retrieval_map
-from .ridge import few_shot_ridge, fit_ridge, ridge_accuracy, split_holdout
+from .ridge import few_shot_ridge
 from .score_table import ScoreTable, column_title
 
 
@@ -124,12 +125,12 @@ class Evaluation:
     def ridge(self, checkpoint: Checkpoint, *, seed: int = 0, **choice: Any) -> Result:
         """
         Accuracy of a ridge probe with all labels, a tenth of the training images choosing its penalty. See
-        [`~ldae.evaluation.ridge.ridge_accuracy`]; arguments as of [`~Evaluation.few_shot`].
+        [`~ldae.evaluation.ridge.fit_ridge_grid`]; arguments as of [`~Evaluation.few_shot`].
         """
         chosen = self._choose(checkpoint, **choice)
-        result = ridge_accuracy(*self._arrays(chosen), seed=seed)
-        protocol = {"name": "ridge", "penalty": result.penalty, "holdout": HOLDOUT}
-        return self._score(chosen, protocol, result.accuracy, None, (seed,))
+        probes = probe_features("ridge", *self._both(chosen), seed=seed)
+        protocol = {"name": "ridge", "penalty": float(probes.penalty[0]), "holdout": HOLDOUT}
+        return self._score(chosen, protocol, *probes.score(0), (seed,))
 
     def knn(self, checkpoint: Checkpoint, *, k: int = 20, temperature: float = 0.07, **choice: Any) -> Result:
         """
@@ -146,30 +147,19 @@ class Evaluation:
         """
         Accuracy of linear probes on features computed once: mean and standard error over the settings' seeds, a tenth of
         the training images choosing the learning rate. (The papers' protocols, with augmentation, are
-        [`~ldae.evaluation.protocols.run_linear_probe`]'s.)
+        [`~ldae.evaluation.probing.run_probe`]'s.)
         """
         chosen = self._choose(checkpoint, **choice)
-        x, y, test_x, test_y = self._arrays(chosen)
-        fitted, held = split_holdout(len(y), HOLDOUT, SPLIT_SEED)
-        rows = x[fitted, None]  # (n, 1, C)
-        classes = int(max(y.max(), test_y.max())) + 1
-        probes = train_linear_probes(
-            lambda epoch: rows, y[fitted], num_classes=classes, settings=settings, device=self.device
-        )
-        held_hits = (probes.predict(x[held, None]).cpu() == y[held]).double().mean(dim=-1)  # (S, 1, R)
-        rate = int(held_hits.mean(dim=(0, 1)).argmax())
-        hits = (probes.predict(test_x[:, None]).cpu()[:, 0, rate] == test_y).double().mean(dim=-1)  # (S,)
-        value, stderr = mean_and_stderr(hits.tolist())
+        probes = probe_features("adam", *self._both(chosen), settings=settings, device=self.device)
+        details = probes.describe(0)
         protocol = {
             "name": "linear",
             "preset": "features once",
-            "epochs": settings.epochs,
-            "batch_size": settings.batch_size_for(len(fitted)),
-            "learning_rate": settings.learning_rates(len(fitted))[rate],
+            **{key: details[key] for key in ("epochs", "batch_size", "learning_rate")},
             "augmentation": [],
             "holdout": HOLDOUT,
         }
-        return self._score(chosen, protocol, value, stderr, settings.seeds)
+        return self._score(chosen, protocol, *probes.score(0), settings.seeds)
 
     def retrieval(self, checkpoint: Checkpoint, **choice: Any) -> Result:
         """
@@ -201,7 +191,7 @@ class Evaluation:
             timesteps (`Sequence[int]`, *optional*): In place of `sigmas`, of an l-DAE or a DDAE: its own corruption at each
                 t, of which it is told. The probe is still that of its own time step, so that what the network does
                 differently at another t counts too, also where there is hardly any noise.
-            seed (`int`, defaults to 0): Of the noise, and of the fifth of the training images that chooses the penalty.
+            seed (`int`, defaults to 0): Of the noise, and of the tenth of the training images that chooses the penalty.
             **choice: As of [`~Evaluation.few_shot`].
 
         Returns:
@@ -217,9 +207,8 @@ class Evaluation:
             raise ValueError(
                 f"timesteps are of l-DAE and DDAE models, which are told of noise; give sigmas for {chosen.name}."
             )
-        x, y, test_x, test_y = self._arrays(chosen)
-        penalty = ridge_accuracy(x, y, test_x, test_y, seed=seed).penalty
-        probe = fit_ridge(x, y, num_classes=int(max(y.max(), test_y.max())) + 1, penalty=penalty)
+        probes = probe_features("ridge", *self._both(chosen), seed=seed)
+        truth = self._both(chosen)[1].classes
         noisy: dict[tuple[str, float], torch.Tensor] = {}
         if timesteps is not None:
             found = self._extract(chosen, 1, timesteps=list(timesteps), noisy=True, seed=seed)
@@ -230,11 +219,10 @@ class Evaluation:
                     raise ValueError(f"sigmas={list(sigmas or ())} is not possible; give numbers of 0 or more.")
                 found = self._extract(chosen, 1, prepare=_noisy_crop(chosen.encoder.image_size, sigma, seed))
                 noisy["noise_sigma", sigma] = found.flat[:, 0]
-        protocol = {"name": "robustness", "probe": "ridge", "penalty": penalty}
-        clean = float((probe.predict(test_x) == test_y).double().mean())
-        scores = [self._score(chosen, protocol, clean, None, (seed,))]
+        protocol = {"name": "robustness", "probe": "ridge", "penalty": float(probes.penalty[0])}
+        scores = [self._score(chosen, protocol, *probes.score(0), (seed,))]
         for (kind, level), features in noisy.items():
-            value = float((probe.predict(features) == test_y).double().mean())
+            value = float((probes.predict(features[:, None])[:, 0] == truth).double().mean())
             scores.append(self._score(chosen, {**protocol, "input": "noisy", kind: level}, value, None, (seed,)))
         return scores
 
@@ -324,6 +312,11 @@ class Evaluation:
 
     def _arrays(self, chosen: _Choice) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return features `(n, C)` and classes of the training images, then of the test images."""
+        train, test = self._both(chosen)
+        return train.flat[:, 0], train.classes, test.flat[:, 0], test.classes
+
+    def _both(self, chosen: _Choice) -> tuple[Features, Features]:
+        """Return features of the training images and of the test images, computed once."""
         key = (chosen.name, chosen.layer, chosen.timestep)
         owner: Any = chosen.encoder.module or chosen.encoder
         if key in self._features and self._features[key][2]() is not owner and chosen.name not in self._opened:
@@ -332,8 +325,7 @@ class Evaluation:
             while len(self._features) >= KEPT_ENCODERS:
                 del self._features[next(iter(self._features))]
             self._features[key] = (self._extract(chosen, 0), self._extract(chosen, 1), weakref.ref(owner))
-        train, test, _ = self._features[key]
-        return train.flat[:, 0], train.classes, test.flat[:, 0], test.classes
+        return self._features[key][:2]
 
     def _extract(self, chosen: _Choice, part: int, **options: Any) -> Features:
         """Extract features of the training (0) or the test (1) images."""

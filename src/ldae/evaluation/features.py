@@ -192,13 +192,6 @@ def feature_map(
     return found[0]
 
 
-def pooling_of(layer: Layer | None) -> str:
-    """Describe for results how features are pooled, of a block, a tap, or another model (`None`)."""
-    if layer is None:
-        return "the model's own, or mean of tokens"
-    return "mean of tokens, LayerNorm without affine" if isinstance(layer, int) else "mean over space or tokens"
-
-
 def centre_crop(image_size: int) -> Prepare:
     """Prepare images for a test: the centre, at the encoder's size, in [-1, 1]."""
     return lambda images, positions: prepare_images(images, positions, 0, image_size=image_size)

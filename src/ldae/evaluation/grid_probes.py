@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch.nn import functional as F
 
 from .feature_store import Rows, pieces_of
-from .ridge import EPS
 
 
+EPS = 1e-6  # added to variances, as in the linear probe, so that constant features stay at zero
 MOMENTS_BYTES = 256 * 2**20  # of second moments that are held at once: so many feature sets are worked on together
 
 Part = tuple[torch.Tensor | Rows, torch.Tensor]  # features (n, F, C) and classes (n,)
@@ -28,6 +29,10 @@ class GridProbes:
         test (`torch.Tensor` of shape `(F,)`): Test accuracy.
     """
 
+    name: ClassVar[str]
+    penalties: ClassVar[tuple[float, ...]]
+    seeds: ClassVar[int] = 0  # nothing in them is random
+
     weight: torch.Tensor
     bias: torch.Tensor
     penalty: torch.Tensor
@@ -38,6 +43,23 @@ class GridProbes:
     def best(self) -> int:
         """Index of the feature set with the highest held-out accuracy; of equal ones the first."""
         return int(self.held_out.argmax())
+
+    def score(self, index: int) -> tuple[float, float | None]:
+        """Return the test accuracy of a feature set, and no standard error: nothing in it is random."""
+        return float(self.test[index]), None
+
+    def held_out_score(self, index: int) -> float:
+        """Return the held-out accuracy at the chosen penalty, of the probe that had not seen the held-out images."""
+        return float(self.held_out[index])
+
+    def describe(self, index: int) -> dict[str, Any]:
+        """Describe how the probe of a feature set was fitted."""
+        return {"penalty": float(self.penalty[index]), "penalties_tried": list(self.penalties)}
+
+    def predict(self, features: torch.Tensor) -> torch.Tensor:
+        """Predict classes `(n, F)` of features `(n, F, C)`."""
+        x = features.cpu().double().transpose(0, 1)  # (F, n, C)
+        return torch.baddbmm(self.bias[:, None], x, self.weight).argmax(dim=-1).T
 
     def folded(self, feature_index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return one probe as `torch.nn.Linear` holds it: `(weight (K, C), bias (K,))` in float32."""

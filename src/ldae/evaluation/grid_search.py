@@ -14,66 +14,7 @@ from ldae.files import write_whole
 from ldae.models.configuration_ldae import LDAEConfig
 
 from .encoder import Layer
-from .grid_protocols import GridResult
-from .protocols import LinearProbeResult
-
-
-# Thousandths of a schedule that a search looks at. At a small t the input is nearly clean, the best denoiser is the identity
-# and the gates close, so an l-DAE's features may be best where a denoiser is told of much noise.
-LDAE_SPAN = (0, 10, 20, 40, 80, 160, 320, 640, 1000)
-DDAE_SPAN = (0, 10, 20, 40, 80, 160, 250)
-EDM_LEVELS = range(1, 9)
-PAPER_TIMESTEP = 10  # of 1000 (l-DAE, App. A)
-
-
-def searched_timesteps(config: Any) -> tuple[int, ...]:
-    """
-    Return the time steps that a search looks at, in rising order: a span of the schedule, and the model's own time step.
-
-    Args:
-        config ([`LDAEConfig`] or [`DDAEConfig`]): Gives the kind of the schedule and its number T of time steps.
-
-    Returns:
-        `tuple[int, ...]`: of an l-DAE from 0 to T - 1; of a DDAE from 0 to T / 4, or EDM's levels 1 to 8.
-
-    Example:
-        >>> from ldae import DDAEConfig, LDAEConfig
-        >>> searched_timesteps(LDAEConfig())
-        (0, 10, 20, 40, 80, 160, 320, 640, 999)
-        >>> searched_timesteps(LDAEConfig(num_train_timesteps=50, feature_timestep=0))
-        (0, 1, 2, 4, 8, 16, 32, 49)
-        >>> searched_timesteps(DDAEConfig(parametrization="edm"))[-1]
-        8
-    """
-    steps = config.num_train_timesteps
-    if getattr(config, "parametrization", None) == "edm":
-        chosen = {min(level, steps - 1) for level in EDM_LEVELS}
-    else:
-        span = LDAE_SPAN if isinstance(config, LDAEConfig) else DDAE_SPAN
-        chosen = {min(share * steps // 1000, steps - 1) for share in span}
-    return tuple(sorted(chosen | {config.feature_timestep}))
-
-
-def paper_point(config: Any) -> tuple[Layer, int]:
-    """
-    Return the block and the time step of the papers, whatever a search has written into the configuration since.
-
-    Args:
-        config ([`LDAEConfig`] or [`DDAEConfig`]).
-
-    Returns:
-        `tuple`: the middle block of the stack of encoder and decoder and t = 10 of 1000 for an l-DAE (App. A); the
-        configuration's own for a DDAE, whose paper searches, too.
-
-    Example:
-        >>> from ldae import LDAEConfig
-        >>> paper_point(LDAEConfig.from_size("nano", num_hidden_layers=3, decoder_num_hidden_layers=1, feature_timestep=320))
-        (2, 10)
-    """
-    if not isinstance(config, LDAEConfig):
-        return config.feature_layer, config.feature_timestep
-    timestep = min(PAPER_TIMESTEP * config.num_train_timesteps // 1000, config.num_train_timesteps - 1)
-    return max(1, config.total_num_hidden_layers // 2), timestep
+from .probing import ProbeResult
 
 
 @dataclass(frozen=True)
@@ -88,13 +29,12 @@ class GridScore:
     stderr: float | None
 
 
-def grid_scores(results: Sequence[LinearProbeResult | GridResult]) -> list[GridScore]:
+def grid_scores(results: Sequence[ProbeResult]) -> list[GridScore]:
     """
     The scores of every block and time step, each at the learning rate that its own held-out images chose.
 
     Args:
-        results (`Sequence` of [`~ldae.evaluation.protocols.LinearProbeResult`] or of
-            [`~ldae.evaluation.grid_protocols.GridResult`]): One grid: clean inputs, noisy ones, or both.
+        results (`Sequence` of [`~ldae.evaluation.probing.ProbeResult`]): One grid: clean inputs, noisy ones, or both.
 
     Raises:
         ValueError: where nothing was held out, so that nothing can choose.
@@ -102,12 +42,12 @@ def grid_scores(results: Sequence[LinearProbeResult | GridResult]) -> list[GridS
     scores = []
     for result in results:
         for index, (layer, timestep) in enumerate(result.columns):
-            held_out = result.held_out(index)
+            held_out = result.probes.held_out_score(index)
             if held_out is None:
                 raise ValueError("a grid needs more than one block, time step or learning rate to choose among.")
             if layer is None or timestep is None:
                 raise ValueError("a grid search is for l-DAE and DDAE models: others have no time step to choose.")
-            test, stderr = result.score(index)
+            test, stderr = result.probes.score(index)
             scores.append(GridScore(layer, timestep, result.protocol.noisy, held_out, test, stderr))
     return scores
 

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -34,10 +35,25 @@ class LogisticProbes(GridProbes):
         loss (`torch.Tensor` of shape `(F,)`): Penalised training loss of the last fit, in nats.
     """
 
+    name = "logistic"
+    penalties = LOGISTIC_PENALTIES
+
     converged: torch.Tensor
     iterations: torch.Tensor
     gradient: torch.Tensor
     loss: torch.Tensor
+
+    def describe(self, index: int) -> dict[str, Any]:
+        """Describe penalty, optimiser and stopping rule, and whether it was reached."""
+        return {
+            **super().describe(index),
+            "optimizer": "Newton-CG",
+            "tolerance": TOLERANCE,
+            "max_iterations": MAX_ITERATIONS,
+            "converged": bool(self.converged[index]),
+            "iterations": int(self.iterations[index]),
+            "standardised": True,
+        }
 
 
 def fit_logistic_grid(

@@ -12,12 +12,12 @@ from transformers import PreTrainedModel
 from ldae.data import Batch, DataConfig, ImageSource, iterate_once, open_probe_images
 from ldae.models.configuration_ldae import LDAEConfig
 
-from .feature_search import FeatureSearch, search_features
+from .encoder import as_encoder
 from .features import Features, extract_features
-from .grid_search import searched_timesteps
 from .images import fixed_subset
 from .knn import knn_accuracy
-from .ridge import ridge_accuracy
+from .probing import probe_features
+from .search import FeatureSearch, search_features
 
 
 if TYPE_CHECKING:
@@ -120,12 +120,12 @@ class OnlineProbe:
         """
         with _whole(model):
             train, test = (self._features(model, batches) for batches in self._batches)
-            some = searched_timesteps(model.config)[1::3]  # a search over all of them ends the run
+            some = as_encoder(model).search_timesteps[1::3]  # a search over all of them ends the run
             search = search_features(model, *self._batches, timesteps=some, dtype=self.dtype)
         data = (train.flat[:, 0], train.classes, test.flat[:, 0], test.classes)
         layer, timestep = search.columns[search.chosen]
         return {
-            "ridge_accuracy": ridge_accuracy(*data, seed=SUBSET_SEED).accuracy,
+            "ridge_accuracy": probe_features("ridge", train, test, seed=SUBSET_SEED).score(0)[0],
             "knn_accuracy": knn_accuracy(*data, k=min(20, len(train.classes))),
             "best_ridge_accuracy": float(search.probes.test[search.chosen]),
             "best_layer": layer,
@@ -140,7 +140,7 @@ class OnlineProbe:
             model (`PreTrainedModel`): A whole model, in one process.
 
         Returns:
-            [`~ldae.evaluation.feature_search.FeatureSearch`].
+            [`~ldae.evaluation.search.FeatureSearch`].
         """
         return search_features(model, self._batches[0], dtype=self.dtype)
 

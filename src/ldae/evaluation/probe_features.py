@@ -86,7 +86,7 @@ def compute_features(
     Args:
         model (`PreTrainedModel`): Whose features.
         train_source, test_source (`ImageSource`): Images with labels.
-        protocol ([`~ldae.evaluation.protocols.Protocol`]): Which features, of which views of the images.
+        protocol ([`~ldae.evaluation.protocol.Protocol`]): Which features, of which views of the images.
         reading ([`Reading`]): How.
         choosing (`Callable[[int], bool]`): From the number of feature sets to whether images are held out.
 

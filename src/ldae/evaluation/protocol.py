@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .encoder import Layer
-from .features import pooling_of
 from .linear_probe import ProbeSettings
 
 
@@ -57,12 +56,23 @@ class Protocol:
                 f"crop_scale={self.crop_scale} is not possible; give two numbers with 0 < low <= high <= 1."
             )
 
-    def describe_features(self, layer: Layer | None, timestep: int | None) -> dict[str, Any]:
+    @property
+    def augmentation(self) -> list[str]:
+        """Names of what is done to training images."""
+        crop = {"resized": "random_resized_crop", "padded": "random_crop"}[self.crop]
+        return [crop] * (self.name == "paper") + ["horizontal_flip"] * self.horizontal_flip
+
+    def describe_crops(self) -> dict[str, Any]:
+        """Describe the sizes of random crops."""
+        padding = {"crop_padding": self.crop_padding} if "random_crop" in self.augmentation else {}
+        return {"crop_scale": list(self.crop_scale) if "random_resized_crop" in self.augmentation else None, **padding}
+
+    def describe_features(self, layer: Layer | None, timestep: int | None, pooling: str) -> dict[str, Any]:
         """Describe which features of a model are probed, as results.json keeps it."""
         return {
             "preset": self.name,
             "layer": layer,
             "timestep": timestep,
             "input": "noisy" if self.noisy else "clean",
-            "pooling": pooling_of(layer),
+            "pooling": pooling,
         }

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from .grid_probes import EPS, MOMENTS_BYTES, GridProbes, Moments, Part, check_parts, choose_largest, grid_accuracies
 from .metrics import accuracy
 
 
@@ -13,30 +14,94 @@ from .metrics import accuracy
 # of the mean eigenvalue of the features' covariance, whatever their number: 1e-5 is no penalty, 1e3 is almost all.
 RIDGE_PENALTIES: tuple[float, ...] = tuple(10.0 ** (i / 2) for i in range(-10, 7))
 HOLDOUT = 0.1  # share of the training images that chooses among probes, in all of them
-EPS = 1e-6  # of the variance, as in the linear probe: constant features stay at zero
 
 
 @dataclass(frozen=True)
-class RidgeProbe:
+class RidgeProbes(GridProbes):
+    """Ridge probes of F feature sets; see [`~ldae.evaluation.grid_probes.GridProbes`]."""
+
+    name = "ridge"
+    penalties = RIDGE_PENALTIES
+
+
+def fit_ridge_grid(
+    fitted: Part,
+    held: Part,
+    test: Part,
+    *,
+    num_classes: int,
+    penalties: Sequence[float] = RIDGE_PENALTIES,
+) -> RidgeProbes:
     """
-    A linear classifier of raw features: scores = (x - mean) / std @ weight + bias.
+    Fit one-hot targets by ridge regression on every feature set, solved in float64.
 
-    `mean`, `std` `(C,)`, `weight` `(C, K)` and `bias` `(K,)` are float64; `penalty` is the one it was fitted with.
+    Features are centred and scaled with the training set's statistics (a BatchNorm without parameters). The objective
+    is mean_i ||y_i - b - W^T x_i||^2 + penalty ||W||^2, with b not penalised.
+
+    The penalty of each set is the one that does best on the held-out examples, of equally good ones the largest; the probe
+    is then fitted to them too. What is fitted are second moments, float64 sums over examples: features are read in pieces
+    and never all held.
+
+    Args:
+        fitted (`tuple`): Features `(n, F, C)`, a tensor or rows of a store, and classes `(n,)`.
+        held (`tuple`): Those of the held-out examples.
+        test (`tuple`): Those of the test set, which chooses nothing.
+        num_classes (`int`): K.
+        penalties (`Sequence[float]`, defaults to `RIDGE_PENALTIES`): The grid.
+
+    Returns:
+        [`RidgeProbes`].
+
+    Raises:
+        ValueError: If a part is empty, or a penalty is not positive.
+
+    Example:
+        >>> x = torch.tensor([[0.0, 1.0], [0.2, 0.9], [1.0, 0.1], [0.9, 0.0]])[:, None]  # (n, F, C)
+        >>> data = (x, torch.tensor([0, 0, 1, 1]))
+        >>> fit_ridge_grid(data, data, data, num_classes=2).test
+        tensor([1.], dtype=torch.float64)
     """
+    check_parts(penalties, fitted=fitted, held=held, test=test)
+    _, num_sets, c = fitted[0].shape
+    together = max(1, MOMENTS_BYTES // (8 * c * c))
+    parts = []
+    for begin in range(0, num_sets, together):
+        sets = slice(begin, begin + together)
+        parts.append(_fit_sets(sets, fitted, held, test, num_classes, sorted(penalties)))
+    return RidgeProbes(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
 
-    mean: torch.Tensor
-    std: torch.Tensor
-    weight: torch.Tensor
-    bias: torch.Tensor
-    penalty: float
 
-    def scores(self, features: torch.Tensor) -> torch.Tensor:
-        """Scores `(n, K)` of features `(n, C)`; the largest one is the predicted class."""
-        return (features.double() - self.mean) / self.std @ self.weight + self.bias
+def _solve(moments: Moments, penalties: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Solve for the probes of raw features at each of P penalties: weights `(P, F, C, K)`, biases `(P, F, K)`."""
+    std, values, vectors = moments.standardise()  # (F, C), (F, C), (F, C, C)
+    target = moments.y / moments.n  # (K,)
+    cross = (moments.xy / moments.n - (moments.x / moments.n)[:, :, None] * target) / std[..., None]  # (F, C, K)
+    projected = vectors.mT @ cross
+    shrunk = torch.stack([projected / (values + penalty)[..., None] for penalty in penalties])
+    weight = (vectors @ shrunk) / std[..., None]  # (P, F, C, K)
+    return weight, target - (moments.mean[:, None] @ weight)[:, :, 0]
 
-    def predict(self, features: torch.Tensor) -> torch.Tensor:
-        """Classes `(n,)` of features `(n, C)`."""
-        return self.scores(features).argmax(dim=1)
+
+def _fit_sets(
+    sets: slice,
+    fitted: Part,
+    held: Part,
+    test: Part,
+    num_classes: int,
+    penalties: list[float],
+) -> tuple[torch.Tensor, ...]:
+    """Compute the fields of [`RidgeProbes`] for some of the feature sets."""
+    count, c = len(range(*sets.indices(fitted[0].shape[1]))), fitted[0].shape[2]
+    moments = Moments(count, c, num_classes)
+    moments.add(sets, *fitted)
+    accuracies = grid_accuracies(sets, *held, *_solve(moments, penalties))  # (P, F)
+    best = choose_largest(accuracies)  # (F,)
+    moments.add(sets, *held)
+    weights, biases = _solve(moments, penalties)
+    index = torch.arange(count)
+    weight, bias = weights[best, index], biases[best, index]  # (F, C, K), (F, K)
+    scores = grid_accuracies(sets, *test, weight[None], bias[None])[0]
+    return weight, bias, torch.tensor(penalties, dtype=torch.float64)[best], accuracies[best, index], scores
 
 
 class _RidgePath:
@@ -66,9 +131,10 @@ class _RidgePath:
         self.square = square.clamp(min=0)
         self.projected = self.scaled_left.T @ self.y  # (r, K): diag(s) P^T Y
 
-    def probe(self, penalty: float) -> RidgeProbe:
-        weight = self.right @ (self.projected / (self.square + self.n * penalty)[:, None])
-        return RidgeProbe(self.mean, self.std, weight, self.bias, penalty)
+    def scores(self, features: torch.Tensor, penalty: float) -> torch.Tensor:
+        """Compute scores `(m, K)` of features `(m, C)` by the probe of one penalty."""
+        weight = self.right @ (self.projected / (self.square + self.n * penalty)[:, None])  # (C, K)
+        return (features.double() - self.mean) / self.std @ weight + self.bias
 
     def leave_one_out_scores(self, penalty: float) -> torch.Tensor:
         """
@@ -85,85 +151,6 @@ class _RidgePath:
     def leave_one_out_correlation(self, penalty: float) -> float:
         """The correlation of [`~_RidgePath.leave_one_out_scores`] with the centred targets."""
         return float(F.cosine_similarity(self.leave_one_out_scores(penalty).flatten(), self.y.flatten(), dim=0))
-
-
-def fit_ridge(features: torch.Tensor, labels: torch.Tensor, *, num_classes: int, penalty: float) -> RidgeProbe:
-    """
-    Fit one-hot targets by ridge regression, solved in float64.
-
-    Features are centred and scaled with the training set's statistics (a BatchNorm without parameters). The objective
-    is mean_i ||y_i - b - W^T x_i||^2 + penalty ||W||^2, with b not penalised.
-
-    Args:
-        features (`torch.Tensor` of shape `(n, C)`): Training features; n may be smaller than C.
-        labels (`torch.LongTensor` of shape `(n,)`): Their classes, from 0 to num_classes - 1.
-        num_classes (`int`): K.
-        penalty (`float`): Positive; 1 equals the mean eigenvalue of the standardised features' covariance.
-
-    Returns:
-        [`RidgeProbe`].
-
-    Raises:
-        ValueError: where the penalty is not positive or the shapes do not fit.
-
-    Example:
-        >>> x = torch.tensor([[0.0, 1.0], [0.2, 0.9], [1.0, 0.1], [0.9, 0.0]])
-        >>> fit_ridge(x, torch.tensor([0, 0, 1, 1]), num_classes=2, penalty=0.1).predict(x)
-        tensor([0, 0, 1, 1])
-    """
-    if penalty <= 0:
-        raise ValueError(f"penalty={penalty} is not possible; it must be positive.")
-    _check(features, labels)
-    return _RidgePath(features, labels, num_classes).probe(penalty)
-
-
-@dataclass(frozen=True)
-class RidgeResult:
-    """Test accuracy of a ridge probe, the penalty chosen for it and the held-out accuracy that chose it."""
-
-    accuracy: float
-    penalty: float
-    holdout_accuracy: float
-
-
-def ridge_accuracy(
-    train_features: torch.Tensor,
-    train_labels: torch.Tensor,
-    test_features: torch.Tensor,
-    test_labels: torch.Tensor,
-    *,
-    penalties: Sequence[float] = RIDGE_PENALTIES,
-    holdout: float = HOLDOUT,
-    seed: int = 0,
-) -> RidgeResult:
-    """
-    Test accuracy of the ridge probe whose penalty does best on a held-out part of the training set.
-
-    The probe is then fitted to the whole training set with that penalty; of equally good penalties the largest is
-    taken. The test set takes no part in any choice.
-
-    Args:
-        train_features (`torch.Tensor` of shape `(n, C)`), train_labels (`torch.LongTensor` of shape `(n,)`).
-        test_features (`torch.Tensor` of shape `(m, C)`), test_labels (`torch.LongTensor` of shape `(m,)`).
-        penalties (`Sequence[float]`, defaults to `RIDGE_PENALTIES`): The grid.
-        holdout (`float`, defaults to `HOLDOUT`, 0.1): Share of the training set that chooses.
-        seed (`int`, defaults to 0): Seed of the split.
-
-    Returns:
-        [`RidgeResult`].
-
-    Raises:
-        ValueError: where a part of the split would be empty.
-    """
-    _check(train_features, train_labels)
-    fitted, held = split_holdout(len(train_labels), holdout, seed)
-    num_classes = int(torch.maximum(train_labels.max(), test_labels.max())) + 1
-    path = _RidgePath(train_features[fitted], train_labels[fitted], num_classes)
-    held_x, held_y = train_features[held], train_labels[held]
-    scores = [(accuracy(path.probe(p).predict(held_x), held_y), p) for p in penalties]
-    best_accuracy, penalty = max(scores)
-    probe = _RidgePath(train_features, train_labels, num_classes).probe(penalty)
-    return RidgeResult(accuracy(probe.predict(test_features), test_labels), penalty, best_accuracy)
 
 
 def few_shot_ridge(
@@ -207,7 +194,7 @@ def few_shot_ridge(
     for index in draw_shots(train_labels, shots, draws, seed):
         path = _RidgePath(train_features[index], train_labels[index], num_classes)
         penalty = max(penalties, key=path.leave_one_out_correlation)
-        accuracies.append(accuracy(path.probe(penalty).predict(test_features), test_labels))
+        accuracies.append(accuracy(path.scores(test_features, penalty).argmax(dim=1), test_labels))
     return accuracies
 
 

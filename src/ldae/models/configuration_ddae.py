@@ -202,6 +202,18 @@ class DDAEConfig(PreTrainedConfig):
         return self.noise_process.complete(self.scheduler_config)[self.noise_process.length_field]
 
     @property
+    def search_timesteps(self) -> tuple[int, ...]:
+        """Time steps that a search for the best features looks at: from 0 to T / 4, or EDM's levels 1 to 8."""
+        steps, span = self.num_train_timesteps, (0, 10, 20, 40, 80, 160, 250)  # thousandths
+        levels = range(1, 9) if self.parametrization == "edm" else [share * steps // 1000 for share in span]
+        return tuple(sorted({min(level, steps - 1) for level in levels} | {self.feature_timestep}))
+
+    @property
+    def paper_point(self) -> tuple[str | None, int | None]:
+        """The checkpoint's own tap and time step: the paper searches, too."""
+        return self.feature_layer, self.feature_timestep
+
+    @property
     def num_class_embeds(self) -> None:
         """The number of classes to generate images of: none, as a DDAE is trained without labels."""
         return None

@@ -260,6 +260,24 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
         return self.num_hidden_layers + self.decoder_num_hidden_layers
 
     @property
+    def search_timesteps(self) -> tuple[int, ...]:
+        """
+        Time steps that a search for the best features looks at.
+
+        At a small t the input is nearly clean, the best denoiser is the identity and the gates close, so features may
+        be best where a denoiser is told of much noise.
+        """
+        steps, span = self.num_train_timesteps, (0, 10, 20, 40, 80, 160, 320, 640, 1000)  # thousandths
+        return tuple(sorted({min(share * steps // 1000, steps - 1) for share in span} | {self.feature_timestep}))
+
+    @property
+    def paper_point(self) -> tuple[int, int]:
+        """The paper's block and time step (App. A), whatever a search wrote since: the stack's middle at t = 10 of 1000."""
+        return max(1, self.total_num_hidden_layers // 2), min(
+            10 * self.num_train_timesteps // 1000, self.num_train_timesteps - 1
+        )
+
+    @property
     def conv_vae_stride(self) -> int:
         """Side in pixels of the cell that one value of a convolutional VAE's latent map covers."""
         return 2 ** (len((self.conv_vae_config or CONV_VAE_DEFAULTS)["block_out_channels"]) - 1)

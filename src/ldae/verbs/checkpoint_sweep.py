@@ -20,11 +20,11 @@ from ldae.evaluation.checkpoint_sweep import (
 )
 from ldae.evaluation.distances import ReferenceFeatures, image_distances, read_reference
 from ldae.evaluation.extractor import INCEPTION, FeatureExtractor, load_extractor
-from ldae.evaluation.features import Features, extract_features, pooling_of
+from ldae.evaluation.features import Features, extract_features
 from ldae.evaluation.generation import Sampling, generate_images, generation_results, shown_count
 from ldae.evaluation.images import ImageSet
 from ldae.evaluation.probe_features import HOLDOUT
-from ldae.evaluation.protocols import run_linear_probe
+from ldae.evaluation.probing import run_probe
 from ldae.pipelines.loading import build_pipeline
 from ldae.reports.checkpoint_course import checkpoint_course
 from ldae.results import Result, add_result, read_results
@@ -221,7 +221,7 @@ class _Sweep:
         """All measures of one checkpoint; those that are new are added to results.json."""
         folder = RunFolder(self.inputs.checkpoint).checkpoints / f"images-{seen:012d}"
         place = "" if self.inputs.checkpoint_name == "." else f"{self.inputs.checkpoint_name}/"
-        about = {"dataset": self.inputs.dataset_name, "checkpoint": f"{place}checkpoints/{folder.name}"}
+        about = {"dataset": self.inputs.test_source.name, "checkpoint": f"{place}checkpoints/{folder.name}"}
         details = {"images_seen": seen, "weights_hash": _hash_of(folder)}
         shared = about | details
         held = [e for e in read_results(self.inputs.output_dir) if all(e.get(k) == v for k, v in shared.items())]
@@ -257,7 +257,7 @@ class _Sweep:
             "knn": {"name": "knn", **KNN, "similarity": "cosine", "autocast": self.options.mixed_precision},
             "linear": {"name": "linear", "preset": "cached", "epochs": self.options.epochs},
         }
-        return "accuracy", self.inputs.test_split, own[probe] | place
+        return "accuracy", self.inputs.test_source.split, own[probe] | place
 
     def _probe(self, encoder: Any, names: list[str], *, details: dict[str, Any], **about: Any) -> dict[str, Result]:
         """Probe one checkpoint by some of the probes, by name."""
@@ -265,22 +265,20 @@ class _Sweep:
         if set(names) & {"ridge", "knn"}:
             train, test = (self._features(encoder, images) for images in self.images)
         for name in names:
-            fields: dict[str, Any] = dict(about)
             if name == "linear":
-                found = run_linear_probe(encoder, *self._sources, self.linear, **self.reading)
-                (value, stderr), held_out = found.score(0), found.held_out(0)
-                protocol = found.describe(0)
-                fields |= {"n": found.num_test, "seeds": self.seeds, "stderr": stderr}
-            else:
-                scores = ridge_scores(train, test) if name == "ridge" else knn_scores(train, test, self.inputs.device)
-                held_out, value = scores
-                protocol = self._asked(name)[2] | {
-                    "pooling": pooling_of(self.layer),
-                    "train_images": len(train.classes),
-                }
-                fields |= {"n": len(test.classes)}
-            fields["details"] = {**details, "held_out_value": held_out}
-            results[name] = self.inputs.result(value, protocol, **fields)
+                found = run_probe(encoder, *self._sources, self.linear, **self.reading)
+                own = {**details, "held_out_value": found.probes.held_out_score(0)}
+                results[name] = found.result(0, **self.inputs.about | about, details=own)
+                continue
+            scores = ridge_scores(train, test) if name == "ridge" else knn_scores(train, test, self.inputs.device)
+            held_out, value = scores
+            protocol = {
+                **self._asked(name)[2],
+                "pooling": self.inputs.encoder.pooling,
+                "train_images": len(train.classes),
+            }
+            own = {**details, "held_out_value": held_out}
+            results[name] = self.inputs.result(value, protocol, **about, n=len(test.classes), details=own)
         return results
 
     @property

@@ -10,26 +10,17 @@ from matplotlib.figure import Figure
 
 from ldae.data import iterate_once
 from ldae.evaluation.criteria import CRITERIA, MOST_IMAGES, score_cells
-from ldae.evaluation.grid_protocols import GridResult
 from ldae.evaluation.grid_search import (
     GridScore,
     best_score,
     grid_scores,
     heat_map,
-    paper_point,
-    searched_timesteps,
     write_choice,
 )
 from ldae.evaluation.images import fixed_subset
 from ldae.evaluation.linear_probe import ProbeSettings
-from ldae.evaluation.protocols import (
-    PROTOCOLS,
-    LinearProbeResult,
-    Protocol,
-    run_linear_probe,
-    run_logistic_grid,
-    run_ridge_grid,
-)
+from ldae.evaluation.probing import ProbeResult, run_probe
+from ldae.evaluation.protocol import PROTOCOLS, Protocol
 from ldae.results import add_result
 from ldae.verbs.linear_probe import save_probe, show_progress
 from ldae.verbs.probe_options import (
@@ -123,7 +114,7 @@ def main(argv: list[str]) -> int:
     options.block_sweep = options.layers is None
     options.noisy = True in noisy  # for open_inputs, which refuses it for models that have no noise
     inputs = open_inputs(options, labelled=False)
-    timesteps = numbers(options.timesteps, "timesteps") or searched_timesteps(inputs.config)
+    timesteps = numbers(options.timesteps, "timesteps") or inputs.config.search_timesteps
     if label_free:
         return _search_by_criterion(inputs, options, timesteps)
     for source in (inputs.train_source, inputs.test_source):
@@ -144,7 +135,12 @@ def main(argv: list[str]) -> int:
     inputs.show_header(
         f"Grid search ({options.probe} probes, {protocol.name} protocol), {len(inputs.layers or ())} blocks x {len(timesteps or ())} t"
     )
-    results = [_run(inputs, options, replace(protocol, noisy=choice)) for choice in noisy]
+    sources, reading = (inputs.train_source, inputs.test_source), reading_options(options, inputs)
+    reading["on_epoch"] = partial(show_progress, epochs=protocol.settings.epochs)
+    results = [
+        run_probe(inputs.encoder, *sources, replace(protocol, noisy=choice), options.probe, **reading)
+        for choice in noisy
+    ]
     scores = grid_scores(results)
     winner = best_score(scores)
     _report(results, scores, winner, inputs, options)
@@ -177,17 +173,8 @@ def _settings(options: argparse.Namespace, rates: str) -> ProbeSettings:
     )
 
 
-def _run(inputs: ProbeInputs, options: argparse.Namespace, protocol: Protocol) -> LinearProbeResult | GridResult:
-    sources, reading = (inputs.train_source, inputs.test_source), reading_options(options, inputs)
-    if options.probe != "adam":
-        run_grid = run_ridge_grid if options.probe == "ridge" else run_logistic_grid
-        return run_grid(inputs.encoder, *sources, protocol, **reading)
-    progress = partial(show_progress, epochs=protocol.settings.epochs)
-    return run_linear_probe(inputs.encoder, *sources, protocol, on_epoch=progress, **reading)
-
-
 def _report(
-    results: list[LinearProbeResult | GridResult],
+    results: list[ProbeResult],
     scores: list[GridScore],
     winner: GridScore,
     inputs: ProbeInputs,
@@ -195,7 +182,7 @@ def _report(
 ) -> None:
     """Print the table, draw the heat map and add every score to results.json."""
     rows = [["layer", "t", "input", "held-out", "accuracy", "+-"]]
-    paper = paper_point(inputs.config)
+    paper = inputs.config.paper_point
     for score in scores:
         rows.append(
             [
@@ -207,21 +194,14 @@ def _report(
                 "-" if score.stderr is None else f"{score.stderr:.2%}",
             ]
         )
-    described = [(result, result.describe(i)) for result in results for i in range(len(result.columns))]
-    for score, (result, details) in zip(scores, described, strict=True):
-        found = inputs.result(
-            score.test,
-            {**details, "search": "grid"},
-            seeds=result.protocol.settings.seeds if options.probe == "adam" else 0,
-            stderr=score.stderr,
-            n=result.num_test,
-            details={
-                "chosen": score is winner,
-                "paper_point": (score.layer, score.timestep) == paper,
-                "held_out_value": score.held_out,
-            },
-        )
-        add_result(inputs.output_dir, found)
+    cells = [(result, index) for result in results for index in range(len(result.columns))]
+    for score, (result, index) in zip(scores, cells, strict=True):
+        details = {
+            "chosen": score is winner,
+            "paper_point": (score.layer, score.timestep) == paper,
+            "held_out_value": score.held_out,
+        }
+        add_result(inputs.output_dir, result.result(index, {"search": "grid"}, **inputs.about, details=details))
     print(table(rows))
     print("* was chosen by the held-out tenth of the training images, not by the test set; p is the paper's point.")
     _draw(heat_map(scores, winner, paper), inputs)
@@ -259,7 +239,7 @@ def _search_by_criterion(inputs: ProbeInputs, options: argparse.Namespace, times
         for layer, values in zip(layers, found.tolist(), strict=True)
         for t, value in zip(timesteps, values, strict=True)
     ]
-    winner, paper = best_score(scores), paper_point(inputs.config)
+    winner, paper = best_score(scores), inputs.config.paper_point
     print(
         table(
             [
@@ -292,7 +272,7 @@ def _write(scores: list[GridScore], inputs: ProbeInputs, options: argparse.Names
         print(f"config.json: features are read after {best.layer} at t = {best.timestep} from now on.")
 
 
-def _save(results: list[LinearProbeResult | GridResult], scores: list[GridScore], inputs: ProbeInputs) -> None:
+def _save(results: list[ProbeResult], scores: list[GridScore], inputs: ProbeInputs) -> None:
     """Save the best clean-input cell's probe as an image classifier."""
     if all(score.noisy for score in scores):
         print("No classifier is saved: its input would be clean, and these were noisy.")
@@ -300,4 +280,4 @@ def _save(results: list[LinearProbeResult | GridResult], scores: list[GridScore]
     best = best_score(scores, clean_only=True)
     cells = [(result, index) for result in results for index in range(len(result.columns))]
     result, index = cells[next(i for i, score in enumerate(scores) if score is best)]
-    save_probe(inputs, *result.folded(index), layer=best.layer, timestep=best.timestep, folder="grid_search")
+    save_probe(inputs, *result.probes.folded(index), layer=best.layer, timestep=best.timestep, folder="grid_search")

@@ -1,6 +1,6 @@
 """`ldae knn CHECKPOINT`: weighted k-nearest-neighbour accuracy of a checkpoint's features."""
 
-from ldae.evaluation.features import extract_features, pooling_of
+from ldae.evaluation.features import extract_features
 from ldae.evaluation.images import ImageSet
 from ldae.evaluation.knn import knn_accuracy
 from ldae.results import add_result
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> int:
             "layer": layer,
             "timestep": timestep,
             "input": kind,
-            "pooling": pooling_of(layer),
+            "pooling": inputs.encoder.pooling,
             "train_images": len(train.classes),
         }
         add_result(inputs.output_dir, inputs.result(score, protocol, n=len(test.classes)))

@@ -3,24 +3,17 @@
 import argparse
 import sys
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from ldae.evaluation.classifier import build_classifier, save_classifier
-from ldae.evaluation.comparison import PROBES
 from ldae.evaluation.encoder import Layer
 from ldae.evaluation.linear_probe import ProbeSettings
-from ldae.evaluation.protocols import (
-    PROTOCOLS,
-    GridResult,
-    LinearProbeResult,
-    Protocol,
-    run_linear_probe,
-    run_logistic_grid,
-    run_ridge_grid,
-)
+from ldae.evaluation.probing import PROBES, AdamProbes, ProbeResult, run_probe
+from ldae.evaluation.protocol import PROTOCOLS, Protocol
 from ldae.evaluation.rate_search import EXTENSION, MAX_LR_EXTENSIONS
-from ldae.results import Result, add_result
+from ldae.results import add_result
 from ldae.verbs.probe_baselines import compare_with_baselines
 from ldae.verbs.probe_options import (
     ProbeInputs,
@@ -166,23 +159,14 @@ def choose_probe(options: argparse.Namespace) -> str:
     return probe
 
 
-def _run(
-    inputs: ProbeInputs, options: argparse.Namespace, probe: str, protocol: Protocol
-) -> list[LinearProbeResult | GridResult]:
+def _run(inputs: ProbeInputs, options: argparse.Namespace, probe: str, protocol: Protocol) -> list[ProbeResult]:
     """Run the probe, and beside the paper's a converged one."""
     sources, reading = (inputs.train_source, inputs.test_source), reading_options(options, inputs)
-    results: list[LinearProbeResult | GridResult] = []
-    if probe == "adam":
-        epochs = protocol.settings.epochs
-        results.append(
-            run_linear_probe(
-                inputs.encoder, *sources, protocol, **reading, on_epoch=lambda done: show_progress(done, epochs)
-            )
-        )
-    if probe == "logistic" or protocol.name == "paper":
-        results.append(run_logistic_grid(inputs.encoder, *sources, replace(protocol, name="cached"), **reading))
-    if probe == "ridge":
-        results.append(run_ridge_grid(inputs.encoder, *sources, protocol, **reading))
+    progress = partial(show_progress, epochs=protocol.settings.epochs)
+    results = [run_probe(inputs.encoder, *sources, protocol, probe, on_epoch=progress, **reading)]
+    if protocol.name == "paper":
+        cached = replace(protocol, name="cached")
+        results.append(run_probe(inputs.encoder, *sources, cached, "logistic", **reading))
     return results
 
 
@@ -192,31 +176,32 @@ def show_progress(done: int, epochs: int) -> None:
         print(f"\repoch {done}/{epochs}", end="\n" if done == epochs else "", file=sys.stderr, flush=True)
 
 
-def _report(results: list[LinearProbeResult | GridResult], inputs: ProbeInputs) -> None:
+def _report(results: list[ProbeResult], inputs: ProbeInputs) -> None:
     """Print the table and add each row to results.json."""
     rows = [["probe", "layer", "t", "input", "accuracy", "+-", "held-out", "lr", "penalty"]]
     for result, index in ((found, index) for found in results for index in range(len(found.columns))):
-        layer, timestep = result.columns[index]
-        value, stderr = result.score(index)
-        details, held_out, chosen = result.describe(index), result.held_out(index), index == result.best
+        chosen, held_out = index == result.best, result.probes.held_out_score(index)
+        details = {"chosen": chosen} | ({} if held_out is None else {"held_out_value": held_out})
+        measured = result.result(index, **inputs.about, details=details)
+        protocol = measured.protocol
+        shown = ["-" if value is None else str(value) for value in (protocol["layer"], protocol["timestep"])]
         rows.append(
             [
-                f"{details['name']} *" if chosen and len(result.columns) > 1 else details["name"],
-                "-" if layer is None else str(layer),
-                "-" if timestep is None else str(timestep),
-                details["input"],
-                f"{value:.2%}",
-                "-" if stderr is None else f"{stderr:.2%}",
+                f"{protocol['name']} *" if chosen and len(result.columns) > 1 else protocol["name"],
+                *shown,
+                protocol["input"],
+                f"{measured.value:.2%}",
+                "-" if measured.stderr is None else f"{measured.stderr:.2%}",
                 "-" if held_out is None else f"{held_out:.2%}",
-                f"{details['learning_rate']:.2g}" if "learning_rate" in details else "-",
-                f"{details['penalty']:.2g}" if "penalty" in details else "-",
+                f"{protocol['learning_rate']:.2g}" if "learning_rate" in protocol else "-",
+                f"{protocol['penalty']:.2g}" if "penalty" in protocol else "-",
             ]
         )
-        add_result(inputs.output_dir, _result(result, index, inputs))
+        add_result(inputs.output_dir, measured)
     print(table(rows))
     print(f"Test accuracy of {results[0].num_test:,} images.", end=" ")
-    if isinstance(results[0], LinearProbeResult):
-        print(f"+- is the standard error over probe seeds {list(results[0].protocol.settings.seeds)}.", end="")
+    if isinstance(results[0].probes, AdamProbes):
+        print(f"+- is the standard error over probe seeds {list(results[0].probes.seeds)}.", end="")
     print()
     if len(results[0].columns) > 1:
         print("* was chosen by the held-out tenth of the training images, not by the test set.")
@@ -225,16 +210,7 @@ def _report(results: list[LinearProbeResult | GridResult], inputs: ProbeInputs) 
     print(f"Added to {inputs.output_dir / 'results.json'}")
 
 
-def _result(result: LinearProbeResult | GridResult, index: int, inputs: ProbeInputs) -> Result:
-    """Make the result of one feature set."""
-    value, stderr = result.score(index)
-    held_out = result.held_out(index)
-    seeds = result.protocol.settings.seeds if isinstance(result, LinearProbeResult) else 0
-    details = {"chosen": index == result.best} | ({} if held_out is None else {"held_out_value": held_out})
-    return inputs.result(value, result.describe(index), seeds=seeds, stderr=stderr, n=result.num_test, details=details)
-
-
-def _warnings(results: list[LinearProbeResult | GridResult]) -> list[str]:
+def _warnings(results: list[ProbeResult]) -> list[str]:
     """List what makes a number less than what its features hold."""
     described = [result.describe(index) for result in results for index in range(len(result.columns))]
     at_edge = sum(details.get("learning_rate_at_edge", False) for details in described)
@@ -250,7 +226,7 @@ def _warnings(results: list[LinearProbeResult | GridResult]) -> list[str]:
     return lines
 
 
-def _save(result: LinearProbeResult | GridResult, inputs: ProbeInputs) -> None:
+def _save(result: ProbeResult, inputs: ProbeInputs) -> None:
     """Save the chosen probe's first seed as an image classifier."""
     layer, timestep = result.columns[result.best]
     if layer is None or timestep is None:
@@ -259,7 +235,7 @@ def _save(result: LinearProbeResult | GridResult, inputs: ProbeInputs) -> None:
     if result.protocol.noisy:
         print("No classifier is saved: its input would be clean, and the probe's was noisy.")
         return
-    folded = result.folded(result.best)
+    folded = result.probes.folded(result.best)
     save_probe(inputs, *folded, layer=layer, timestep=timestep, folder="linear_probe")
 
 

@@ -3,8 +3,8 @@
 import argparse
 from typing import Any
 
-from ldae.data import Batch, iterate_once
-from ldae.evaluation.comparison import compare_few_shot, compare_linear
+from ldae.data import iterate_once
+from ldae.evaluation.comparison import FEW_SHOT, compare_baselines
 from ldae.evaluation.linear_probe import ProbeSettings
 from ldae.results import add_result
 from ldae.verbs.probe_options import ProbeInputs, table
@@ -40,59 +40,28 @@ def compare_with_baselines(
     )
     shared = {"layer": choice["layer"], "timestep": choice["timestep"], "input": "noisy" if options.noisy else "clean"}
     if options.shots is not None:
-        return _few_shot(inputs, options, train, test, choice, shared)
-    inputs.show_header(f"Linear probe ({probe}) of features computed once, without augmentation")
-    rows = [["features", "accuracy", "+-", "lr" if probe == "adam" else "penalty"]]
-    seeds = settings.seeds if probe == "adam" else 0
-    for index, c in enumerate(compare_linear(inputs.encoder, train, test, probe, settings, **choice)):
-        strength = c.protocol["learning_rate" if probe == "adam" else "penalty"]
-        rows.append([c.name, *_shown(c.accuracy, c.stderr), f"{strength:.2g}"])
-        protocol = {"preset": "baselines", **c.protocol, **shared}
-        _record(inputs, test, protocol, c.name if index else None, c.accuracy, c.stderr, seeds)
-    print(table(rows))
-    if probe == "adam":
+        inputs.show_header(f"Ridge probe of {options.shots} labels a class")
+        probe = FEW_SHOT
+    else:
+        inputs.show_header(f"Linear probe ({probe}) of features computed once, without augmentation")
+    compared = compare_baselines(
+        inputs.encoder, train, test, probe, settings=settings, shots=options.shots, draws=options.draws, **choice
+    )
+    strength = {"adam": ("lr", "learning_rate"), FEW_SHOT: ("", "")}.get(probe, ("penalty", "penalty"))
+    rows = [["features", "accuracy", "+-", *strength[:1]]]
+    n = sum(len(batch.images) for batch in test)
+    for index, each in enumerate(compared):
+        value = [] if probe == FEW_SHOT else [f"{each.protocol[strength[1]]:.2g}"]
+        stderr = "-" if each.stderr is None else f"{each.stderr:.2%}"
+        rows.append([each.name, f"{each.accuracy:.2%}", stderr, *value])
+        preset = {} if probe == FEW_SHOT else {"preset": "baselines"}
+        fields = {"stderr": each.stderr, "seeds": each.seeds, "n": n} | ({"checkpoint": each.name} if index else {})
+        add_result(inputs.output_dir, inputs.result(each.accuracy, {**preset, **each.protocol, **shared}, **fields))
+    print(table([row[: len(rows[-1])] for row in rows]))
+    if probe == FEW_SHOT:
+        print(f"Test accuracy of {n:,} images; +- is the standard error over {options.draws} draws ", end="")
+        print("of the labels, the same for all.", end=" ")
+    elif probe == "adam":
         print(f"+- is the standard error over probe seeds {list(settings.seeds)}.", end=" ")
     print(f"Added to {inputs.output_dir}/results.json")
     return 0
-
-
-def _few_shot(
-    inputs: ProbeInputs,
-    options: argparse.Namespace,
-    train: list[Batch],
-    test: list[Batch],
-    choice: dict[str, Any],
-    shared: dict[str, Any],
-) -> int:
-    shots, draws = options.shots, options.draws
-    compared = compare_few_shot(inputs.encoder, train, test, shots=shots, draws=draws, knn=False, **choice)
-    inputs.show_header(f"Ridge probe of {shots} labels a class")
-    rows = [["features", "accuracy", "+-"]]
-    protocol = {"name": "ridge", "labels_per_class": shots, "draws": draws, "penalty": "leave-one-out", **shared}
-    for index, c in enumerate(compared):
-        rows.append([c.name, *_shown(c.few_shot, c.few_shot_stderr)])
-        _record(inputs, test, protocol, c.name if index else None, c.few_shot, c.few_shot_stderr, 0)
-    print(table(rows))
-    print(
-        f"Test accuracy of {sum(len(batch.images) for batch in test):,} images; +- is the standard error over {draws} draws "
-        f"of the labels, the same for all. Added to {inputs.output_dir}/results.json"
-    )
-    return 0
-
-
-def _shown(value: float, stderr: float | None) -> tuple[str, str]:
-    return f"{value:.2%}", "-" if stderr is None else f"{stderr:.2%}"
-
-
-def _record(
-    inputs: ProbeInputs,
-    test: list[Batch],
-    protocol: dict[str, Any],
-    baseline: str | None,
-    value: float,
-    stderr: float | None,
-    seeds: Any,
-) -> None:
-    about = {} if baseline is None else {"checkpoint": baseline}
-    n = sum(len(batch.images) for batch in test)
-    add_result(inputs.output_dir, inputs.result(value, protocol, stderr=stderr, n=n, seeds=seeds, **about))

@@ -46,19 +46,13 @@ class ProbeInputs:
     checkpoint_name: str  # in results.json
 
     @property
-    def dataset_name(self) -> str:
-        """The data set as results name it."""
-        return self.test_source.name
-
-    @property
-    def test_split(self) -> str:
-        """The split that is scored, as results name it."""
-        return self.test_source.split
+    def about(self) -> dict[str, Any]:
+        """What all results have in common: data set, split and checkpoint."""
+        return {"dataset": self.test_source.name, "split": self.test_source.split, "checkpoint": self.checkpoint_name}
 
     def result(self, value: float, protocol: dict[str, Any], **fields: Any) -> Result:
         """Make a result of these inputs, an accuracy unless `metric` says otherwise."""
-        about = {"metric": "accuracy", "dataset": self.dataset_name, "split": self.test_split}
-        return Result(**{**about, "value": value, "protocol": protocol, "checkpoint": self.checkpoint_name, **fields})
+        return Result(**{"metric": "accuracy", "value": value, "protocol": protocol, **self.about, **fields})
 
     def show_header(self, title: str) -> None:
         """Print what is probed on what."""

@@ -9,8 +9,9 @@ from ldae.evaluation.features import extract_features
 from ldae.evaluation.images import fixed_subset
 from ldae.evaluation.linear_probe import ProbeSettings
 from ldae.evaluation.metrics import accuracy
-from ldae.evaluation.protocols import Protocol, run_linear_probe, run_logistic_grid, run_ridge_grid
-from ldae.evaluation.ridge import fit_ridge, split_holdout
+from ldae.evaluation.probing import run_probe
+from ldae.evaluation.protocol import Protocol
+from ldae.evaluation.ridge import _RidgePath, split_holdout
 
 
 @pytest.fixture(scope="session")
@@ -28,25 +29,25 @@ def protocol(name, **options):
 @pytest.mark.parametrize("noisy", [False, True])
 def test_a_protocol_end_to_end(model, few, name, noisy):
     epochs = []
-    result = run_linear_probe(model, *few, protocol(name, noisy=noisy, horizontal_flip=False), on_epoch=epochs.append)
+    result = run_probe(model, *few, protocol(name, noisy=noisy, horizontal_flip=False), on_epoch=epochs.append)
     assert epochs == [1, 2, 3, 4, 5, 6]
     assert result.columns == [(1, 10), (2, 10)]
-    assert result.report.test_accuracy.shape == (2, 2, 2)
+    assert result.probes.report.test_accuracy.shape == (2, 2, 2)
     assert (result.num_train, result.num_test, result.holdout) == (270, 120, 0.1)
-    value, stderr = result.score(result.report.feature_index)
+    value, stderr = result.probes.score(result.probes.report.feature_index)
     assert value > 0.15 and stderr >= 0  # chance is a tenth
     details = result.describe(0)
     assert (details["preset"], details["layer"], details["input"]) == (name, 1, "noisy" if noisy else "clean")
-    again = run_linear_probe(model, *few, protocol(name, noisy=noisy, horizontal_flip=False))
-    assert torch.equal(again.report.test_accuracy, result.report.test_accuracy)
+    again = run_probe(model, *few, protocol(name, noisy=noisy, horizontal_flip=False))
+    assert torch.equal(again.probes.report.test_accuracy, result.probes.report.test_accuracy)
 
 
 def test_one_probe_trains_on_all_images(model, few):
     settings = ProbeSettings(epochs=2, lr_multipliers=(1.0,), seeds=(0,))
-    result = run_linear_probe(model, *few, Protocol(name="cached", settings=settings))
-    assert (result.num_train, result.holdout, result.report.choice_accuracy) == (300, 0.0, None)
+    result = run_probe(model, *few, Protocol(name="cached", settings=settings))
+    assert (result.num_train, result.holdout, result.probes.report.choice_accuracy) == (300, 0.0, None)
     assert result.columns == [(2, 10)]
-    assert result.score(0)[1] is None
+    assert result.probes.score(0)[1] is None
 
 
 def test_the_paper_protocol_sees_other_crops_in_each_epoch(model, few, monkeypatch):
@@ -56,10 +57,10 @@ def test_the_paper_protocol_sees_other_crops_in_each_epoch(model, few, monkeypat
         seen.extend(epoch_features(epoch) for epoch in (0, 1, 0))
         raise InterruptedError
 
-    monkeypatch.setattr("ldae.evaluation.protocols.train_linear_probes", spy)
+    monkeypatch.setattr("ldae.evaluation.probing.train_linear_probes", spy)
     for name in ("paper", "cached"):
         with pytest.raises(InterruptedError):
-            run_linear_probe(model, *few, protocol(name))
+            run_probe(model, *few, protocol(name))
     seen = [features[torch.arange(270)] for features in seen]
     paper, cached = seen[:3], seen[3:]
     assert paper[0].shape == (270, 2, 32)
@@ -79,7 +80,7 @@ def test_the_paper_protocol_sees_other_crops_in_each_epoch(model, few, monkeypat
 
 def test_padded_crops_shift_images_and_are_described(model, few):
     settings = ProbeSettings(epochs=1, batch_size=128, base_lr=2e-3, lr_multipliers=(1.0,), seeds=(0,))
-    result = run_linear_probe(model, *few, protocol("paper", crop="padded", settings=settings))
+    result = run_probe(model, *few, protocol("paper", crop="padded", settings=settings))
     details = result.describe(0)
     assert details["augmentation"] == ["random_crop", "horizontal_flip"] and details["crop_padding"] == 4
     assert (details["learning_rate"], details["batch_size"], details["schedule"]) == (1e-3, 128, "cosine")
@@ -87,14 +88,14 @@ def test_padded_crops_shift_images_and_are_described(model, few):
 
 @pytest.mark.parametrize("name", ["paper", "cached"])
 def test_features_in_a_file_give_the_same_probes(model, few, name):
-    kept, written = (run_linear_probe(model, *few, protocol(name), memory=memory) for memory in (2**30, 0))
-    assert torch.equal(kept.report.test_accuracy, written.report.test_accuracy)
-    assert torch.equal(kept.probes.weight, written.probes.weight)
+    kept, written = (run_probe(model, *few, protocol(name), memory=memory) for memory in (2**30, 0))
+    assert torch.equal(kept.probes.report.test_accuracy, written.probes.report.test_accuracy)
+    assert torch.equal(kept.probes.probes.weight, written.probes.probes.weight)
 
 
 def test_ridge_probes_are_those_of_the_plain_closed_form(model, few):
     choice = protocol("cached", timesteps=(10, 400))
-    result = run_ridge_grid(model, *few, choice, memory=0)
+    result = run_probe(model, *few, choice, "ridge", memory=0)
     assert result.columns == [(1, 10), (1, 400), (2, 10), (2, 400)] and result.num_train == 300
     batches = [list(iterate_once(source, image_size=16, batch_size=300)) for source in few]
     mirrored = [Batch(batch.images.flip(-1), batch.positions, batch.labels) for batch in batches[0]]
@@ -104,38 +105,38 @@ def test_ridge_probes_are_those_of_the_plain_closed_form(model, few):
     x = torch.cat([plain.flat[:, 0], flipped.flat[fitted, 0]])
     y = torch.cat([plain.classes, plain.classes[fitted]])
     details = result.describe(3)
-    probe = fit_ridge(x, y, num_classes=10, penalty=details["penalty"])
-    assert result.score(3) == (accuracy(probe.predict(test.flat[:, 0]), test.classes), None)
+    expected = _RidgePath(x, y, 10).scores(test.flat[:, 0], details["penalty"]).argmax(dim=1)
+    assert result.probes.score(3) == (accuracy(expected, test.classes), None)
     assert (details["name"], details["augmentation"], details["holdout"]) == ("ridge", ["horizontal_flip"], 0.1)
     with pytest.raises(ValueError, match="protocol='paper' must be cached with ridge probes"):
-        run_ridge_grid(model, *few, protocol("paper"))
+        run_probe(model, *few, protocol("paper"), "ridge")
 
 
 def test_logistic_probes_have_the_result_of_ridge_probes(model, few):
-    result = run_logistic_grid(model, *few, protocol("cached", timesteps=(10, 400)))
-    ridge = run_ridge_grid(model, *few, protocol("cached", timesteps=(10, 400)))
+    result = run_probe(model, *few, protocol("cached", timesteps=(10, 400)), "logistic")
+    ridge = run_probe(model, *few, protocol("cached", timesteps=(10, 400)), "ridge")
     assert (result.columns, result.num_train, result.num_test) == (ridge.columns, ridge.num_train, ridge.num_test)
     assert set(ridge.describe(1)) < set(result.describe(1))
     details = result.describe(1)
     assert (details["name"], details["layer"], details["timestep"], details["holdout"]) == ("logistic", 1, 400, 0.1)
     assert details["converged"] is True and details["iterations"] > 0 and details["standardised"] is True
     assert details["optimizer"] == "Newton-CG" and details["penalty"] in details["penalties_tried"]
-    scores = [result.held_out(index) for index in range(4)]
+    scores = [result.probes.held_out_score(index) for index in range(4)]
     assert scores[result.best] == max(scores) > 0.15
     # The folded probe's predictions score what the result says.
     test = extract_features(
         model, iterate_once(few[1], image_size=16, batch_size=300), layers=[1, 2], timesteps=[10, 400]
     )
     for index in range(4):
-        logits = F.linear(test.flat[:, index], *result.folded(index))
-        assert abs(result.score(index)[0] - accuracy(logits.argmax(dim=1), test.classes)) < 0.01
+        logits = F.linear(test.flat[:, index], *result.probes.folded(index))
+        assert abs(result.probes.score(index)[0] - accuracy(logits.argmax(dim=1), test.classes)) < 0.01
     with pytest.raises(ValueError, match="protocol='paper' must be cached with logistic probes"):
-        run_logistic_grid(model, *few, protocol("paper"))
+        run_probe(model, *few, protocol("paper"), "logistic")
 
 
 def test_the_grid_of_rates_grows_until_the_chosen_ones_lie_inside(model, few):
     small = ProbeSettings(epochs=6, base_lr=1e-4, lr_multipliers=(1.0, 10.0), seeds=(0,), max_lr_extensions=6)
-    result = run_linear_probe(model, *few, protocol("cached", settings=small))
+    result = run_probe(model, *few, protocol("cached", settings=small))
     details = [result.describe(index) for index in range(2)]
     assert result.protocol.settings.lr_multipliers[:4] == (1.0, 10.0, 100.0, 1000.0)
     assert not any(d["learning_rate_at_edge"] for d in details)
@@ -145,20 +146,20 @@ def test_the_grid_of_rates_grows_until_the_chosen_ones_lie_inside(model, few):
     at_once = ProbeSettings(
         epochs=6, base_lr=1e-4, lr_multipliers=result.protocol.settings.lr_multipliers, seeds=(0,), max_lr_extensions=0
     )
-    direct = run_linear_probe(model, *few, protocol("cached", settings=at_once))
-    assert torch.equal(direct.report.test_accuracy, result.report.test_accuracy)
-    assert direct.report.lr_index == result.report.lr_index
+    direct = run_probe(model, *few, protocol("cached", settings=at_once))
+    assert torch.equal(direct.probes.report.test_accuracy, result.probes.report.test_accuracy)
+    assert direct.probes.report.lr_index == result.probes.report.lr_index
 
     limited = ProbeSettings(epochs=1, base_lr=1e-7, lr_multipliers=(1.0, 10.0), seeds=(0,), max_lr_extensions=1)
     with pytest.warns(UserWarning, match="at the edge of its grid"):
-        result = run_linear_probe(model, *few, protocol("cached", settings=limited))
+        result = run_probe(model, *few, protocol("cached", settings=limited))
     assert any(result.describe(index)["learning_rate_at_edge"] for index in range(2))
     assert len(result.protocol.settings.lr_multipliers) in (3, 4)
 
 
 def test_a_saved_classifier_has_the_probes_logits(model, few, checkpoint, tmp_path):
-    result = run_linear_probe(model, *few, protocol("cached", layers=(3,), timesteps=(40,)))
-    probes, rate = result.probes, result.report.lr_index[0]
+    result = run_probe(model, *few, protocol("cached", layers=(3,), timesteps=(40,)))
+    probes, rate = result.probes.probes, result.probes.report.lr_index[0]
     weight, bias = probes.folded(0, 0, rate)
     names = [f"digit {index}" for index in range(10)]
     save_classifier(

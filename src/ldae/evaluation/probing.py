@@ -1,0 +1,296 @@
+"""Run probes of an encoder: on two image sources by a protocol, or on features that are there already."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ldae.data import ImageSource
+from ldae.results import Result
+
+from .encoder import Layer, as_encoder
+from .features import Features
+from .grid_probes import GridProbes, Part
+from .linear_probe import LinearProbes, ProbeReport, ProbeSettings, train_linear_probes
+from .logistic import fit_logistic_grid
+from .metrics import mean_and_stderr
+from .probe_features import HOLDOUT, SPLIT_SEED, Reading, compute_features
+from .protocol import Protocol
+from .rate_search import is_at_edge, search_rates
+from .ridge import fit_ridge_grid, split_holdout
+
+
+PROBES = ("logistic", "adam", "ridge")
+
+
+@dataclass(frozen=True)
+class AdamProbes:
+    """
+    Linear probes that Adam trained, at the learning rate that held-out images chose for each feature set.
+
+    Args:
+        settings ([`~ldae.evaluation.linear_probe.ProbeSettings`]): How they trained, with all rates that were tried.
+        probes ([`~ldae.evaluation.linear_probe.LinearProbes`]): Their weights.
+        report ([`~ldae.evaluation.linear_probe.ProbeReport`]): Their accuracies, and which were chosen.
+        num_train (`int`): Training images.
+    """
+
+    name = "linear"
+
+    settings: ProbeSettings
+    probes: LinearProbes
+    report: ProbeReport
+    num_train: int
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Seeds over which accuracies are means."""
+        return self.settings.seeds
+
+    @property
+    def best(self) -> int:
+        """Index of the feature set that held-out images chose."""
+        return self.report.feature_index
+
+    def score(self, index: int) -> tuple[float, float | None]:
+        """Return mean and standard error over seeds of a feature set's test accuracy."""
+        return mean_and_stderr(self.report.test_accuracy[:, index, self.report.lr_index[index]].tolist())
+
+    def held_out_score(self, index: int) -> float | None:
+        """Return the mean over seeds of the held-out accuracy; `None` if nothing was held out."""
+        if self.report.choice_accuracy is None:
+            return None
+        return float(self.report.choice_accuracy[:, index, self.report.lr_index[index]].mean())
+
+    def folded(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the first seed's probe as a linear layer, `(weight (K, C), bias (K,))`."""
+        return self.probes.folded(0, index, self.report.lr_index[index])
+
+    def describe(self, index: int) -> dict[str, Any]:
+        """Describe how the probe of a feature set was trained."""
+        settings, rate, n = self.settings, self.report.lr_index[index], self.num_train
+        return {
+            "batch_norm": "without affine" if settings.batch_norm else "none",
+            "optimizer": "Adam",
+            "weight_decay": 0.0,
+            "learning_rate": settings.learning_rates(n)[rate],
+            "learning_rates_tried": settings.learning_rates(n),
+            "learning_rate_at_edge": is_at_edge(settings, rate),
+            "max_lr_extensions": settings.max_lr_extensions,
+            "schedule": "cosine",
+            "batch_size": settings.batch_size_for(n),
+            "epochs": settings.epochs,
+        }
+
+
+Probes = AdamProbes | GridProbes
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """
+    Probes of every chosen layer and time step.
+
+    Args:
+        protocol ([`~ldae.evaluation.protocol.Protocol`]): Which features were probed, of which views of the images.
+        columns (`list[tuple]`): (layer, timestep) of the F feature sets.
+        probes ([`AdamProbes`] or [`~ldae.evaluation.grid_probes.GridProbes`]): Their probes, with accuracies.
+        num_train (`int`): Training images.
+        num_test (`int`): Test images.
+        holdout (`float`): Share of the training images that chose, 0 if there was nothing to choose.
+        pooling (`str`): How the encoder pools its features.
+    """
+
+    protocol: Protocol
+    columns: list[tuple[Layer | None, int | None]]
+    probes: Probes
+    num_train: int
+    num_test: int
+    holdout: float
+    pooling: str
+
+    @property
+    def best(self) -> int:
+        """Index of the feature set that held-out images chose."""
+        return self.probes.best
+
+    def describe(self, index: int) -> dict[str, Any]:
+        """Describe the protocol of one feature set's score in full."""
+        described = {
+            "name": self.probes.name,
+            **self.protocol.describe_features(*self.columns[index], self.pooling),
+            **self.probes.describe(index),
+            "augmentation": self.protocol.augmentation,
+            "train_images": self.num_train,
+            "holdout": self.holdout,
+        }
+        return described | (self.protocol.describe_crops() if isinstance(self.probes, AdamProbes) else {})
+
+    def result(self, index: int, protocol: dict[str, Any] | None = None, **about: Any) -> Result:
+        """
+        Make the result of one feature set.
+
+        Args:
+            index (`int`): Which one.
+            protocol (`dict`, *optional*): Keys to add to the protocol.
+            **about: `dataset`, `split`, `checkpoint` and `details` of the result.
+        """
+        value, stderr = self.probes.score(index)
+        described = {**self.describe(index), **(protocol or {})}
+        fields: dict[str, Any] = {"seeds": self.probes.seeds, "stderr": stderr, "n": self.num_test, **about}
+        return Result("accuracy", value, protocol=described, **fields)
+
+
+def run_probe(
+    model: Any,
+    train_source: ImageSource,
+    test_source: ImageSource,
+    protocol: Protocol,
+    probe: str = "adam",
+    *,
+    on_epoch: Callable[[int], None] | None = None,
+    **reading: Any,
+) -> ProbeResult:
+    """
+    Probe every chosen layer and time step together, choose among them, and score them on the test set.
+
+    A tenth of the training images is held out; it chooses the learning rate or the penalty of each feature set and the
+    best set. (Adam's probes keep it if there is nothing to choose.) The test set chooses nothing.
+
+    Args:
+        model ([`~ldae.evaluation.encoder.Encoder`] or `PreTrainedModel`): What is probed.
+        train_source (`ImageSource`): Training images with labels.
+        test_source (`ImageSource`): Test images with labels, scored on their centre crop.
+        protocol ([`~ldae.evaluation.protocol.Protocol`]): Which features, of which views of the images.
+        probe (`str`, defaults to `"adam"`): `"adam"` trains as `protocol.settings` say, as in the papers; `"logistic"` is
+            solved until it has converged; `"ridge"` has a closed form. The last two need the protocol "cached", and
+            mirror images count as images of their own.
+        on_epoch (`Callable[[int], None]`, *optional*): Called with the number of Adam's epochs done, for progress.
+        **reading: Fields of [`~ldae.evaluation.probe_features.Reading`]: `decode_size`, `batch_size`, `num_workers`,
+            `device`, `dtype`, and `memory`, the bytes that features may take.
+
+    Returns:
+        [`ProbeResult`].
+
+    Raises:
+        ValueError: If labels are missing, a layer or time step does not exist, or the probe does not suit the protocol.
+    """
+    check_probe(probe)
+    encoder = as_encoder(model)
+    if probe != "adam" and protocol.name != "cached":
+        raise ValueError(f"protocol={protocol.name!r} must be cached with {probe} probes, which have no epochs.")
+    options, settings = Reading(**reading), protocol.settings
+    found = compute_features(
+        encoder,
+        train_source,
+        test_source,
+        protocol,
+        options,
+        choosing=lambda num_sets: probe != "adam" or num_sets * len(settings.lr_multipliers) > 1,
+    )
+    held, test = (found.held, found.held_labels), (found.test, found.test_labels)
+    num_fitted, num_held = len(found.fitted_labels), len(found.held_labels)
+    counts: dict[str, Any] = {"num_test": len(found.test_labels), "holdout": HOLDOUT if num_held else 0.0}
+    counts["pooling"] = encoder.pooling
+    if probe != "adam":
+        fitted = (found.every_view, found.every_label)
+        names = [f"layer {layer}, t = {timestep}" for layer, timestep in found.columns]
+        grid = fit_probes(probe, fitted, held, test, num_classes=found.num_classes, names=names)
+        return ProbeResult(protocol, found.columns, grid, num_fitted + num_held, **counts)
+    adam = train_adam_probes(
+        found.fitted,
+        found.fitted_labels,
+        held if num_held else None,
+        test,
+        num_classes=found.num_classes,
+        settings=settings,
+        device=options.device or encoder.device,
+        on_epoch=on_epoch,
+    )
+    return ProbeResult(replace(protocol, settings=adam.settings), found.columns, adam, num_fitted, **counts)
+
+
+def fit_probes(
+    probe: str,
+    fitted: Part,
+    held: Part,
+    test: Part,
+    *,
+    num_classes: int,
+    settings: ProbeSettings | None = None,
+    names: Sequence[str] | None = None,
+    device: torch.device | str = "cpu",
+) -> Any:
+    """
+    Fit probes of many feature sets to features that are there already.
+
+    Args:
+        probe (`str`): `"adam"`, `"logistic"` or `"ridge"`, as of [`run_probe`].
+        fitted, held, test (`tuple`): Features `(n, F, C)` and classes `(n,)` of the images that are fitted, of those that
+            choose, and of those that score.
+        num_classes (`int`): K.
+        settings ([`~ldae.evaluation.linear_probe.ProbeSettings`], *optional*): How Adam's probes train.
+        names (`Sequence[str]`, *optional*): Names of the feature sets, for messages.
+        device (`torch.device` or `str`, defaults to `"cpu"`): Where Adam's probes train.
+
+    Returns:
+        [`AdamProbes`] or [`~ldae.evaluation.grid_probes.GridProbes`].
+    """
+    check_probe(probe)
+    if probe == "ridge":
+        return fit_ridge_grid(fitted, held, test, num_classes=num_classes)
+    if probe == "logistic":
+        return fit_logistic_grid(fitted, held, test, num_classes=num_classes, names=names)
+    features, labels = fitted
+    options: dict[str, Any] = {"num_classes": num_classes, "settings": settings or ProbeSettings(), "device": device}
+    return train_adam_probes(lambda epoch: features, labels, held, test, **options)
+
+
+def probe_features(probe: str, train: Features, test: Features, *, seed: int = SPLIT_SEED, **options: Any) -> Any:
+    """
+    Fit probes to extracted features, with a tenth of the training images held out.
+
+    Args:
+        probe (`str`), **options: As of [`fit_probes`].
+        train, test ([`~ldae.evaluation.features.Features`]): With labels.
+        seed (`int`, defaults to 0): Seed of the split.
+
+    Returns:
+        [`AdamProbes`] or [`~ldae.evaluation.grid_probes.GridProbes`].
+    """
+    labels, truth = train.classes, test.classes
+    kept, held = split_holdout(len(labels), HOLDOUT, seed)
+    x = train.flat
+    parts = ((x[kept], labels[kept]), (x[held], labels[held]), (test.flat, truth))
+    num_classes = int(torch.maximum(labels.max(), truth.max())) + 1
+    return fit_probes(probe, *parts, num_classes=num_classes, **options)
+
+
+def train_adam_probes(
+    epoch_features: Callable[[int], Any],
+    labels: torch.Tensor,
+    held: Part | None,
+    test: Part,
+    *,
+    settings: ProbeSettings,
+    **options: Any,
+) -> AdamProbes:
+    """Train Adam's probes at every learning rate, extend the grid of rates as `settings` allow, and score them."""
+
+    def train(chosen: ProbeSettings) -> LinearProbes:
+        return train_linear_probes(epoch_features, labels, settings=chosen, **options)
+
+    settings, probes, report = search_rates(train, settings, held, *test)
+    return AdamProbes(settings, probes, report, len(labels))
+
+
+def check_probe(probe: str) -> None:
+    """
+    Check the name of a probe.
+
+    Raises:
+        ValueError: If it is unknown.
+    """
+    if probe not in PROBES:
+        raise ValueError(f"probe={probe!r} must be one of {', '.join(PROBES)}.")
