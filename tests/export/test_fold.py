@@ -144,7 +144,7 @@ def test_impossible_choices_are_refused():
         fold(model, 1000)
     with pytest.raises(ValueError, match="image_size=18 must be a multiple of 4 pixels"):
         fold(model, image_size=18)
-    with pytest.raises(ValueError, match="layer_norm_eps=1e-05 is not possible in timm's VisionTransformer"):
+    with pytest.raises(ValueError, match="layer_norm_eps=1e-05 differs from 1e-06, which timm's VisionTransformer"):
         timm_arguments(fold(small_model(layer_norm_eps=1e-5)))
     with pytest.raises(ValueError, match="hidden_act='gelu_new' has no name in timm"):
         timm_arguments(fold(small_model(hidden_act="gelu_new")))

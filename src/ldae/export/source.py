@@ -37,7 +37,8 @@ class Source:
     @property
     def layer(self) -> int | str:
         """The layer that features are read after: a block's number, counted from 1, or a tap's name."""
-        return self.model.base_model.default_layer
+        encoder: Any = self.model.base_model
+        return encoder.default_layer
 
     @property
     def id2label(self) -> dict[int, str] | None:
