@@ -175,7 +175,7 @@ def test_a_killed_launch_goes_on_and_does_nothing_twice(write_preset, tmp_path, 
     assert main(["deconstruct", "--config", str(preset), "--output_dir", str(folder), *options]) == 0
     said = capsys.readouterr().out
     assert "06_patch_ae, seed 0: was finished before" in said
-    assert re.search(r"Going on from [\d,]+ images", said) and said.count("Going on from") == 1
+    assert re.search(r"Resuming from [\d,]+ images", said) and said.count("Resuming from") == 1
     after = changes(folder)
     assert {name: after[name] for name in before} == before
     assert all(row.accuracy is not None for row in collect(load_preset(preset), folder).rows)

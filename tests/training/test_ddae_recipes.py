@@ -39,14 +39,7 @@ PUBLISHED = {
 
 def peak_rate(recipe: Recipe) -> float:
     """Return the learning rate at the end of the warm-up."""
-    t = recipe.training
-    return learning_rate(
-        t.warmup_images,
-        images=t.images,
-        warmup_images=t.warmup_images,
-        total_batch_size=t.total_batch_size,
-        base_learning_rate=t.base_learning_rate,
-    )
+    return learning_rate(recipe.training.warmup_images, recipe.training)
 
 
 def published_tap(recipe: Recipe) -> int:

@@ -127,7 +127,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(whole, make_recipe, recipe_file,
     process.kill()
     assert not (killed / "checkpoints" / "images-000000000256").exists()
     pretrain(make_recipe("killed", checkpoint_every_images=32))
-    assert "Going on from" in capsys.readouterr().out
+    assert "Resuming from" in capsys.readouterr().out
     assert (whole / "model.safetensors").read_bytes() == (killed / "model.safetensors").read_bytes()
 
 

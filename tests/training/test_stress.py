@@ -157,7 +157,7 @@ def test_five_kills_at_random_moments_change_no_byte(recipe, uninterrupted, tmp_
             assert "PCA of" not in run.output and not list(folder.glob("checkpoints/*"))
         print(f"killed in {moment}: checkpoints {sorted(path.name for path in folder.glob('checkpoints/*'))}")
     assert unfinished, "no kill fell into the writing of a checkpoint"
-    assert "Going on from" in Run(recipe, folder).finish()
+    assert "Resuming from" in Run(recipe, folder).finish()
     assert_same_run(folder, uninterrupted)
 
 
@@ -170,7 +170,7 @@ def test_sigterm_from_outside_saves_and_the_same_command_goes_on(recipe, uninter
         process.send_signal(signal.SIGTERM)
     assert run.process.wait(timeout=60) == 143, run.output
     assert "Stopped by a signal; saved at" in run.output
-    assert "Going on from" in Run(recipe, folder).finish()
+    assert "Resuming from" in Run(recipe, folder).finish()
     assert_same_run(folder, uninterrupted)
 
 

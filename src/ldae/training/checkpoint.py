@@ -112,7 +112,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         kept = f"The last checkpoint, {newest}, is intact" if newest else "No checkpoint had been written yet"
         raise RunError(
             f"output_dir={str(folder.parent)!r}: the checkpoint at {checkpoint.images_seen:,} images could not be written "
-            f"({error}). {kept}; make room or give a writable folder, and the same command goes on from there."
+            f"({error}). {kept}. Make room or give a writable folder, then run the same command to resume."
         ) from error
     for old in complete_checkpoints(folder)[:-keep]:
         shutil.rmtree(old)

@@ -61,8 +61,8 @@ def latent_source(
             )
     except OSError as error:
         raise RunError(
-            f"latent_cache={folder!r} cannot be written to ({error}); make room, or give a folder that can. What is there "
-            "stays, and the same command goes on."
+            f"latent_cache={folder!r} cannot be written to ({error}); make room or give another folder, then run the same "
+            "command to resume."
         ) from error
     tokenizer.cpu()
     accelerator.wait_for_everyone()

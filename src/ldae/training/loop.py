@@ -31,7 +31,7 @@ from ldae.training.task import Task, trained_parameters
 
 
 class Callback:
-    """What happens beside the training: every process calls these methods, callback by callback."""
+    """Base of what happens beside the training. Every process calls each method of every callback, in order."""
 
     def start(self, run: "Run") -> None:
         """Prepare, after the module was built and before the first step."""
@@ -56,7 +56,7 @@ def train(task: Task, options: TrainingConfig, folder: RunFolder, callbacks: Seq
         task ([`Task`]): What is trained.
         options ([`TrainingConfig`]): Budget, optimizer and intervals.
         folder ([`RunFolder`]): The run's folder.
-        callbacks (`Sequence[Callback]`): What happens beside the training.
+        callbacks (`Sequence[Callback]`): Online probe, Hub, trackers and the like.
 
     Raises:
         ValueError: If the recipe does not fit this machine or this data.
@@ -80,15 +80,15 @@ def train(task: Task, options: TrainingConfig, folder: RunFolder, callbacks: Seq
             if run.due(options.checkpoint_every_images or max(1, options.images // 10)) or stopping:
                 run.save()
             if stopping and not run.at_end:
-                run.say(f"Stopped by a signal; saved at {run.images_seen:,} images. The same command goes on.")
+                run.say(f"Stopped by a signal; saved at {run.images_seen:,} images. Run the same command to resume.")
                 raise SystemExit(128 + (stop.received or 0))
     run.finish()
 
 
 class Run:
-    """A task under way: network, optimizer, averaged weights, place in the data, images seen. See [`train`] for arguments.
+    """State of a task in training: network, optimizer, averaged weights, position in the data, images seen.
 
-    Building it resumes from the newest checkpoint in the folder.
+    The constructor resumes from the newest checkpoint in the folder. Arguments are those of [`train`].
     """
 
     def __init__(self, task: Task, options: TrainingConfig, folder: RunFolder, callbacks: Sequence[Callback] = ()):
@@ -117,7 +117,7 @@ class Run:
         self._resume(checkpoint)
 
     def start(self) -> Iterator[Batch]:
-        """Start the callbacks, say what is trained, and return the batches."""
+        """Start the callbacks, print what is trained, and return the batches."""
         for callback in self.callbacks:
             callback.start(self)
         self.say(f"{self.task.source.description}\n{self.task.describe()}\n{self._describe_batch()}")
@@ -128,13 +128,7 @@ class Run:
     def step(self, batches: Iterator[Batch]) -> None:
         """Take one optimizer step: batch, loss, backward, clip, step, average."""
         t = self.options
-        rate = learning_rate(
-            self.images_seen,
-            images=t.images,
-            warmup_images=t.warmup_images,
-            total_batch_size=t.total_batch_size,
-            base_learning_rate=t.base_learning_rate,
-        )
+        rate = learning_rate(self.images_seen, t)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
         loss = torch.zeros((), device=self.device)
@@ -155,7 +149,7 @@ class Run:
         if self.ema is not None:
             self.ema.step(self.trained.values())
 
-        self._check_finite()  # the step before: an accelerator never waits for the host
+        self._check_finite()  # of the step before, so that an accelerator never waits for the host
         self.last_step = (self.images_seen, loss, grad_norm, rate)
         self.losses.append(loss)
         self.images_seen += t.total_batch_size
@@ -188,7 +182,7 @@ class Run:
             callback.saved(self)
 
     def finish(self) -> None:
-        """Write what the run is for, after the last checkpoint."""
+        """Let the task write its result, after the last checkpoint."""
         images_read = describe_counts(self.loader.counts)
         self.log(
             {
@@ -209,7 +203,7 @@ class Run:
             self.folder.log({"images": self.images_seen, "event": "finished"})
         self.accelerator.wait_for_everyone()
 
-    # -- what callbacks ask for ----------------------------------------------------------------------------------------
+    # -- used by callbacks ----------------------------------------------------------------------------------------------
 
     @property
     def at_end(self) -> bool:
@@ -222,7 +216,7 @@ class Run:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Give the module its averaged weights for a while. Only for runs with an average."""
+        """Use the averaged weights in the module within a context; only for a run with `ema_decay`."""
         ema: Any = self.ema
         ema.store(self.trained.values())
         ema.copy_to(self.trained.values())
@@ -285,14 +279,14 @@ class Run:
         return ema
 
     def _shadows(self) -> dict[str, torch.Tensor]:
-        """Return the averaged weights by name; none where there is no average."""
+        """Return the averaged weights by name, empty without an average."""
         return {} if self.ema is None else dict(zip(self.trained, self.ema.shadow_params, strict=True))
 
     def _average(self) -> dict[str, torch.Tensor]:
         return {name: shadow.detach().cpu() for name, shadow in self._shadows().items()}
 
     def _resume(self, checkpoint: Checkpoint | None) -> None:
-        """Go on from a checkpoint, or begin."""
+        """Set the state of a run from a checkpoint, or for a new run."""
         self.images_seen = checkpoint.images_seen if checkpoint else 0
         self.seconds = checkpoint.state["seconds"] if checkpoint else 0.0
         if checkpoint:
@@ -301,13 +295,15 @@ class Run:
                 shadow.copy_(checkpoint.ema[name])
             if self.ema is not None:
                 self.ema.optimization_step = checkpoint.state["ema_steps"]
-            self.say(f"Going on from {checkpoint.images_seen:,} images.")
+            self.say(f"Resuming from {checkpoint.images_seen:,} images.")
         if self.is_main:
-            self.folder.forget_after(self.images_seen)  # lines that the run will write again
-        # Each process's place in the data, and its losses that were not logged yet.
+            self.folder.forget_after(self.images_seen)  # the run will write those lines again
+        # Each process's position in the data, and its losses that have not been logged.
         ranks = checkpoint.state["ranks"] if checkpoint else [{"loader": None, "losses": []}]
         rank = self.accelerator.process_index
-        own = ranks[rank if rank < len(ranks) else 0]  # the loader checks whether more processes can go on
+        own = ranks[
+            rank if rank < len(ranks) else 0
+        ]  # with more processes than before, the loader checks whether it can resume
         self.losses = [torch.tensor(loss, device=self.device) for loss in own["losses"]]
         self.last_step: Any = None
         self.loader = ImageLoader(

@@ -139,7 +139,7 @@ class RunFolder:
         except (OSError, SafetensorError) as error:
             raise RunError(
                 f"output_dir={str(self.path)!r}: the model could not be written ({error}). The checkpoints in "
-                f"{self.checkpoints} are intact; make room, and the same command goes on from there."
+                f"{self.checkpoints} are intact. Make room, then run the same command to resume."
             ) from error
         finally:
             shutil.rmtree(staging, ignore_errors=True)

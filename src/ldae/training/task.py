@@ -1,4 +1,4 @@
-"""Tasks: what is trained, on which images and by which loss. The loop in loop.py trains any of them."""
+"""The interface of a task: a module, its images and its loss, which the loop in loop.py trains."""
 
 from typing import Any
 
@@ -13,19 +13,19 @@ from ldae.training.run_folder import RunFolder
 
 
 class Task:
-    """What a run trains. A subclass builds the module, computes its loss and writes what the run is for.
+    """A module to train, with its images and its loss. Subclasses build the module, compute the loss and write the result.
 
     Args:
         recipe ([`Recipe`]): Data, seed and budget.
 
     Attributes:
         activity (`str`): Title of the progress bar.
-        product (`str`): What the folder holds in the end, for the last line that a run prints.
+        product (`str`): Content of the finished folder, for the last line that a run prints.
         config: Configuration of the recipe's model, with `image_size` and `num_channels`.
         source ([`~ldae.data.ImageSource`]): The training images, once [`~Task.setup`] was called.
-        examples ([`~ldae.data.ImageSource`]): What the loader reads: the source, or latents made from it.
-        module (`nn.Module`): What is trained.
-        network (`nn.Module`): The module as Accelerate wrapped it; the loss calls this one.
+        examples ([`~ldae.data.ImageSource`]): Source that the loader reads: the images, or latents made from them.
+        module (`nn.Module`): The module to train.
+        network (`nn.Module`): The module as wrapped by Accelerate; the loss must call this one.
         parts (`dict[str, torch.Tensor]`): Terms of the last loss by name, for the log.
     """
 
@@ -59,8 +59,8 @@ class Task:
     def build(self, checkpoint: Checkpoint | None) -> nn.Module:
         """Build the module on the CPU. It may also replace `self.examples`.
 
-        The weights of a checkpoint are loaded afterwards, by the loop; the checkpoint is given for what the module is
-        built from, such as a fitted tokenizer.
+        The loop loads the weights of the checkpoint afterwards; it is given here for parts from which the module is built,
+        such as a fitted tokenizer.
         """
         raise NotImplementedError
 
@@ -89,7 +89,7 @@ class Task:
         """
 
     def finish(self, folder: RunFolder, weights: dict[str, torch.Tensor]) -> None:
-        """Write what the run is for. Every process calls this after the last step, and again if it was killed meanwhile.
+        """Write the result. Every process calls this after the last step, and again after a kill in the meantime.
 
         Args:
             folder ([`RunFolder`]): The run's folder.
