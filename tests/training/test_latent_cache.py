@@ -1,4 +1,4 @@
-"""Runs that read cached latents: the same training as with encoding in every step, also killed, resumed and on two processes."""
+"""Runs that read cached latents train as with encoding in every step, also killed and on two processes."""
 
 import json
 import shutil

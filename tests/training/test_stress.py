@@ -1,7 +1,7 @@
 """
-What a long run meets: kills at any moment, a job system's SIGTERM, several machines, a bad day's images, a Hub that fails.
+What a long run meets: kills at any moment, a job system's SIGTERM, several machines, bad images, a failing Hub.
 
-Every run is a process of its own, started as a user would. Minutes in all, so: pytest -m slow tests/training/test_stress.py
+Every run is a process of its own, started as by a user. It takes minutes: pytest -m slow tests/training/test_stress.py
 """
 
 import json

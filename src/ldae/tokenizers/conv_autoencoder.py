@@ -15,19 +15,21 @@ from ldae.tokenizers.perceptual import PerceptualLoss
 class ConvAutoencoderTraining(nn.Module):
     """Loss of a convolutional VAE: ||x - g(f(x))||^2 + KL[f(x)|N], and optionally perceptual and adversarial terms.
 
-    The squared error is the paper's (Sec. 4.2; latent diffusion takes the absolute error). The rest is latent diffusion's
-    (Rombach et al. 2022, arXiv 2112.10752): a discriminator of patches with the hinge loss, and VQGAN's adaptive weight on
-    the generator's loss.
+    The squared error is the paper's (Sec. 4.2; latent diffusion takes the absolute error). The rest is latent
+    diffusion's (Rombach et al. 2022, arXiv 2112.10752): a discriminator of patches with the hinge loss, and VQGAN's
+    adaptive weight on the generator's loss.
 
     One backward pass trains both networks: the discriminator's loss sees detached images, and the generator's loss a
     discriminator with detached weights, so each network receives the gradient of its own loss.
 
     Args:
-        vae (`diffusers.AutoencoderKL`): From [`~ldae.models.tokenizer_conv_ldae.build_conv_vae`]; all of it is trained.
+        vae (`diffusers.AutoencoderKL`): From [`~ldae.models.tokenizer_conv_ldae.build_conv_vae`]; all of it is
+            trained.
         kl_weight (`float`): Weight of the KL divergence; the paper's sum has 1, latent diffusion 1e-6.
         perceptual ([`PerceptualLoss`], *optional*): The perceptual loss.
         perceptual_weight (`float`): Its weight.
-        adversarial_weight (`float`): Weight of the generator's loss beside the adaptive weight; 0 for no discriminator.
+        adversarial_weight (`float`): Weight of the generator's loss beside the adaptive weight; 0 for no
+            discriminator.
         discriminator_width (`int`, defaults to 64): Width of [`PatchDiscriminator`].
 
     Example:
@@ -74,16 +76,16 @@ class ConvAutoencoderTraining(nn.Module):
 
         Args:
             pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): In [-1, 1].
-            noise (`torch.Tensor` of shape `(B, c, h, w)` or of as many values, *optional*): Standard normal; by default
-                the latent is the mean of the posterior.
+            noise (`torch.Tensor` of shape `(B, c, h, w)` or of as many values, *optional*): Standard normal; by
+                default the latent is the mean of the posterior.
             adversarial (`bool`, defaults to `True`): `False` before the adversary starts: the losses of generator and
                 discriminator do not count, and the discriminator's gradients are zero.
 
         Returns:
             [`AutoencoderOutput`]: The loss is the mean squared error of a pixel value, plus `kl_weight` times the KL
-            divergence summed over latents and divided by the number of pixel values (the ratio of the paper's sums), plus
-            the mean of each other term. The generator's term counts in training mode only: its adaptive weight is made
-            of gradients, those of this micro-batch in this process.
+            divergence summed over latents and divided by the number of pixel values (the ratio of the paper's sums),
+            plus the mean of each other term. The generator's term counts in training mode only: its adaptive weight is
+            made of gradients, those of this micro-batch in this process.
 
         Raises:
             ValueError: If the noise has another size.

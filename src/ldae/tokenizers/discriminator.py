@@ -1,4 +1,4 @@
-"""The adversary of the convolutional VAE: a discriminator of patches, its loss, and the weight of its gradient (Sec. 4.1)."""
+"""The adversary of the convolutional VAE: a discriminator of patches, its loss and its weight (Sec. 4.1)."""
 
 import math
 
@@ -15,7 +15,8 @@ class PatchDiscriminator(nn.Module):
         num_channels (`int`): Channels of the images.
         image_size (`int`): Side of the images, in pixels, at least 8. The forward pass also takes larger ones.
         width (`int`, defaults to 64): Channels after the first layer; they double from layer to layer, up to 8 times.
-        layers (`int`, defaults to 3): Strided layers; fewer on small images, so that the map of scores has at least 2 x 2.
+        layers (`int`, defaults to 3): Strided layers; fewer on small images, so that the map of scores has at least 2
+            x 2.
 
     Raises:
         ValueError: If the images are too small.
@@ -66,10 +67,10 @@ def hinge_loss(real_scores: torch.Tensor, fake_scores: torch.Tensor) -> torch.Te
 def adaptive_weight(
     reconstruction_loss: torch.Tensor, generator_loss: torch.Tensor, last_weight: torch.Tensor
 ) -> torch.Tensor:
-    """Return the weight that makes the generator's gradient as strong as the reconstruction's at the decoder's last layer.
+    """Return the weight of the generator's loss that balances its gradient with the reconstruction's.
 
-    It is ||grad reconstruction|| / (||grad generator|| + 1e-4), at most 1e4 (VQGAN, Esser et al. 2021, arXiv 2012.09841,
-    eq. 7).
+    At the decoder's last layer it is ||grad reconstruction|| / (||grad generator|| + 1e-4), at most 1e4 (VQGAN, Esser
+    et al. 2021, arXiv 2012.09841, eq. 7).
 
     Args:
         reconstruction_loss (`torch.Tensor` of shape `()`): The loss to compare with; its graph is kept.

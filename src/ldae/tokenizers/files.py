@@ -47,12 +47,12 @@ def save_tokenizer(folder: str | os.PathLike[str], tokenizer: PatchTokenizer | C
 def load_tokenizer(folder: str | os.PathLike[str], config: LDAEConfig) -> Any:
     """Read a latent tokenizer for a model's configuration.
 
-    A PCA may have more components than the model's `latent_dim`: the leading ones are used. An `AutoencoderKL` of diffusers
-    has `fitted` False, as the scale of its latents is still to be measured.
+    A PCA may have more components than the model's `latent_dim`: the leading ones are used. An `AutoencoderKL` of
+    diffusers has `fitted` False, as the scale of its latents is still to be measured.
 
     Args:
-        folder (`str` or path): A `train_tokenizer` folder (with `tokenizer.safetensors`), a run (with `config.json` and
-            `model.safetensors`) or, for `conv_vae`, a folder or Hub id of an `AutoencoderKL`.
+        folder (`str` or path): A `train_tokenizer` folder (with `tokenizer.safetensors`), a run (with `config.json`
+            and `model.safetensors`) or, for `conv_vae`, a folder or Hub id of an `AutoencoderKL`.
         config ([`LDAEConfig`]): Configuration of the model that uses it.
 
     Returns:
@@ -65,8 +65,8 @@ def load_tokenizer(folder: str | os.PathLike[str], config: LDAEConfig) -> Any:
     wanted = build_tokenizer(config)
     if settings["type"] != type(wanted).__name__:
         raise ValueError(
-            f"tokenizer={str(folder)!r} is a {settings['type']}, but latent_tokenizer={config.latent_tokenizer!r} needs a "
-            f"{type(wanted).__name__}; train one with `ldae train_tokenizer`."
+            f"tokenizer={str(folder)!r} is a {settings['type']}, but latent_tokenizer={config.latent_tokenizer!r} "
+            f"needs a {type(wanted).__name__}; train one with `ldae train_tokenizer`."
         )
     for name in ("patch_size", "num_channels"):
         if settings.get(name) != getattr(config, name):
@@ -126,8 +126,8 @@ def _read_autoencoder(
         vae = AutoencoderKL.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"tokenizer={str(folder)!r} holds neither {TOKENIZER_FILE} nor an l-DAE's model.safetensors, and cannot be "
-            f"loaded as an AutoencoderKL: {error}"
+            f"tokenizer={str(folder)!r} holds neither {TOKENIZER_FILE} nor an l-DAE's model.safetensors, and cannot "
+            f"be loaded as an AutoencoderKL: {error}"
         ) from error
     network = {name: vae.config.get(name, default) for name, default in CONV_VAE_DEFAULTS.items()}
     network = {name: list(value) if isinstance(value, tuple) else value for name, value in network.items()}

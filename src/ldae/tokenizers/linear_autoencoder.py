@@ -17,10 +17,10 @@ class LinearAutoencoderTraining(nn.Module):
     """Loss of a linear AE, ||x - U^T V x||^2, or VAE, + KL[V x|N], on centred patches (Sec. 4.2).
 
     V and U start from one random orthonormal set of rows, the posterior from the optimum of a direction of variance 1.
-    The VAE's posterior is N(V x, diag(s^2)) with one learnt variance per latent dimension: with a linear decoder the best
-    posterior variance does not depend on x (Lucas et al. 2019, arXiv 1911.02469). At its optimum such a VAE is
-    probabilistic PCA with noise variance `kl_weight / 2`: it keeps the principal directions whose variance lambda exceeds
-    `kl_weight / 2`, with s^2 = kl_weight / (2 lambda), and ignores the others.
+    The VAE's posterior is N(V x, diag(s^2)) with one learnt variance per latent dimension: with a linear decoder the
+    best posterior variance does not depend on x (Lucas et al. 2019, arXiv 1911.02469). At its optimum such a VAE is
+    probabilistic PCA with noise variance `kl_weight / 2`: it keeps the principal directions whose variance lambda
+    exceeds `kl_weight / 2`, with s^2 = kl_weight / (2 lambda), and ignores the others.
 
     Args:
         patch_size (`int`): P, in pixels.
@@ -79,8 +79,8 @@ class LinearAutoencoderTraining(nn.Module):
 
         Args:
             pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): In [-1, 1].
-            noise (`torch.Tensor` of shape `(B, N, d)` or of as many values, *optional*): Standard normal, for a VAE; by
-                default the latent is the mean of the posterior.
+            noise (`torch.Tensor` of shape `(B, N, d)` or of as many values, *optional*): Standard normal, for a VAE;
+                by default the latent is the mean of the posterior.
 
         Returns:
             [`AutoencoderOutput`]: The loss is the mean squared error of a pixel value plus `kl_weight` times the KL

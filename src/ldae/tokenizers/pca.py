@@ -46,16 +46,16 @@ class PatchMoments:
         """Add patches.
 
         Args:
-            patches (`torch.FloatTensor` of shape `(..., D)`): Patches from [`patchify`], of any floating type. The moments
-                move to their device (but stay on the CPU for a device without float64).
+            patches (`torch.FloatTensor` of shape `(..., D)`): Patches from [`patchify`], of any floating type. The
+                moments move to their device (but stay on the CPU for a device without float64).
             chunk_size (`int`, defaults to 2048): Patches converted to float64 at a time.
 
         Returns:
             [`PatchMoments`]: The object itself.
 
         Raises:
-            ValueError: If the patches have another size, are integers, or are not finite. Chunks before the one that is
-                not finite have been added.
+            ValueError: If the patches have another size, are integers, or are not finite. Chunks before the one that
+                is not finite have been added.
         """
         if patches.ndim < 1 or patches.shape[-1] != self.patch_dim:
             raise ValueError(f"patches has shape {tuple(patches.shape)}; the last size must be D={self.patch_dim}.")
@@ -140,22 +140,22 @@ def fit_patch_pca(
     """Fit the patch-wise PCA of images in one pass (Sec. 4.2).
 
     Args:
-        images (`torch.FloatTensor` of shape `(B, C, H, W)`, or an iterable of such batches): Pixels in [-1, 1]. Batches
-            may differ in B, H and W; H and W are multiples of `patch_size`.
+        images (`torch.FloatTensor` of shape `(B, C, H, W)`, or an iterable of such batches): Pixels in [-1, 1].
+            Batches may differ in B, H and W; H and W are multiples of `patch_size`.
         patch_size (`int`): P, in pixels.
         latent_dim (`int`): d, at most C * P * P.
         latent_scaling (`str`, defaults to `"none"`): As in [`PatchPCA`].
         num_channels (`int`, *optional*): C; by default that of the first batch.
-        moments ([`PatchMoments`], *optional*): Moments to add to, which may already hold patches and afterwards give the
-            total variance.
+        moments ([`PatchMoments`], *optional*): Moments to add to, which may already hold patches and afterwards give
+            the total variance.
         chunk_size (`int`, defaults to 2048): Patches processed at a time.
 
     Returns:
         [`PatchPCA`] with `fitted` set; see [`pca_from_moments`].
 
     Raises:
-        ValueError: If there are no images, or they have other channels, sizes that are not multiples of the patch, integer
-            or non-finite pixels, or no variance; or if `latent_dim` exceeds the size of a patch.
+        ValueError: If there are no images, or they have other channels, sizes that are not multiples of the patch,
+            integer or non-finite pixels, or no variance; or if `latent_dim` exceeds the size of a patch.
 
     Example:
     ```python
@@ -208,12 +208,13 @@ def pca_from_moments(
 ) -> PatchPCA:
     """Compute the PCA of the patches that went into the moments, by an eigendecomposition in float64.
 
-    The entry of largest magnitude of each component is positive. Variances have n - 1 in the denominator. Where the patches
-    span fewer than `latent_dim` directions (grey images in three channels span at most P * P, n patches n - 1), the other
-    components are arbitrary orthonormal rows with zero variance, and a warning says so.
+    The entry of largest magnitude of each component is positive. Variances have n - 1 in the denominator. Where the
+    patches span fewer than `latent_dim` directions (grey images in three channels span at most P * P, n patches n -
+    1), the other components are arbitrary orthonormal rows with zero variance, and a warning says so.
 
     Args:
-        moments ([`PatchMoments`]): Moments of at least two different patches; with several processes, after `all_reduce`.
+        moments ([`PatchMoments`]): Moments of at least two different patches; with several processes, after
+            `all_reduce`.
         patch_size (`int`): P, in pixels.
         num_channels (`int`): C.
         latent_dim (`int`): d, at most C * P * P.

@@ -22,8 +22,8 @@ class PerceptualLoss(nn.Module):
 
     Args:
         model (`str` or path): Folder or Hub id of a checkpoint of `AutoModel` with `hidden_states`, such as
-            `"microsoft/resnet-50"`; pixels are normalized as its preprocessor_config.json says. Images are not resized;
-            grey images are repeated for a network of three channels.
+            `"microsoft/resnet-50"`; pixels are normalized as its preprocessor_config.json says. Images are not
+            resized; grey images are repeated for a network of three channels.
 
     Raises:
         ValueError: If it cannot be loaded or, in the forward pass, if the images have other channels.

@@ -35,7 +35,8 @@ def encoder_blocks(model: Any) -> list[Block]:
         model (`LDAEForImageClassification` or `DDAEForImageClassification`): The classifier.
 
     Returns:
-        `list[Block]`: Transformer blocks, or the residual(+attention) blocks of a UNet, which its paper counts as layers.
+        `list[Block]`: Transformer blocks, or the residual(+attention) blocks of a UNet, which its paper counts as
+        layers.
 
     Example:
     ```python
@@ -81,8 +82,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Group parameters for AdamW with layer-wise learning-rate decay (Clark et al. 2020, Bao et al. 2022).
 
-    A weight at depth i of L blocks trains at `layer_decay ** (L + 1 - i)` of the learning rate. Weight decay leaves out
-    parameters of one dimension: biases and the scales of norms.
+    A weight at depth i of L blocks trains at `layer_decay ** (L + 1 - i)` of the learning rate. Weight decay leaves
+    out parameters of one dimension: biases and the scales of norms.
 
     Args:
         parameters (`dict[str, nn.Parameter]`): Trained parameters by name.
@@ -98,7 +99,8 @@ def parameter_groups(
     >>> import torch
     >>> from ldae.training.blocks import Block, parameter_groups
     >>> names = ("embed.weight", "layers.0.weight", "layers.0.bias", "classifier.weight")
-    >>> weights = {name: torch.nn.Parameter(torch.zeros(2, 2) if "weight" in name else torch.zeros(2)) for name in names}
+    >>> shapes = [(2, 2), (2, 2), (2,), (2, 2)]
+    >>> weights = {name: torch.nn.Parameter(torch.zeros(shape)) for name, shape in zip(names, shapes)}
     >>> groups = parameter_groups(weights, [Block(("layers.0",))], layer_decay=0.5, weight_decay=0.05)
     >>> [(group["lr_scale"], group["weight_decay"]) for group in groups]
     [(0.25, 0.05), (0.5, 0.05), (0.5, 0.0), (1.0, 0.05)]

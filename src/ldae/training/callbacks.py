@@ -22,7 +22,7 @@ from ldae.training.loop import Callback, Run
 
 
 class FeatureProbe(Callback):
-    """Probes of a denoiser's features: some while it trains and, at the end, a search for the best block and time step.
+    """Probes of a denoiser's features while it trains, and a search for the best ones at the end.
 
     Args:
         data ([`~ldae.data.DataConfig`]): Names the labelled images.
@@ -78,8 +78,8 @@ class FeatureProbe(Callback):
         write_choice(folder, layer, timestep)
         paper = search.columns[search.paper]
         run.say(
-            f"Features are read after {name_layer(layer)} at t = {timestep}: {accuracies[search.chosen]:.1%} on held-out "
-            f"training images, {accuracies[search.paper]:.1%} after {name_layer(paper[0])} at t = {paper[1]}."
+            f"Features are read after {name_layer(layer)} at t = {timestep}: {accuracies[search.chosen]:.1%} on "
+            f"held-out training images, {accuracies[search.paper]:.1%} after {name_layer(paper[0])} at t = {paper[1]}."
         )
 
 

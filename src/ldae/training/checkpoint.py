@@ -52,8 +52,8 @@ class Checkpoint:
 def collect_model(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return whole weights and persistent buffers on the CPU, under DDP and FSDP2 alike.
 
-    Every process must call it; the result is complete in the main process only. Of a model on the CPU the tensors are the
-    model's own: save them before the next step.
+    Every process must call it; the result is complete in the main process only. Of a model on the CPU the tensors are
+    the model's own: save them before the next step.
     """
     state: dict[str, Any] = get_model_state_dict(model, options=_WHOLE)
     return state
@@ -111,8 +111,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         newest = latest_checkpoint(folder)
         kept = f"The last checkpoint, {newest}, is intact" if newest else "No checkpoint had been written yet"
         raise RunError(
-            f"output_dir={str(folder.parent)!r}: the checkpoint at {checkpoint.images_seen:,} images could not be written "
-            f"({error}). {kept}. Make room or give a writable folder, then run the same command to resume."
+            f"output_dir={str(folder.parent)!r}: the checkpoint at {checkpoint.images_seen:,} images could not be "
+            f"written ({error}). {kept}. Make room or give a writable folder, then run the same command to resume."
         ) from error
     for old in complete_checkpoints(folder)[:-keep]:
         shutil.rmtree(old)

@@ -19,13 +19,13 @@ def checkpoint_models(folder: str | os.PathLike[str], *, raw: bool = False) -> I
 
     Args:
         folder (`str` or path): The run's folder, with config.json and `checkpoints/`.
-        raw (`bool`, defaults to `False`): Whether to read the trained weights even if the run averages them. By default
-            the average is read where there is one, as the run exports it.
+        raw (`bool`, defaults to `False`): Whether to read the trained weights even if the run averages them. By
+            default the average is read where there is one, as the run exports it.
 
     Returns:
-        `Iterator[tuple[int, PreTrainedModel]]`: Images seen, and an [`LDAEForPreTraining`] or [`DDAEForPreTraining`] on
-        the CPU in evaluation mode. Its configuration is the config.json of the folder, with the block and time step that
-        a grid search chose.
+        `Iterator[tuple[int, PreTrainedModel]]`: Images seen, and an [`LDAEForPreTraining`] or [`DDAEForPreTraining`]
+        on the CPU in evaluation mode. Its configuration is the config.json of the folder, with the block and time step
+        that a grid search chose.
 
     Raises:
         ValueError: If the folder holds no run or no checkpoints.

@@ -12,10 +12,10 @@ from ldae.training.blocks import Block
 
 
 class DropPath:
-    """Stochastic depth: drops residual branches of single examples in training, and scales up the others (Huang et al. 2016).
+    """Stochastic depth: drops residual branches of single examples in training (Huang et al. 2016).
 
-    The rate rises linearly from 0 at the first block to `rate` at the last. The branches that an example loses depend only
-    on the seed and on its position in the run. The saved model holds no trace of the hooks.
+    The rate rises linearly from 0 at the first block to `rate` at the last. The branches that an example loses depend
+    only on the seed and on its position in the run. The saved model holds no trace of the hooks.
 
     Args:
         model (`nn.Module`): A classifier.

@@ -33,8 +33,8 @@ CLASSIFIERS: dict[str, Any] = {"ldae": LDAEForImageClassification, "ddae": DDAEF
 class FineTuningTask(Task):
     """End-to-end fine-tuning of an encoder with a linear classifier on its mean features.
 
-    The protocol is that of masked autoencoders (l-DAE, App. B): clean input, layer-wise learning-rate decay, drop path,
-    MixUp, CutMix, RandAugment, label smoothing and averaged weights.
+    The protocol is that of masked autoencoders (l-DAE, App. B): clean input, layer-wise learning-rate decay, drop
+    path, MixUp, CutMix, RandAugment, label smoothing and averaged weights.
 
     Args:
         recipe ([`FineTuningRecipe`]): The checkpoint, the images, the regularization and the budget.
@@ -58,8 +58,8 @@ class FineTuningTask(Task):
         micro_batch_size, _ = self.options.batch_layout(self.accelerator.num_processes)
         if (fine.mixup or fine.cutmix) and micro_batch_size % 2:
             raise ValueError(
-                f"micro_batch_size={micro_batch_size} is odd, and MixUp and CutMix mix pairs; choose an even one, or give "
-                "--mixup 0 --cutmix 0."
+                f"micro_batch_size={micro_batch_size} is odd, and MixUp and CutMix mix pairs; choose an even one, or "
+                "give --mixup 0 --cutmix 0."
             )
         model = load_classifier(self.recipe)
         self.blocks = encoder_blocks(model)
@@ -224,8 +224,8 @@ def load_classifier(recipe: FineTuningRecipe) -> Any:
     missing = sorted(name for name in info["missing_keys"] if not name.startswith("classifier."))
     if missing:
         raise ValueError(
-            f"checkpoint={fine.checkpoint!r} lacks {len(missing)} tensors of the encoder, such as {missing[0]}; it was "
-            "saved with fewer blocks. Lower num_hidden_layers."
+            f"checkpoint={fine.checkpoint!r} lacks {len(missing)} tensors of the encoder, such as {missing[0]}; it "
+            "was saved with fewer blocks. Lower num_hidden_layers."
         )
     if fine.from_scratch:
         trained = {name for name, weight in model.named_parameters() if weight.requires_grad}

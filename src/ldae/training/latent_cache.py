@@ -61,8 +61,8 @@ def latent_source(
             )
     except OSError as error:
         raise RunError(
-            f"latent_cache={folder!r} cannot be written to ({error}); make room or give another folder, then run the same "
-            "command to resume."
+            f"latent_cache={folder!r} cannot be written to ({error}); make room or give another folder, then run the "
+            "same command to resume."
         ) from error
     tokenizer.cpu()
     accelerator.wait_for_everyone()
@@ -72,10 +72,10 @@ def latent_source(
 
 
 def storage_dtype(config: LDAEConfig) -> str:
-    """Return the precision of stored latents: `"float16"` where rounding is negligible beside the noise, or `"float32"`.
+    """Return the precision of stored latents: `"float16"` where its rounding is negligible, or `"float32"`.
 
-    It is not negligible where the first level has next to no noise (`linear_sigma`), or where the scale of the latents is
-    unknown (`latent_scaling="none"`).
+    Beside the noise, rounding is not negligible where the first level has next to no noise (`linear_sigma`), or where
+    the scale of the latents is unknown (`latent_scaling="none"`).
     """
     lowest = LDAECorruption(config).sigmas.min().item()
     negligible = config.latent_scaling != "none" and NEGLIGIBLE * lowest >= HALF_PRECISION_ERROR

@@ -203,7 +203,7 @@ class Run:
             self.folder.log({"images": self.images_seen, "event": "finished"})
         self.accelerator.wait_for_everyone()
 
-    # -- used by callbacks ----------------------------------------------------------------------------------------------
+    # -- used by callbacks --------------------------------------------------------------------------------------------
 
     @property
     def at_end(self) -> bool:
@@ -267,7 +267,7 @@ class Run:
             stop.received = signal.SIGTERM  # another process received it
         return stop.received is not None
 
-    # -- parts ---------------------------------------------------------------------------------------------------------
+    # -- parts --------------------------------------------------------------------------------------------------------
 
     def _start_average(self, decay: float | None) -> EMAModel | None:
         if decay is None:

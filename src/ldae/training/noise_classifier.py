@@ -75,7 +75,7 @@ class NormalizedClassifier(nn.Module):
 
 
 def fold(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Fold the BatchNorm of a [`NormalizedClassifier`]'s weights into its plain classifier: the logits stay the same."""
+    """Fold the BatchNorm of a [`NormalizedClassifier`] into its plain classifier, which has the same logits."""
     plain = {name.removeprefix("plain."): w for name, w in weights.items() if name.startswith("plain.")}
     scale = (weights["norm.running_var"].double() + BN_EPS).rsqrt()  # (C,)
     weight = plain["classifier.weight"].double() * scale  # (K, C)
@@ -87,8 +87,8 @@ def fold(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 class NoiseClassifierTask(Task):
     """Supervised training on images noised at random time steps.
 
-    t is uniform over all time steps (of EDM over the levels of its sampling schedule). Both t and the noise depend on the
-    seed and an example's position in the run only.
+    t is uniform over all time steps (of EDM over the levels of its sampling schedule). Both t and the noise depend on
+    the seed and an example's position in the run only.
 
     Args:
         recipe ([`Recipe`]): Data, image size and budget.

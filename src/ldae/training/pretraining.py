@@ -80,8 +80,8 @@ class DenoisingTask(Task):
             )
         c = self.module.config  # with the features that the network has
         return (
-            f"{super().describe()}, {c.denoiser_type} on {c.num_channels} x {c.image_size} x {c.image_size}; features at "
-            f"{c.feature_layer} and t = {c.feature_timestep}"
+            f"{super().describe()}, {c.denoiser_type} on {c.num_channels} x {c.image_size} x {c.image_size}; features "
+            f"at {c.feature_layer} and t = {c.feature_timestep}"
         )
 
 

@@ -42,8 +42,8 @@ class ResNetTask(Task):
         c, names = self.classifier, self.source.class_names
         if self.source.label_column is None or names is None:
             raise ValueError(
-                f"{self.source.description} has no named classes, and a classifier needs them; name its label_column, or "
-                "give a trained network as perceptual_model and extractor."
+                f"{self.source.description} has no named classes, and a classifier needs them; name its label_column, "
+                "or give a trained network as perceptual_model and extractor."
             )
         if self.accelerator.is_main_process:
             settings = Path(str(self.options.output_dir)) / SETTINGS_FILE

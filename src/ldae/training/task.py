@@ -13,7 +13,9 @@ from ldae.training.run_folder import RunFolder
 
 
 class Task:
-    """A module to train, with its images and its loss. Subclasses build the module, compute the loss and write the result.
+    """A module to train, with its images and its loss.
+
+    Subclasses build the module, compute the loss and write the result.
 
     Args:
         recipe ([`Recipe`]): Data, seed and budget.
@@ -59,8 +61,8 @@ class Task:
     def build(self, checkpoint: Checkpoint | None) -> nn.Module:
         """Build the module on the CPU. It may also replace `self.examples`.
 
-        The loop loads the weights of the checkpoint afterwards; it is given here for parts from which the module is built,
-        such as a fitted tokenizer.
+        The loop loads the weights of the checkpoint afterwards; it is given here for parts from which the module is
+        built, such as a fitted tokenizer.
         """
         raise NotImplementedError
 
@@ -102,7 +104,7 @@ class Task:
         """Describe the module, for the first lines that a run prints."""
         return f"Model: {sum(p.numel() for p in self.module.parameters()) / 1e6:.1f} M weights"
 
-    # -- parts that losses and modules share ---------------------------------------------------------------------------
+    # -- parts that losses and modules share --------------------------------------------------------------------------
 
     def pixels(self, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
         """Return the images of a batch `(b, C, H, W)` on the device, cropped and flipped as the recipe says."""

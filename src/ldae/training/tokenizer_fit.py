@@ -1,4 +1,4 @@
-"""Statistics of a run's images over all processes, to fit PCA and pixels and to scale the latents of trained tokenizers."""
+"""Statistics of a run's images over all processes, which fit PCA and pixels and scale trained latents."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -25,8 +25,8 @@ def sample_images(source: ImageSource, recipe: Recipe, accelerator: Accelerator)
         accelerator (`Accelerator`): Gives the processes.
 
     Yields:
-        Pixels `(b, C, S, S)` of centre crops in [-1, 1], on the device. Unless the source is streamed, the images are the
-        same for any number of processes.
+        Pixels `(b, C, S, S)` of centre crops in [-1, 1], on the device. Unless the source is streamed, the images are
+        the same for any number of processes.
     """
     config, world = recipe.model_config(), accelerator.num_processes
     wanted = recipe.tokenizer.tokenizer_images
@@ -84,8 +84,8 @@ def fit_on_source(source: ImageSource, recipe: Recipe, accelerator: Accelerator)
         tokenizer = pca_from_moments(moments, **shape, latent_scaling=config.latent_scaling)
     share = tokenizer.explained_variance.sum().item() / moments.total_variance
     accelerator.print(
-        f"{config.latent_tokenizer} of {moments.count:,} patches: {tokenizer.latent_dim} of {moments.patch_dim} dimensions "
-        f"explain {share:.1%} of the variance"
+        f"{config.latent_tokenizer} of {moments.count:,} patches: {tokenizer.latent_dim} of {moments.patch_dim} "
+        f"dimensions explain {share:.1%} of the variance"
     )
     return tokenizer
 

@@ -197,7 +197,7 @@ class TokenizerTask(Task):
 
 
 def finish_tokenizer(folder: Path, recipe: Recipe, tokenizer: Any) -> None:
-    """Measure and draw reconstructions of test images, then write the tokenizer, which marks the folder as finished."""
+    """Measure and draw reconstructions of test images, then write the tokenizer, which finishes the folder."""
     config = recipe.model_config()
     _, source = open_probe_images(recipe.data)
     device, counted = tokenizer.mean.device, 0
@@ -228,7 +228,7 @@ def finish_tokenizer(folder: Path, recipe: Recipe, tokenizer: Any) -> None:
         if math.isfinite(value):  # all pixels kept give an infinite PSNR
             add_result(folder, Result(metric, value, **about))
     print(
-        f"Reconstruction of {counted:,} test images: PSNR {quality['psnr']:.2f} dB, SSIM {quality['ssim']:.3f}, squared "
-        f"error {quality['mse']:.5f} (pixels in [-1, 1])"
+        f"Reconstruction of {counted:,} test images: PSNR {quality['psnr']:.2f} dB, SSIM {quality['ssim']:.3f}, "
+        f"squared error {quality['mse']:.5f} (pixels in [-1, 1])"
     )
     save_tokenizer(folder, tokenizer.cpu())
