@@ -1,4 +1,4 @@
-"""The convolutional VAE's losses: what each is, that one backward pass serves both networks, and the adversary's start."""
+"""The convolutional VAE: its losses, one backward pass for both networks, and the start of the adversary."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The perceptual loss: its formula, its pixels, and a network that is neither trained, saved nor put in training mode."""
+"""The perceptual loss: its formula, its pixels, and a network that is never trained nor saved."""
 
 from pathlib import Path
 

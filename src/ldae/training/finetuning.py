@@ -135,24 +135,24 @@ class MeasureAccuracy(Callback):
     It is measured on a fixed subset in training, and on all test images at the end.
 
     Args:
-        recipe ([`FineTuningRecipe`]): The recipe of the run.
+        task ([`FineTuningTask`]): The task of the run.
     """
 
-    def __init__(self, recipe: FineTuningRecipe):
-        self.recipe, self.options = recipe, recipe.training
+    def __init__(self, task: FineTuningTask):
+        self.task, self.recipe, self.options = task, task.recipe, task.options
 
     def after_step(self, run: Run) -> None:
         """Log the accuracy on a fixed subset."""
         t = self.options
         every = max(1, t.images // 10) if t.probe_every_images is None else t.probe_every_images
         if every and run.due(every) and not run.at_end:
-            subset = fixed_subset(run.task.test_source, t.probe_eval_examples, t.seed)
+            subset = fixed_subset(self.task.test_source, t.probe_eval_examples, t.seed)
             scores = {name: round(value, 4) for name, (value, _) in self._accuracies(run, subset).items()}
             run.log({"event": "accuracy", "examples": subset.num_examples, **scores})
 
     def finish(self, run: Run) -> None:
         """Add the accuracy on all test images to results.json."""
-        source = run.task.test_source
+        source = self.task.test_source
         for name, (value, count) in self._accuracies(run, source).items():
             if run.is_main:
                 add_result(run.folder.path, self._result(source, name, value, count))
@@ -168,7 +168,7 @@ class MeasureAccuracy(Callback):
 
     def _accuracy(self, run: Run, source: ImageSource) -> tuple[float, int]:
         """Measure the accuracy on a source; every process takes its share."""
-        model, accelerator = run.task.module, run.accelerator
+        model, accelerator = self.task.module, run.accelerator
         c = model.config
         counts = torch.zeros(2, dtype=torch.long, device=run.device)  # correct, measured
         batches = iterate_once(
@@ -259,8 +259,8 @@ def finetune(recipe: FineTuningRecipe) -> RunFolder:
     finetune(load_finetuning_recipe("runs/cifar10", overrides={"horizontal_flip": True}, epochs=30))
     ```
     """
-    folder = RunFolder.from_recipe(recipe)
+    folder, task = RunFolder.from_recipe(recipe), FineTuningTask(recipe)
     pictures = AtEnd(lambda run: draw_finetuning_pictures(run.folder.path))
-    callbacks = [MeasureAccuracy(recipe), pictures, *sharing(recipe.training, "Fine-tuned")]
-    train(FineTuningTask(recipe), recipe.training, folder, callbacks)
+    callbacks = [MeasureAccuracy(task), pictures, *sharing(recipe.training, "Fine-tuned")]
+    train(task, recipe.training, folder, callbacks)
     return folder

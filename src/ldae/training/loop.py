@@ -91,6 +91,10 @@ class Run:
     The constructor resumes from the newest checkpoint in the folder. Arguments are those of [`train`].
     """
 
+    loader: ImageLoader
+    losses: list[torch.Tensor]  # that have not been logged
+    last_step: tuple[int, torch.Tensor, Any, float] | None = None  # images before, loss, gradient norm, learning rate
+
     def __init__(self, task: Task, options: TrainingConfig, folder: RunFolder, callbacks: Sequence[Callback] = ()):
         self.task, self.options, self.folder, self.callbacks = task, options, folder, callbacks
         self.accelerator = Accelerator(mixed_precision=options.mixed_precision)
@@ -235,6 +239,7 @@ class Run:
     def log_step(self) -> None:
         """Log the mean loss since the last line, and the numbers of the last step."""
         self._check_finite()
+        assert self.last_step is not None
         _, _, grad_norm, rate = self.last_step
         loss = self.accelerator.reduce(torch.stack(self.losses).mean(), "mean").item()
         self.losses = []
@@ -305,7 +310,6 @@ class Run:
             rank if rank < len(ranks) else 0
         ]  # with more processes than before, the loader checks whether it can resume
         self.losses = [torch.tensor(loss, device=self.device) for loss in own["losses"]]
-        self.last_step: Any = None
         self.loader = ImageLoader(
             self.task.examples,
             self.task.recipe.data,

@@ -47,7 +47,8 @@ class DenoisingTask(Task):
         """Corrupt the batch, predict, and compare: the model knows its own target and weights."""
         seed, data = self.options.seed, self.recipe.data
         timesteps, noise = self.module.draw_corruption(positions, seed)
-        pixels, conditions = None, {}
+        pixels: Any = None
+        conditions = {}
         if batch.latents is None:
             pixels = self.pixels(batch, positions)  # (b, C, H, W)
         else:

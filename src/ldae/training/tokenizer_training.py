@@ -186,7 +186,7 @@ class TokenizerTask(Task):
         """Measure the latents in every process, then write the tokenizer."""
         self.module.eval()
         if self.config.latent_tokenizer == "conv_vae":
-            tokenizer = build_tokenizer(self.config)
+            tokenizer: Any = build_tokenizer(self.config)
             tokenizer.vae.load_state_dict(self.module.vae.state_dict())
             measure_latents(tokenizer, self.source, self.recipe, self.accelerator)
         else:
