@@ -2,7 +2,7 @@
 
 import math
 
-from ldae.training.options import TrainingConfig
+from ldae.sections import TrainingConfig
 
 
 def learning_rate(images_seen: int, options: TrainingConfig) -> float:
@@ -15,7 +15,7 @@ def learning_rate(images_seen: int, options: TrainingConfig) -> float:
     Example:
     ```python
     >>> from ldae.training.learning_rate import learning_rate
-    >>> from ldae.training.options import TrainingConfig
+    >>> from ldae.sections import TrainingConfig
     >>> options = TrainingConfig(images=1000, warmup_images=100, total_batch_size=512, base_learning_rate=1e-4)
     >>> [round(learning_rate(seen, options), 6) for seen in (0, 50, 100, 550, 1000)]
     [0.0, 0.0001, 0.0002, 0.0001, 0.0]
