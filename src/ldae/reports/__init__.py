@@ -1,1 +1,1 @@
-"""Pictures and tables of what was learnt."""
+"""Pictures and documents of runs and results."""

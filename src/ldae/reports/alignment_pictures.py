@@ -1,4 +1,4 @@
-"""Pictures of alignment and uniformity: by block and time step, and against images seen."""
+"""Figures of alignment and uniformity, by layer and time step, and against images seen."""
 
 import torch
 from matplotlib import colormaps
@@ -11,7 +11,7 @@ MEASURES = ("alignment", "uniformity")
 
 
 def sphere_map(scores: list[SphereScore], of: str = "") -> Figure:
-    """Alignment and uniformity by block and time step, side by side, dark is good in both; titles end with `of`."""
+    """Draw alignment and uniformity by layer and time step, side by side; titles end with `of`, and dark is good."""
     layers = list(dict.fromkeys(score.layer for score in scores))
     timesteps = sorted({score.timestep for score in scores})
     figure = Figure(figsize=(3 + 1.3 * len(timesteps), 1.5 + 0.3 * len(layers)), layout="constrained")
@@ -41,12 +41,11 @@ def sphere_map(scores: list[SphereScore], of: str = "") -> Figure:
 
 
 def sphere_course(scores_at: dict[int, list[SphereScore]], of: str = "") -> Figure:
-    """
-    Alignment and uniformity against images seen: a column for each time step, a line for each block, deeper ones lighter.
+    """Draw alignment and uniformity against images seen, with a column for each time step and a line for each layer.
 
     Args:
-        scores_at (`dict[int, list[SphereScore]]`): The scores of each checkpoint, by images seen.
-        of (`str`, defaults to `""`): Ends the names of both.
+        scores_at (`dict[int, list[SphereScore]]`): Scores of each checkpoint, by images seen.
+        of (`str`, defaults to `""`): Text after the names of both.
     """
     some = next(iter(scores_at.values()))
     layers = list(dict.fromkeys(score.layer for score in some))

@@ -1,4 +1,4 @@
-"""A picture of accuracy and FID against images seen."""
+"""Figure of accuracy and FID against images seen."""
 
 from matplotlib.figure import Figure
 
@@ -11,12 +11,12 @@ NAMES = {"ridge": "ridge probe", "knn": "kNN", "linear": "linear probe"}
 
 
 def checkpoint_course(points: list[SweepPoint]) -> Figure:
-    """
-    Test accuracies on the left axis and a distance (FID, or KID where there is no FID) on the right one, against images seen.
-    A star is the best by each measure: the held-out images', not the test set's.
+    """Draw test accuracies on the left axis and a distance on the right one, against images seen.
+
+    The distance is FID, or KID without FID. A star marks the best checkpoint by each measure, chosen on held-out images.
 
     Args:
-        points (`list[SweepPoint]`): Of at least one checkpoint.
+        points (`list[SweepPoint]`): Scores of at least one checkpoint.
 
     Returns:
         `matplotlib.figure.Figure`.
@@ -50,7 +50,7 @@ def checkpoint_course(points: list[SweepPoint]) -> Figure:
 
 
 def _draw(axes, points, name, best, color, label, scale, dashed=False):  # type: ignore[no-untyped-def]
-    """The line of a measure, with its star."""
+    """Draw the line of a measure, with its star."""
     chosen = [point for point in points if point.measure == name]
     x, y = [point.images_seen for point in chosen], [scale * point.value for point in chosen]
     style = "--" if dashed else "-"

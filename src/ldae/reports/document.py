@@ -1,4 +1,4 @@
-"""Reports as a short list of sections, written twice: as Markdown with pictures beside it, and as one HTML file."""
+"""Reports as lists of sections, rendered to Markdown with separate pictures, or to one HTML file."""
 
 import base64
 import html
@@ -42,7 +42,7 @@ td code { white-space: nowrap; }
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of a report: the file it lies in, what it shows in a line for those who do not see it, its caption."""
+    """A picture of a report, with its file, a text alternative and a caption."""
 
     path: Path
     alt: str
@@ -51,7 +51,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Table:
-    """A table: its head and rows of text. Columns named in `numbers` are set to the right."""
+    """A table with a head and rows of text. Columns named in `numbers` are aligned to the right."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -60,37 +60,36 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it: paragraphs (`str`, with `code` and *emphasis*), tables and pictures."""
+    """A heading with its paragraphs (`str`, with `code` and *emphasis*), tables and pictures."""
 
     title: str
     blocks: Sequence[str | Table | Picture]
 
 
 def render_markdown(title: str, sections: Sequence[Section], folder: Path) -> str:
-    """
-    A report as Markdown.
+    """Render a report as Markdown.
 
     Args:
-        title (`str`): Its title.
-        sections (`Sequence[Section]`): Its parts; the first one's heading is left out.
-        folder (`Path`): Where the file will lie; pictures are named from there.
+        title (`str`): Title of the report.
+        sections (`Sequence[Section]`): Sections of the report; the heading of the first is left out.
+        folder (`Path`): Folder of the file, for the relative paths of pictures.
 
     Example:
+        ```python
+        >>> from pathlib import Path
+        >>> from ldae.reports.document import Section, Table, render_markdown
+        >>> section = Section("", ["Two rows.", Table(["row", "acc"], [["0", "57.5"]])])
+        >>> print(render_markdown("Report", [section], Path(".")))
+        # Report
+        <BLANKLINE>
+        Two rows.
+        <BLANKLINE>
+        | row | acc |
+        |---|---|
+        | 0 | 57.5 |
+        <BLANKLINE>
 
-    ```python
-    >>> from pathlib import Path
-    >>> from ldae.reports.document import Section, Table, render_markdown
-    >>> print(render_markdown("Report", [Section("", ["Two rows.", Table(["row", "acc"], [["0", "57.5"]])])], Path(".")))
-    # Report
-    <BLANKLINE>
-    Two rows.
-    <BLANKLINE>
-    | row | acc |
-    |---|---|
-    | 0 | 57.5 |
-    <BLANKLINE>
-
-    ```
+        ```
     """
     lines = [f"# {title}", ""]
     for index, section in enumerate(sections):
@@ -107,7 +106,7 @@ def render_markdown(title: str, sections: Sequence[Section], folder: Path) -> st
 
 
 def render_html(title: str, sections: Sequence[Section]) -> str:
-    """A report as one HTML file that needs nothing beside it: style and pictures are inside. Arguments as of Markdown."""
+    """Render a report as one HTML file with its style and pictures inside; see [`render_markdown`] for the arguments."""
     parts = [f"<h1>{_inline(title)}</h1>"]
     for index, section in enumerate(sections):
         inner = [f"<h2>{_inline(section.title)}</h2>"] if index else []
@@ -123,12 +122,11 @@ def render_html(title: str, sections: Sequence[Section]) -> str:
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """
-    Write a figure as .png or .svg, whole or not at all; the same figure gives the same bytes.
+    """Write a figure as .png or .svg in one step; equal figures give equal bytes.
 
     Args:
-        figure (`Figure`): What to draw.
-        path (`Path`): Where; its folder is made.
+        figure (`Figure`): The figure.
+        path (`Path`): The file; its folder is created.
 
     Returns:
         `path`.

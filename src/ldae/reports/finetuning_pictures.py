@@ -1,4 +1,4 @@
-"""The picture of a fine-tuning run: its loss, and the accuracy that was measured meanwhile."""
+"""Figure of a fine-tuning run: its loss and its accuracy."""
 
 import json
 import os
@@ -12,14 +12,13 @@ from ldae.results import read_results
 
 
 def draw_finetuning_pictures(folder: str | os.PathLike[str]) -> list[Path]:
-    """
-    Draw `pictures/training.png` of a fine-tuning run's folder.
+    """Draw `pictures/training.png` of a fine-tuning run.
 
     Args:
-        folder (`str` or path): With its metrics.jsonl, and its results.json if it is finished.
+        folder (`str` or path): The run's folder, with metrics.jsonl and, if it is finished, results.json.
 
     Returns:
-        The file.
+        A list of the one file.
     """
     folder = Path(folder)
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -35,12 +34,11 @@ def draw_finetuning_pictures(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def finetuning_figure(records: list[dict[str, Any]], final: dict[str, float]) -> Figure:
-    """
-    Loss, and accuracy with the weights as they train and with their average, against images seen.
+    """Draw the loss, and the accuracy of the raw and the averaged weights, against images seen.
 
     Args:
-        records (`list[dict]`): Lines of metrics.jsonl.
-        final (`dict[str, float]`): By weights, the accuracy at the end, on all images.
+        records (`list[dict]`): Records of metrics.jsonl.
+        final (`dict[str, float]`): Accuracy at the end on all images, by weights.
     """
     train = [r for r in records if r["event"] == "train"]
     measured = [r for r in records if r["event"] == "accuracy"]

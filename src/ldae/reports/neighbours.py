@@ -1,4 +1,4 @@
-"""A picture of what a search found: the image that was asked for, then its neighbours, each with a line or two."""
+"""Picture of a search's result: the query image and its neighbours, with captions."""
 
 from collections.abc import Sequence
 
@@ -10,37 +10,37 @@ from PIL import ImageDraw, ImageFont
 from ldae.reports.samples import BACKGROUND, GAP, INK
 
 
-SIDE = 128  # of a shown image, in pixels
+SIDE = 128  # of each image in the picture, in pixels
 TEXT_SIZE = 13
 
 
 def neighbour_picture(images: Sequence[torch.Tensor | None], captions: Sequence[Sequence[str]]) -> PIL.Image.Image:
-    """
-    Draw images side by side, with their captions below.
+    """Draw images side by side, with captions below.
 
     Args:
-        images (`Sequence[torch.ByteTensor]` of shape `(C, S, S)`): With one or three channels, of any sizes; `None` where there is
-            nothing to show.
-        captions (`Sequence[Sequence[str]]`): The lines of each; one that is too wide is cut.
+        images (`Sequence[torch.ByteTensor]` of shape `(C, S, S)`): Images of any size, with one or three channels, or
+            `None` for an empty place.
+        captions (`Sequence[Sequence[str]]`): Lines of text for each image; lines that are too wide are cut.
 
     Returns:
         `PIL.Image.Image`.
 
     Raises:
-        ValueError: where there are no images, or not as many captions.
+        ValueError: If there are no images, or another number of captions.
 
     Example:
+        ```python
+        >>> import torch
+        >>> from ldae.reports.neighbours import neighbour_picture
+        >>> neighbour_picture([torch.zeros(3, 16, 16, dtype=torch.uint8), None], [["query"], ["1.00", "cat"]]).size
+        (268, 176)
 
-    ```python
-    >>> import torch
-    >>> from ldae.reports.neighbours import neighbour_picture
-    >>> neighbour_picture([torch.zeros(3, 16, 16, dtype=torch.uint8), None], [["asked for"], ["1.00", "cat"]]).size
-    (268, 176)
-
-    ```
+        ```
     """
     if not images or len(images) != len(captions):
-        raise ValueError(f"{len(images)} images and {len(captions)} captions; give as many, and at least one.")
+        raise ValueError(
+            f"{len(images)} images have {len(captions)} captions; give one caption for each of at least one image."
+        )
     font = ImageFont.load_default(TEXT_SIZE)
     line_height = TEXT_SIZE + 5
     height = GAP + SIDE + GAP + line_height * max(map(len, captions)) + GAP

@@ -1,4 +1,4 @@
-"""The picture of noise-conditional classification: accuracy over the noise levels."""
+"""Figure of noise-conditional classification: accuracy against the noise level."""
 
 from collections.abc import Sequence
 
@@ -11,13 +11,12 @@ def noise_curves(
     levels: Sequence[float],
     chance: float,
 ) -> Figure:
-    """
-    Accuracy in per cent by time step, a line for each kind of classifier, with its standard error where there is one.
+    """Draw accuracy in percent by time step, with a line and standard errors for each kind of classifier.
 
     Args:
-        curves (`dict`): By name, mean and standard error at each time step.
+        curves (`dict`): Mean and standard error at each time step, by the classifier's name.
         timesteps (`Sequence[int]`): The time steps.
-        levels (`Sequence[float]`): sigma_t / gamma_t at each of them, for the upper axis.
+        levels (`Sequence[float]`): sigma_t / gamma_t at each time step, for the upper axis.
         chance (`float`): Accuracy of guessing.
     """
     figure = Figure(figsize=(7, 4), layout="constrained")

@@ -1,8 +1,7 @@
-"""
-The paper's figures (Chen et al. 2024, arXiv 2401.14404), to stand beside measured ones: all of ImageNet 256x256, 400
-epochs, linear-probe top-1 in percent, each with the table, figure or section that it was read in.
+"""The paper's results (Chen et al. 2024, arXiv 2401.14404), for comparison with measured ones.
 
-Where the paper's text and its tables disagree, the table is used here and the note says what the text has.
+All are for ImageNet at 256x256 after 400 epochs: linear-probe top-1 accuracy in percent, with the table, figure or
+section of the paper. Where its text and its tables disagree, the table is used, and a note quotes the text.
 """
 
 from dataclasses import dataclass
@@ -10,16 +9,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PaperStep:
-    """
-    One step of the trajectory.
+    """A step of the trajectory.
 
     Args:
-        row (`str`): Its number here, with which its recipe's name begins: `"00"` to `"12"`, `"12a"`, `"12b"`.
-        step (`str`): What changes, in a few words.
-        accuracy (`float`, in percent): Linear-probe top-1 of the 12-block encoder.
-        source (`str`): Where the paper says so.
-        fid (`float`, *optional*): FID-50K, where the paper gives one.
-        note (`str`, *optional*): Where the paper contradicts itself.
+        row (`str`): Number of the row, and beginning of its recipe's name: `"00"` to `"12"`, `"12a"`, `"12b"`.
+        step (`str`): The change, in a few words.
+        accuracy (`float`): Linear-probe top-1 accuracy of the 12-block encoder, in percent.
+        source (`str`): Table, figure or section of the paper.
+        fid (`float`, *optional*): FID-50K, if the paper gives one.
+        note (`str`, *optional*): A contradiction in the paper.
     """
 
     row: str
@@ -66,12 +64,12 @@ BY_DIMENSION_NOTES = (
     "A second series of Figure 5 has 53.0 for 48 pixel dimensions.",
 )
 
-# Accuracy by the number of blocks, of 24, that are taken as the encoder (App. A).
+# Accuracy by the number of the 24 blocks that form the encoder (App. A).
 BY_BLOCK: dict[int, float] = {9: 58.5, 10: 62.0, 11: 64.1, 12: 64.5, 13: 63.6, 14: 61.9, 15: 59.7}
 TOTAL_BLOCKS = 24
 BY_BLOCK_SOURCE = "App. A"
 
-# Accuracy by the fixed time step t, of 1000, at which features are read, and by the input (App. A).
+# Accuracy by the input and by the time step t, of 1000, at which features are read (App. A).
 BY_TIMESTEP: dict[str, dict[int, float]] = {
     "clean": {0: 64.1, 10: 64.5, 20: 64.1, 40: 63.3, 80: 62.2},
     "noisy": {0: 64.2, 10: 65.0, 20: 65.0, 40: 65.0, 80: 64.5},
@@ -82,17 +80,15 @@ SETTING = "ImageNet-1k at 256 x 256, DiT-L (12 + 12 blocks of width 1024), 400 e
 
 
 def paper_step(row: str) -> PaperStep | None:
-    """
-    The paper's figures for a row's number, or `None` where it has none.
+    """Return the paper's step of a row, or `None` if it has none.
 
     Example:
+        ```python
+        >>> from ldae.reports.paper_figures import paper_step
+        >>> step = paper_step("07")
+        >>> step.accuracy, step.source
+        (65.1, 'Tab. 2, d = 32')
 
-    ```python
-    >>> from ldae.reports.paper_figures import paper_step
-    >>> step = paper_step("07")
-    >>> step.accuracy, step.source
-    (65.1, 'Tab. 2, d = 32')
-
-    ```
+        ```
     """
     return next((step for step in TRAJECTORY if step.row == row), None)

@@ -1,4 +1,4 @@
-"""What a model tells apart inside images: the three main directions of its patches' features, as red, green and blue."""
+"""Patch features as colours: their first three principal components as red, green and blue."""
 
 import torch
 from transformers import PreTrainedModel
@@ -8,7 +8,7 @@ from ldae.evaluation.features import feature_map
 
 
 TAIL = (
-    0.01  # share of the places that a colour's range leaves out at either end, so that one place does not dim the rest
+    0.01  # share of the places that saturate at either end of a colour's range, so that outliers do not dim the rest
 )
 GREY = 0.5
 
@@ -16,56 +16,53 @@ GREY = 0.5
 def patch_pca_images(
     model: PreTrainedModel, pixels: torch.Tensor, layer: Layer | None = None, timestep: int | None = None
 ) -> torch.Tensor:
-    """
-    Three principal components of the features of all places of the given images together, as colours: the same colour
-    in two images is the same content to the model.
+    """Colour patches by three principal components of their features, fitted to all of the images together.
+
+    Equal colours in two images mean similar content to the model.
 
     Args:
-        model (`PreTrainedModel`): [`LDAEModel`], [`LDAEForPreTraining`], [`DDAEModel`] or [`DDAEForPreTraining`].
-        pixels (`torch.Tensor` of shape `(B, C, H, W)`): Images in [-1, 1], of any size that is a multiple of the patch
-            size.
-        layer (`int` or `str`, *optional*): A block, counted from 1, or a DDAE's tap; by default the model's feature layer.
-        timestep (`int`, *optional*): By default the model's feature time step.
+        model (`PreTrainedModel`): An l-DAE or a DDAE.
+        pixels (`torch.Tensor` of shape `(B, C, H, W)`): Images in [-1, 1], of any multiple of the patch size.
+        layer (`int` or `str`, *optional*): A block, counted from 1, or a tap; by default the model's feature layer.
+        timestep (`int`, *optional*): A time step; by default the model's feature time step.
 
     Returns:
-        `torch.FloatTensor` of shape `(B, 3, h, w)` in [0, 1], on the CPU, with one colour for each patch. Components that
-        do not exist, as in features that are the same everywhere, are grey.
+        `torch.FloatTensor` of shape `(B, 3, h, w)` in [0, 1], on the CPU, with one colour for each patch. Components
+        without variance are grey.
 
     Raises:
-        ValueError: for a layer or time step that does not exist, another kind of model, or images of a wrong size.
+        ValueError: If the layer or the time step does not exist, or the model or the size of the images is unsuitable.
 
     Example:
+        ```python
+        >>> import torch
+        >>> from ldae import LDAEConfig, LDAEModel
+        >>> from ldae.reports.patch_pca import patch_pca_images
+        >>> model = LDAEModel(LDAEConfig.from_size("nano", image_size=16, patch_size=4, latent_dim=8))
+        >>> patch_pca_images(model, torch.rand(2, 3, 16, 16) * 2 - 1).shape
+        torch.Size([2, 3, 4, 4])
 
-    ```python
-    >>> import torch
-    >>> from ldae import LDAEConfig, LDAEModel
-    >>> from ldae.reports.patch_pca import patch_pca_images
-    >>> model = LDAEModel(LDAEConfig.from_size("nano", image_size=16, patch_size=4, latent_dim=8))
-    >>> patch_pca_images(model, torch.rand(2, 3, 16, 16) * 2 - 1).shape
-    torch.Size([2, 3, 4, 4])
-
-    ```
+        ```
     """
     features = feature_map(model, pixels, layer=layer, timestep=timestep).cpu()  # (B, F, h, w)
     return component_colours(features)
 
 
 def component_colours(features: torch.Tensor) -> torch.Tensor:
-    """
-    The first three principal components of maps `(B, F, h, w)`, fitted to all places together, each stretched to [0, 1].
+    """Compute the first three principal components of feature maps, each stretched to [0, 1].
 
     Args:
-        features (`torch.Tensor` of shape `(B, F, h, w)`).
+        features (`torch.Tensor` of shape `(B, F, h, w)`): Feature maps; all places are fitted together.
 
     Returns:
-        `torch.FloatTensor` of shape `(B, 3, h, w)`. A component's sign is the one that makes its largest weight positive,
-        so that the same features have the same colours on every machine.
+        `torch.FloatTensor` of shape `(B, 3, h, w)`. The largest weight of each component is positive, so that equal
+        features have equal colours on every machine.
     """
     b, _, h, w = features.shape
     places = features.double().movedim(1, -1).flatten(0, 2)  # (B * h * w, F)
-    least = 1e-12 * places.square().sum(dim=1).mean()  # what rounding makes of features that are the same everywhere
+    least = 1e-12 * places.square().sum(dim=1).mean()  # above the rounding error of constant features
     places = places - places.mean(dim=0)
-    variances, directions = torch.linalg.eigh(places.T @ places / len(places))  # by rising variance, in columns
+    variances, directions = torch.linalg.eigh(places.T @ places / len(places))  # in columns, by rising variance
     directions = directions[:, -3:].flip(1)  # (F, up to 3)
     kept = variances[-3:].flip(0) > least
     largest = directions.abs().argmax(dim=0, keepdim=True)

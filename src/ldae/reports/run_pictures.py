@@ -1,7 +1,8 @@
-"""The pictures of a run: the paper's Figures 3, 4, 7 and 8 for the model at hand, and the course of the training."""
+"""Pictures of a run: the paper's Figures 3, 4, 7 and 8 for an l-DAE, and the curves of the training."""
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from transformers import AutoModelForPreTraining
 
 from ldae.data import ImageSource, iterate_once, prepare_images
 from ldae.models.corruption_ldae import draw_noise
@@ -17,35 +19,31 @@ from ldae.models.tokenizer_conv_ldae import ConvVAETokenizer
 from ldae.models.tokenizer_ldae import PatchTokenizer
 
 
-def draw_run_pictures(folder: str | os.PathLike[str], source: ImageSource, images: int = 8) -> list[Path]:
-    """
-    Draw the pictures of a run folder into its `pictures/`.
+def draw_run_pictures(
+    folder: str | os.PathLike[str],
+    source: ImageSource,
+    figures: Callable[[Any, torch.Tensor], dict[str, Figure]],
+    images: int = 8,
+) -> list[Path]:
+    """Draw the pictures of a run's folder into its `pictures/`.
 
     Args:
-        folder (`str` or path): With a saved [`LDAEForPreTraining`].
-        source ([`~ldae.data.ImageSource`]): Its first images are shown.
-        images (`int`, defaults to 8): How many.
+        folder (`str` or path): A folder with a saved model for pre-training.
+        source ([`~ldae.data.ImageSource`]): A source whose first images are shown.
+        figures (`Callable`): [`ldae_figures`] or [`~ldae.reports.ddae_pictures.ddae_figures`].
+        images (`int`, defaults to 8): Number of images.
 
     Returns:
-        The files: `denoising.png`, `noise.png`, `schedule.png`, `filters.png` of a patch-wise tokenizer and, where it was
-        logged, `training.png`.
+        The files of the figures, and `training.png` if the run has a log.
     """
     folder = Path(folder)
     pictures = folder / "pictures"
     pictures.mkdir(exist_ok=True)
-    model = LDAEForPreTraining.from_pretrained(folder).eval()
-    c = model.config
-    batch = next(
-        iterate_once(source, image_size=c.image_size, num_channels=c.num_channels, batch_size=images, limit=images)
-    )
+    model = AutoModelForPreTraining.from_pretrained(folder).eval()
+    size = {"image_size": model.config.image_size, "num_channels": model.config.num_channels}
+    batch = next(iterate_once(source, batch_size=images, limit=images, **size))
     pixels = prepare_images(batch.images, batch.positions, 0, image_size=batch.images.shape[-1])  # (B, C, H, W)
-    drawn = {
-        "denoising.png": denoising_figure(model, pixels),
-        "noise.png": noise_figure(model, pixels),
-        "schedule.png": schedule_figure(model),
-    }
-    if isinstance(model.ldae.tokenizer, PatchTokenizer):
-        drawn["filters.png"] = filters_figure(model.ldae.tokenizer)
+    drawn = figures(model, pixels)
     if (folder / "metrics.jsonl").is_file():
         records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         drawn["training.png"] = training_figure(records)
@@ -54,9 +52,21 @@ def draw_run_pictures(folder: str | os.PathLike[str], source: ImageSource, image
     return [pictures / name for name in drawn]
 
 
+def ldae_figures(model: LDAEForPreTraining, pixels: torch.Tensor) -> dict[str, Figure]:
+    """Draw an l-DAE's `denoising.png`, `noise.png`, `schedule.png` and, if it encodes by patch, `filters.png`."""
+    drawn = {
+        "denoising.png": denoising_figure(model, pixels),
+        "noise.png": noise_figure(model, pixels),
+        "schedule.png": schedule_figure(model),
+    }
+    if isinstance(model.ldae.tokenizer, PatchTokenizer):
+        drawn["filters.png"] = filters_figure(model.ldae.tokenizer)
+    return drawn
+
+
 @torch.no_grad()
 def denoising_figure(model: LDAEForPreTraining, pixels: torch.Tensor) -> Figure:
-    """Fig. 8: clean images, noisy inputs and denoised outputs at three noise levels. Pixels `(B, C, H, W)`."""
+    """Draw Fig. 8: clean images `(B, C, H, W)`, noisy inputs and denoised outputs at three noise levels."""
     c, b = model.config, pixels.shape[0]
     noise = draw_noise(c, torch.arange(b), seed=0)
     rows = [("clean", pixels)]
@@ -73,15 +83,18 @@ def denoising_figure(model: LDAEForPreTraining, pixels: torch.Tensor) -> Figure:
 
 @torch.no_grad()
 def noise_figure(model: LDAEForPreTraining, pixels: torch.Tensor) -> Figure:
-    """Fig. 7: clean images, Gaussian noise on their pixels, and on their latents shown by the inverse PCA."""
+    """Draw Fig. 7: clean images, with Gaussian noise on their pixels, and with noise on their latents."""
     c, b = model.config, pixels.shape[0]
-    sigma = (1 / 3) ** 0.5  # the figure's
+    sigma = (1 / 3) ** 0.5  # as in the figure
     eps = draw_noise(c, torch.arange(b), seed=0)
     tokenizer = model.ldae.tokenizer
     noisy = tokenizer.decode_images(tokenizer.encode_images(pixels) + sigma * eps, *pixels.shape[2:])
     rows = [
         ("clean", pixels),
-        (f"pixel noise\n$\\sigma$ = {sigma:.2f}", pixels + sigma * torch.randn(pixels.shape, generator=_seeded())),
+        (
+            f"pixel noise\n$\\sigma$ = {sigma:.2f}",
+            pixels + sigma * torch.randn(pixels.shape, generator=torch.Generator().manual_seed(0)),
+        ),
         (f"latent noise\n$\\sigma$ = {sigma:.2f}", noisy),
     ]
     return image_rows(rows)
@@ -90,7 +103,7 @@ def noise_figure(model: LDAEForPreTraining, pixels: torch.Tensor) -> Figure:
 def noisy_images(
     model: LDAEForPreTraining, pixels: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
 ) -> torch.Tensor:
-    """What the noisy latents at `timesteps` look like, `(B, C, H, W)`, whatever space the model's input is in."""
+    """Decode noisy latents at `timesteps` to images `(B, C, H, W)`, whatever the model's input space."""
     tokenizer = model.ldae.tokenizer
     zt = model.ldae.corruption(tokenizer.encode_images(pixels), noise, timesteps)
     return tokenizer.decode_images(zt, *pixels.shape[2:])
@@ -98,13 +111,13 @@ def noisy_images(
 
 @torch.no_grad()
 def reconstruction_figure(tokenizer: PatchTokenizer | ConvVAETokenizer, pixels: torch.Tensor) -> Figure:
-    """Originals over what the latent tokenizer gives back. Pixels `(B, C, H, W)` in [-1, 1], where the tokenizer is."""
+    """Draw images `(B, C, H, W)` in [-1, 1] above their reconstructions by a latent tokenizer on the same device."""
     decoded = tokenizer.decode_images(tokenizer.encode_images(pixels), *pixels.shape[2:])
     return image_rows([("original", pixels), ("decoded", decoded)])
 
 
 def filters_figure(tokenizer: PatchTokenizer, most: int = 64) -> Figure:
-    """Fig. 4: the rows of V as patches; those of PCA by falling variance."""
+    """Draw Fig. 4: the rows of V as patches, for PCA in the order of falling variance."""
     v = tokenizer.components[:most]  # (d, D)
     v = v / v.abs().amax(dim=1, keepdim=True)
     p = tokenizer.patch_size
@@ -114,20 +127,25 @@ def filters_figure(tokenizer: PatchTokenizer, most: int = 64) -> Figure:
 
 
 def schedule_figure(model: LDAEForPreTraining) -> Figure:
-    """Fig. 3, with all that a schedule sets: gamma_t^2, sigma_t and the loss weight lambda_t."""
-    corruption = model.ldae.corruption
-    figure = Figure(figsize=(6, 3.2), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(corruption.gammas.cpu().numpy() ** 2, label=r"$\gamma_t^2$ (signal)")
-    axes.plot(corruption.sigmas.cpu().numpy(), label=r"$\sigma_t$ (noise)")
+    """Draw Fig. 3 with everything that a schedule sets: gamma_t^2, sigma_t and the loss weight lambda_t."""
+    figure, axes = plot_schedule(model.ldae.corruption, f"noise schedule: {model.config.noise_schedule}")
     axes.plot(model.objective.loss_weights.cpu().numpy(), label=r"$\lambda_t$ (loss weight)", linestyle="--")
-    axes.set(xlabel="time step t", title=f"noise schedule: {model.config.noise_schedule}")
     axes.legend(frameon=False)
     return figure
 
 
+def plot_schedule(corruption: Any, title: str) -> tuple[Figure, Any]:
+    """Plot gamma_t^2 and sigma_t against t, and return the figure and its axes."""
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(corruption.gammas.cpu().numpy() ** 2, label=r"$\gamma_t^2$ (signal)")
+    axes.plot(corruption.sigmas.cpu().numpy(), label=r"$\sigma_t$ (noise)")
+    axes.set(xlabel="time step t", title=title)
+    return figure, axes
+
+
 def training_figure(records: list[dict[str, Any]]) -> Figure:
-    """Loss, and where it was measured the online probe's accuracies, against images seen."""
+    """Draw the loss and, if there are any, the online probe's accuracies, against images seen."""
     train = [r for r in records if r.get("event") == "train"]
     probes = [r for r in records if r.get("event") == "probe"]
     figure = Figure(figsize=(9 if probes else 5, 3.2), layout="constrained")
@@ -143,7 +161,7 @@ def training_figure(records: list[dict[str, Any]]) -> Figure:
 
 
 def image_rows(rows: list[tuple[str, torch.Tensor]]) -> Figure:
-    """Rows of images `(B, C, H, W)` in [-1, 1], each row with its name on the left, as one picture."""
+    """Draw rows of images `(B, C, H, W)` in [-1, 1], with each row's name on the left."""
     columns = max(len(images) for _, images in rows)
     height, width = rows[0][1].shape[2:]
     gap = max(1, width // 12)
@@ -151,10 +169,8 @@ def image_rows(rows: list[tuple[str, torch.Tensor]]) -> Figure:
     for i, (_, images) in enumerate(rows):
         for j, image in enumerate(images.detach().cpu().float()):
             top, left = i * (height + gap), j * (width + gap)
-            shown = (
-                ((image + 1) / 2).clamp(0, 1).permute(1, 2, 0).numpy()
-            )  # (H, W, C); one channel broadcasts to three
-            canvas[top : top + height, left : left + width] = shown
+            shown = ((image + 1) / 2).clamp(0, 1).permute(1, 2, 0)  # (H, W, C); one channel broadcasts to three
+            canvas[top : top + height, left : left + width] = shown.numpy()
     figure = Figure(figsize=(columns + 1, len(rows)), layout="constrained")
     axes = figure.subplots()
     axes.imshow(canvas, interpolation="nearest")
@@ -163,7 +179,3 @@ def image_rows(rows: list[tuple[str, torch.Tensor]]) -> Figure:
     axes.tick_params(length=0, labelsize=8)
     axes.set_frame_on(False)
     return figure
-
-
-def _seeded() -> torch.Generator:
-    return torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""A picture of generated images: a grid, and where they have classes a row for each."""
+"""Picture of generated images as a grid, with a row for each class."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import torch
 from PIL import ImageDraw, ImageFont
 
 
-LEAST_SIDE = 64  # of a shown image, in pixels: smaller ones are enlarged by a whole factor, so that pixels stay pixels
+LEAST_SIDE = 64  # pixels; smaller images are enlarged by a whole factor, so that their pixels stay squares
 GAP = 4
 TEXT_SIZE = 16
 BACKGROUND, INK = (255, 255, 255), (60, 60, 60)
@@ -21,30 +21,28 @@ def sample_grid(
     columns: int | None = None,
     row_names: Sequence[str] | None = None,
 ) -> PIL.Image.Image:
-    """
-    Draw images side by side.
+    """Draw images side by side.
 
     Args:
-        images (`torch.ByteTensor` of shape `(n, C, S, S)`): With one or three channels.
+        images (`torch.ByteTensor` of shape `(n, C, S, S)`): Images with one or three channels.
         labels (`torch.LongTensor` of shape `(n,)`, *optional*): Classes; each gets a row, with its number on the left.
-        columns (`int`, *optional*): Images in a row where there are no classes; by default as square as possible.
-        row_names (`Sequence[str]`, *optional*): In place of classes, the names of the rows, of `columns` images each.
+        columns (`int`, *optional*): Images in a row if there are no classes; by default the grid is nearly square.
+        row_names (`Sequence[str]`, *optional*): Names of rows of `columns` images, in place of classes.
 
     Returns:
         `PIL.Image.Image`.
 
     Raises:
-        ValueError: where there are no images.
+        ValueError: If there are no images.
 
     Example:
+        ```python
+        >>> import torch
+        >>> from ldae.reports.samples import sample_grid
+        >>> sample_grid(torch.zeros(6, 3, 64, 64, dtype=torch.uint8), columns=3).size
+        (208, 140)
 
-    ```python
-    >>> import torch
-    >>> from ldae.reports.samples import sample_grid
-    >>> sample_grid(torch.zeros(6, 3, 64, 64, dtype=torch.uint8), columns=3).size
-    (208, 140)
-
-    ```
+        ```
     """
     if not len(images):
         raise ValueError("there are no images to draw.")

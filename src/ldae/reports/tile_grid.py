@@ -1,4 +1,4 @@
-"""Pictures in rows and columns that have names."""
+"""Grid of pictures with named rows and columns."""
 
 import PIL.Image
 from PIL import ImageDraw, ImageFont
@@ -11,26 +11,24 @@ BACKGROUND, INK = (255, 255, 255), (60, 60, 60)
 
 
 def tile_grid(rows: list[tuple[str, list[PIL.Image.Image]]], heads: list[str]) -> PIL.Image.Image:
-    """
-    Draw pictures in a grid; a row's name stands above it, so that the grid is as wide as its pictures.
+    """Draw pictures in a grid, with the name of each row above it.
 
     Args:
         rows (`list[tuple[str, list[PIL.Image.Image]]]`): Name and pictures of each row, all of one size.
-        heads (`list[str]`): The name of each column.
+        heads (`list[str]`): Name of each column.
 
     Returns:
         `PIL.Image.Image`.
 
     Example:
+        ```python
+        >>> import PIL.Image
+        >>> from ldae.reports.tile_grid import tile_grid
+        >>> tile = PIL.Image.new("RGB", (96, 96))
+        >>> tile_grid([("block 1", [tile, tile]), ("block 2", [tile, tile])], ["t = 0", "t = 10"]).size
+        (210, 279)
 
-    ```python
-    >>> import PIL.Image
-    >>> from ldae.reports.tile_grid import tile_grid
-    >>> tile = PIL.Image.new("RGB", (96, 96))
-    >>> tile_grid([("block 1", [tile, tile]), ("block 2", [tile, tile])], ["t = 0", "t = 10"]).size
-    (210, 279)
-
-    ```
+        ```
     """
     side = rows[0][1][0].width
     width = GAP + len(heads) * (side + GAP)

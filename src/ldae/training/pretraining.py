@@ -7,8 +7,8 @@ from transformers import AutoModelForPreTraining, PreTrainedModel
 
 import ldae  # noqa: F401 - registers the models with transformers
 from ldae.data import Batch, augment_geometry, prepare_latents
-from ldae.reports.ddae_pictures import draw_ddae_pictures
-from ldae.reports.run_pictures import draw_run_pictures
+from ldae.reports.ddae_pictures import ddae_figures
+from ldae.reports.run_pictures import draw_run_pictures, ldae_figures
 from ldae.training.callbacks import AtEnd, FeatureProbe, sharing
 from ldae.training.checkpoint import Checkpoint
 from ldae.training.latent_cache import latent_source
@@ -106,5 +106,5 @@ def pretrain(recipe: Recipe) -> RunFolder:
 
 
 def _draw(run: Run) -> None:
-    draw = draw_run_pictures if hasattr(run.task.module.base_model, "tokenizer") else draw_ddae_pictures
-    draw(run.folder.path, run.task.source)
+    figures = ldae_figures if hasattr(run.task.module.base_model, "tokenizer") else ddae_figures
+    draw_run_pictures(run.folder.path, run.task.source, figures)
