@@ -1,1 +1,1 @@
-"""What a Hub checkpoint needs, in torch and transformers alone. The same files, flat, are a checkpoint's remote code."""
+"""The models. They need only torch and transformers; the same files, in one folder, are a checkpoint's remote code."""

@@ -17,8 +17,8 @@ from .taps_ddae import block_ends, choose_tap
 
 @auto_docstring(
     custom_intro="""
-    The network of a diffusion model as a backbone for dense tasks. It returns the maps of the taps `config.out_features`, in
-    their order, at one time step, and ends at the last tap of these.
+    The network of a diffusion model as a backbone for dense tasks. It returns the maps of the taps in
+    `config.out_features`, in their order, at one time step, and ends at the last of these taps.
 
     Heads that fuse levels, such as UperNet's, expect the finest first, as the default taps of a UNet are.
     """
@@ -87,19 +87,15 @@ class DDAEBackbone(BackboneMixin, DDAEPreTrainedModel):
             images of any size that is a multiple of the coarsest stride. `hidden_states` are the maps of all taps.
 
         Example:
-
-        ```python
-        >>> import torch
-        >>> from ldae import DDAEBackbone, DDAEConfig
-        >>> unet = {"sample_size": 16, "block_out_channels": [8, 16], "norm_num_groups": 4, "layers_per_block": 1}
-        >>> unet |= {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
-        >>> backbone = DDAEBackbone(DDAEConfig(denoiser_config=unet, feature_layer="last")).eval()
-        >>> backbone.out_features, backbone.channels
-        (['up_blocks.1.resnets.1', 'up_blocks.0.resnets.1'], [8, 16])
-        >>> [tuple(level.shape) for level in backbone(torch.zeros(1, 3, 32, 48)).feature_maps]
-        [(1, 8, 32, 48), (1, 16, 16, 24)]
-
-        ```
+            >>> import torch
+            >>> from ldae import DDAEBackbone, DDAEConfig
+            >>> unet = {"sample_size": 16, "block_out_channels": [8, 16], "norm_num_groups": 4, "layers_per_block": 1}
+            >>> unet |= {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
+            >>> backbone = DDAEBackbone(DDAEConfig(denoiser_config=unet, feature_layer="last")).eval()
+            >>> backbone.out_features, backbone.channels
+            (['up_blocks.1.resnets.1', 'up_blocks.0.resnets.1'], [8, 16])
+            >>> [tuple(level.shape) for level in backbone(torch.zeros(1, 3, 32, 48)).feature_maps]
+            [(1, 8, 32, 48), (1, 16, 16, 24)]
         """
         recorded = bool(kwargs.get("output_hidden_states", self.config.output_hidden_states))
         wanted = self.stage_names if recorded else self.out_features
@@ -118,8 +114,7 @@ class DDAEBackbone(BackboneMixin, DDAEPreTrainedModel):
 
 
 def levels(shapes: dict[str, tuple[int, ...]], last: str) -> list[str]:
-    """
-    Choose one tap for each resolution of a network, the finest first.
+    """Choose one tap for each resolution of a network, the finest first.
 
     It is the last tap of the resolution on the way up, and only the last tap for a network without resolutions.
 

@@ -1,4 +1,4 @@
-"""Further conditioning of a network, added to its time embedding: its own features (DDAE++) and augmentation labels."""
+"""Additions to a network's time embedding: its own features (DDAE++) and augmentation labels."""
 
 from typing import Any
 
@@ -14,11 +14,10 @@ AUGMENTATION_LABELS = 9  # flips (2), scale, rotation (2), anisotropy (2), trans
 
 
 class SelfConditioning(nn.Module):
-    """
-    Self-conditioning (DDAE++, Xiang et al. 2025, arXiv 2505.10999).
+    """Self-conditioning (DDAE++, Xiang et al. 2025, arXiv 2505.10999).
 
-    A small MLP of the mean of a middle layer's features is added to the time embedding that the later blocks see. Its last
-    layer starts at zero, so that the network starts as it would without.
+    A small MLP of the mean of a middle layer's features is added to the time embedding that the later blocks see. Its
+    last layer starts at zero, so that the network starts as it would without.
 
     Args:
         layer (`str`): The tap whose features are used.
@@ -46,11 +45,10 @@ class SelfConditioning(nn.Module):
 
 
 class ConditionedEmbedding(nn.Module):
-    """
-    The embedding of time and class in a block of a DiT, with an addition.
+    """The embedding of time and class in a block of a DiT, with an addition.
 
-    It replaces diffusers' embedding, with the same weights under the same names. The addition comes with the time steps, as
-    a pair, because a block of diffusers passes nothing else through to its embedding.
+    It replaces diffusers' embedding, with the same weights under the same names. The addition comes with the time
+    steps, as a pair, because a block of diffusers passes nothing else through to its embedding.
 
     Args:
         embedding (`nn.Module`): The `CombinedTimestepLabelEmbeddings` to replace.
@@ -83,8 +81,7 @@ def run_unet(
     added: torch.Tensor | None,
     self_conditioning: SelfConditioning | None,
 ) -> torch.Tensor:
-    """
-    Run a `UNet2DModel` of diffusers with further conditioning.
+    """Run a `UNet2DModel` of diffusers with further conditioning.
 
     Args:
         unet (`UNet2DModel`): The network, whole or cut, without classes.
@@ -123,8 +120,7 @@ def run_dit(
     added: torch.Tensor | None = None,
     self_conditioning: SelfConditioning | None = None,
 ) -> tuple[torch.Tensor, Any]:
-    """
-    Run the blocks of a `DiTTransformer2DModel` of diffusers with further conditioning.
+    """Run the blocks of a `DiTTransformer2DModel` of diffusers with further conditioning.
 
     Args:
         dit (`DiTTransformer2DModel`): The network, whole or cut. With further conditioning its blocks need a

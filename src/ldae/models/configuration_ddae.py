@@ -1,4 +1,4 @@
-"""Configuration of DDAE: a diffusion model's network, its surroundings, and the block and time step of its features."""
+"""Configuration of DDAE: the parts of a diffusion model, and the block and time step of its features."""
 
 from dataclasses import fields
 from typing import Any
@@ -46,8 +46,7 @@ UNSUPPORTED_CONDITIONS = ("class_embed_type", "encoder_hid_dim_type", "addition_
 
 @strict
 class DDAEConfig(PreTrainedConfig):
-    r"""
-    Configuration of [`DDAEModel`] and [`DDAEForImageClassification`].
+    r"""Configuration of [`DDAEModel`] and [`DDAEForImageClassification`].
 
     The defaults are the 35.7M UNet of the paper's DDPM runs on CIFAR-10 (Xiang et al. 2023, arXiv 2303.09769).
     [`DDAEModel.from_diffusers`] fills it in from a diffusion model. A field that is not declared here is refused.
@@ -55,21 +54,22 @@ class DDAEConfig(PreTrainedConfig):
     Args:
         denoiser_type (`str`, defaults to `"UNet2DModel"`): The network's class: `"UNet2DModel"`,
             `"UNet2DConditionModel"` or `"DiTTransformer2DModel"` of diffusers, or `"LDAEModel"`.
-        denoiser_config (`dict`, *optional*): The fields of that class (of [`LDAEConfig`] for an `LDAEModel`); the others
-            have the class's defaults. `None` is the paper's UNet, and requires `"UNet2DModel"`.
+        denoiser_config (`dict`, *optional*): The fields of that class (of [`LDAEConfig`] for an `LDAEModel`); the
+            others have the class's defaults. `None` is the paper's UNet, and requires `"UNet2DModel"`.
         vae_config (`dict`, *optional*): The fields of the `AutoencoderKL` in front of a latent network; `None` for a
             network of pixels.
-        scheduler_config (`dict`, *optional*): The noise schedule. For DDPM the fields of diffusers' `DDPMScheduler`; the
-            defaults are T = 1000 and beta linear from 1e-4 to 0.02. For EDM `sigma_data`, `p_mean`, `p_std` (training),
-            `sigma_min`, `sigma_max`, `rho` and `num_steps` (sampling); the defaults are those of Karras et al. (2022) for
-            CIFAR-10. Not for an `LDAEModel`, which has its own.
-        parametrization (`str`, defaults to `"ddpm"`): The noise process: `"ddpm"`, or `"edm"` for a UNet or DiT of pixels
-            that was trained with EDM's preconditioning. For EDM the time step t is the index of a level of its sampling
-            schedule, counted from 0 at the clean end: `sigma_min` is t = 0.
-        feature_layer (`str`, *optional*): The tap at which features are read, which is where the network ends: the name of
-            a residual, attention or transformer block, such as `"up_blocks.1.resnets.2"` (see [`DDAEModel`]). `None` is
-            the network's default: the 6th block of a UNet's up path, the 7th with `parametrization="edm"`, the middle
-            block of a DiT. `"last"` is the last tap. The model fills in the name in its own copy of the configuration.
+        scheduler_config (`dict`, *optional*): The noise schedule. For DDPM the fields of diffusers' `DDPMScheduler`;
+            the defaults are T = 1000 and beta linear from 1e-4 to 0.02. For EDM `sigma_data`, `p_mean`, `p_std`
+            (training), `sigma_min`, `sigma_max`, `rho` and `num_steps` (sampling); the defaults are those of Karras et
+            al. (2022) for CIFAR-10. Not for an `LDAEModel`, which has its own.
+        parametrization (`str`, defaults to `"ddpm"`): The noise process: `"ddpm"`, or `"edm"` for a UNet or DiT of
+            pixels that was trained with EDM's preconditioning. For EDM the time step t is the index of a level of its
+            sampling schedule, counted from 0 at the clean end: `sigma_min` is t = 0.
+        feature_layer (`str`, *optional*): The tap at which features are read, which is where the network ends: the
+            name of a residual, attention or transformer block, such as `"up_blocks.1.resnets.2"` (see [`DDAEModel`]).
+            `None` is the network's default: the 6th block of a UNet's up path, the 7th with `parametrization="edm"`,
+            the middle block of a DiT. `"last"` is the last tap. The model fills in the name in its own copy of the
+            configuration.
         feature_timestep (`int`, *optional*): The time step t, counted from 0, at which features are read. `None` is
             10 of 1000 for DDPM, 3 of EDM's 18 (sigma = 0.0599), 121 of 1000 for a DiT behind an autoencoder, or an
             l-DAE's own. The DDAE authors' public code counts from 1 and calls the first two 11 and 4.
@@ -78,33 +78,29 @@ class DDAEConfig(PreTrainedConfig):
         num_channels (`int`, *optional*): Channels of the images; follows from the network or the autoencoder.
         hidden_size (`int`, *optional*): Width C of the features. The model fills it in, as it follows from
             `feature_layer`.
-        null_class (`int`, *optional*): The class that stands for no class in a class-conditional network. For a DiT it is
-            `num_embeds_ada_norm`; for a UNet it has to be given.
+        null_class (`int`, *optional*): The class that stands for no class in a class-conditional network. For a DiT it
+            is `num_embeds_ada_norm`; for a UNet it has to be given.
         empty_prompt_length (`int`, *optional*): Number of tokens of the empty prompt of a `UNet2DConditionModel`; its
             values are a buffer of the model.
-        self_conditioning (`bool`, defaults to `False`): Add the pooled features of a middle layer to the time embedding of
-            the later ones (DDAE++, Xiang et al. 2025); for a `UNet2DModel` or DiT that is trained here.
-        self_conditioning_layer (`str`, *optional*): The tap of these features: the end of a UNet's middle block, or any
-            block of a DiT but the last. The model fills in the default, for a DiT the middle block.
-        augmentation_labels (`bool`, defaults to `False`): Condition the network on how each image was augmented, so that
-            the images it generates are not (Karras et al. 2022, App. F.2); for a `UNet2DModel` or DiT that is trained
-            here.
-        out_features (`list[str]`, *optional*): The taps whose maps a [`DDAEBackbone`] returns, in any order. The default is
-            the last tap of each resolution of a UNet's up path, as far as `feature_layer`, the finest first; for other
-            networks `feature_layer`.
+        self_conditioning (`bool`, defaults to `False`): Add the pooled features of a middle layer to the time
+            embedding of the later ones (DDAE++, Xiang et al. 2025); for a `UNet2DModel` or DiT that is trained here.
+        self_conditioning_layer (`str`, *optional*): The tap of these features: the end of a UNet's middle block, or
+            any block of a DiT but the last. The model fills in the default, for a DiT the middle block.
+        augmentation_labels (`bool`, defaults to `False`): Condition the network on how each image was augmented, so
+            that the images it generates are not (Karras et al. 2022, App. F.2); for a `UNet2DModel` or DiT that is
+            trained here.
+        out_features (`list[str]`, *optional*): The taps whose maps a [`DDAEBackbone`] returns, in any order. The
+            default is the last tap of each resolution of a UNet's up path, as far as `feature_layer`, the finest
+            first; for other networks `feature_layer`.
 
     Raises:
         ValueError: naming the field, its value and what is allowed.
 
     Example:
-
-    ```python
-    >>> from ldae import DDAEConfig
-    >>> config = DDAEConfig(feature_layer="up_blocks.1.resnets.2")
-    >>> config.image_size, config.num_channels, config.feature_timestep
-    (32, 3, 10)
-
-    ```
+        >>> from ldae import DDAEConfig
+        >>> config = DDAEConfig(feature_layer="up_blocks.1.resnets.2")
+        >>> config.image_size, config.num_channels, config.feature_timestep
+        (32, 3, 10)
     """
 
     model_type = "ddae"
@@ -254,8 +250,7 @@ class DDAEConfig(PreTrainedConfig):
         self.check_fields()
 
     def check_fields(self) -> None:
-        """
-        Check the combination of fields.
+        """Check the combination of fields.
 
         Raises:
             ValueError: naming the field, its value and what is allowed.

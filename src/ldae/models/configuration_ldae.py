@@ -49,8 +49,7 @@ _FOREIGN_KEYS = frozenset(
 
 
 def refuse_unknown_fields(config_class: type, given: dict[str, Any]) -> None:
-    """
-    Refuse fields that a configuration does not declare; transformers would keep them silently.
+    """Refuse fields that a configuration does not declare; transformers would keep them silently.
 
     Raises:
         ValueError: naming the field, and the most similar one that is declared.
@@ -66,8 +65,7 @@ def refuse_unknown_fields(config_class: type, given: dict[str, Any]) -> None:
 
 @strict
 class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
-    r"""
-    Configuration of [`LDAEModel`], [`LDAEForPreTraining`], [`LDAEForImageClassification`] and [`LDAEBackbone`].
+    r"""Configuration of [`LDAEModel`], [`LDAEForPreTraining`], [`LDAEForImageClassification`] and [`LDAEBackbone`].
 
     The defaults are l-DAE itself, pre-trained on ImageNet 256x256 with a ViT-Base encoder (Chen et al. 2024,
     arXiv 2401.14404). Fields that are not declared here are refused, so that a misspelt one does not pass silently.
@@ -85,18 +83,19 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
         hidden_act (`str`, defaults to `"gelu_pytorch_tanh"`): Activation of the blocks' MLP.
         layer_norm_eps (`float`, defaults to 1e-6): Epsilon of every LayerNorm; none of them has an affine part.
         qkv_bias (`bool`, defaults to `True`): Whether query, key and value projections have a bias.
-        initializer_range (`float`, defaults to 0.02): Standard deviation of the initial weights of the class embedding, if
-            there is one. Linear maps start by Xavier at every width.
+        initializer_range (`float`, defaults to 0.02): Standard deviation of the initial weights of the class
+            embedding, if there is one. Linear maps start by Xavier at every width.
         conditioning_size (`int`, *optional*): Width of the conditioning MLP; `None` is a quarter of `hidden_size`
             (App. A; DiT has the whole).
-        latent_tokenizer (`str`, defaults to `"pca"`): How patches become latents (Sec. 4.2): patch-wise `"pca"`, `"ae"` or
-            `"vae"`, a convolutional `"conv_vae"` whose latent is cut into patches, or `"pixel"`, the patches of the
+        latent_tokenizer (`str`, defaults to `"pca"`): How patches become latents (Sec. 4.2): patch-wise `"pca"`,
+            `"ae"` or `"vae"`, a convolutional `"conv_vae"` whose latent is cut into patches, or `"pixel"`, the patches
+            of the
             image resized to fewer pixels (Fig. 5).
-        latent_dim (`int`, defaults to 32): Dimension d of a patch's latent (Tab. 2). With `"conv_vae"` it follows from the
-            network, latent_channels * (patch_size / stride)^2; with `"pixel"` it is num_channels * q^2 for a q that
-            divides `patch_size`.
-        conv_vae_config (`dict`, *optional*): The network of `"conv_vae"`: `block_out_channels` (a stride of 2 for each but
-            the last), `layers_per_block`, `latent_channels`, `norm_num_groups` and other fields of diffusers'
+        latent_dim (`int`, defaults to 32): Dimension d of a patch's latent (Tab. 2). With `"conv_vae"` it follows from
+            the network, latent_channels * (patch_size / stride)^2; with `"pixel"` it is num_channels * q^2 for a q
+            that divides `patch_size`.
+        conv_vae_config (`dict`, *optional*): The network of `"conv_vae"`: `block_out_channels` (a stride of 2 for each
+            but the last), `layers_per_block`, `latent_channels`, `norm_num_groups` and other fields of diffusers'
             `AutoencoderKL`; the defaults are those of latent diffusion's autoencoder of stride 8.
         latent_scaling (`str`, defaults to `"global"`): Scale of the latents before noise is added: `"global"` (one
             scalar, mean variance over the d dimensions is 1), `"per_dim"` (each dimension to unit variance) or
@@ -109,10 +108,10 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
         beta_end (`float`, defaults to 0.02): Last beta of `"linear_beta"`.
         sigma_max (`float`, defaults to sqrt(2)): Last sigma of `"linear_sigma"`.
         sigma (`float`, defaults to sqrt(1/3)): The one sigma of `"constant"`.
-        prediction_target (`str`, defaults to `"image"`): `"noise"`, `"latent"`, `"projected_image"` (inverse PCA of the
-            latent) or `"image"` (Sec. 4.3).
-        input_space (`str`, defaults to `"image"`): The input of the blocks: the noisy `"latent"` or the noisy `"image"`
-            (its inverse PCA).
+        prediction_target (`str`, defaults to `"image"`): `"noise"`, `"latent"`, `"projected_image"` (inverse PCA of
+            the latent) or `"image"` (Sec. 4.3).
+        input_space (`str`, defaults to `"image"`): The input of the blocks: the noisy `"latent"` or the noisy
+            `"image"` (its inverse PCA).
         loss_weighting (`str`, defaults to `"inverse_variance"`): lambda_t of eq. 3: `"uniform"` (1), `"gamma2"`
             (gamma_t^2) or `"inverse_variance"` (1 / (1 + sigma_t^2)).
         residual_weight (`float`, defaults to 0.1): w_i of eq. 4 for the PCA dimensions beyond `latent_dim`.
@@ -123,21 +122,17 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
         feature_timestep (`int`, defaults to 10): The t at which features are read (App. A).
         feature_layer (`int`, *optional*): The block, counted from 1, after which features are read; `None` is the last
             encoder block.
-        project_clean_input (`bool`, defaults to `True`): Pass a clean input through the same projection to d dimensions
-            as a noisy one in training.
+        project_clean_input (`bool`, defaults to `True`): Pass a clean input through the same projection to d
+            dimensions as a noisy one in training.
 
     Raises:
         ValueError: naming the field, its value and what is allowed.
 
     Example:
-
-    ```python
-    >>> from ldae import LDAEConfig
-    >>> config = LDAEConfig.from_size("nano", image_size=32, patch_size=4, latent_dim=16)
-    >>> config.hidden_size, config.num_patches, config.patch_dim, config.conditioning_size
-    (128, 64, 48, 32)
-
-    ```
+        >>> from ldae import LDAEConfig
+        >>> config = LDAEConfig.from_size("nano", image_size=32, patch_size=4, latent_dim=16)
+        >>> config.hidden_size, config.num_patches, config.patch_dim, config.conditioning_size
+        (128, 64, 48, 32)
     """
 
     model_type = "ldae"
@@ -194,8 +189,7 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def from_size(cls, name: str, **fields: Any) -> "LDAEConfig":
-        """
-        Build the configuration of a named size (`nano`, `tiny`, `small`, `base`, `12L`, `large`).
+        """Build the configuration of a named size (`nano`, `tiny`, `small`, `base`, `12L`, `large`).
 
         Args:
             name (`str`): One of `MODEL_SIZES`. `12L` and `large` are the paper's; the others keep its proportions.
@@ -221,11 +215,10 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """
-        Build a configuration as transformers does, but set overriding fields before the checks run.
+        """Build a configuration as transformers does, but set overriding fields before the checks run.
 
-        `num_hidden_layers` without `decoder_num_hidden_layers` re-cuts the encoder: the stack of encoder and decoder keeps
-        its total number of blocks.
+        `num_hidden_layers` without `decoder_num_hidden_layers` re-cuts the encoder: the stack of encoder and decoder
+        keeps its total number of blocks.
         """
         config_dict = dict(config_dict)
         declared = {field.name for field in fields(cls)}
@@ -298,8 +291,7 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
         self.check_fields()
 
     def check_fields(self) -> None:
-        """
-        Check the combination of fields.
+        """Check the combination of fields.
 
         Raises:
             ValueError: naming the field, its value and what is allowed.
@@ -329,8 +321,8 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
             (
                 "latent_dim",
                 self.latent_tokenizer != "pixel" or self._is_pixel_dim(),
-                f"num_channels * q^2 for a q that divides patch_size={self.patch_size} with latent_tokenizer='pixel' (the "
-                "side of a resized patch is q pixels)",
+                f"num_channels * q^2 for a q that divides patch_size={self.patch_size} with latent_tokenizer='pixel' "
+                "(the side of a resized patch is q pixels)",
             ),
             (
                 "feature_timestep",
@@ -340,7 +332,8 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
             (
                 "feature_layer",
                 self.feature_layer is None or 0 < self.feature_layer <= self.num_hidden_layers,
-                f"None or from 1 to num_hidden_layers={self.num_hidden_layers} (num_hidden_layers re-cuts the encoder)",
+                f"None or from 1 to num_hidden_layers={self.num_hidden_layers} (num_hidden_layers re-cuts the "
+                "encoder)",
             ),
             ("beta_start", 0 < self.beta_start <= self.beta_end < 1, "such that 0 < beta_start <= beta_end < 1"),
             ("residual_weight", 0 <= self.residual_weight <= 1, "between 0 and 1"),
@@ -361,8 +354,8 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
                 "project_clean_input",
                 self.project_clean_input
                 or (self.input_space == "image" and self.noise_schedule in ("linear_sigma", "constant")),
-                "True unless input_space='image' and gamma = 1 (noise_schedule 'linear_sigma' or 'constant'): a latent "
-                "input is projected by definition, and a scaled one has no unprojected counterpart",
+                "True unless input_space='image' and gamma = 1 (noise_schedule 'linear_sigma' or 'constant'): a "
+                "latent input is projected by definition, and a scaled one has no unprojected counterpart",
             ),
         ]
         for name, holds, allowed in rules:
@@ -375,8 +368,8 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
         if self.latent_tokenizer != "conv_vae":
             if given is not None:
                 raise ValueError(
-                    f"conv_vae_config={given!r} does not apply to latent_tokenizer={self.latent_tokenizer!r}; leave it out, "
-                    "or choose 'conv_vae'."
+                    f"conv_vae_config={given!r} does not apply to latent_tokenizer={self.latent_tokenizer!r}; leave "
+                    "it out, or choose 'conv_vae'."
                 )
             return
         given = given or CONV_VAE_DEFAULTS
@@ -400,8 +393,8 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
         for name, only in (("input_space", ("latent",)), ("prediction_target", ("noise", "latent"))):
             if getattr(self, name) not in only:
                 raise ValueError(
-                    f"{name}={getattr(self, name)!r} does not work with latent_tokenizer='conv_vae', whose decoder is not "
-                    f"patch-wise; choose {' or '.join(only)}."
+                    f"{name}={getattr(self, name)!r} does not work with latent_tokenizer='conv_vae', whose decoder is "
+                    f"not patch-wise; choose {' or '.join(only)}."
                 )
 
     def _is_pixel_dim(self) -> bool:

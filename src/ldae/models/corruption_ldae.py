@@ -18,13 +18,12 @@ def noise_schedule_tables(
     sigma_max: float = 2**0.5,
     sigma: float = (1 / 3) ** 0.5,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Compute signal and noise levels for t = 0 .. T - 1.
+    """Compute signal and noise levels for t = 0 .. T - 1.
 
     Args:
         noise_schedule (`str`): `"linear_beta"`: gamma_t^2 = prod_s (1 - beta_s), beta linear (DDPM);
-            `"linear_gamma2"`: gamma_t^2 linear, 1 > gamma_t^2 >= 0 (Sec. 4.1); `"linear_sigma"`: gamma = 1, sigma linear
-            from 0 to `sigma_max` (Sec. 4.3); `"constant"`: gamma = 1, one level `sigma` (Sec. 4.3).
+            `"linear_gamma2"`: gamma_t^2 linear, 1 > gamma_t^2 >= 0 (Sec. 4.1); `"linear_sigma"`: gamma = 1, sigma
+            linear from 0 to `sigma_max` (Sec. 4.3); `"constant"`: gamma = 1, one level `sigma` (Sec. 4.3).
         num_train_timesteps (`int`): T.
         beta_start, beta_end (`float`): First and last beta of `"linear_beta"`.
         sigma_max (`float`): Last sigma of `"linear_sigma"`.
@@ -49,7 +48,8 @@ def noise_schedule_tables(
         return ones.float(), (sigma * ones).float()
     else:
         raise ValueError(
-            f"noise_schedule={noise_schedule!r} is unknown; choose linear_beta, linear_gamma2, linear_sigma or constant."
+            f"noise_schedule={noise_schedule!r} is unknown; choose linear_beta, linear_gamma2, linear_sigma or "
+            "constant."
         )
     return gamma2.sqrt().float(), (1 - gamma2).sqrt().float()
 
@@ -61,8 +61,7 @@ def corrupt(z0: torch.Tensor, eps: torch.Tensor, gamma: torch.Tensor, sigma: tor
 
 
 def draw_noise(config: LDAEConfig, positions: torch.Tensor, seed: int) -> torch.Tensor:
-    """
-    Draw the noise eps of examples, a pure function of `seed` and each example's position.
+    """Draw the noise eps of examples, a pure function of `seed` and each example's position.
 
     Args:
         config ([`LDAEConfig`]): Gives N and d.
@@ -77,8 +76,7 @@ def draw_noise(config: LDAEConfig, positions: torch.Tensor, seed: int) -> torch.
 
 
 class Corruption(Float32Buffers):
-    """
-    A module that adds noise by two tables, which it computes from a configuration.
+    """A module that adds noise by two tables, which it computes from a configuration.
 
     Attributes:
         gammas, sigmas (`torch.FloatTensor` of shape `(T,)`): Buffers, computed and not saved.
@@ -98,8 +96,7 @@ class Corruption(Float32Buffers):
         raise NotImplementedError
 
     def forward(self, z0: torch.Tensor, eps: torch.Tensor | None, timesteps: torch.Tensor) -> torch.Tensor:
-        """
-        Add noise.
+        """Add noise.
 
         Args:
             z0 (`torch.Tensor` of shape `(B, ...)`): Clean latents `(B, N, d)`, or maps.

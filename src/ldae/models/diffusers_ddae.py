@@ -1,4 +1,4 @@
-"""Classes of diffusers inside a transformers model: importing them, checking their fields, building networks of them."""
+"""Classes of diffusers inside a transformers model: importing them, checking their fields, building networks."""
 
 import difflib
 import inspect
@@ -10,8 +10,7 @@ from transformers import initialization as init
 
 
 def diffusers_class(name: str) -> Any:
-    """
-    Import a class of diffusers.
+    """Import a class of diffusers.
 
     Raises:
         ValueError: If diffusers is not installed.
@@ -29,8 +28,7 @@ def field_names(diffusers_type: Any) -> list[str]:
 
 
 def require_fields(diffusers_type: Any, fields: dict[str, Any], name: str) -> None:
-    """
-    Refuse fields that a class of diffusers does not have, which it would ignore.
+    """Refuse fields that a class of diffusers does not have, which it would ignore.
 
     Raises:
         ValueError: naming the field, and the most similar one of the class.
@@ -44,13 +42,12 @@ def require_fields(diffusers_type: Any, fields: dict[str, Any], name: str) -> No
 
 
 def build_network(diffusers_type: Any, fields: dict[str, Any], name: str) -> nn.Module:
-    """
-    Build a network of diffusers, without initial weights, which are drawn by [`initialize`] or loaded.
+    """Build a network of diffusers, without initial weights, which are drawn by [`initialize`] or loaded.
 
     transformers builds a model on the meta device before it loads its weights. Tensors that a network computes in its
-    constructor, such as a table of positions, would be lost there. So the network is built on the CPU, and every module
-    keeps such tensors aside, from which [`initialize`] restores them. Without initial weights that costs next to nothing:
-    memory that is not written to is not taken.
+    constructor, such as a table of positions, would be lost there. So the network is built on the CPU, and every
+    module keeps such tensors aside, from which [`initialize`] restores them. Without initial weights that costs next
+    to nothing: memory that is not written to is not taken.
 
     Args:
         diffusers_type (`type`): Class of diffusers.

@@ -20,8 +20,7 @@ def record_every(block: type[nn.Module]) -> OutputRecorder:
 
 
 def hidden_states_by_index(forward: Callable) -> Callable:
-    """
-    Let `output_hidden_states` be an index or a list of them, under every version of transformers.
+    """Let `output_hidden_states` be an index or a list of them, under every version of transformers.
 
     Indices count in the full tuple: 0 is the embeddings, -1 the last block. The other hidden states are `None`, and an
     index out of range raises a `ValueError`.

@@ -47,13 +47,13 @@ def small_normal(layer: Any) -> None:
 
 
 def set_dit_rules(dit: Any) -> None:
-    """
-    Make a DiT start as in Peebles & Xie (2023, arXiv 2212.09748); diffusers' class leaves its weights to torch.
+    """Make a DiT start as in Peebles & Xie (2023, arXiv 2212.09748); diffusers' class leaves its weights to torch.
 
-    Linear layers start by Xavier and classes with a standard deviation of 0.02. The modulation of each block and of the
-    last layer starts at zero (adaLN-Zero), as does the last layer itself. Unlike theirs, the embedding of time starts by
-    Xavier too: 0.02 makes it vanish in a narrow network, whose gates then hardly open, all the more as each block of
-    diffusers' class has its own.
+    Linear layers start by Xavier and classes with a standard deviation of 0.02. The modulation of each block and of
+    the
+    last layer starts at zero (adaLN-Zero), as does the last layer itself. Unlike theirs, the embedding of time starts
+    by Xavier too: 0.02 makes it vanish in a narrow network, whose gates then hardly open, all the more as each block
+    of diffusers' class has its own.
     """
     set_rule(xavier, dit.pos_embed.proj, *(module for module in dit.modules() if isinstance(module, nn.Linear)))
     for block in dit.transformer_blocks:

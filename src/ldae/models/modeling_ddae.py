@@ -46,8 +46,7 @@ class DDAEPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        r"""
-        Load a checkpoint as transformers does; `feature_layer="..."` moves the tap, towards the input of the network.
+        r"""Load a checkpoint as transformers does; `feature_layer="..."` moves the tap towards the network's input.
 
         Raises:
             ValueError: If the checkpoint was cut before the tap, or trained without the conditioning asked for.
@@ -61,7 +60,7 @@ class DDAEPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialize as torch does, like diffusers' networks, unless the module has a rule; restore computed buffers."""
+        """Initialize as torch does, or by a module's own rule, and restore computed buffers."""
         initialize(module)
         if isinstance(module, NoiseProcess):
             for name, value in module.tables().items():
@@ -75,9 +74,9 @@ class DDAEPreTrainedModel(PreTrainedModel):
     The network of a diffusion model as an encoder (Sec. 3): it maps images to the activation of one block at one time
     step. The input is clean by default, so that features are deterministic.
 
-    The block is `config.feature_layer`, named as in the network: `"down_blocks.i.resnets.j"`, `"mid_block.resnets.j"` and
-    `"up_blocks.i.resnets.j"` in a UNet, with `attentions` in place of `resnets` for the attention that follows a residual
-    block; `"transformer_blocks.i"` in a DiT; `"layers.i"` in an l-DAE. Later blocks are not built.
+    The block is `config.feature_layer`, named as in the network: `"down_blocks.i.resnets.j"`, `"mid_block.resnets.j"`
+    and `"up_blocks.i.resnets.j"` in a UNet, with `attentions` in place of `resnets` for the attention that follows a
+    residual block; `"transformer_blocks.i"` in a DiT; `"layers.i"` in an l-DAE. Later blocks are not built.
     [`DDAEModel.from_diffusers`] builds an encoder from a diffusion model.
     """
 )
@@ -147,26 +146,25 @@ class DDAEModel(FeatureExtractionMixin, DDAEPreTrainedModel):
         null_class: int | None = None,
         image_size: int | None = None,
     ) -> "DDAEModel":
-        r"""
-        Build an encoder from a diffusion model. The source is read and copied, never changed.
+        r"""Build an encoder from a diffusion model. The source is read and copied, never changed.
 
         Args:
             source (`str`, `os.PathLike` or an object): A pipeline of diffusers (folder, Hub id or object), its network
                 without the pipeline (folder or object: `UNet2DModel`, `UNet2DConditionModel` or
-                `DiTTransformer2DModel`), or an l-DAE (folder, Hub id or object). A network's folder inside a pipeline's
-                folder selects the pipeline.
-            feature_layer (`str`, *optional*): The tap. The default is the 6th residual(+attention) block of a UNet's up
-                path (the middle one if there are fewer), the middle block of a DiT (`"transformer_blocks.13"` of
+                `DiTTransformer2DModel`), or an l-DAE (folder, Hub id or object). A network's folder inside a
+                pipeline's folder selects the pipeline.
+            feature_layer (`str`, *optional*): The tap. The default is the 6th residual(+attention) block of a UNet's
+                up path (the middle one if there are fewer), the middle block of a DiT (`"transformer_blocks.13"` of
                 DiT-XL/2's 28), and an l-DAE's own. `"last"` is the last tap, which keeps all taps for
                 [`~DDAEModel.features`].
-            feature_timestep (`int`, *optional*): The time step, counted from 0. The default is 10 of 1000, 121 of 1000 for
-                a DiT behind an autoencoder, and an l-DAE's own. The public code reads that DiT at 121 on CIFAR-10 and at
-                81 on Tiny-ImageNet.
+            feature_timestep (`int`, *optional*): The time step, counted from 0. The default is 10 of 1000, 121 of 1000
+                for a DiT behind an autoencoder, and an l-DAE's own. The public code reads that DiT at 121 on CIFAR-10
+                and at 81 on Tiny-ImageNet.
             vae, scheduler: For a network without a pipeline: the `AutoencoderKL` in front of it, and the scheduler of
                 diffusers that adds noise (DDPM's by default).
-            empty_prompt (`torch.Tensor` of shape `(L, D)`, *optional*): For a `UNet2DConditionModel`: the empty text, as
-                its text encoder encodes it. A pipeline with a text encoder computes it; without either it is zeros, with a
-                warning.
+            empty_prompt (`torch.Tensor` of shape `(L, D)`, *optional*): For a `UNet2DConditionModel`: the empty text,
+                as its text encoder encodes it. A pipeline with a text encoder computes it; without either it is zeros,
+                with a warning.
             null_class (`int`, *optional*): For a class-conditional UNet: the class that stands for no class.
             image_size (`int`, *optional*): Side of the images in pixels; by default what the network was made for.
 
@@ -177,17 +175,13 @@ class DDAEModel(FeatureExtractionMixin, DDAEPreTrainedModel):
             ValueError: If the source is none of these, or has conditions without an empty value.
 
         Example:
-
-        ```python
-        >>> from diffusers import UNet2DModel
-        >>> from ldae import DDAEModel
-        >>> small = {"sample_size": 16, "block_out_channels": (8, 16), "norm_num_groups": 4, "layers_per_block": 1}
-        >>> blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
-        >>> model = DDAEModel.from_diffusers(UNet2DModel(**small, **blocks))
-        >>> model.config.feature_layer, model.feature_layers[model.config.feature_layer]
-        ('up_blocks.0.resnets.1', (16, 8, 8))
-
-        ```
+            >>> from diffusers import UNet2DModel
+            >>> from ldae import DDAEModel
+            >>> small = {"sample_size": 16, "block_out_channels": (8, 16), "norm_num_groups": 4, "layers_per_block": 1}
+            >>> blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+            >>> model = DDAEModel.from_diffusers(UNet2DModel(**small, **blocks))
+            >>> model.config.feature_layer, model.feature_layers[model.config.feature_layer]
+            ('up_blocks.0.resnets.1', (16, 8, 8))
         """
         parts = read_source(source, vae=vae, scheduler=scheduler, empty_prompt=empty_prompt)
         config = DDAEConfig(
@@ -205,8 +199,8 @@ class DDAEModel(FeatureExtractionMixin, DDAEPreTrainedModel):
         missing = sorted(own.keys() - given.keys())
         if missing:
             raise ValueError(
-                f"the network lacks {missing[0]} and {len(missing) - 1} more of the tensors in its configuration; fuse and "
-                "unload adapters (LoRA) first."
+                f"the network lacks {missing[0]} and {len(missing) - 1} more of the tensors in its configuration; "
+                "fuse and unload adapters (LoRA) first."
             )
         model.load_state_dict({name: given[name] for name in own})
         return model.eval()
@@ -229,21 +223,18 @@ class DDAEModel(FeatureExtractionMixin, DDAEPreTrainedModel):
             paper. By default eps = 0, the clean input at the scale of t. For an l-DAE it is `(B, N, d)`.
 
         Returns:
-            `last_hidden_state`: the raw activation as tokens `(B, N, C)`, a map `(B, C, H, W)` row by row (for an l-DAE
-            normalised, as its own features are); `pooler_output`: their mean `(B, C)`, the paper's global mean pooling.
+            `last_hidden_state`: the raw activation as tokens `(B, N, C)`, a map `(B, C, H, W)` row by row (for an
+            l-DAE normalised, as its own features are); `pooler_output`: their mean `(B, C)`, the paper's global mean
+            pooling.
 
         Example:
-
-        ```python
-        >>> import torch
-        >>> from ldae import DDAEConfig, DDAEModel
-        >>> unet = {"sample_size": 16, "block_out_channels": [8, 16], "norm_num_groups": 4, "layers_per_block": 1}
-        >>> unet |= {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
-        >>> outputs = DDAEModel(DDAEConfig(denoiser_config=unet)).eval()(torch.zeros(2, 3, 16, 16))
-        >>> outputs.last_hidden_state.shape, outputs.pooler_output.shape
-        (torch.Size([2, 64, 16]), torch.Size([2, 16]))
-
-        ```
+            >>> import torch
+            >>> from ldae import DDAEConfig, DDAEModel
+            >>> unet = {"sample_size": 16, "block_out_channels": [8, 16], "norm_num_groups": 4, "layers_per_block": 1}
+            >>> unet |= {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
+            >>> outputs = DDAEModel(DDAEConfig(denoiser_config=unet)).eval()(torch.zeros(2, 3, 16, 16))
+            >>> outputs.last_hidden_state.shape, outputs.pooler_output.shape
+            (torch.Size([2, 64, 16]), torch.Size([2, 16]))
         """
         self._check_images(pixel_values, bool(interpolate_pos_encoding))
         if timesteps is None:
@@ -297,8 +288,7 @@ class DDAEModel(FeatureExtractionMixin, DDAEPreTrainedModel):
         return self.adapter.noise_shape(self, pixel_values)
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """
-        Encode images `(B, C, H, W)` as the network's clean input x_0.
+        """Encode images `(B, C, H, W)` as the network's clean input x_0.
 
         It is the images themselves, or for a latent model the scaled posterior mean `(B, c, h, w)` of its frozen
         autoencoder.
@@ -329,8 +319,8 @@ class DDAEModel(FeatureExtractionMixin, DDAEPreTrainedModel):
             )
         if not any_size and (height, width) != (c.image_size, c.image_size):
             raise ValueError(
-                f"pixel_values is {height}x{width}; the model was made for image_size={c.image_size}. Resize the images, "
-                f"or pass interpolate_pos_encoding=True for any multiple of {self.stride}."
+                f"pixel_values is {height}x{width}; the model was made for image_size={c.image_size}. Resize the "
+                f"images, or pass interpolate_pos_encoding=True for any multiple of {self.stride}."
             )
         if height % self.stride or width % self.stride:
             raise ValueError(f"pixel_values is {height}x{width}; both must be multiples of {self.stride}.")
@@ -388,8 +378,9 @@ def _refuse_missing(missing: list[str], feature_layer: str) -> None:
         if any(prefix in name for name in missing):
             raise ValueError(f"{field}=True does not fit this checkpoint, which was trained without; leave it out.")
     raise ValueError(
-        f"feature_layer={feature_layer!r} does not exist in this checkpoint, which lacks {len(missing)} tensors of the "
-        f"network, such as {missing[0]}. It was cut at an earlier block: make it again with DDAEModel.from_diffusers."
+        f"feature_layer={feature_layer!r} does not exist in this checkpoint, which lacks {len(missing)} tensors of "
+        f"the network, such as {missing[0]}. It was cut at an earlier block: make it again with "
+        "DDAEModel.from_diffusers."
     )
 
 

@@ -17,7 +17,7 @@ from .taps_ddae import block_ends, cut_unet, record, unet_taps
 
 
 class NetworkAdapter(ABC):
-    """The interface of [`DDAEModel`] to one type of network. It has no state: the network is the model's `denoiser`."""
+    """The interface of [`DDAEModel`] to one type of network, without state: the network is the model's `denoiser`."""
 
     @abstractmethod
     def build(self, config: DDAEConfig) -> Any:
@@ -41,8 +41,7 @@ class NetworkAdapter(ABC):
 
     @abstractmethod
     def run(self, model: Any, x0: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
-        """
-        Corrupt the network's clean input and run the network up to its last tap.
+        """Corrupt the network's clean input and run the network up to its last tap.
 
         Args:
             model ([`DDAEModel`]): The model around the network.
@@ -72,7 +71,7 @@ class NetworkAdapter(ABC):
 
 
 class DiffusersAdapter(NetworkAdapter):
-    """An adapter around a network of diffusers, which takes noisy maps, time steps, and perhaps a class or a prompt."""
+    """An adapter around a network of diffusers that takes noisy maps, time steps, and perhaps a class or a prompt."""
 
     def build(self, config: DDAEConfig) -> Any:
         """Build the whole network, without initial weights."""
@@ -100,8 +99,7 @@ class DiffusersAdapter(NetworkAdapter):
     def predict(
         self, model: Any, xt: torch.Tensor, times: torch.Tensor, augmentation_labels: torch.Tensor | None
     ) -> torch.Tensor:
-        """
-        Run a whole network.
+        """Run a whole network.
 
         Args:
             model ([`DDAEModel`]): The model, built whole.
@@ -156,13 +154,13 @@ class DiffusersAdapter(NetworkAdapter):
 
 
 class UNetAdapter(DiffusersAdapter):
-    """The adapter around `UNet2DModel` and `UNet2DConditionModel`. Taps: residual and attention blocks, `(B, C, H, W)`."""
+    """The adapter around `UNet2DModel` and `UNet2DConditionModel`, tapped at residual and attention blocks."""
 
     def taps(self, network: Any) -> list[str]:
         return unet_taps(network)
 
     def default_tap(self, config: DDAEConfig, taps: Sequence[str]) -> str:
-        """Return the public code's block of the up path (the 6th, for EDM the 7th), or the middle one if there are fewer."""
+        """Return the 6th block of the up path (7th for EDM), as the public code does, or the middle one of fewer."""
         up = [tap for tap in block_ends(taps) if tap.startswith("up_blocks.")]
         number = config.noise_process.default_up_block
         return up[number - 1] if len(up) >= number else up[(len(up) - 1) // 2]
@@ -190,7 +188,7 @@ class UNetAdapter(DiffusersAdapter):
 
 
 class DiTAdapter(DiffusersAdapter):
-    """The adapter around `DiTTransformer2DModel`. Taps: transformer blocks, `(B, N, C)`."""
+    """The adapter around `DiTTransformer2DModel`, tapped at transformer blocks."""
 
     def build(self, config: DDAEConfig) -> Any:
         network = super().build(config)
@@ -262,7 +260,7 @@ class LDAEAdapter(NetworkAdapter):
         return dict.fromkeys(taps, (config.num_patches, config.hidden_size))
 
     def run(self, model: Any, x0: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
-        """Run the network as [`NetworkAdapter.run`] says, on images `(B, C, H, W)` and noise `(B, N, d)` of latents."""
+        """Run the network as [`NetworkAdapter.run`] says, on images `(B, C, H, W)` and noise `(B, N, d)`."""
         return model.denoiser(x0, timesteps, noise, interpolate_pos_encoding=True).last_hidden_state
 
     def noise_shape(self, model: Any, pixel_values: torch.Tensor) -> tuple[int, ...]:

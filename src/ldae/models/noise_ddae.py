@@ -25,8 +25,7 @@ Preconditioning = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class NoiseProcess(Corruption, ABC):
-    """
-    A noise process over maps `(B, c, h, w)`: images, or the latents of an autoencoder.
+    """A noise process over maps `(B, c, h, w)`: images, or the latents of an autoencoder.
 
     For features the network sees gamma_t x_0 + sigma_t eps at one of T time steps t, counted from 0. In training its
     noise is drawn by [`draw`]; the drawn `times` are time steps for DDPM, and noise levels sigma for EDM.
@@ -36,7 +35,8 @@ class NoiseProcess(Corruption, ABC):
 
     Attributes:
         gammas, sigmas (`torch.FloatTensor` of shape `(T,)`): Buffers, computed from the schedule and not saved.
-        levels (`torch.FloatTensor` of shape `(T,)`): The noise level sigma of x_0 + sigma eps at each time step, rising.
+        levels (`torch.FloatTensor` of shape `(T,)`): The noise level sigma of x_0 + sigma eps at each time step,
+            rising.
     """
 
     default_schedule: ClassVar[dict[str, Any]]
@@ -93,8 +93,7 @@ class NoiseProcess(Corruption, ABC):
         """Return c_skip, c_out, c_in and c_noise at noise levels of any shape, each of that shape (Table 1)."""
 
     def denoise(self, network: Network, noisy: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        """
-        Estimate clean maps by D(x; sigma), in float32.
+        """Estimate clean maps by D(x; sigma), in float32.
 
         Args:
             network (`Callable`): F.
@@ -115,11 +114,10 @@ class NoiseProcess(Corruption, ABC):
 
 
 class DDPM(NoiseProcess):
-    """
-    The process of DDPM: the network predicts eps from gamma_t x_0 + sigma_t eps, with gamma_t^2 + sigma_t^2 = 1.
+    """The process of DDPM: the network predicts eps from gamma_t x_0 + sigma_t eps, with gamma_t^2 + sigma_t^2 = 1.
 
-    gamma_t^2 is the cumulative product of alphas of diffusers' `DDPMScheduler`, whose fields the schedule has. t counts
-    from 0, so that t = 10 is t = 11 of the DDAE authors' public code.
+    gamma_t^2 is the cumulative product of alphas of diffusers' `DDPMScheduler`, whose fields the schedule has. t
+    counts from 0, so that t = 10 is t = 11 of the DDAE authors' public code.
     """
 
     default_schedule = {
@@ -135,7 +133,7 @@ class DDPM(NoiseProcess):
 
     @classmethod
     def default_feature_timestep(cls, num_timesteps: int, latent_dit: bool) -> int:
-        """Return 10 of 1000, or 121 of 1000 for a DiT behind an autoencoder (CIFAR-10; the code has 81 for Tiny-ImageNet)."""
+        """Return 10 of 1000, or 121 for a DiT behind an autoencoder (CIFAR-10; the code has 81 for Tiny-ImageNet)."""
         return (121 if latent_dit else 10) * num_timesteps // 1000
 
     def tables(self) -> dict[str, torch.Tensor]:
@@ -151,8 +149,7 @@ class DDPM(NoiseProcess):
         return self.sigmas / self.gammas
 
     def network_times(self, timesteps: torch.Tensor) -> torch.Tensor:
-        """
-        Return t itself, as diffusers' pipelines pass it.
+        """Return t itself, as diffusers' pipelines pass it.
 
         The DDAE authors' public code passes t / 1000 to its UNet. Both are embedded by the same sinusoids, so weights
         of one do not fit the other.
@@ -184,19 +181,19 @@ class DDPM(NoiseProcess):
         return torch.ones_like(sigma), -sigma, (1 + sigma**2).rsqrt(), fractional_timesteps(sigma, self.levels)
 
     def sampling_levels(self, steps: int) -> torch.Tensor:
-        """Return EDM's levels for CIFAR-10, as far as the network was trained: DDPM's own schedule goes down to 0.01."""
+        """Return EDM's levels for CIFAR-10, as far as the network was trained (DDPM's own schedule ends at 0.01)."""
         lowest, highest = self.levels[0].item(), self.levels[-1].item()
         edm = EDM.default_schedule
         return noise_levels(steps, max(lowest, edm["sigma_min"]), min(highest, edm["sigma_max"]), edm["rho"])
 
 
 class EDM(NoiseProcess):
-    """
-    The process of EDM: the network is preconditioned, and trained at log-normal noise levels sigma.
+    """The process of EDM: the network is preconditioned, and trained at log-normal noise levels sigma.
 
     Its time steps are the levels of its sampling schedule, from `sigma_min` at t = 0 to `sigma_max`; the DDAE authors'
-    public code counts them from 1. The schedule has the fields `sigma_data`, the standard deviation of the data, `p_mean`
-    and `p_std` of ln sigma in training, and `sigma_min`, `sigma_max`, `rho` and `num_steps` of the sampling schedule.
+    public code counts them from 1. The schedule has the fields `sigma_data`, the standard deviation of the data,
+    `p_mean` and `p_std` of ln sigma in training, and `sigma_min`, `sigma_max`, `rho` and `num_steps` of the sampling
+    schedule.
     """
 
     default_schedule = {
@@ -215,8 +212,7 @@ class EDM(NoiseProcess):
 
     @classmethod
     def complete(cls, schedule: dict[str, Any] | None) -> dict[str, Any]:
-        """
-        Fill in the fields that a schedule leaves out.
+        """Fill in the fields that a schedule leaves out.
 
         Raises:
             ValueError: If the schedule has a field that EDM does not have.
@@ -291,8 +287,7 @@ def noise_levels(steps: int, sigma_min: float, sigma_max: float, rho: float) -> 
 
 
 def fractional_timesteps(sigma: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-    """
-    Find the time steps of noise levels, interpolated in log sigma and clamped to the first and the last.
+    """Find the time steps of noise levels, interpolated in log sigma and clamped to the first and the last.
 
     A rounded time step would make D(x; sigma) jump between levels, which costs a second-order sampler its order.
 

@@ -9,12 +9,11 @@ from .tokenizer_ldae import Float32Buffers
 
 
 def loss_weight_table(loss_weighting: str, gammas: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
-    """
-    Compute lambda_t of eq. 3 for t = 0 .. T - 1.
+    """Compute lambda_t of eq. 3 for t = 0 .. T - 1.
 
     Args:
-        loss_weighting (`str`): `"uniform"`: 1 (eq. 2); `"gamma2"`: gamma_t^2; `"inverse_variance"`: 1 / (1 + sigma_t^2)
-            (Sec. 4.3).
+        loss_weighting (`str`): `"uniform"`: 1 (eq. 2); `"gamma2"`: gamma_t^2; `"inverse_variance"`: 1 / (1 +
+            sigma_t^2) (Sec. 4.3).
         gammas, sigmas (`torch.Tensor` of shape `(T,)`): The noise schedule.
 
     Returns:
@@ -33,8 +32,7 @@ def loss_weight_table(loss_weighting: str, gammas: torch.Tensor, sigmas: torch.T
 
 
 def clean_latent(prediction: torch.Tensor, zt: torch.Tensor, gamma: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    """
-    Compute z_0 from predicted noise: eq. 1 solved for z_0. Where gamma_t is 0, z_t does not depend on z_0, and it is 0.
+    """Compute z_0 from predicted noise: eq. 1 solved for z_0, or 0 where gamma_t is 0.
 
     Args:
         prediction (`torch.Tensor` of shape `(B, ...)`): Predicted eps.
@@ -69,12 +67,12 @@ class LDAEObjective(Float32Buffers):
         timesteps: torch.Tensor,
         tokenizer: Any,
     ) -> torch.Tensor:
-        """
-        Compute the loss.
+        """Compute the loss.
 
         Args:
             prediction (`torch.FloatTensor` of shape `(B, N, d)` or `(B, N, D)`): In the target's space.
-            x0 (`torch.FloatTensor` of shape `(B, N, D)`, *optional*): Clean patches, needed if the target is the image.
+            x0 (`torch.FloatTensor` of shape `(B, N, D)`, *optional*): Clean patches, needed if the target is the
+                image.
             z0, eps (`torch.FloatTensor` of shape `(B, N, d)`): Clean latents and the noise.
             timesteps (`torch.LongTensor` of shape `(B,)`).
             tokenizer: The latent tokenizer, with the inverse PCA and V.

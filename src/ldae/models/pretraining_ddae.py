@@ -14,12 +14,13 @@ from .randomness_ldae import NOISE, keyed_normal
 
 @auto_docstring(
     custom_intro="""
-    The whole network of an unconditional diffusion model of pixels, a `UNet2DModel` or `DiTTransformer2DModel` of diffusers,
-    with its loss (Sec. 3). With `parametrization="ddpm"` it predicts the noise eps, and the loss is the mean squared error
-    at all time steps; with `"edm"` it predicts the clean image, preconditioned and weighted as in Karras et al. (2022).
+    The whole network of an unconditional diffusion model of pixels, a `UNet2DModel` or `DiTTransformer2DModel` of
+    diffusers, with its loss (Sec. 3). With `parametrization="ddpm"` it predicts the noise eps, with the mean squared
+    error at all time steps as loss; with `"edm"` it predicts the clean image, preconditioned and weighted as in Karras
+    et al. (2022).
 
-    The weights are those of a [`DDAEModel`] and of the blocks after its tap: [`DDAEModel.from_pretrained`] reads an encoder
-    from them.
+    The weights are those of a [`DDAEModel`] and of the blocks after its tap: [`DDAEModel.from_pretrained`] reads an
+    encoder from them.
     """
 )
 class DDAEForPreTraining(DDAEPreTrainedModel):
@@ -45,8 +46,8 @@ class DDAEForPreTraining(DDAEPreTrainedModel):
     ) -> LDAEForPreTrainingOutput:
         r"""
         timesteps (`torch.LongTensor` of shape `(batch_size,)`):
-            Time step of each image, as [`~DDAEForPreTraining.draw_corruption`] draws it; for EDM the noise level sigma, a
-            `torch.FloatTensor`.
+            Time step of each image, as [`~DDAEForPreTraining.draw_corruption`] draws it; for EDM the noise level
+            sigma, a `torch.FloatTensor`.
         noise (`torch.FloatTensor` of the shape of `pixel_values`):
             The noise eps.
         class_labels (*optional*):
@@ -60,19 +61,15 @@ class DDAEForPreTraining(DDAEPreTrainedModel):
             images, both `(B, C, H, W)`.
 
         Example:
-
-        ```python
-        >>> import torch
-        >>> from ldae import DDAEConfig, DDAEForPreTraining
-        >>> unet = {"sample_size": 16, "block_out_channels": [8, 16], "norm_num_groups": 4, "layers_per_block": 1}
-        >>> unet |= {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
-        >>> model = DDAEForPreTraining(DDAEConfig(denoiser_config=unet))
-        >>> timesteps, noise = model.draw_corruption(torch.arange(2), seed=0)
-        >>> outputs = model(torch.zeros(2, 3, 16, 16), timesteps, noise)
-        >>> outputs.loss.shape, outputs.reconstruction.shape
-        (torch.Size([]), torch.Size([2, 3, 16, 16]))
-
-        ```
+            >>> import torch
+            >>> from ldae import DDAEConfig, DDAEForPreTraining
+            >>> unet = {"sample_size": 16, "block_out_channels": [8, 16], "norm_num_groups": 4, "layers_per_block": 1}
+            >>> unet |= {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
+            >>> model = DDAEForPreTraining(DDAEConfig(denoiser_config=unet))
+            >>> timesteps, noise = model.draw_corruption(torch.arange(2), seed=0)
+            >>> outputs = model(torch.zeros(2, 3, 16, 16), timesteps, noise)
+            >>> outputs.loss.shape, outputs.reconstruction.shape
+            (torch.Size([]), torch.Size([2, 3, 16, 16]))
         """
         if class_labels is not None:
             raise ValueError("class_labels was given, but a DDAE is trained without labels; leave it out.")
@@ -91,13 +88,12 @@ class DDAEForPreTraining(DDAEPreTrainedModel):
     def denoise(
         self, xt: torch.Tensor, timesteps: torch.Tensor, augmentation_labels: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """
-        Run the network itself.
+        """Run the network itself.
 
         Args:
             xt (`torch.FloatTensor` of shape `(B, C, H, W)`): Its input, noisy images.
-            timesteps (`torch.Tensor` of shape `(B,)` or `(1,)`): The number that it embeds for the time of each image, or
-                the shared one: the time step for DDPM, c_noise for EDM.
+            timesteps (`torch.Tensor` of shape `(B,)` or `(1,)`): The number that it embeds for the time of each image,
+                or the shared one: the time step for DDPM, c_noise for EDM.
             augmentation_labels (`torch.FloatTensor` of shape `(B, 9)`, *optional*): As in
                 [`~DDAEForPreTraining.forward`].
 
@@ -109,8 +105,7 @@ class DDAEForPreTraining(DDAEPreTrainedModel):
     def denoise_at(
         self, noisy: torch.Tensor, sigma: torch.Tensor, augmentation_labels: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """
-        Estimate clean images from x = x_0 + sigma eps by D(x; sigma), in float32.
+        """Estimate clean images from x = x_0 + sigma eps by D(x; sigma), in float32.
 
         The network of a DDPM is called at the time step where sigma_t / gamma_t is sigma, which may be a fraction; see
         [`~ldae.models.noise_ddae.fractional_timesteps`].
@@ -130,8 +125,7 @@ class DDAEForPreTraining(DDAEPreTrainedModel):
         return lambda xt, times: self.denoise(xt, times, augmentation_labels)
 
     def draw_corruption(self, example_positions: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        Draw time steps and noise as a pure function of each example's position in the run.
+        """Draw time steps and noise as a pure function of each example's position in the run.
 
         They depend on neither the process nor the micro-batch. Call it outside the (compiled) forward.
 
@@ -140,9 +134,9 @@ class DDAEForPreTraining(DDAEPreTrainedModel):
             seed (`int`): Seed of the run.
 
         Returns:
-            `timesteps`, a `torch.LongTensor` of shape `(B,)`, uniform over 0 .. T - 1 (for EDM a `torch.FloatTensor` of
-            noise levels sigma, log-normal), and `noise`, a `torch.FloatTensor` of shape `(B, C, H, W)`, on the device of
-            `example_positions`.
+            `timesteps`, a `torch.LongTensor` of shape `(B,)`, uniform over 0 .. T - 1 (for EDM a `torch.FloatTensor`
+            of noise levels sigma, log-normal), and `noise`, a `torch.FloatTensor` of shape `(B, C, H, W)`, on the
+            device of `example_positions`.
         """
         c: Any = self.config
         shape = (c.num_channels, c.image_size, c.image_size)
@@ -151,8 +145,7 @@ class DDAEForPreTraining(DDAEPreTrainedModel):
 
 
 def require_pretrainable(config: DDAEConfig) -> None:
-    """
-    Refuse configurations that cannot be pre-trained.
+    """Refuse configurations that cannot be pre-trained.
 
     Raises:
         ValueError: naming the field, its value and what is allowed.

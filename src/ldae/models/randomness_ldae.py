@@ -1,7 +1,7 @@
 """Counter-based random numbers: pure functions of a seed, a stream and an example's position in the run.
 
-A draw depends on nothing else - not on the process, the micro-batch, the device or what was drawn before - so a run can
-be split, accumulated, stopped and resumed without changing a single number.
+A draw depends on nothing else - not on the process, the micro-batch, the device or what was drawn before - so a run
+can be split, accumulated, stopped and resumed without changing a single number.
 """
 
 import math
@@ -45,8 +45,7 @@ def _keyed_bits(seed: int, stream: int, positions: torch.Tensor, count: int) -> 
 
 
 def keyed_uniform(seed: int, stream: int, positions: torch.Tensor, count: int) -> torch.Tensor:
-    """
-    Draw uniform numbers in [0, 1).
+    """Draw uniform numbers in [0, 1).
 
     Args:
         seed (`int`): Seed of the run.
@@ -58,22 +57,17 @@ def keyed_uniform(seed: int, stream: int, positions: torch.Tensor, count: int) -
         `torch.FloatTensor` of shape `(B, count)` in float32, on the device of `positions`.
 
     Example:
-
-    ```python
-    >>> import torch
-    >>> from ldae.models.randomness_ldae import keyed_uniform
-    >>> both = keyed_uniform(0, 0, torch.tensor([3, 7]), 2)
-    >>> bool((keyed_uniform(0, 0, torch.tensor([7]), 2) == both[1]).all())
-    True
-
-    ```
+        >>> import torch
+        >>> from ldae.models.randomness_ldae import keyed_uniform
+        >>> both = keyed_uniform(0, 0, torch.tensor([3, 7]), 2)
+        >>> bool((keyed_uniform(0, 0, torch.tensor([7]), 2) == both[1]).all())
+        True
     """
     return _shift_right(_keyed_bits(seed, stream, positions, count), 40).float() * 2.0**-24
 
 
 def keyed_normal(seed: int, stream: int, positions: torch.Tensor, count: int) -> torch.Tensor:
-    """
-    Draw standard normal numbers, by the Box-Muller transform of the bits that [`keyed_uniform`] uses.
+    """Draw standard normal numbers, by the Box-Muller transform of the bits that [`keyed_uniform`] uses.
 
     Arguments and return value are those of [`keyed_uniform`]; no value exceeds 5.9 in magnitude (24 bits of radius).
     """

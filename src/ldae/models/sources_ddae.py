@@ -20,8 +20,7 @@ logger = logging.get_logger(__name__)
 
 @dataclass
 class DiffusionParts:
-    """
-    The parts of a diffusion model that DDAE uses.
+    """The parts of a diffusion model that DDAE uses.
 
     Attributes:
         denoiser: The network.
@@ -60,8 +59,7 @@ class DiffusionParts:
 def read_source(
     source: Any, *, vae: Any = None, scheduler: Any = None, empty_prompt: torch.Tensor | None = None
 ) -> DiffusionParts:
-    """
-    Read the parts of a diffusion model.
+    """Read the parts of a diffusion model.
 
     Args:
         source: As in [`DDAEModel.from_diffusers`].
@@ -81,8 +79,8 @@ def read_source(
     parts.empty_prompt = parts.empty_prompt if empty_prompt is None else empty_prompt
     if type(parts.denoiser).__name__ == "UNet2DConditionModel" and parts.empty_prompt is None:
         logger.warning(
-            "There is no text encoder to encode the empty prompt, so the network sees zeros instead. Give a whole pipeline, "
-            "or empty_prompt."
+            "There is no text encoder to encode the empty prompt, so the network sees zeros instead. Give a whole "
+            "pipeline, or empty_prompt."
         )
         width = parts.denoiser.config.cross_attention_dim
         parts.empty_prompt = torch.zeros(1, width if isinstance(width, int) else width[0])
@@ -105,7 +103,8 @@ def _checked(network: Any) -> Any:
     name = type(network).__name__
     if name not in DENOISERS:
         raise ValueError(
-            f"a {name} is not a supported diffusion model; give a pipeline of diffusers, or one of {', '.join(DENOISERS)}."
+            f"a {name} is not a supported diffusion model; give a pipeline of diffusers, or one of "
+            f"{', '.join(DENOISERS)}."
         )
     return network
 

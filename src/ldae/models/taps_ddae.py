@@ -26,8 +26,7 @@ def record(
     run: Callable[[], Any],
     read: Callable[[torch.Tensor], torch.Tensor] = lambda activation: activation,
 ) -> dict[str, torch.Tensor]:
-    """
-    Record the outputs of some modules in one forward, which ends as soon as all of them have run.
+    """Record the outputs of some modules in one forward, which ends as soon as all of them have run.
 
     Args:
         network (`nn.Module`): The network.
@@ -74,10 +73,10 @@ def unet_taps(unet: Any) -> list[str]:
 
 
 def cut_unet(unet: Any, tap: str) -> None:
-    """
-    Remove everything from a UNet of diffusers that runs after a tap, so that its own forward returns the tap's activation.
+    """Remove everything from a UNet of diffusers that runs after a tap.
 
-    Later blocks are removed from its lists; layers that cannot be removed are replaced by [`PassThrough`].
+    Its own forward then returns the tap's activation. Later blocks are removed from its lists; layers that cannot be
+    removed are replaced by [`PassThrough`].
     """
     *place, kind, index = tap.split(".")
     j = int(index)
@@ -106,8 +105,7 @@ def cut_unet(unet: Any, tap: str) -> None:
 
 
 def block_ends(taps: Sequence[str]) -> list[str]:
-    """
-    Return the last tap of each residual(+attention) block of a UNet, the layers that the paper counts.
+    """Return the last tap of each residual(+attention) block of a UNet, the layers that the paper counts.
 
     For other networks all taps are returned.
 
@@ -120,8 +118,7 @@ def block_ends(taps: Sequence[str]) -> list[str]:
 
 
 def choose_tap(taps: Sequence[str], name: str | None, default: str) -> str:
-    """
-    Choose a tap by its name, `"last"`, or `None` for the default.
+    """Choose a tap by its name, `"last"`, or `None` for the default.
 
     Raises:
         ValueError: If the name is unknown.

@@ -19,8 +19,7 @@ from .tokenizer_ldae import (
 
 
 class ConvVAETokenizer(Float32Buffers):
-    """
-    A tokenizer around diffusers' `AutoencoderKL`, whose latents are cut into patches as in DiT.
+    """A tokenizer around diffusers' `AutoencoderKL`, whose latents are cut into patches as in DiT.
 
     Its weights are frozen; `ldae train_tokenizer` trains them. A latent is the posterior's mean.
 
@@ -88,8 +87,7 @@ def posterior_mean(vae: Any, pixel_values: torch.Tensor) -> torch.Tensor:
 
 
 def build_conv_vae(config: LDAEConfig) -> Any:
-    """
-    Build the untrained `AutoencoderKL` of a configuration's `conv_vae_config`.
+    """Build the untrained `AutoencoderKL` of a configuration's `conv_vae_config`.
 
     Raises:
         ValueError: If diffusers is not installed.

@@ -8,8 +8,7 @@ from torch import nn
 
 
 def patchify(pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:
-    """
-    Cut images into flattened patches, row by row, each in a convolution's order (channel, row, column).
+    """Cut images into flattened patches, row by row, each in a convolution's order (channel, row, column).
 
     Args:
         pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): H and W are multiples of `patch_size`.
@@ -32,8 +31,7 @@ def unpatchify(patches: torch.Tensor, patch_size: int, height: int, width: int) 
 
 
 def cosine_basis(patch_size: int, num_channels: int, latent_dim: int) -> torch.Tensor:
-    """
-    Compute the d lowest frequencies of the orthonormal two-dimensional cosine basis of a patch, grey before colour.
+    """Compute the d lowest frequencies of the orthonormal two-dimensional cosine basis of a patch, grey before colour.
 
     They resemble the principal components of natural patches, and stand in for them before a fit.
 
@@ -54,8 +52,7 @@ def cosine_basis(patch_size: int, num_channels: int, latent_dim: int) -> torch.T
 
 
 def pooling_basis(patch_size: int, num_channels: int, latent_dim: int) -> torch.Tensor:
-    """
-    Compute the basis of means over the cells of a q x q grid on a patch, for d = C * q * q.
+    """Compute the basis of means over the cells of a q x q grid on a patch, for d = C * q * q.
 
     Its coordinates are the pixels of the patch in the image resized by area to q / P of its side (Fig. 5).
 
@@ -85,16 +82,15 @@ class Float32Buffers(nn.Module):
 
 
 class PatchTokenizer(Float32Buffers):
-    """
-    A tokenizer of a linear map V of centred patches, and a linear map back, U^T; U = V if its rows are orthonormal.
+    """A tokenizer of a linear map V of centred patches, and a linear map back, U^T; U = V if its rows are orthonormal.
 
     Args:
         patch_size (`int`): P, in pixels.
         num_channels (`int`): C. A patch has D = C * P * P values.
         latent_dim (`int`): d.
         latent_scaling (`str`, defaults to `"none"`): `"global"` divides latents by one scalar so that their mean
-            variance over the d dimensions is 1, `"per_dim"` by each dimension's own (a dimension without variance stays
-            zero), `"none"` leaves them.
+            variance over the d dimensions is 1, `"per_dim"` by each dimension's own (a dimension without variance
+            stays zero), `"none"` leaves them.
 
     Buffers (float32): `mean (D,)` of patches, `components (d, D)`, the rows of V, `explained_variance (d,)` of each
     latent dimension before scaling, `fitted ()`.
@@ -137,7 +133,7 @@ class PatchTokenizer(Float32Buffers):
 
     @property
     def std(self) -> torch.Tensor:
-        """What latents are divided by: a tensor that broadcasts over the d dimensions; 0 where there is no variance."""
+        """The standard deviation that latents are divided by; broadcasts over the d dimensions."""
         return latent_std(self.explained_variance, self.latent_scaling)
 
     def encode(self, patches: torch.Tensor) -> torch.Tensor:
@@ -159,35 +155,29 @@ class PatchTokenizer(Float32Buffers):
 
 
 class PatchPCA(PatchTokenizer):
-    """
-    A patch-wise PCA: V, d x D with orthonormal rows (Sec. 4.2). `encode` is x -> V (x - mean), `decode` its transpose.
+    """A patch-wise PCA (Sec. 4.2): `encode` is x -> V (x - mean) with orthonormal rows, `decode` its transpose.
 
     Unfitted it holds the low frequencies of the cosine basis and `fitted` is False; [`~ldae.fit_patch_pca`] fits it.
     The rows of `components` are sorted by falling variance.
 
     Example:
-
-    ```python
-    >>> import torch
-    >>> from ldae import PatchPCA
-    >>> pca = PatchPCA(patch_size=4, num_channels=3, latent_dim=16)
-    >>> latents = pca.encode(torch.zeros(2, 64, 48))
-    >>> latents.shape, pca.decode(latents).shape
-    (torch.Size([2, 64, 16]), torch.Size([2, 64, 48]))
-
-    ```
+        >>> import torch
+        >>> from ldae import PatchPCA
+        >>> pca = PatchPCA(patch_size=4, num_channels=3, latent_dim=16)
+        >>> latents = pca.encode(torch.zeros(2, 64, 48))
+        >>> latents.shape, pca.decode(latents).shape
+        (torch.Size([2, 64, 16]), torch.Size([2, 64, 48]))
     """
 
     def project(self, patches: torch.Tensor) -> torch.Tensor:
-        """Compute V x, the d leading PCA coordinates of a difference of patches `(..., D)`, without mean or scale (eq. 4)."""
+        """Compute V x, the d leading PCA coordinates of a difference of patches `(..., D)` (eq. 4)."""
         return patches @ self.components.T  # (..., d)
 
 
 class PatchPixels(PatchPCA):
-    """
-    The pixel "tokenizer" (Fig. 5): latents are the patches of the resized image, d = C * q * q for a side resized to q / P.
+    """The pixel "tokenizer", whose latents are the patches of the image resized to q / P of its side (Fig. 5).
 
-    V pools over cells and is not fitted; a fit only measures mean and variances.
+    d = C * q * q. V pools over cells and is not fitted; a fit only measures mean and variances.
     """
 
     def basis(self) -> torch.Tensor:
@@ -195,8 +185,7 @@ class PatchPixels(PatchPCA):
 
 
 class PatchAutoencoder(PatchTokenizer):
-    """
-    A patch-wise AE or VAE: V and U are two maps, trained by gradient (Sec. 4.2). A VAE's latent is its posterior's mean.
+    """A patch-wise AE or VAE, whose V and U are trained by gradient (Sec. 4.2). A VAE encodes the posterior's mean.
 
     Buffers: those of [`PatchTokenizer`] and `decoder_weight (d, D)`, the rows of U.
     """

@@ -16,8 +16,7 @@ from .tokenizer_ldae import Float32Buffers
 
 
 def sincos_positions(dim: int, height: int, width: int, trained_grid: int) -> torch.Tensor:
-    """
-    Compute fixed two-dimensional sine-cosine positions: half of the channels for the column, half for the row.
+    """Compute fixed two-dimensional sine-cosine positions: half of the channels for the column, half for the row.
 
     Args:
         dim (`int`): Width of a token, a multiple of 4.
@@ -67,7 +66,7 @@ class LDAEEmbeddings(Float32Buffers):
 
 
 class LDAEConditioning(nn.Module):
-    """The conditioning of the blocks: an MLP of the time step, at a quarter of DiT's width, and perhaps a class (App. A)."""
+    """The conditioning of the blocks: an MLP of t, at a quarter of DiT's width, and perhaps a class (App. A)."""
 
     frequency_dim = 256
 
@@ -81,8 +80,7 @@ class LDAEConditioning(nn.Module):
             self.class_embedding = nn.Embedding(config.num_class_embeds + 1, size)
 
     def forward(self, timesteps: torch.Tensor, class_labels: torch.Tensor | None = None) -> torch.Tensor:
-        """
-        Embed time steps and classes.
+        """Embed time steps and classes.
 
         Args:
             timesteps (`torch.LongTensor` of shape `(B,)` or `(1,)`).
@@ -93,9 +91,9 @@ class LDAEConditioning(nn.Module):
             block would begin with.
         """
         half = self.frequency_dim // 2
-        # The 128 frequencies fall from 1 to exactly 1e-4, because the exponent is divided by half - 1 as in diffusers' DiT;
-        # the original DiT divides by half. Diffusers' order of operations too: t times the rounding of a frequency is
-        # visible at t near 1000.
+        # The 128 frequencies fall from 1 to exactly 1e-4, because the exponent is divided by half - 1 as in diffusers'
+        # DiT; the original DiT divides by half. Diffusers' order of operations too: t times the rounding of a
+        # frequency is visible at t near 1000.
         exponents = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / (half - 1)
         angles = timesteps.float()[:, None] * exponents.exp()  # (B, 128)
         frequencies = torch.cat([angles.cos(), angles.sin()], dim=1).to(self.fc1.weight.dtype)
@@ -108,7 +106,7 @@ class LDAEConditioning(nn.Module):
 
 
 class LDAEModulation(nn.Linear):
-    """adaLN-Zero: shifts, scales and gates from the conditioning, which start at zero, so that a block is the identity."""
+    """adaLN-Zero: shifts, scales and gates, which start at zero, so that a block starts as the identity."""
 
     def __init__(self, config: LDAEConfig, count: int):
         size: Any = config.conditioning_size
@@ -136,7 +134,7 @@ class LDAELayerNorm(nn.Module):
         self.size, self.eps = (config.hidden_size,), config.layer_norm_eps
 
     def forward(self, hidden: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        """Normalise `(B, N, C)` with shift and scale `(B, 1, C)`, or `(1, 1, C)` if t is shared, which takes one call."""
+        """Normalise `(B, N, C)` with shift and scale `(B, 1, C)`, or in one call with `(1, 1, C)`, if t is shared."""
         shift, weight = shift.to(hidden.dtype), 1 + scale.to(hidden.dtype)
         if shift.shape[0] == 1:
             return F.layer_norm(hidden, self.size, weight.reshape(-1), shift.reshape(-1), self.eps)

@@ -17,8 +17,7 @@ OUTPUT_TYPES = ("pil", "np", "pt")
 
 @dataclass
 class LDAEDenoisingOutput(BaseOutput):
-    """
-    Images before and after denoising.
+    """Images before and after denoising.
 
     Args:
         images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`): The denoised images.
@@ -30,8 +29,7 @@ class LDAEDenoisingOutput(BaseOutput):
 
 
 def require_known(name: str, given: Sequence[str], known: Sequence[str]) -> None:
-    """
-    Check that an argument has only known values.
+    """Check that an argument has only known values.
 
     Raises:
         ValueError: For the first unknown value.
@@ -44,12 +42,12 @@ def require_known(name: str, given: Sequence[str], known: Sequence[str]) -> None
 def to_pixels(
     images: PIL.Image.Image | Sequence[PIL.Image.Image] | torch.Tensor, image_size: int, num_channels: int
 ) -> torch.Tensor:
-    """
-    Convert pictures to a model's pixels.
+    """Convert pictures to a model's pixels.
 
     Args:
-        images (`PIL.Image.Image`, a sequence of them, or `torch.Tensor` of shape `(B, C, S, S)` or `(C, S, S)`): Pictures
-            of any kind, which are converted, resized and cropped as in training; or pixels in [0, 1], which are not.
+        images (`PIL.Image.Image`, a sequence of them, or `torch.Tensor` of shape `(B, C, S, S)` or `(C, S, S)`):
+            Pictures of any kind, which are converted, resized and cropped as in training; or pixels in [0, 1], which
+            are not.
         image_size (`int`): S, in pixels.
         num_channels (`int`): C.
 
@@ -69,29 +67,28 @@ def to_pixels(
     shape = (num_channels, image_size, image_size)
     if pixels.shape[1:] != shape:
         raise ValueError(
-            f"images is a tensor of shape {tuple(images.shape)}; it must be (B, {', '.join(map(str, shape))}). PIL images "
-            "may have any size."
+            f"images is a tensor of shape {tuple(images.shape)}; it must be (B, {', '.join(map(str, shape))}). PIL "
+            "images may have any size."
         )
     low, high = pixels.min().item(), pixels.max().item()
     if not 0 <= low <= high <= 1:
         raise ValueError(
-            f"images has values from {low:.3g} to {high:.3g}; a pipeline of diffusers takes tensors in [0, 1]. Convert "
-            "from [-1, 1] with (images + 1) / 2."
+            f"images has values from {low:.3g} to {high:.3g}; a pipeline of diffusers takes tensors in [0, 1]. "
+            "Convert from [-1, 1] with (images + 1) / 2."
         )
     return pixels.float() * 2 - 1
 
 
 def from_pixels(pixels: torch.Tensor, output_type: str) -> Images:
-    """
-    Convert pixels to the images that a caller asked for.
+    """Convert pixels to the images that a caller asked for.
 
     Args:
         pixels (`torch.Tensor` of shape `(B, C, S, S)`): Pixels, clamped to [-1, 1].
         output_type (`str`): `"pil"`, `"np"` or `"pt"`.
 
     Returns:
-        A list of pictures, a `np.ndarray` of shape `(B, S, S, C)` or a `torch.Tensor` of shape `(B, C, S, S)`, the last
-        two in [0, 1] and float32.
+        A list of pictures, a `np.ndarray` of shape `(B, S, S, C)` or a `torch.Tensor` of shape `(B, C, S, S)`, the
+        last two in [0, 1] and float32.
     """
     images = (pixels.float() / 2 + 0.5).clamp(0, 1)
     if output_type == "pt":

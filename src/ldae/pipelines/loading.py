@@ -15,8 +15,7 @@ PIPELINES: dict[str | None, type[RunFolderPipeline]] = {"ddae": DDAEPipeline, "l
 
 
 def open_pipeline(source: str | os.PathLike[str], **kwargs: Any) -> RunFolderPipeline:
-    """
-    Load the pipeline of a run's folder or a Hub repository, by the `model_type` in its `config.json`.
+    """Load the pipeline of a run's folder or a Hub repository, by the `model_type` in its `config.json`.
 
     Args:
         source (`str` or path): The folder, or the Hub id.
@@ -31,5 +30,5 @@ def open_pipeline(source: str | os.PathLike[str], **kwargs: Any) -> RunFolderPip
 
 
 def build_pipeline(model: Any) -> RunFolderPipeline:
-    """Build the pipeline of a live [`DDAEForPreTraining`] or [`LDAEForPreTraining`], with its configuration's scheduler."""
+    """Build the pipeline of a live [`DDAEForPreTraining`] or [`LDAEForPreTraining`], with its own scheduler."""
     return PIPELINES[model.config.model_type](model, build_scheduler(model.config))

@@ -16,36 +16,31 @@ from ldae.schedulers.samplers import euler_sample, heun_sample
 
 
 class DDAEPipeline(RunFolderPipeline):
-    """
-    A pipeline that generates images with a pre-trained DDAE, and denoises given ones.
+    """A pipeline that generates images with a pre-trained DDAE, and denoises given ones.
 
-    [`~RunFolderPipeline.from_pretrained`] reads it from a run's folder (`config.json`, `model.safetensors` and `scheduler/`)
-    or from a Hub repository of the same layout.
+    [`~RunFolderPipeline.from_pretrained`] reads it from a run's folder (`config.json`, `model.safetensors` and
+    `scheduler/`) or from a Hub repository of the same layout.
 
     Args:
         model ([`DDAEForPreTraining`]): The denoiser.
-        scheduler (`DDIMScheduler`): Its noise schedule. Another scheduler of diffusers with the same schedule may replace
-            it: `pipe.scheduler = DDPMScheduler.from_config(pipe.scheduler.config)`.
+        scheduler (`DDIMScheduler`): Its noise schedule. Another scheduler of diffusers with the same schedule may
+            replace it: `pipe.scheduler = DDPMScheduler.from_config(pipe.scheduler.config)`.
 
     Raises:
         ValueError: If the scheduler disagrees with the model's configuration, now or in a later call.
 
     Example:
-
-    ```python
-    >>> import torch
-    >>> from ldae import DDAEConfig, DDAEForPreTraining, DDAEPipeline
-    >>> from ldae.schedulers.build import build_scheduler
-    >>> unet = {"sample_size": 16, "block_out_channels": [8, 16], "norm_num_groups": 4, "layers_per_block": 1}
-    >>> unet |= {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
-    >>> model = DDAEForPreTraining(DDAEConfig(denoiser_config=unet)).eval()
-    >>> pipe = DDAEPipeline(model, build_scheduler(model.config))
-    >>> pipe.set_progress_bar_config(disable=True)
-    >>> images = pipe(num_inference_steps=5, generator=[torch.Generator().manual_seed(i) for i in range(3)]).images
-    >>> [image.size for image in images]
-    [(16, 16), (16, 16), (16, 16)]
-
-    ```
+        >>> import torch
+        >>> from ldae import DDAEConfig, DDAEForPreTraining, DDAEPipeline
+        >>> from ldae.schedulers.build import build_scheduler
+        >>> unet = {"sample_size": 16, "block_out_channels": [8, 16], "norm_num_groups": 4, "layers_per_block": 1}
+        >>> unet |= {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
+        >>> model = DDAEForPreTraining(DDAEConfig(denoiser_config=unet)).eval()
+        >>> pipe = DDAEPipeline(model, build_scheduler(model.config))
+        >>> pipe.set_progress_bar_config(disable=True)
+        >>> images = pipe(num_inference_steps=5, generator=[torch.Generator().manual_seed(i) for i in range(3)]).images
+        >>> [image.size for image in images]
+        [(16, 16), (16, 16), (16, 16)]
     """
 
     model_class = DDAEForPreTraining
@@ -73,25 +68,26 @@ class DDAEPipeline(RunFolderPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple[Images]:
-        """
-        Generate images.
+        """Generate images.
 
         Args:
-            batch_size (`int`, *optional*): Number of images; by default as many as there are generators or latents, else 1.
+            batch_size (`int`, *optional*): Number of images; by default as many as there are generators or latents,
+                else 1.
             class_labels, guidance_scale: Refused: the model is trained without labels.
             num_inference_steps (`int`, *optional*): Number of steps; by default 50 for `"ddim"`, 1000 (at most T) for
                 `"ancestral"`, and 18 for `"heun"`, whose steps call the network twice, except for the last.
-            eta (`float`, defaults to 0): From 0, deterministic (DDIM), to 1, ancestral; only for a DDPM without `sampler`.
-            sampler (`str`, *optional*): `"ddim"`, deterministic and of first order; `"ancestral"`, with fresh noise in each
-                step; `"heun"`, deterministic and of second order. The default is `"heun"` for EDM and `"ddim"` for DDPM.
-                An EDM runs all three at its own noise levels. A DDPM runs Heun's method at EDM's levels (see
+            eta (`float`, defaults to 0): From 0, deterministic (DDIM), to 1, ancestral; only for a DDPM without
+                `sampler`.
+            sampler (`str`, *optional*): `"ddim"`, deterministic and of first order; `"ancestral"`, with fresh noise in
+                each step; `"heun"`, deterministic and of second order. The default is `"heun"` for EDM and `"ddim"`
+                for DDPM. An EDM runs all three at its own noise levels. A DDPM runs Heun's method at EDM's levels (see
                 [`DDAEForPreTraining.denoise_at`]), and its estimates of the clean image stay in [-1, 1].
-            generator (`torch.Generator` or a list of one for each image, *optional*): Generator of all noise. With a list,
-                an image does not depend on the others in its batch.
+            generator (`torch.Generator` or a list of one for each image, *optional*): Generator of all noise. With a
+                list, an image does not depend on the others in its batch.
             latents (`torch.Tensor` of shape `(B, C, H, W)`, *optional*): Standard normal noise to start from; drawn by
                 default.
-            output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` `(B, H, W, C)` or `"pt"` `(B, C, H, W)`, the last two
-                in [0, 1].
+            output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` `(B, H, W, C)` or `"pt"` `(B, C, H, W)`, the last
+                two in [0, 1].
             return_dict (`bool`, defaults to `True`): Return an `ImagePipelineOutput`, or else a tuple.
 
         Returns:
@@ -157,8 +153,8 @@ class DDAEPipeline(RunFolderPipeline):
     def _run_scheduler(self, xt: torch.Tensor, eta: float, generator: Any) -> torch.Tensor:
         """Turn standard normal noise into images by the scheduler, both `(B, C, H, W)`."""
         self.scheduler.set_timesteps(self.num_timesteps, device=self._execution_device)
-        # Noise that fits the clean image after clipping, as in DDPM's posterior; with diffusers' default the two disagree,
-        # and samples get worse with more steps.
+        # Noise that fits the clean image after clipping, as in DDPM's posterior; with diffusers' default the two
+        # disagree, and samples get worse with more steps.
         options = self._step_options(eta=eta, generator=generator, use_clipped_model_output=True)
         xt = xt * self.scheduler.init_noise_sigma
         for t in self.progress_bar(self.scheduler.timesteps):
@@ -173,8 +169,7 @@ class DDAEPipeline(RunFolderPipeline):
         return super().most_steps if self.noise_process.samples_by_scheduler else 2**31
 
     def check_scheduler(self) -> None:
-        """
-        Check that the scheduler has the model's noise schedule and prediction type.
+        """Check that the scheduler has the model's noise schedule and prediction type.
 
         Raises:
             ValueError: If either differs.
@@ -186,6 +181,6 @@ class DDAEPipeline(RunFolderPipeline):
         for name in ("sigma_min", "sigma_max", "sigma_data", "rho"):
             if given.get(name) != ours[name]:
                 raise ValueError(
-                    f"scheduler={type(self.scheduler).__name__} does not fit: its {name} is {given.get(name)}, the model's "
-                    f"{ours[name]}. Make it with build_scheduler(model.config)."
+                    f"scheduler={type(self.scheduler).__name__} does not fit: its {name} is {given.get(name)}, the "
+                    f"model's {ours[name]}. Make it with build_scheduler(model.config)."
                 )

@@ -15,11 +15,10 @@ from ldae.schedulers.scheduling_ldae import LDAEScheduler
 
 
 class LDAEPipeline(RunFolderPipeline):
-    """
-    A pipeline that generates images with any model of the trajectory, and denoises given ones.
+    """A pipeline that generates images with any model of the trajectory, and denoises given ones.
 
-    [`~LDAEPipeline.from_pretrained`] reads it from a run's folder (`config.json`, `model.safetensors` and `scheduler/`) or
-    from a Hub repository of the same layout.
+    [`~LDAEPipeline.from_pretrained`] reads it from a run's folder (`config.json`, `model.safetensors` and
+    `scheduler/`) or from a Hub repository of the same layout.
 
     l-DAE is made to learn features. If even the noisiest latents show the image (gamma = 1: `"linear_sigma"` and
     `"constant"`), the model never learnt to start from pure noise, and samples are poor.
@@ -33,21 +32,17 @@ class LDAEPipeline(RunFolderPipeline):
         ValueError: If the scheduler disagrees with the model's configuration, now or in a later call.
 
     Example:
-
-    ```python
-    >>> import torch
-    >>> from ldae import LDAEConfig, LDAEForPreTraining, LDAEPipeline, LDAEScheduler
-    >>> model = LDAEForPreTraining(LDAEConfig.from_size("nano", image_size=16, patch_size=4, latent_dim=8)).eval()
-    >>> pipe = LDAEPipeline(model, LDAEScheduler.from_ldae_config(model.config))
-    >>> pipe.set_progress_bar_config(disable=True)
-    >>> generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
-    >>> images = pipe(num_inference_steps=5, generator=generators).images
-    >>> [image.size for image in images]
-    [(16, 16), (16, 16), (16, 16)]
-    >>> pipe.denoise(images, timestep=300, output_type="pt").noisy_images.shape
-    torch.Size([3, 3, 16, 16])
-
-    ```
+        >>> import torch
+        >>> from ldae import LDAEConfig, LDAEForPreTraining, LDAEPipeline, LDAEScheduler
+        >>> model = LDAEForPreTraining(LDAEConfig.from_size("nano", image_size=16, patch_size=4, latent_dim=8)).eval()
+        >>> pipe = LDAEPipeline(model, LDAEScheduler.from_ldae_config(model.config))
+        >>> pipe.set_progress_bar_config(disable=True)
+        >>> generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
+        >>> images = pipe(num_inference_steps=5, generator=generators).images
+        >>> [image.size for image in images]
+        [(16, 16), (16, 16), (16, 16)]
+        >>> pipe.denoise(images, timestep=300, output_type="pt").noisy_images.shape
+        torch.Size([3, 3, 16, 16])
     """
 
     model_class = LDAEForPreTraining
@@ -74,29 +69,28 @@ class LDAEPipeline(RunFolderPipeline):
         callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> ImagePipelineOutput | tuple[Images]:
-        """
-        Generate images.
+        """Generate images.
 
         Args:
             batch_size (`int`, *optional*): Number of images; by default as many as there are class labels, latents or
                 generators, else 1.
             class_labels (`int` or `Sequence[int]`, *optional*): Class of all images, or of each; the null class, which
                 is `config.num_class_embeds`, by default. Only for a class-conditional model.
-            guidance_scale (`float`, defaults to 1): s of classifier-free guidance, null + s (class - null) in the space
-                of the prediction; 1 is no guidance. Only with `class_labels`.
+            guidance_scale (`float`, defaults to 1): s of classifier-free guidance, null + s (class - null) in the
+                space of the prediction; 1 is no guidance. Only with `class_labels`.
             num_inference_steps (`int`, *optional*): Number of steps; by default 50, or 1 for a constant schedule.
             eta (`float`, defaults to 0): From 0, deterministic (DDIM), to 1, ancestral (DDPM).
             sampler (`str`, *optional*): Sets eta: `"ddim"` (0), or `"ancestral"` (1), by default in all T steps.
-            generator (`torch.Generator` or a list of one for each image, *optional*): Generator of all noise. With a list,
-                an image does not depend on the others in its batch.
+            generator (`torch.Generator` or a list of one for each image, *optional*): Generator of all noise. With a
+                list, an image does not depend on the others in its batch.
             latents (`torch.Tensor` of shape `(B, N, d)`, *optional*): Standard normal noise to start from; drawn by
                 default.
-            output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` `(B, H, W, C)` or `"pt"` `(B, C, H, W)`, the last two
-                in [0, 1], or `"latent"`, the clean latents `(B, N, d)`.
+            output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` `(B, H, W, C)` or `"pt"` `(B, C, H, W)`, the last
+                two in [0, 1], or `"latent"`, the clean latents `(B, N, d)`.
             return_dict (`bool`, defaults to `True`): Return an `ImagePipelineOutput`, or else a tuple.
-            callback_on_step_end (`Callable`, *optional*): Called after each step with the pipeline, the step's number, t
-                and a dict of the requested tensors; `latents` in the dict that it returns replaces the chain's. It may
-                set `pipe._interrupt = True` to skip the remaining steps.
+            callback_on_step_end (`Callable`, *optional*): Called after each step with the pipeline, the step's number,
+                t and a dict of the requested tensors; `latents` in the dict that it returns replaces the chain's. It
+                may set `pipe._interrupt = True` to skip the remaining steps.
             callback_on_step_end_tensor_inputs (`Sequence[str]`, defaults to `("latents",)`): The requested tensors:
                 `"latents"`, and `"pred_original_sample"`, the clean latents that the step predicted.
 
@@ -156,7 +150,7 @@ class LDAEPipeline(RunFolderPipeline):
         """`True` if a callback ended the chain early."""
         return self._interrupt
 
-    # -- a step --------------------------------------------------------------------------------------------------------
+    # -- a step --
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
@@ -194,7 +188,7 @@ class LDAEPipeline(RunFolderPipeline):
             return self.model.predicted_latents(prediction, zt, t.reshape(1))
 
     def _decode(self, latents: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:
-        """Decode clean latents `(B, N, d)`; add the part that they cannot hold from the predicted image, if there is one."""
+        """Decode clean latents `(B, N, d)`, and add the part of a predicted image that they cannot hold."""
         config, tokenizer = self.model.config, self.model.ldae.tokenizer
         size = (config.image_size, config.image_size)
         with torch.autocast(latents.device.type, enabled=False):

@@ -37,8 +37,7 @@ HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_do
 
 
 class RunFolderPipeline(DiffusionPipeline):
-    """
-    A pipeline of a model and its scheduler, stored as a run's folder or a Hub repository of the same layout.
+    """A pipeline of a model and its scheduler, stored as a run's folder or a Hub repository of the same layout.
 
     `config.json` and `model.safetensors` are at the root, the scheduler is in `scheduler/`, and there is no
     `model_index.json`.
@@ -55,7 +54,7 @@ class RunFolderPipeline(DiffusionPipeline):
         self.register_modules(model=model, scheduler=scheduler)
         self.check_scheduler()
 
-    # -- the folder ----------------------------------------------------------------------------------------------------
+    # -- the folder --
 
     @classmethod
     def from_pretrained(
@@ -66,8 +65,7 @@ class RunFolderPipeline(DiffusionPipeline):
         scheduler: Any = None,
         **kwargs: Any,
     ) -> Self:
-        """
-        Load a run's folder or a Hub repository.
+        """Load a run's folder or a Hub repository.
 
         Args:
             pretrained_model_name_or_path (`str` or path): The folder, or the Hub id.
@@ -99,8 +97,8 @@ class RunFolderPipeline(DiffusionPipeline):
             missing = sorted(report["missing_keys"])
             if missing:
                 raise ValueError(
-                    f"{str(source)!r} holds an encoder, not a whole denoiser: {len(missing)} of its tensors are missing, "
-                    f"such as {missing[0]}. Give the folder of a pre-training run."
+                    f"{str(source)!r} holds an encoder, not a whole denoiser: {len(missing)} of its tensors are "
+                    f"missing, such as {missing[0]}. Give the folder of a pre-training run."
                 )
         assert model is not None
         if scheduler is None:
@@ -119,10 +117,10 @@ class RunFolderPipeline(DiffusionPipeline):
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
     ) -> None:
-        """
-        Write the files that `from_pretrained` and transformers' Auto classes read.
+        """Write the files that `from_pretrained` and transformers' Auto classes read.
 
-        They are the model with its code, the image processor, and the scheduler that the model's configuration describes.
+        They are the model with its code, the image processor, and the scheduler that the model's configuration
+        describes.
 
         Args:
             save_directory (`str` or path): Created if missing.
@@ -143,8 +141,7 @@ class RunFolderPipeline(DiffusionPipeline):
             push(folder, kwargs.pop("repo_id", folder.resolve().name), **kwargs)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> None:  # type: ignore[override]
-        """
-        Push the pipeline to the Hub, with a model card.
+        """Push the pipeline to the Hub, with a model card.
 
         Args:
             repo_id (`str`): `"namespace/name"`, created if it does not exist.
@@ -156,11 +153,10 @@ class RunFolderPipeline(DiffusionPipeline):
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, push_to_hub=True, repo_id=repo_id, **kwargs)
 
-    # -- samplers and the scheduler ------------------------------------------------------------------------------------
+    # -- samplers and the scheduler --
 
     def resolve_sampler(self, sampler: str | None, eta: float) -> tuple[str, float]:
-        """
-        Resolve the two arguments that select how noise becomes images.
+        """Resolve the two arguments that select how noise becomes images.
 
         Args:
             sampler (`str`, *optional*): One of `samplers`; the first of them by default.
@@ -198,8 +194,7 @@ class RunFolderPipeline(DiffusionPipeline):
         return self.model.config.num_train_timesteps
 
     def check_scheduler(self) -> None:
-        """
-        Check that the scheduler has the model's noise schedule and prediction type.
+        """Check that the scheduler has the model's noise schedule and prediction type.
 
         Raises:
             ValueError: If either differs.
@@ -219,8 +214,8 @@ class RunFolderPipeline(DiffusionPipeline):
             return
         raise ValueError(
             f"scheduler={type(scheduler).__name__} does not fit: {wrong}. Make it with {type(scheduler).__name__}."
-            "from_config(build_scheduler(model.config).config); an l-DAE's 'linear_sigma' and 'constant' schedules need an "
-            "LDAEScheduler."
+            "from_config(build_scheduler(model.config).config); an l-DAE's 'linear_sigma' and 'constant' schedules "
+            "need an LDAEScheduler."
         )
 
     def _step_options(self, **options: Any) -> dict[str, Any]:
@@ -228,12 +223,12 @@ class RunFolderPipeline(DiffusionPipeline):
         known = inspect.signature(self.scheduler.step).parameters
         if options.get("eta") and "eta" not in known:
             raise ValueError(
-                f"eta={options['eta']} cannot be used with a {type(self.scheduler).__name__}, which has no eta; leave it "
-                "out."
+                f"eta={options['eta']} cannot be used with a {type(self.scheduler).__name__}, which has no eta; leave "
+                "it out."
             )
         return {name: value for name, value in options.items() if name in known}
 
-    # -- a call --------------------------------------------------------------------------------------------------------
+    # -- a call --
 
     @property
     @abstractmethod
@@ -257,16 +252,15 @@ class RunFolderPipeline(DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> LDAEDenoisingOutput | tuple[Images, Images]:
-        """
-        Add noise to images and remove it in one prediction, as in training (Fig. 8).
+        """Add noise to images and remove it in one prediction, as in training (Fig. 8).
 
         Args:
-            images (`PIL.Image.Image`, a sequence of them, or `torch.Tensor` of shape `(B, C, H, W)`): Pictures, which are
-                resized and cropped as in training, or pixels in [0, 1] at the model's `image_size`.
+            images (`PIL.Image.Image`, a sequence of them, or `torch.Tensor` of shape `(B, C, H, W)`): Pictures, which
+                are resized and cropped as in training, or pixels in [0, 1] at the model's `image_size`.
             timestep (`int`): t, how much noise, from 0 to T - 1; for EDM the number of one of its T noise levels.
             generator (`torch.Generator` or a list of one for each image, *optional*): Generator of the noise.
-            noise (`torch.Tensor` of shape `(B, N, d)`, for a DDAE `(B, C, H, W)`, *optional*): The standard normal noise
-                itself.
+            noise (`torch.Tensor` of shape `(B, N, d)`, for a DDAE `(B, C, H, W)`, *optional*): The standard normal
+                noise itself.
             class_labels (`int` or `Sequence[int]`, *optional*): As in the call; only for a class-conditional model.
             output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`, as in the call.
             return_dict (`bool`, defaults to `True`): Return an [`LDAEDenoisingOutput`], or else a tuple.
@@ -324,8 +318,8 @@ class RunFolderPipeline(DiffusionPipeline):
         if class_labels is None or (unguided and guidance_scale != 1):
             if unguided:
                 raise ValueError(
-                    "class_dropout_prob=0: this model never saw the null class, so it needs class_labels, and can only "
-                    "generate with guidance_scale=1."
+                    "class_dropout_prob=0: this model never saw the null class, so it needs class_labels, and can "
+                    "only generate with guidance_scale=1."
                 )
             if guidance_scale != 1:
                 raise ValueError(
@@ -335,8 +329,8 @@ class RunFolderPipeline(DiffusionPipeline):
         labels = torch.as_tensor(class_labels, device=self._execution_device).long().reshape(-1)
         if labels.min() < 0 or labels.max() > classes:
             raise ValueError(
-                f"class_labels={class_labels} are not all classes; the classes are 0 to {classes - 1}, and {classes} is "
-                "the null class."
+                f"class_labels={class_labels} are not all classes; the classes are 0 to {classes - 1}, and {classes} "
+                "is the null class."
             )
         return labels.expand(count)
 

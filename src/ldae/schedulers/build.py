@@ -11,28 +11,24 @@ from ldae.schedulers.scheduling_ldae import LDAEScheduler
 
 
 def build_scheduler(config: LDAEConfig | DDAEConfig) -> Any:
-    """
-    Build the scheduler that a model's configuration describes.
+    """Build the scheduler that a model's configuration describes.
 
     Args:
         config ([`LDAEConfig`] or [`DDAEConfig`]): The configuration of a denoiser.
 
     Returns:
-        For an l-DAE an [`LDAEScheduler`]. For a DDPM diffusers' `DDIMScheduler`, which runs from deterministic (eta 0) to
-        ancestral (eta 1), converts to other schedulers of diffusers (`DDPMScheduler.from_config`), and clips the estimates
-        of the clean image to [-1, 1], as DDPM does. For an EDM diffusers' `EDMEulerScheduler`; our pipeline uses Heun's
-        method at the same levels.
+        For an l-DAE an [`LDAEScheduler`]. For a DDPM diffusers' `DDIMScheduler`, which runs from deterministic (eta 0)
+        to
+        ancestral (eta 1), converts to other schedulers of diffusers (`DDPMScheduler.from_config`), and clips the
+        estimates of the clean image to [-1, 1], as DDPM does. For an EDM diffusers' `EDMEulerScheduler`; our pipeline
+        uses Heun's method at the same levels.
 
     Example:
-
-    ```python
-    >>> from ldae import DDAEConfig
-    >>> from ldae.schedulers.build import build_scheduler
-    >>> scheduler = build_scheduler(DDAEConfig())
-    >>> type(scheduler).__name__, scheduler.config.beta_end, scheduler.config.clip_sample
-    ('DDIMScheduler', 0.02, True)
-
-    ```
+        >>> from ldae import DDAEConfig
+        >>> from ldae.schedulers.build import build_scheduler
+        >>> scheduler = build_scheduler(DDAEConfig())
+        >>> type(scheduler).__name__, scheduler.config.beta_end, scheduler.config.clip_sample
+        ('DDIMScheduler', 0.02, True)
     """
     if isinstance(config, LDAEConfig):
         return LDAEScheduler.from_ldae_config(config)

@@ -1,4 +1,4 @@
-"""Samplers along noise levels sigma, in the variables of Karras et al. (2022): DDIM, ancestral sampling and Heun's method."""
+"""Samplers along noise levels sigma, as in Karras et al. (2022): DDIM, ancestral sampling and Heun's method."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -20,11 +20,11 @@ def euler_sample(
     draw_noise: Callable[[], torch.Tensor] | None = None,
     progress: Progress = iter,
 ) -> torch.Tensor:
-    """
-    Sample by first-order steps: DDIM, or DDPM's ancestral chain.
+    """Sample by first-order steps: DDIM, or DDPM's ancestral chain.
 
     A step from level s to level r moves x to D + r' (x - D) / s and adds fresh noise with standard deviation
-    r'' = eta (r/s) (s^2 - r^2)^(1/2), where r'^2 + r''^2 = r^2. With x = x_t / gamma_t and sigma = sigma_t / gamma_t it is
+    r'' = eta (r/s) (s^2 - r^2)^(1/2), where r'^2 + r''^2 = r^2. With x = x_t / gamma_t and sigma = sigma_t / gamma_t
+    it is
     DDIM (Song et al. 2021, arXiv 2010.02502, eq. 12 and 16): with eta = 0 Euler's step for the equation that
     [`heun_sample`] solves, with eta = 1 a draw from DDPM's posterior.
 
@@ -62,8 +62,7 @@ def euler_sample(
 def heun_sample(
     denoise: Denoiser, x: torch.Tensor, levels: Sequence[float], progress: Progress = iter
 ) -> torch.Tensor:
-    """
-    Sample by Heun's method of second order: EDM's deterministic sampler (Algorithm 1 with S_churn = 0).
+    """Sample by Heun's method of second order: EDM's deterministic sampler (Algorithm 1 with S_churn = 0).
 
     It follows dx / d sigma = (x - D(x; sigma)) / sigma from the first level to 0, with a step of Euler's at the end.
 

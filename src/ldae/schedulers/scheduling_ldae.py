@@ -30,8 +30,7 @@ _PREDICTION_TYPES = {"noise": "epsilon", "latent": "sample", "projected_image": 
 
 @dataclass
 class LDAESchedulerOutput(BaseOutput):
-    """
-    Output of [`LDAEScheduler.step`].
+    """Output of [`LDAEScheduler.step`].
 
     Args:
         prev_sample (`torch.Tensor`, like `sample`): z_s, the input of the next step.
@@ -43,8 +42,7 @@ class LDAESchedulerOutput(BaseOutput):
 
 
 class LDAEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc] # both of diffusers' bases name config_name
-    """
-    A scheduler of z_t = gamma_t z_0 + sigma_t eps for t = 0 .. T - 1 (eq. 1), which adds and removes the noise.
+    """A scheduler of z_t = gamma_t z_0 + sigma_t eps for t = 0 .. T - 1 (eq. 1), which adds and removes the noise.
 
     A run's `config.json` is the only source of these fields: [`from_ldae_config`] writes them, and [`verify_matches`]
     refuses others. The last four are derived from the rest for diffusers' own schedulers, and only checked. With
@@ -60,8 +58,8 @@ class LDAEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc] # both o
         sigma_max (`float`, defaults to sqrt(2)): Last sigma of `"linear_sigma"`.
         sigma (`float`, defaults to sqrt(1/3)): The sigma of `"constant"`.
         loss_weighting (`str`, defaults to `"inverse_variance"`): lambda_t of eq. 3.
-        prediction_type (`str`, defaults to `"sample"`): The model output that `step` expects: the noise, `"epsilon"`, or
-            the clean latent, `"sample"`.
+        prediction_type (`str`, defaults to `"sample"`): The model output that `step` expects: the noise, `"epsilon"`,
+            or the clean latent, `"sample"`.
         beta_schedule (`str`, *optional*): Derived: `"linear"` for `"linear_beta"`, else the name of the schedule.
         trained_betas (`list[float]`, *optional*): Derived: the betas of `"linear_gamma2"`, else `None`.
         clip_sample (`bool`, defaults to `False`): Always `False`, as latents have no range to clip to.
@@ -70,28 +68,24 @@ class LDAEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc] # both o
     Attributes:
         gammas, sigmas, loss_weights (`torch.FloatTensor` of shape `(T,)`): gamma_t, sigma_t and lambda_t, in float32.
         timesteps (`torch.LongTensor`): The time steps of the denoising chain, falling.
-        init_noise_sigma (`float`): Scale of the noise that generation starts from: the standard deviation of z_T if z_0
-            has unit variance (`latent_scaling` `"global"` or `"per_dim"`).
+        init_noise_sigma (`float`): Scale of the noise that generation starts from: the standard deviation of z_T if
+            z_0 has unit variance (`latent_scaling` `"global"` or `"per_dim"`).
 
     Raises:
-        ValueError: If [`LDAEConfig`] refuses the fields, `prediction_type` is unknown, or a derived field disagrees with
-            `noise_schedule`.
+        ValueError: If [`LDAEConfig`] refuses the fields, `prediction_type` is unknown, or a derived field disagrees
+            with `noise_schedule`.
 
     Example:
-
-    ```python
-    >>> import torch
-    >>> from ldae import LDAEScheduler
-    >>> scheduler = LDAEScheduler(noise_schedule="linear_gamma2")
-    >>> z0, eps = torch.randn(2, 16, 8), torch.randn(2, 16, 8)
-    >>> zt = scheduler.add_noise(z0, eps, torch.tensor([10, 900]))
-    >>> scheduler.set_timesteps(4)
-    >>> scheduler.timesteps.tolist()
-    [999, 749, 499, 249]
-    >>> scheduler.step(z0, 249, zt).prev_sample.equal(z0)
-    True
-
-    ```
+        >>> import torch
+        >>> from ldae import LDAEScheduler
+        >>> scheduler = LDAEScheduler(noise_schedule="linear_gamma2")
+        >>> z0, eps = torch.randn(2, 16, 8), torch.randn(2, 16, 8)
+        >>> zt = scheduler.add_noise(z0, eps, torch.tensor([10, 900]))
+        >>> scheduler.set_timesteps(4)
+        >>> scheduler.timesteps.tolist()
+        [999, 749, 499, 249]
+        >>> scheduler.step(z0, 249, zt).prev_sample.equal(z0)
+        True
     """
 
     _compatibles = ["DDPMScheduler", "DDIMScheduler"]
@@ -148,8 +142,7 @@ class LDAEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc] # both o
         return cls(**fields, prediction_type=_PREDICTION_TYPES[config.prediction_target])
 
     def verify_matches(self, config: LDAEConfig) -> None:
-        """
-        Check a scheduler that was loaded beside a model.
+        """Check a scheduler that was loaded beside a model.
 
         Raises:
             ValueError: naming each field in which the scheduler and the model's configuration disagree.
@@ -160,25 +153,25 @@ class LDAEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc] # both o
         if wrong:
             found = ", ".join(f"{name}={_short(self.config.get(name))} not {_short(right[name])}" for name in wrong)
             raise ValueError(
-                f"the scheduler disagrees with the model's config.json: {found}. The model was trained with config.json; "
-                "write the scheduler again with LDAEScheduler.from_ldae_config(config).save_pretrained(...)."
+                f"the scheduler disagrees with the model's config.json: {found}. The model was trained with "
+                "config.json; write the scheduler again with "
+                "LDAEScheduler.from_ldae_config(config).save_pretrained(...)."
             )
 
     @classmethod
     def from_config(  # type: ignore[override] # diffusers gives config a default that it refuses
         cls, config: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
     ) -> "LDAEScheduler | tuple[LDAEScheduler, dict[str, Any]]":
-        """Build a scheduler as diffusers does, but refuse a configuration without `noise_schedule`, of another scheduler."""
+        """Build a scheduler as diffusers does, but refuse another scheduler's, which has no `noise_schedule`."""
         if "noise_schedule" not in {**config, **kwargs}:
             raise ValueError(
-                f"noise_schedule is missing from the configuration of a {config.get('_class_name', 'scheduler')}; give "
-                "noise_schedule=... (for DDPM's own: 'linear_beta')."
+                f"noise_schedule is missing from the configuration of a {config.get('_class_name', 'scheduler')}; "
+                "give noise_schedule=... (for DDPM's own: 'linear_beta')."
             )
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """
-        Corrupt clean latents (eq. 1), bit for bit as the model does in training.
+        """Corrupt clean latents (eq. 1), bit for bit as the model does in training.
 
         Args:
             original_samples (`torch.Tensor` of shape `(B, ...)`): z_0.
@@ -196,8 +189,7 @@ class LDAEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc] # both o
         return sample
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
-        """
-        Set the time steps of the denoising chain, which are evenly spaced and fall from T - 1.
+        """Set the time steps of the denoising chain, which are evenly spaced and fall from T - 1.
 
         Args:
             num_inference_steps (`int`): From 1 to T; 1 for the constant schedule.
@@ -209,8 +201,8 @@ class LDAEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc] # both o
         total = len(self)
         if self.config["noise_schedule"] == "constant" and num_inference_steps != 1:
             raise ValueError(
-                f"num_inference_steps={num_inference_steps} is invalid for noise_schedule='constant', whose one noise level "
-                "is removed in 1 step; give 1."
+                f"num_inference_steps={num_inference_steps} is invalid for noise_schedule='constant', whose one noise "
+                "level is removed in 1 step; give 1."
             )
         if not 1 <= num_inference_steps <= total:
             raise ValueError(
@@ -230,8 +222,7 @@ class LDAEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc] # both o
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
     ) -> LDAESchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
-        """
-        Take one step of the chain, from z_t to z_s, where s is the next lower time step in `timesteps`.
+        """Take one step of the chain, from z_t to z_s, where s is the next lower time step in `timesteps`.
 
         The last step returns the clean prediction. With eta = 0 a step is deterministic (DDIM, arXiv 2010.02502), with
         eta = 1 ancestral: a draw from q(z_s | z_t, z_0), Gaussian with variance
@@ -243,7 +234,8 @@ class LDAEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc] # both o
             timestep (`int`): t, from 0 to T - 1.
             sample (`torch.Tensor` of shape `(B, ...)`): z_t.
             eta (`float`, defaults to 0): From 0, deterministic, to 1, ancestral.
-            generator (`torch.Generator` or a list of one for each sample, *optional*): Generator of the noise for eta > 0.
+            generator (`torch.Generator` or a list of one for each sample, *optional*): Generator of the noise for eta
+                > 0.
             return_dict (`bool`, defaults to `True`): Return an [`LDAESchedulerOutput`], or else a tuple.
 
         Returns:
@@ -285,7 +277,7 @@ class LDAEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc] # both o
         return self.config["num_train_timesteps"]
 
     def _levels(self, timesteps: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return gamma and sigma at time steps, on a device; the tables stay on the CPU, where `step` reads single levels."""
+        """Return gamma and sigma at time steps, on a device; the tables stay on the CPU, where `step` reads them."""
         timesteps = timesteps.to(device)
         return self.gammas.to(device)[timesteps], self.sigmas.to(device)[timesteps]
 
@@ -309,8 +301,8 @@ class LDAEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc] # both o
                     f"{_short(value)}; leave it out."
                 )
         self.register_to_config(**derived)
-        # diffusers drops fields left at their defaults when another class loads a configuration. Its defaults differ from
-        # ours, so these fields count as given.
+        # diffusers drops fields left at their defaults when another class loads a configuration. Its defaults differ
+        # from ours, so these fields count as given.
         if "_use_default_values" in self.config:
             at_default = set(self.config["_use_default_values"]) - set(derived) - {"prediction_type", "noise_schedule"}
             self.register_to_config(_use_default_values=sorted(at_default))
