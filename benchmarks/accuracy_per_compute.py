@@ -1,12 +1,15 @@
 """
-Accuracy of l-DAE, DDAE and transformers' masked autoencoder by CPU time: the same seconds, data, batch and probes for each.
+Accuracy of l-DAE, DDAE and transformers' masked autoencoder by CPU time: the same seconds, data, batch and probes for
+each.
 
-Each method trains for 1, 4 and 16 times `--base_seconds` of CPU time on one thread, every budget a complete run with its
-own warm-up and cosine. Probes of frozen features score it: ridge regression with all labels and with ten a class (mean of
-five draws), and nearest neighbours. Block and time step are chosen by ridge regression on a held-out tenth of the first
-`--search_images` training images. Floors are the untrained networks, searched in the same way, and raw pixels.
+Each method trains for 1, 4 and 16 times `--base_seconds` of CPU time on one thread, every budget a complete run with
+its own warm-up and cosine. Probes of frozen features score it: ridge regression with all labels and with ten a class
+(mean of five draws), and nearest neighbours. Block and time step are chosen by ridge regression on a held-out tenth of
+the first `--search_images` training images. Floors are the untrained networks, searched in the same way, and raw
+pixels.
 
-A finished cell (method, budget, seed) is in results.json at once; the same command goes on with those that are missing.
+A finished cell (method, budget, seed) is in results.json at once; the same command goes on with those that are
+missing.
 
     python benchmarks/accuracy_per_compute.py --dataset FOLDER_OF_PARQUET --output_dir runs/accuracy_per_compute
 """

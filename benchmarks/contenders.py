@@ -1,4 +1,4 @@
-"""Self-supervised methods that are compared at equal compute: one small interface, and one loop that trains them all."""
+"""Self-supervised methods to compare at equal compute: one small interface, and one loop that trains them all."""
 
 import math
 import time
@@ -140,7 +140,7 @@ class LDAE(_Denoiser):
 
 
 class DDAE(_Denoiser):
-    """DDAE (DDPM) with a DiT of pixels of the same width, depth and patch; probes see noisy images, as in its paper."""
+    """DDAE (DDPM) with a DiT on pixels of equal width, depth and patch; probes see noisy images, as in the paper."""
 
     name, rate = "DDAE", 2e-3
     timesteps = (0, 10, 20, 40, 80, 160, 250)
@@ -235,8 +235,8 @@ def train(method: Method, images: Images, seed: int, cpu_seconds: float) -> Trai
     """
     Build and train a method for a budget of CPU seconds of this process.
 
-    The learning rate is a function of the share of the budget that is used, so that each budget is a complete run. What
-    is fitted before the first step counts; building the network does too.
+    The learning rate is a function of the share of the budget that is used, so that each budget is a complete run.
+    What is fitted before the first step counts; building the network does too.
 
     Args:
         method ([`Method`]): What to train; its network is built here.

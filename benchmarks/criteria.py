@@ -2,10 +2,10 @@
 
 python benchmarks/criteria.py CHECKPOINT [CHECKPOINT ...] --dataset DATASET --output FILE.json
 
-For each checkpoint every block is scored at every searched time step: by a closed-form ridge probe (a held-out tenth of the
-training labels chooses, the test set reports) and by each criterion, which sees no label. Printed and written: Spearman's
-rank correlation over the cells between a criterion and the test accuracy, and the test accuracy at the cell that each would
-choose, beside the labelled choice, the paper's point and the best cell there is.
+For each checkpoint every block is scored at every searched time step: by a closed-form ridge probe (a held-out tenth
+of the training labels chooses, the test set reports) and by each criterion, which sees no label. Printed and written:
+Spearman's rank correlation over the cells between a criterion and the test accuracy, and the test accuracy at the cell
+that each would choose, beside the labelled choice, the paper's point and the best cell there is.
 """
 
 import argparse

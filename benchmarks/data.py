@@ -85,7 +85,8 @@ def run(steps: int = 12, batch: int = 32, workers: int = 1) -> list[float]:
     speed = statistics.median(lap["images_per_second"] for lap in laps)
     median, worst = statistics.median(waits), max(waits)
     print(
-        f"data wait tiny 32/4 batch {batch}, streamed {'CIFAR-10' if 'LDAE_CIFAR10' in os.environ else 'random'} parquet, "
+        f"data wait tiny 32/4 batch {batch}, streamed {'CIFAR-10' if 'LDAE_CIFAR10' in os.environ else 'random'} "
+        "parquet, "
         f"{workers} worker(s): {median:.2%} of a step (worst {worst:.2%} of {len(waits)} laps of {LAP} steps), "
         f"{speed:.0f} images/s, threads {torch.get_num_threads()}; "
         f"target under {TARGET:.0%} {'reached' if median < TARGET else 'MISSED'}",

@@ -1,10 +1,11 @@
 """
 One training step of the trajectory's first row, l-DAE's DiT (row 0), against diffusers' DiTTransformer2DModel.
 
-Same width, depth, heads, tokens, 1000 class labels and batch, on the same latents of an autoencoder (encoding them is the
-same on both sides, and left out). Both draw time steps and noise, corrupt, drop a tenth of the labels, predict the noise,
-compute the mean square, go backward and take a fused AdamW step. Ours conditions the blocks through an MLP of a quarter of
-the width, computed once (App. A); DiT's blocks each hold embedders of their own. Targets: 1.05x, and 35 % fewer weights.
+Same width, depth, heads, tokens, 1000 class labels and batch, on the same latents of an autoencoder (encoding them is
+the same on both sides, and left out). Both draw time steps and noise, corrupt, drop a tenth of the labels, predict the
+noise, compute the mean square, go backward and take a fused AdamW step. Ours conditions the blocks through an MLP of a
+quarter of the width, computed once (App. A); DiT's blocks each hold embedders of their own. Targets: 1.05x, and 35 %
+fewer weights.
 
     python benchmarks/dit.py [--pairs N]
 """

@@ -1,8 +1,8 @@
 """
 Encoder forward at a fixed t against transformers' IJepaModel of the same size, eager mode and compiled on both sides.
 
-Both run the same attention (sdpa) and activation on the same images without gradients. Ours has more to do: the PCA and
-its inverse, the conditioning of t, and the mean over tokens. Target: the interval reaches 1.0x.
+Both run the same attention (sdpa) and activation on the same images without gradients. Ours has more to do: the PCA
+and its inverse, the conditioning of t, and the mean over tokens. Target: the interval reaches 1.0x.
 
     python benchmarks/encoder.py [--pairs N]
 """

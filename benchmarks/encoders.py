@@ -1,11 +1,13 @@
-"""What a checkpoint's encoder is worth, beside the same network untrained and raw pixels, all searched and probed alike.
+"""Accuracy of a checkpoint's encoder, beside the same network untrained and raw pixels, all probed alike.
 
-python benchmarks/encoders.py CHECKPOINT --dataset DATASET [--train_images N] [--parts trained,untrained,pixels,pictures]
+python benchmarks/encoders.py CHECKPOINT --dataset DATASET [--train_images N]
+    [--parts trained,untrained,pixels,pictures]
 
-The block and the time step are searched on a held-out tenth of a subset of the training images. At the point found, and at
-the paper's, all training images are encoded once: a converged logistic probe of all labels, a ridge probe of a few labels
-over draws, and k nearest neighbours are scored on the test images. Each number is added to the checkpoint's results.json as it is
-measured, so that parts can be measured one by one; its pictures/ get the accuracy over levels of noise and the patches' features as colours.
+The block and the time step are searched on a held-out tenth of a subset of the training images. At the point found,
+and at the paper's, all training images are encoded once: a converged logistic probe of all labels, a ridge probe of a
+few labels over draws, and k nearest neighbours are scored on the test images. Each number is added to the checkpoint's
+results.json as it is measured, so that parts can be measured one by one; its pictures/ get the accuracy over levels of
+noise and the patches' features as colours.
 """
 
 import argparse
@@ -100,7 +102,7 @@ class Measurement:
 
 
 def robustness_figure(checkpoint: str, dataset: str) -> Figure:
-    """Draw the accuracy of fixed ridge probes over noise on the pixels: the encoder's, the untrained one's, raw pixels'."""
+    """Draw the accuracy of fixed ridge probes over noise on the pixels, for encoder, untrained encoder and pixels."""
     evaluation = Evaluation(dataset, max_train=10_000, max_test=2_000)
     figure = Figure(figsize=(5, 3.4), layout="constrained")
     axes = figure.subplots()

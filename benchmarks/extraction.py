@@ -1,10 +1,12 @@
 """
-Extraction of features from files to a table against the bare forward of the same model on the same batches, decoded before.
+Extraction of features from files to a table against the bare forward of the same model on the same batches, decoded
+before.
 
-tiny (12 blocks, 192 wide) at 32/4 on parquet files of PNG images, decoded by one worker. Ours is all of `extract_table`: it
-opens the folder, compares model and images with what is noted, decodes, computes and writes. Target: the interval reaches
-0.95x. Then peak memory of 10,000 and of 100,000 streamed images, each in a process of its own, with a nano model at 8/4 so
-that it takes a minute and not an hour: what could grow is the pipeline, which is the same. Target: less than 5 % more.
+tiny (12 blocks, 192 wide) at 32/4 on parquet files of PNG images, decoded by one worker. Ours is all of
+`extract_table`: it opens the folder, compares model and images with what is noted, decodes, computes and writes.
+Target: the interval reaches 0.95x. Then peak memory of 10,000 and of 100,000 streamed images, each in a process of its
+own, with a nano model at 8/4 so that it takes a minute and not an hour: what could grow is the pipeline, which is the
+same. Target: less than 5 % more.
 
     python benchmarks/extraction.py [--pairs N] [--images N] [--skip_memory]
 """

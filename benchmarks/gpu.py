@@ -1,13 +1,14 @@
 """
 One GPU hour, in slices: throughput, pre-training with a grid search, a sweep over latent dimensions, and a DDPM.
 
-A slice ends by itself after `--slice_seconds`: training is sent SIGTERM, saves and stops. The same command goes on where
-it was, until it prints that all is done; the exit status is then 0, 75 where something is left, and 1 where a step
-failed (its output is in the log, and the same command tries it again). Everything is in `--output_dir`: results.json with
-each finished step, its command, seeds, device and versions; logs/; and the runs themselves.
+A slice ends by itself after `--slice_seconds`: training is sent SIGTERM, saves and stops. The same command goes on
+where it was, until it prints that all is done; the exit status is then 0, 75 where something is left, and 1 where a
+step failed (its output is in the log, and the same command tries it again). Everything is in `--output_dir`:
+results.json with each finished step, its command, seeds, device and versions; logs/; and the runs themselves.
 
     python benchmarks/gpu.py --dataset FOLDER_OF_PARQUET --output_dir runs/gpu --slice_seconds 540
-    python benchmarks/gpu.py --tiny --output_dir /tmp/gpu       # the same stages on digits, seconds each, also on a CPU
+    python benchmarks/gpu.py --tiny --output_dir /tmp/gpu       # the same stages on digits, seconds each, also on a
+    CPU
 """
 
 import argparse

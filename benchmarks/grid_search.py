@@ -1,15 +1,15 @@
 """
 Grid search over every block of the up path x 3 time steps, by features computed once, against the sequential way.
 
-The sequential way is that of DDAE's public code: in each of 15 epochs and for each batch and time step one forward of the
-whole network, whose activations all taps share, then classifier by classifier its own forward, backward and step of Adam;
-noise is drawn anew. (A forward for each classifier, too, would make it six times as slow.) Ours is `ldae grid_search`: the
-`cached` protocol, from the data set to accuracies on test images, a tenth of the training images choosing. Both train the
-same probes (BatchNorm without parameters, Adam at 1e-3 along a cosine) on the same noisy inputs, and either flips images at
-random or does not. Target: 10x.
+The sequential way is that of DDAE's public code: in each of 15 epochs and for each batch and time step one forward of
+the whole network, whose activations all taps share, then classifier by classifier its own forward, backward and step
+of Adam; noise is drawn anew. (A forward for each classifier, too, would make it six times as slow.) Ours is `ldae
+grid_search`: the `cached` protocol, from the data set to accuracies on test images, a tenth of the training images
+choosing. Both train the same probes (BatchNorm without parameters, Adam at 1e-3 along a cosine) on the same noisy
+inputs, and either flips images at random or does not. Target: 10x.
 
-Without flips, the verb's default, ours computes features of 320 images and the sequential way of 15 x 256 + 64: 12.2 times as
-many. With flips ours computes mirror images too, in a second sweep: 7.1 times.
+Without flips, the verb's default, ours computes features of 320 images and the sequential way of 15 x 256 + 64: 12.2
+times as many. With flips ours computes mirror images too, in a second sweep: 7.1 times.
 
     python benchmarks/grid_search.py [--pairs N]
 """
@@ -50,7 +50,7 @@ PAIRS = 6
 def sequential(
     unet: UNet2DModel, model: DDAEModel, taps: list[str], train: tuple, test: tuple, flip: bool, seed: int
 ) -> torch.Tensor:
-    """Test accuracies `(taps, timesteps)` of classifiers that are trained one by one on features of each epoch anew."""
+    """Train classifiers one by one on new features in each epoch, and return test accuracies `(taps, timesteps)`."""
     (images, labels), (test_images, test_labels) = train, test
     generator = torch.Generator().manual_seed(seed)
 
@@ -145,8 +145,10 @@ def run(pairs: int | None = None) -> list[Comparison]:
         cells = {side: torch.stack(found).mean(dim=0) for side, found in accuracies.items()}
         print(
             f"{name}: accuracy over cells and seeds, ours {means['ours'].mean():.1%} (from seed to seed "
-            f"{means['ours'].std():.1%}), sequential {means['sequential'].mean():.1%} ({means['sequential'].std():.1%}); "
-            f"largest difference of a cell {(cells['ours'] - cells['sequential']).abs().max():.1%}, one image is {1 / TEST:.1%}",
+            f"{means['ours'].std():.1%}), sequential {means['sequential'].mean():.1%} "
+            f"({means['sequential'].std():.1%}); "
+            f"largest difference of a cell {(cells['ours'] - cells['sequential']).abs().max():.1%}, "
+            f"one image is {1 / TEST:.1%}",
             flush=True,
         )
     return results

@@ -103,7 +103,7 @@ def stream(patches: int) -> None:
 
 
 def peak_mib() -> float:
-    """Highest resident memory of this process. Linux has ru_maxrss begin with the parent's, so it is asked elsewhere."""
+    """Return the highest resident memory of this process. Linux starts ru_maxrss at the parent's, so it is not used."""
     status = Path("/proc/self/status")
     if status.exists():
         return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 2**10

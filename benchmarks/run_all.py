@@ -1,8 +1,8 @@
 """
 The benchmarks of `make bench`, each in a process of its own, and one table of their ratios.
 
-A ratio is peer's time / ours: above 1 ours is the faster. Exits with 1 if a benchmark could not run; a missed target is
-a result, not a failure.
+A ratio is peer's time / ours: above 1 ours is the faster. Exits with 1 if a benchmark could not run; a missed target
+is a result, not a failure.
 
     python benchmarks/run_all.py [--only encoder pca] [--output FILE.json]
 """

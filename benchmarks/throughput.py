@@ -1,4 +1,4 @@
-"""Throughput of pre-training on a device: images a second, and the share of the fastest matrix product that it reaches."""
+"""Throughput of pre-training on a device: images a second, and its share of the fastest matrix product."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,8 +1,9 @@
 """
 The share of a pre-training step that a linear tokenizer takes: draw noise, encode, corrupt, decode.
 
-l-DAE as it is, base (12 + 12 blocks of width 768) at 256/16 with d = 32. The whole step draws its corruption, predicts,
-computes the loss, goes backward and takes a fused AdamW step. Target: under 3 %, that is a step of at least 33.3x.
+l-DAE as it is, base (12 + 12 blocks of width 768) at 256/16 with d = 32. The whole step draws its corruption,
+predicts, computes the loss, goes backward and takes a fused AdamW step. Target: under 3 %, that is a step of at least
+33.3x.
 
     python benchmarks/tokenizer.py [--pairs N]
 """

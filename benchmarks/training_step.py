@@ -1,9 +1,9 @@
 """
 One pre-training step against a bare transformers ViT of the same total depth and width.
 
-Ours draws its corruption, corrupts, predicts, computes the loss, goes backward and steps; the peer, an IJepaModel with the
-blocks of encoder and decoder together, computes the mean square of its output, goes backward and steps. Both use fused
-AdamW, the same attention (sdpa) and activation, and the same images. Target: 0.9x.
+Ours draws its corruption, corrupts, predicts, computes the loss, goes backward and steps; the peer, an IJepaModel with
+the blocks of encoder and decoder together, computes the mean square of its output, goes backward and steps. Both use
+fused AdamW, the same attention (sdpa) and activation, and the same images. Target: 0.9x.
 
     python benchmarks/training_step.py [--pairs N]
 """

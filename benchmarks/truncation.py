@@ -1,8 +1,8 @@
 """
 A diffusion network that ends at a tap in the middle of its up path (DDAEModel) against the whole network's forward.
 
-The target follows from the floating-point operations of both, counted on them: the cut network takes at most its share of
-the whole forward, plus 5 % of it, as a ratio 1 / (share + 0.05).
+The target follows from the floating-point operations of both, counted on them: the cut network takes at most its share
+of the whole forward, plus 5 % of it, as a ratio 1 / (share + 0.05).
 
     python benchmarks/truncation.py [--pairs N]
 """

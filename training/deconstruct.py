@@ -1,4 +1,4 @@
-"""Run the trajectory: python training/deconstruct.py --config PRESET.yaml --output_dir DIR, or through accelerate launch."""
+"""Run the trajectory: python training/deconstruct.py --config PRESET.yaml --output_dir DIR (or accelerate launch)."""
 
 import sys
 

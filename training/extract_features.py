@@ -1,4 +1,4 @@
-"""The features of a whole data set as a table: python training/extract_features.py CHECKPOINT --output_dir DIR [options]."""
+"""Features of a data set as a table: python training/extract_features.py CHECKPOINT --output_dir DIR [options]."""
 
 import sys
 

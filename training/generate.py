@@ -1,4 +1,4 @@
-"""Sample pictures of a checkpoint, and their FID and KID: python training/generate.py CHECKPOINT [--fid N] [options]."""
+"""Sample images from a checkpoint, with FID and KID: python training/generate.py CHECKPOINT [--fid N] [options]."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The best block and time step of a checkpoint: python training/grid_search.py CHECKPOINT [--dataset NAME] [options]."""
+"""Best layer and time step of a checkpoint: python training/grid_search.py CHECKPOINT [--dataset NAME] [options]."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Pre-train on the embedded digits, find where to read features, compare, draw and load back. Run it by `make quickstart`."""
+"""Pre-train on the embedded digits, search where to read features, compare, draw and load back (`make quickstart`)."""
 
 import argparse
 import shutil

@@ -1,4 +1,4 @@
-"""A slice of benchmarks/gpu.py that ends mid-stage is continued by the same command, and finished steps are skipped."""
+"""A slice of benchmarks/gpu.py that ends mid-stage is continued by the same command, without its finished steps."""
 
 import importlib.util
 import sys

@@ -1,4 +1,4 @@
-"""The page in a real browser, at the width of a desk and of a phone. Needs gradio, playwright and a Chromium: -m slow."""
+"""The page in a real browser, on a desk and on a phone. Needs gradio, playwright and a Chromium: -m slow."""
 
 import shutil
 from pathlib import Path

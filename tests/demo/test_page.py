@@ -1,4 +1,4 @@
-"""The page as a client of its API sees it: what arrives, what changes, and what is said of a file that is no picture."""
+"""The page through a client of its API: uploads, updates, and the message for a file that is no picture."""
 
 import sys
 from pathlib import Path

@@ -148,7 +148,8 @@ def test_both_verbs_save_a_ddaes_probe_for_pipelines(ddae, few_digits, capsys):
 
 def test_ridge_probes_search_clean_and_noisy_inputs_in_seconds(ddae, few_digits, capsys):
     folder = Path(ddae.name_or_path)
-    options = f"--dataset {few_digits} --num_workers 0 --probe ridge --timesteps 1,21 --noisy both --horizontal_flip true".split()
+    options = f"--dataset {few_digits} --num_workers 0 --probe ridge --timesteps 1,21 --noisy both".split()
+    options += ["--horizontal_flip", "true"]
     assert grid_search.main([str(folder), *options, "--feature_memory", "0"]) == 0
     assert "Grid search (ridge probes, cached protocol)" in capsys.readouterr().out
     results = read_results(folder)

@@ -89,7 +89,7 @@ def hooked_all(network: nn.Module, taps: list[str], run: Callable[[], Any]) -> d
 
 
 def call(network: nn.Module, xt: torch.Tensor, t: int, prompt: torch.Tensor | None = None) -> torch.Tensor:
-    """A whole forward of any of these networks, with the null class of a DiT and a prompt `(L, D)`, zeros by default."""
+    """Run the forward of any of these networks, with a DiT's null class, and a prompt `(L, D)` of zeros by default."""
     timesteps = torch.full((len(xt),), t)
     if isinstance(network, DiTTransformer2DModel):
         return network(xt, timesteps, torch.full((len(xt),), network.config.num_embeds_ada_norm)).sample

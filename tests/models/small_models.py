@@ -30,7 +30,7 @@ def small_config(**fields: object) -> LDAEConfig:
 
 @torch.no_grad()
 def open_gates(model: Model) -> Model:
-    """The model in evaluation mode, with gates, head and PCA buffers (of a PCA) drawn at random, the same at every call."""
+    """Put a model in evaluation mode, and draw its gates, head and PCA buffers at random, the same at every call."""
     generator = torch.Generator().manual_seed(1)
     for module in model.modules():
         if isinstance(module, LDAEModulation | LDAEHeadProjection):

@@ -83,8 +83,8 @@ def weights_of(dit: DiTTransformer2DModel) -> dict[str, torch.Tensor]:
         }
     weights = {f"{ours}.{p}": theirs[f"{name}.{p}"] for ours, name in renamed.items() for p in ("weight", "bias")}
     weights["ldae.conditioning.class_embedding.weight"] = theirs[f"{emb}.class_embedder.embedding_table.weight"]
-    # A convolution's kernel (C_out, c, p, p) is a linear map of patches in a convolution's order. The predicted patches
-    # are in the order (row, column, channel) there and (channel, row, column) here.
+    # A convolution's kernel (C_out, c, p, p) is a linear map of patches in a convolution's order. The predicted
+    # patches are in the order (row, column, channel) there and (channel, row, column) here.
     weights["ldae.embeddings.projection.weight"] = weights["ldae.embeddings.projection.weight"].flatten(1)
     order = torch.arange(PATCH * PATCH * CHANNELS).view(PATCH, PATCH, CHANNELS).permute(2, 0, 1).flatten()
     for p in ("weight", "bias"):

@@ -1,4 +1,4 @@
-"""EDM: preconditioning by its closed forms, the loss by hand, features at a level of the sampling schedule, samples."""
+"""EDM: preconditioning by its closed forms, the loss by hand, features at a level of the schedule, samples."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Saving and loading DDAE: every parameter and buffer comes back, in every precision and process; pipelines find it."""
+"""Saving and loading DDAE: every parameter and buffer comes back, in every precision and process, and in pipelines."""
 
 import json
 from pathlib import Path

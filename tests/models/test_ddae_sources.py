@@ -70,7 +70,8 @@ with torch.no_grad():
     z = vae.encode(images).latent_dist.mode() * vae.config.scaling_factor
     dit(ddim.alphas_cumprod[121].sqrt() * z, torch.tensor([121, 121]), torch.tensor([10, 10]))
 
-words = ["<|startoftext|>", "<|endoftext|>", *(chr(c) for c in range(97, 123)), *(chr(c) + "</w>" for c in range(97, 123))]
+letters = [chr(c) for c in range(97, 123)]
+words = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
 (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
 (folder / "merges.txt").write_text("#version: 0.2\\n")
 tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=7)
@@ -81,11 +82,13 @@ clip = CLIPTextConfig(
 text_encoder = CLIPTextModel(clip).eval()
 conditional = UNet2DConditionModel(
     sample_size=8, layers_per_block=1, cross_attention_dim=12, attention_head_dim=2,
-    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), **levels,
+    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), **levels,
 ).eval()
 watch("stable_diffusion", conditional.up_blocks[0].resnets[1])
 pndm = PNDMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
-pipeline = StableDiffusionPipeline(vae, text_encoder, tokenizer, conditional, pndm, None, None, requires_safety_checker=False)
+parts = (vae, text_encoder, tokenizer, conditional, pndm, None, None)
+pipeline = StableDiffusionPipeline(*parts, requires_safety_checker=False)
 pipeline.save_pretrained(folder / "stable_diffusion")
 with torch.no_grad():
     _, empty = pipeline.encode_prompt("an oak", "cpu", 1, True, negative_prompt="")

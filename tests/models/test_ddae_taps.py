@@ -91,7 +91,8 @@ def test_every_tap_gives_what_a_hook_sees(make: Any) -> None:
         (
             "unet with attention",
             "up_blocks.0.resnets.1",
-            "up_blocks.0.attentions.1 up_blocks.0.attentions.2 up_blocks.0.resnets.2 up_blocks.0.upsamplers up_blocks.1 conv_norm_out conv_out",
+            "up_blocks.0.attentions.1 up_blocks.0.attentions.2 up_blocks.0.resnets.2 up_blocks.0.upsamplers "
+            "up_blocks.1 conv_norm_out conv_out",
         ),
         (
             "unet with attention",

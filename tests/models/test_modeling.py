@@ -193,7 +193,8 @@ def test_other_sizes_on_request(encoder: LDAEModel) -> None:
     assert wide.last_hidden_state.shape == (3, 6 * 8, 32)
     positions = encoder.embeddings.positions
     assert torch.equal(positions(4, 4), encoder.embeddings.position_embeddings)
-    # Twice as fine a grid has the same range: neighbours' mean coordinate is the coarse patch's, so low frequencies agree.
+    # Twice as fine a grid has the same range: neighbours' mean coordinate is the coarse patch's, so low frequencies
+    # agree.
     coarse, fine = positions(4, 4).view(4, 4, 32), positions(8, 8).view(8, 8, 32)
     low = torch.nn.functional.avg_pool2d(fine.permute(2, 0, 1), 2).permute(1, 2, 0)[..., [7, 15, 23, 31]]
     torch.testing.assert_close(low, coarse[..., [7, 15, 23, 31]], atol=1e-4, rtol=0)

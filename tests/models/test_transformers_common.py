@@ -1,8 +1,8 @@
 """
 Run transformers' own common tests on the four models.
 
-They ship in transformers' source archive alone, which `make test` fetches; LDAE_TRANSFORMERS_TESTS names its folder. The
-archive's version must be the installed one's.
+They ship in transformers' source archive alone, which `make test` fetches; LDAE_TRANSFORMERS_TESTS names its folder.
+The archive's version must be the installed one's.
 """
 
 import importlib
@@ -32,7 +32,8 @@ SOURCE = os.environ.get("LDAE_TRANSFORMERS_TESTS")
 if SOURCE is None:
     version = transformers.__version__
     pytest.skip(
-        f"transformers' common tests come with its source archive: run `make test`, or unpack transformers-{version}.tar.gz "
+        "transformers' common tests come with its source archive: run `make test`, or unpack "
+        f"transformers-{version}.tar.gz "
         "and set LDAE_TRANSFORMERS_TESTS to its folder.",
         allow_module_level=True,
     )

@@ -233,7 +233,8 @@ def test_schedulers_of_diffusers_take_the_place_of_ours(target, stock):
     ours = pipe(latents=noise, generator=seeded(1, 2), **eta, **options).images
     pipe.scheduler = stock.from_config(pipe.scheduler.config)
     theirs = pipe(latents=noise, generator=seeded(1, 2), **options).images
-    # The second-order solver goes another way to the same end, which takes steps: what a random network gives depends on t.
+    # The second-order solver goes another way to the same end, which takes steps: what a random network gives depends
+    # on t.
     assert (ours - theirs).norm() / ours.norm() < (0.1 if stock is DPMSolverMultistepScheduler else 2e-3)
 
 

@@ -1,4 +1,4 @@
-"""DDAEPipeline: DDIM and ancestral chains by diffusers' own steps, images of their generators alone, clear refusals."""
+"""DDAEPipeline: DDIM and ancestral chains by diffusers' own steps, generators of their own for images, errors."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Every sampler of DDPM's and EDM's networks: the distribution of data whose ideal network is known, and what is refused."""
+"""Every sampler of DDPM's and EDM's networks: the distribution of data whose ideal network is known, and errors."""
 
 from types import SimpleNamespace
 

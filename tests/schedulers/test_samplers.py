@@ -1,4 +1,4 @@
-"""Samplers along noise levels against the exact solution for Gaussian data: their order, cost and spread, and DDIM's steps."""
+"""Samplers along noise levels against the exact solution for Gaussian data: order, cost, spread, and DDIM's steps."""
 
 import math
 

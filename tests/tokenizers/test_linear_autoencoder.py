@@ -48,7 +48,7 @@ def train(model: LinearAutoencoderTraining, images: torch.Tensor, noise: torch.T
 
 
 def exact_noise(images: torch.Tensor, d: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Repeat the images for 2 d noises of mean zero and unit covariance: the mean of a quadratic over them is exact."""
+    """Repeat the images for 2 d noises of mean zero and unit covariance: means of quadratics over them are exact."""
     noises = math.sqrt(d) * torch.cat([torch.eye(d), -torch.eye(d)])  # (2d, d)
     return images.repeat(2 * d, 1, 1, 1), noises.repeat_interleave(len(images), dim=0)[:, None].expand(-1, 4, -1)
 

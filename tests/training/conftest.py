@@ -82,10 +82,15 @@ def recipe_file(tmp_path: Path) -> Path:
     return path
 
 
+def as_text(value: object) -> str:
+    """Write a value as on a command line."""
+    return value if isinstance(value, str) else yaml.safe_dump(value)
+
+
 @pytest.fixture
 def make_recipe(recipe_file: Path, tmp_path: Path) -> Callable[..., Recipe]:
     def make(folder: str = "run", **overrides: object) -> Recipe:
-        text = {name: yaml.safe_dump(value) for name, value in overrides.items()}
+        text = {name: as_text(value) for name, value in overrides.items()}
         return load_recipe(recipe_file, {"output_dir": str(tmp_path / folder), **text})
 
     return make

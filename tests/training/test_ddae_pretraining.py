@@ -16,7 +16,7 @@ from ldae.training.pretraining import DenoisingTask, pretrain
 from ldae.training.recipe import load_recipe
 from tests.models.test_ddae_conditioning import DIT
 from tests.models.test_ddae_pretraining import UNET
-from tests.training.conftest import stop_after, train_task
+from tests.training.conftest import as_text, stop_after, train_task
 
 
 TINY = {
@@ -43,7 +43,7 @@ def make_ddae(tmp_path):
     path.write_text(yaml.safe_dump(TINY))
 
     def make(folder: str = "run", **overrides):
-        text = {name: yaml.safe_dump(value) for name, value in overrides.items()}
+        text = {name: as_text(value) for name, value in overrides.items()}
         return load_recipe(path, {"output_dir": str(tmp_path / folder), **text})
 
     return make
@@ -60,7 +60,7 @@ def test_a_run_leaves_a_folder_to_probe_and_to_sample_from(make_ddae):
     assert [r["images"] for r in records if r["event"] == "probe"] == [128]
     saved = load_recipe(folder / "recipe.yaml")
     assert saved.model_type == "ddae" and saved.resolved() == recipe.resolved()
-    assert "generates images, too" in (folder / "README.md").read_text()
+    assert "also generates images" in (folder / "README.md").read_text()
 
     assert isinstance(DDAEPipeline.from_pretrained(folder), DDAEPipeline)
     assert DDAEModel.from_pretrained(folder).config.feature_layer.startswith("up_blocks.")
@@ -82,12 +82,12 @@ def test_stopping_and_resuming_changes_no_bit_with_dropout_either(make_ddae):
     ("overrides", "message"),
     [
         ({"model_type": "mae"}, "model_type='mae' is unknown; choose one of ldae, ddae"),
-        ({"tokenizer_images": 5}, "tokenizer.tokenizer_images=5 is not possible with model_type='ddae'"),
-        ({"latent_cache": "folder"}, "latent_cache='folder' is not possible with model_type='ddae'"),
-        ({"size": "nano"}, "--size is no field of a recipe"),
+        ({"tokenizer_images": 5}, "tokenizer.tokenizer_images=5 does not apply with model_type='ddae'"),
+        ({"latent_cache": "folder"}, "latent_cache='folder' does not apply with model_type='ddae'"),
+        ({"size": "nano"}, "--size is not a field of a recipe"),
         ({"feature_timestep": 1000}, "feature_timestep=1000 is invalid"),
-        ({"geometric_augmentation": 0.12}, "geometric_augmentation=0.12 is not possible without the labels"),
-        ({"geometric_augmentation": 1.2}, "data.geometric_augmentation=1.2: must be a probability"),
+        ({"geometric_augmentation": 0.12}, "geometric_augmentation=0.12 needs augmentation_labels"),
+        ({"geometric_augmentation": 1.2}, "data.geometric_augmentation=1.2 must be a number"),
     ],
 )
 def test_a_recipe_refuses_what_a_ddae_has_no_use_for(make_ddae, overrides, message):

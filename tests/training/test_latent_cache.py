@@ -20,7 +20,7 @@ from ldae.training.pretraining import DenoisingTask, pretrain
 from ldae.training.recipe import Recipe, load_recipe
 from ldae.training.tokenizer_training import train_tokenizer
 from tests.processes import ForkedProcess, run_on_two
-from tests.training.conftest import TINY, train_task
+from tests.training.conftest import TINY, as_text, train_task
 
 
 LAUNCHER = Path(__file__).parents[2] / "training" / "pretrain.py"
@@ -50,7 +50,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the tokenizer of row 0."""
     place = tmp_path_factory.mktemp("tokenizer")
     (place / "tiny.yaml").write_text(yaml.safe_dump(TINY))
-    fields = {name: yaml.safe_dump(value) for name, value in ROW_0.items()}
+    fields = {name: as_text(value) for name, value in ROW_0.items()}
     return train_tokenizer(load_recipe(place / "tiny.yaml", {"output_dir": str(place / "tokenizer"), **fields}))
 
 

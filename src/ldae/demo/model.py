@@ -163,7 +163,8 @@ class DemoModel:
         gamma, sigma = corruption.gammas[timestep].item(), corruption.sigmas[timestep].item()
         caption = (
             f"t = {timestep}: signal γ = {gamma:.2f}, noise σ = {sigma:.2f}. "
-            f"PSNR against the clean image: noisy {psnr(noisy, clean):.1f} dB, denoised {psnr(denoised, clean):.1f} dB."
+            f"PSNR against the clean image: noisy {psnr(noisy, clean):.1f} dB, denoised {psnr(denoised, clean):.1f} "
+            "dB."
         )
         return Denoised(enlarge(clean[0]), enlarge(noisy[0]), enlarge(denoised[0]), caption)
 
@@ -278,7 +279,8 @@ class DemoModel:
         """What to expect from samples, given the noise schedule."""
         if getattr(self.config, "noise_schedule", None) in ("linear_sigma", "constant"):
             return (
-                f"The noise schedule of this model ({self.config.noise_schedule}) never hides the image completely, so it "
+                f"The noise schedule of this model ({self.config.noise_schedule}) never hides the image completely, "
+                "so it "
                 "did not learn to start from noise: expect fragments. It did learn to denoise."
             )
         return "Generated from noise, with the weights that features are read from."

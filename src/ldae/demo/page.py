@@ -1,4 +1,4 @@
-"""The page: Gradio's controls, outputs and messages around a [`~ldae.demo.model.DemoModel`], which draws the pictures."""
+"""The page: Gradio's controls, outputs and messages; a [`~ldae.demo.model.DemoModel`] draws the pictures."""
 
 import functools
 import time
@@ -62,8 +62,8 @@ def build_page(demo: DemoModel) -> gr.Blocks:
     """Build the page.
 
     Args:
-        demo ([`~ldae.demo.model.DemoModel`]): The checkpoint to show. Tabs that it cannot fill are left out: denoising and
-            samples without a decoder, neighbours without images to search.
+        demo ([`~ldae.demo.model.DemoModel`]): The checkpoint to show. Tabs that it cannot fill are left out: denoising
+            and samples without a decoder, neighbours without images to search.
 
     Returns:
         `gradio.Blocks`, to be started by [`launch_page`].
@@ -139,8 +139,8 @@ def launch_page(page: gr.Blocks, host: str | None = None, port: int | None = Non
 
     Args:
         page (`gradio.Blocks`): The page that [`build_page`] built.
-        host (`str`, *optional*): Address to listen on: by default `GRADIO_SERVER_NAME`, which a Space sets, or 127.0.0.1;
-            `"0.0.0.0"` accepts other machines.
+        host (`str`, *optional*): Address to listen on: by default `GRADIO_SERVER_NAME`, which a Space sets, or
+            127.0.0.1; `"0.0.0.0"` accepts other machines.
         port (`int`, *optional*): Port; by default `GRADIO_SERVER_PORT`, or the first free one from 7860.
         wait (`bool`, defaults to `True`): Whether to return only when the page is stopped.
 
@@ -202,7 +202,8 @@ def _features_tab(demo: DemoModel, image: gr.State) -> TabUpdate:
     c = demo.config
     with gr.Tab("Features"):
         gr.Markdown(
-            "The three principal components of the patches' features as red, green and blue: the model sees patches of one "
+            "The three principal components of the patches' features as red, green and blue: the model sees patches "
+            "of one "
             "colour as similar."
         )
         with gr.Row():

@@ -52,8 +52,8 @@ README = """---
 
 # {name}
 
-Drop a picture, choose t, and see it clean, noisy and denoised by {what}; see the features of its patches as colours, by
-layer and time step{more}. To run it on your own machine: `pip install -r requirements.txt`, then `python app.py`.
+Drop a picture, choose t, and see it clean, noisy and denoised by {what}; see the features of its patches as colours,
+by layer and time step{more}. To run it on your own machine: `pip install -r requirements.txt`, then `python app.py`.
 
 {made_by}, ldae {ldae_version}.
 """
@@ -79,7 +79,8 @@ def export_space(checkpoint: str, folder: str | os.PathLike[str], data: DataConf
         raise ValueError(f"export_space={str(folder)!r} holds other files; give a new folder.")
     if data is not None and data.dataset != "digits" and not is_hub_name(data.dataset):
         raise ValueError(
-            f"dataset={data.dataset!r} is on this machine, where a Space cannot read it; give digits or a Hub id, or leave "
+            f"dataset={data.dataset!r} is on this machine, where a Space cannot read it; give digits or a Hub id, or "
+            "leave "
             "out the images with --dataset none."
         )
     if local.is_dir():

@@ -30,8 +30,8 @@ def write_card(
         facts (`dict`): The content of `export.json`.
         checkpoint (`str` or `os.PathLike`): The exported checkpoint; its card is searched for the licence.
         repo_id (`str`): Hub id for the title and the code.
-        license (`str`, *optional*): The licence as the Hub spells it; by default that of the checkpoint's card, or else
-            "apache-2.0".
+        license (`str`, *optional*): The licence as the Hub spells it; by default that of the checkpoint's card, or
+            else "apache-2.0".
     """
     license = license or _license_of(checkpoint) or DEFAULT_LICENSE
     classifies = facts["id2label"] is not None

@@ -22,8 +22,8 @@ from ldae.files import open_permissions
 
 EXPORT_FILE = "export.json"
 STAGING_PREFIX = ".export-"
-# Largest absolute error in float32. The features of an l-DAE come from a LayerNorm. Logits and a DDAE's raw activations
-# have no fixed scale, so their error is relative to the largest value, if that is above 1.
+# Largest absolute error in float32. The features of an l-DAE come from a LayerNorm. Logits and a DDAE's raw
+# activations have no fixed scale, so their error is relative to the largest value, if that is above 1.
 TOLERANCE = 1e-4
 
 Write = Callable[[Source, Path], None]
@@ -32,7 +32,7 @@ Run = Callable[[Path, torch.Tensor], dict[str, torch.Tensor]]
 
 @dataclass(frozen=True)
 class Target:
-    """A format: functions that write it and run its files again, and whether it only holds the weights of a plain ViT."""
+    """A format: functions that write it and run its files again, and whether it only holds plain ViTs."""
 
     write: Write
     run: Run
@@ -93,15 +93,16 @@ def export_checkpoint(
         layer (`int` or `str`, *optional*): The layer that features are read after; by default the configuration's.
         image_size (`int`, *optional*): Side of the images in pixels; by default the configuration's.
         repo_id (`str`, *optional*): Hub id for the model card; by default the folder's name.
-        license (`str`, *optional*): The weights' licence as the Hub spells it; by default that of the checkpoint's card,
-            or else "apache-2.0".
+        license (`str`, *optional*): The weights' licence as the Hub spells it; by default that of the checkpoint's
+            card, or else "apache-2.0".
 
     Returns:
         [`Export`]. The folder holds the weights, an image processor, `export.json` and a model card.
 
     Raises:
-        ValueError: If an option is wrong, the format cannot hold the model, or the outputs differ from the checkpoint's
-            by more than 1e-4 (for logits and a DDAE's raw activations, 1e-4 of the largest). Nothing is written then.
+        ValueError: If an option is wrong, the format cannot hold the model, or the outputs differ from the
+            checkpoint's by more than 1e-4 (for logits and a DDAE's raw activations, 1e-4 of the largest). Nothing is
+            written then.
     """
     if format not in TARGETS:
         raise ValueError(f"format={format!r} is unknown; choose one of {', '.join(TARGETS)}.")
@@ -114,7 +115,8 @@ def export_checkpoint(
     obstacle = fold_obstacle(source.model)
     if target.plain and obstacle is not None:
         raise ValueError(
-            f"format={format!r} only holds plain ViTs, and this checkpoint cannot be folded into one: {obstacle}. Choose "
+            f"format={format!r} only holds plain ViTs, and this checkpoint cannot be folded into one: {obstacle}. "
+            "Choose "
             "format='onnx' or 'torch-export', which hold the whole computation."
         )
 
@@ -125,7 +127,8 @@ def export_checkpoint(
         error, excess, outputs = _verify(source, staging, target.run)
         if not excess <= 1:  # also true for NaN
             raise ValueError(
-                f"format={format!r}: the outputs differ by up to {error:.1e} from the checkpoint's, {excess:.1f} times "
+                f"format={format!r}: the outputs differ by up to {error:.1e} from the checkpoint's, {excess:.1f} "
+                "times "
                 "what rounding explains; nothing was written. The weights are not finite, or too large for two "
                 "computations in float32 to agree."
             )

@@ -1,4 +1,4 @@
-"""Folding of an l-DAE encoder at one time step into a plain ViT: everything that depends on t goes into the weights (App. A)."""
+"""Folding of an l-DAE encoder at one t into a plain ViT: what depends on t goes into the weights (App. A)."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -105,8 +105,8 @@ def fold(model: PreTrainedModel, timestep: int | None = None, image_size: int | 
     """Fold an l-DAE at one time step and a clean input into a plain ViT, with equal outputs in exact arithmetic.
 
     The tokenizer's projection, its scales, gamma_t and the embedding are one linear map of a patch; adaLN's shift and
-    scale are LayerNorm's bias and weight; its gates scale the projections before them. The same holds for latent and image
-    input, every patch-wise tokenizer, and the null class of a class-conditional model.
+    scale are LayerNorm's bias and weight; its gates scale the projections before them. The same holds for latent and
+    image input, every patch-wise tokenizer, and the null class of a class-conditional model.
 
     Args:
         model (`PreTrainedModel`): An l-DAE, or a DDAE around one, with or without classifier. It is not changed.
@@ -185,8 +185,8 @@ def _trunk(model: PreTrainedModel) -> LDAEModel | None:
 def _fold_patches(trunk: LDAEModel, t: torch.Tensor) -> Affine:
     """Write everything before the positions as one convolution of patches.
 
-    It is affine, so its output for the zero patch is the bias, and the difference that a unit patch makes is a column of
-    the weight.
+    It is affine, so its output for the zero patch is the bias, and the difference that a unit patch makes is a column
+    of the weight.
     """
     config = trunk.config
     front = LDAEModel(config, num_layers=0).double()  # a difference of two float32 results would lose digits

@@ -1,4 +1,4 @@
-"""Exports as a graph, `--format torch-export` and `onnx`: the whole computation at one time step, for any batch size."""
+"""Exports as a graph, `--format torch-export` and `onnx`: the whole computation at one t, for any batch size."""
 
 import logging
 import os

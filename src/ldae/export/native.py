@@ -34,8 +34,8 @@ def build_native(
 
     Returns:
         `SiglipVisionModel` for an encoder, with attention pooling that computes the mean over tokens, so that
-        `pooler_output` and pipelines with `pool=True` work; `IJepaForImageClassification` for a classifier. Both are in
-        float32 and in evaluation mode.
+        `pooler_output` and pipelines with `pool=True` work; `IJepaForImageClassification` for a classifier. Both are
+        in float32 and in evaluation mode.
 
     Example:
         ```python

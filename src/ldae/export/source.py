@@ -78,8 +78,8 @@ def open_source(
     Args:
         checkpoint (`str` or `os.PathLike`): Folder or Hub id of an l-DAE or a DDAE, encoder or classifier.
         timestep (`int`, *optional*): The time step t; by default the configuration's `feature_timestep`.
-        layer (`int` or `str`, *optional*): The layer that features are read after: a block's number, counted from 1, or
-            a tap's name; by default the configuration's.
+        layer (`int` or `str`, *optional*): The layer that features are read after: a block's number, counted from 1,
+            or a tap's name; by default the configuration's.
         image_size (`int`, *optional*): Side of the images in pixels; by default the configuration's.
 
     Returns:
@@ -97,7 +97,8 @@ def open_source(
     is_classifier = any("ForImageClassification" in name for name in config.architectures or [])
     if is_classifier and layer is not None:
         raise ValueError(
-            f"layer={layer!r} cannot be chosen: the checkpoint is a classifier, trained on the features of its own layer. "
+            f"layer={layer!r} cannot be chosen: the checkpoint is a classifier, trained on the features of its own "
+            "layer. "
             "Export the pre-trained folder, or probe that layer first (ldae linear_probe --layers)."
         )
     kind: Any = AutoModelForImageClassification if is_classifier else AutoModel

@@ -63,8 +63,8 @@ def write_model_card(
             card that is kept; its text and its other metadata do not change.
 
     Returns:
-        "written" for a new or updated card of ours, "metadata" if only the metadata of a card by hand changed, "kept" if
-        such a card did not change.
+        "written" for a new or updated card of ours, "metadata" if only the metadata of a card by hand changed, "kept"
+        if such a card did not change.
 
     Raises:
         ValueError: If the folder has no config.json, or one of another kind of model.
@@ -162,7 +162,7 @@ def render_model_card(
 
 
 def eval_result(entry: dict[str, Any]) -> EvalResult:
-    """Convert an entry of results.json to one of the Hub's model-index, with its protocol as the metric's arguments."""
+    """Convert an entry of results.json for the Hub's model-index, with the protocol as the metric's arguments."""
     dataset = _public_name(entry["dataset"])
     keys = ("protocol", "seed", "seeds", "stderr", "n")
     arguments: dict[str, Any] = {key: entry[key] for key in keys if key in entry}
@@ -262,7 +262,7 @@ def _cost(folder: Path) -> str:
 
 
 def _group_results(results: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Group results that differ only in value, layer and time step; groups of up to `SHOWN_ROWS` are split up again."""
+    """Group more than `SHOWN_ROWS` results that differ only in value, layer and time step; others stay single."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for entry in results:
         protocol = {key: value for key, value in entry["protocol"].items() if key not in ("layer", "timestep")}

@@ -65,7 +65,8 @@ def check_publishable(folder: str | os.PathLike[str]) -> None:
             for name in tensors.keys():  # noqa: SIM118 (not a dict)
                 if name.rsplit(".", 1)[-1] == "fitted" and not bool(tensors.get_tensor(name)):
                     raise ValueError(
-                        f"{path} has {name}=False: its latent tokenizer was never fitted, so the model is useless. Fit it with "
+                        f"{path} has {name}=False: its latent tokenizer was never fitted, so the model is useless. "
+                        "Fit it with "
                         "fit_patch_pca or `ldae train_tokenizer`, and train the model, before pushing."
                     )
 
@@ -131,8 +132,8 @@ class HubUploader:
     """Uploader of a run's folder during training, which no failure of the Hub can stop.
 
     Each push takes a snapshot of the folder (hard links to the weights, copies of the rest) and gives it to a separate
-    process with a time-out. A Hub that refuses, answers 500 or hangs costs a warning, and the next save tries again. Use
-    it in the main process only. Weights must be replaced by renaming, never rewritten in place.
+    process with a time-out. A Hub that refuses, answers 500 or hangs costs a warning, and the next save tries again.
+    Use it in the main process only. Weights must be replaced by renaming, never rewritten in place.
 
     Args:
         folder (`str` or path): The run's folder.
@@ -222,7 +223,8 @@ class HubUploader:
             commit_message (`str`): Title of the commit.
 
         Returns:
-            `bool`: whether the Hub has the folder's present state. If not, a warning names the command to push it later.
+            `bool`: whether the Hub has the folder's present state. If not, a warning names the command to push it
+            later.
         """
         if self._process is not None and self._watcher is not None and self._watcher.is_alive():
             self._abandoned = True

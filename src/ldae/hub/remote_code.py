@@ -1,7 +1,7 @@
 """Remote code: a saved model's own Python files and auto classes, for processes without ldae.
 
-The files are copies of those in ``ldae.models``, so the package and the remote code cannot differ. Where ldae is imported,
-its registered classes win, and no code from the folder runs.
+The files are copies of those in ``ldae.models``, so the package and the remote code cannot differ. Where ldae is
+imported, its registered classes win, and no code from the folder runs.
 """
 
 import json
@@ -18,7 +18,8 @@ def code_files(model_type: str = "ldae") -> list[Path]:
     """List a family's files and every file that their relative imports reach, sorted by name.
 
     Args:
-        model_type (`str`): `"ldae"` or `"ddae"`. A DDAE's network may be an l-DAE, so its files include those of l-DAE.
+        model_type (`str`): `"ldae"` or `"ddae"`. A DDAE's network may be an l-DAE, so its files include those of
+            l-DAE.
 
     Example:
         >>> [path.name for path in code_files()][:2]

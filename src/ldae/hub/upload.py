@@ -116,7 +116,8 @@ def _upload_files(
     refs = None if tag is None else api.list_repo_refs(repo.repo_id, repo_type=repo_type)
     if refs is not None and tag in (known := [ref.name for ref in refs.tags]):
         raise ValueError(
-            f"tag={tag!r} is taken: {repo.repo_id} has {', '.join(known)}. A release is never moved; choose another name."
+            f"tag={tag!r} is taken: {repo.repo_id} has {', '.join(known)}. A release is never moved; choose another "
+            "name."
         )
     if revision is not None:
         api.create_branch(repo.repo_id, branch=revision, exist_ok=True, repo_type=repo_type)
@@ -141,8 +142,8 @@ def _upload_files(
 def main() -> None:
     """Upload with the arguments of `upload_files` and a time-out, read as JSON from the standard input.
 
-    A token is private there. After the time-out the process ends itself and deletes the folder, a snapshot that was made
-    for it, even if the process that started it is gone.
+    A token is private there. After the time-out the process ends itself and deletes the folder, a snapshot that was
+    made for it, even if the process that started it is gone.
     """
     job = json.load(sys.stdin)
     settings, timeout_s = job["settings"], job["timeout_s"]

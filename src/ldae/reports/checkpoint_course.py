@@ -13,7 +13,8 @@ NAMES = {"ridge": "ridge probe", "knn": "kNN", "linear": "linear probe"}
 def checkpoint_course(points: list[SweepPoint]) -> Figure:
     """Draw test accuracies on the left axis and a distance on the right one, against images seen.
 
-    The distance is FID, or KID without FID. A star marks the best checkpoint by each measure, chosen on held-out images.
+    The distance is FID, or KID without FID. A star marks the best checkpoint by each measure, chosen on held-out
+    images.
 
     Args:
         points (`list[SweepPoint]`): Scores of at least one checkpoint.

@@ -34,8 +34,8 @@ th, td { padding: 0.3rem 0.6rem; text-align: left; border-bottom: 1px solid #e3e
 th { font-weight: 600; border-bottom: 2px solid #c9ced4; white-space: nowrap; }
 td:nth-child(2):not(.number) { min-width: 9rem; }
 td.number { text-align: right; white-space: nowrap; }
-code { font: 0.85em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; background: #f3f5f7; padding: 0.05em 0.3em;
-       border-radius: 3px; overflow-wrap: anywhere; }
+code { font: 0.85em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; background: #f3f5f7;
+       padding: 0.05em 0.3em; border-radius: 3px; overflow-wrap: anywhere; }
 td code { white-space: nowrap; }
 """
 
@@ -106,7 +106,7 @@ def render_markdown(title: str, sections: Sequence[Section], folder: Path) -> st
 
 
 def render_html(title: str, sections: Sequence[Section]) -> str:
-    """Render a report as one HTML file with its style and pictures inside; see [`render_markdown`] for the arguments."""
+    """Render a report as one HTML file, style and pictures included; see [`render_markdown`] for the arguments."""
     parts = [f"<h1>{_inline(title)}</h1>"]
     for index, section in enumerate(sections):
         inner = [f"<h2>{_inline(section.title)}</h2>"] if index else []
