@@ -69,16 +69,8 @@ def adaptive_weight(
 ) -> torch.Tensor:
     """Return the weight of the generator's loss that balances its gradient with the reconstruction's.
 
-    At the decoder's last layer it is ||grad reconstruction|| / (||grad generator|| + 1e-4), at most 1e4 (VQGAN, Esser
-    et al. 2021, arXiv 2012.09841, eq. 7).
-
-    Args:
-        reconstruction_loss (`torch.Tensor` of shape `()`): The loss to compare with; its graph is kept.
-        generator_loss (`torch.Tensor` of shape `()`): The loss to weight; its graph is kept.
-        last_weight (`torch.Tensor`): The weight by which both are differentiated.
-
-    Returns:
-        `torch.FloatTensor` of shape `()`, detached.
+    At the decoder's last weight it is ||grad reconstruction|| / (||grad generator|| + 1e-4), at most 1e4 (VQGAN, Esser
+    et al. 2021, arXiv 2012.09841, eq. 7). It is detached; the graphs of both losses are kept.
     """
     (reconstruction,) = torch.autograd.grad(reconstruction_loss, last_weight, retain_graph=True)
     (generator,) = torch.autograd.grad(generator_loss, last_weight, retain_graph=True)

@@ -66,12 +66,7 @@ def encoder_blocks(model: Any) -> list[Block]:
 
 
 def depth_of(name: str, blocks: list[Block]) -> int:
-    """Return a parameter's depth: 0 for embeddings, i + 1 for block i, `len(blocks) + 1` for the classifier.
-
-    Args:
-        name (`str`): Name of the parameter.
-        blocks (`list[Block]`): Blocks from [`encoder_blocks`].
-    """
+    """Return a parameter's depth: 0 for embeddings, i + 1 for block i, `len(blocks) + 1` for the classifier."""
     if name.startswith("classifier."):
         return len(blocks) + 1
     return next((index + 1 for index, block in enumerate(blocks) if block.holds(name)), 0)

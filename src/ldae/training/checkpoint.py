@@ -131,12 +131,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def exported_weights(path: Path, raw: bool = False) -> dict[str, torch.Tensor]:
-    """Read the weights and buffers of a checkpoint by name, as the run would have exported them.
-
-    Args:
-        path (`Path`): The checkpoint.
-        raw (`bool`, defaults to `False`): Whether to read the trained weights even if the run averages them.
-    """
+    """Read the weights and buffers of a checkpoint by name, averaged where the run averages them, unless `raw`."""
     weights, average = load_file(path / "model.safetensors"), path / "ema.safetensors"
     return weights if raw or not average.exists() else {**weights, **load_file(average)}
 

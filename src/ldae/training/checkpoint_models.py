@@ -15,26 +15,19 @@ from ldae.training.run_folder import RunFolder
 def checkpoint_models(folder: str | os.PathLike[str], *, raw: bool = False) -> Iterator[tuple[int, Any]]:
     """Open the checkpoints of a pre-training run as models, oldest first, one at a time.
 
-    A run keeps `keep_checkpoints` of them, two by default; the last one of a finished run is the model in its folder.
+    The last one of a finished run is the model in its folder. All are configured by the folder's config.json, with the
+    block and time step that a grid search chose.
 
     Args:
         folder (`str` or path): The run's folder, with config.json and `checkpoints/`.
-        raw (`bool`, defaults to `False`): Whether to read the trained weights even if the run averages them. By
-            default the average is read where there is one, as the run exports it.
+        raw (`bool`, defaults to `False`): Whether to read the trained weights even if the run averages them.
 
     Returns:
         `Iterator[tuple[int, PreTrainedModel]]`: Images seen, and an [`LDAEForPreTraining`] or [`DDAEForPreTraining`]
-        on the CPU in evaluation mode. Its configuration is the config.json of the folder, with the block and time step
-        that a grid search chose.
+        on the CPU in evaluation mode.
 
     Raises:
         ValueError: If the folder holds no run or no checkpoints.
-
-    Example:
-    ```python
-    for images, model in checkpoint_models("runs/ddae_digits"):
-        print(images, sum(weight.square().sum() for weight in model.parameters()).sqrt())
-    ```
     """
     run = RunFolder(folder)
     checkpoints = complete_checkpoints(run.checkpoints)

@@ -40,12 +40,7 @@ class DropPath:
                     self.rates.append(block_rate)
 
     def draw(self, positions: torch.Tensor, seed: int) -> None:
-        """Choose the branches that the examples of the next forward keep.
-
-        Args:
-            positions (`torch.LongTensor` of shape `(b,)`): Position of each example in the run, on the model's device.
-            seed (`int`): Seed of the run.
-        """
+        """Choose the branches that the examples at these positions `(b,)` of the run keep in the next forward."""
         if self.rates:
             kept = 1 - torch.tensor(self.rates, device=positions.device)[:, None]  # (branches, 1)
             uniform = keyed_uniform(seed, DROP_PATH, positions, len(self.rates)).T  # (branches, b)

@@ -152,10 +152,13 @@ class MeasureAccuracy(Callback):
 
     def finish(self, run: Run) -> None:
         """Add the accuracy on all test images to results.json."""
-        source = self.task.test_source
+        t, source = self.options, self.task.test_source
+        budget = {field: getattr(t, field) for field in ("images", "total_batch_size", "base_learning_rate")}
         for name, (value, count) in self._accuracies(run, source).items():
+            protocol = {"name": "fine-tuning", "weights": name, **budget, **self.recipe.resolved()["finetuning"]}
+            result = Result("accuracy", value, source.name, source.split, protocol, seeds=t.seed, n=count)
             if run.is_main:
-                add_result(run.folder.path, self._result(source, name, value, count))
+                add_result(run.folder.path, result)
             run.say(f"Accuracy on {source.description}: {value:.2%} ({name} weights, {count:,} images)")
 
     def _accuracies(self, run: Run, source: ImageSource) -> dict[str, tuple[float, int]]:
@@ -193,21 +196,9 @@ class MeasureAccuracy(Callback):
             raise ValueError(f"{source.description} has no labels; name another eval_split.")
         return correct / measured, int(measured)
 
-    def _result(self, source: ImageSource, weights: str, value: float, count: int) -> Result:
-        t, fine = self.options, self.recipe.resolved()["finetuning"]
-        budget = {field: getattr(t, field) for field in ("images", "total_batch_size", "base_learning_rate")}
-        protocol = {"name": "fine-tuning", "weights": weights, **budget, **fine}
-        return Result("accuracy", value, source.name, source.split, protocol, seeds=t.seed, n=count)
-
 
 def load_classifier(recipe: FineTuningRecipe) -> Any:
-    """Load the classifier that a run begins with.
-
-    Args:
-        recipe ([`FineTuningRecipe`]): Names the checkpoint, and whether encoder and head are taken from it.
-
-    Returns:
-        [`LDAEForImageClassification`] or [`DDAEForImageClassification`] in float32. A new head is zero.
+    """Load the classifier that a run begins with, in float32. A new head is zero.
 
     Raises:
         ValueError: If the checkpoint lacks weights of the encoder.

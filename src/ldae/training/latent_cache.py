@@ -21,16 +21,8 @@ def latent_source(
 ) -> ImageSource:
     """Return the images that a run reads, or their latents where the recipe has a `latent_cache`.
 
-    Latents that are missing from the cache are encoded first.
-
-    Args:
-        recipe ([`Recipe`]): Recipe of the denoiser.
-        tokenizer ([`ConvVAETokenizer`]): Fitted tokenizer. It is moved to the CPU in the end.
-        source ([`~ldae.data.ImageSource`]): The training images.
-        accelerator (`Accelerator`): Gives the processes; each encodes its share.
-
-    Returns:
-        [`~ldae.data.ImageSource`].
+    Latents that are missing from the cache are encoded first; each process encodes its share. The tokenizer is moved to
+    the CPU in the end.
 
     Raises:
         ValueError: If the folder holds other latents.

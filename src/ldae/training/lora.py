@@ -16,10 +16,7 @@ TARGETS = "q_proj k_proj v_proj o_proj fc1 fc2 to_q to_k to_v to_out.0 net.0.pro
 def add_lora(model: Any, blocks: list[Block], rank: int) -> None:
     """Freeze a classifier except for its head, and add LoRA factors to the layers of some blocks (Hu et al. 2022).
 
-    Args:
-        model (`nn.Module`): The classifier, changed in place.
-        blocks (`list[Block]`): Blocks whose attention, MLP and convolutions get factors.
-        rank (`int`): Rank of the factors; their product is not scaled (alpha = rank).
+    The product of the factors is not scaled (alpha = rank).
 
     Raises:
         ValueError: If peft is not installed, or no layer can have factors.
@@ -44,15 +41,7 @@ def add_lora(model: Any, blocks: list[Block], rank: int) -> None:
 
 
 def merged(model: Any, weights: dict[str, torch.Tensor]) -> Any:
-    """Return a copy of a classifier whose LoRA factors are merged into plain layers.
-
-    Args:
-        model (`nn.Module`): A classifier after [`add_lora`].
-        weights (`dict[str, torch.Tensor]`): Its weights and buffers by name.
-
-    Returns:
-        The copy, on the CPU.
-    """
+    """Return a copy of a classifier on the CPU, with these weights and its LoRA factors merged into plain layers."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     plain = copy.deepcopy(model).cpu()

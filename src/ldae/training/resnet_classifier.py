@@ -107,10 +107,7 @@ def train_resnet_classifier(recipe: Recipe, classifier: ResNetClassifierConfig, 
 def classifier_training(settings: Any, output_dir: str | Path, **fields: Any) -> TrainingConfig:
     """Return the `training:` section of a classifier's recipe: AdamW with a half-cycle cosine.
 
-    Args:
-        settings: With `images`, `total_batch_size`, `learning_rate` (not per 256 images) and `weight_decay`.
-        output_dir (`str` or `Path`): The run's folder.
-        **fields: Further fields.
+    `settings` has `images`, `total_batch_size`, `learning_rate` (not per 256 images) and `weight_decay`.
     """
     return TrainingConfig(
         output_dir=str(output_dir),

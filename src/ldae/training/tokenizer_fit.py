@@ -19,14 +19,8 @@ FIT_BATCH_SIZE = 64  # fixed: the images must not depend on the batch size of th
 def sample_images(source: ImageSource, recipe: Recipe, accelerator: Accelerator) -> Iterator[torch.Tensor]:
     """Yield this process's share of the first `tokenizer_images` of the shuffled data, in batches.
 
-    Args:
-        source ([`~ldae.data.ImageSource`]): The training images.
-        recipe ([`Recipe`]): Gives the number of images, their size and the seed.
-        accelerator (`Accelerator`): Gives the processes.
-
-    Yields:
-        Pixels `(b, C, S, S)` of centre crops in [-1, 1], on the device. Unless the source is streamed, the images are
-        the same for any number of processes.
+    Pixels `(b, C, S, S)` are centre crops in [-1, 1] on the device. Unless the source is streamed, the images are the
+    same for any number of processes.
     """
     config, world = recipe.model_config(), accelerator.num_processes
     wanted = recipe.tokenizer.tokenizer_images
@@ -64,13 +58,7 @@ def patch_moments(source: ImageSource, recipe: Recipe, accelerator: Accelerator)
 def fit_on_source(source: ImageSource, recipe: Recipe, accelerator: Accelerator) -> PatchPCA:
     """Fit the patch-wise PCA, or the pixels of resized images, on the first images of the shuffled data.
 
-    Args:
-        source ([`~ldae.data.ImageSource`]): The training images.
-        recipe ([`Recipe`]): With `latent_tokenizer` `pca` or `pixel`.
-        accelerator (`Accelerator`): Gives the processes; each reads its share.
-
-    Returns:
-        [`PatchPCA`] or [`PatchPixels`], the same in every process.
+    Each process reads its share of [`sample_images`], and all return the same tokenizer.
     """
     config = recipe.model_config()
     moments = patch_moments(source, recipe, accelerator)

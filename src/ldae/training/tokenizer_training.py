@@ -73,15 +73,7 @@ def tokenizer_recipe(recipe: Recipe, output_dir: str | Path | None = None) -> Re
 
 
 def obtain_tokenizer(recipe: Recipe, source: ImageSource, accelerator: Accelerator) -> Any:
-    """Read the tokenizer that a denoiser's recipe names, or fit or train one.
-
-    Args:
-        recipe ([`Recipe`]): Recipe of the denoiser.
-        source ([`~ldae.data.ImageSource`]): Its training images.
-        accelerator (`Accelerator`): Gives the processes.
-
-    Returns:
-        The fitted tokenizer on the CPU, the same in every process.
+    """Read the fitted tokenizer that a denoiser's recipe names, or fit or train one, the same in every process.
 
     Raises:
         ValueError: If the tokenizer that the recipe names does not fit the model.
