@@ -199,14 +199,14 @@ class DDAEConfig(PreTrainedConfig):
 
     @property
     def search_timesteps(self) -> tuple[int, ...]:
-        """Time steps that a search for the best features looks at: from 0 to T / 4, or EDM's levels 1 to 8."""
-        steps, span = self.num_train_timesteps, (0, 10, 20, 40, 80, 160, 250)  # thousandths
-        levels = range(1, 9) if self.parametrization == "edm" else [share * steps // 1000 for share in span]
-        return tuple(sorted({min(level, steps - 1) for level in levels} | {self.feature_timestep}))
+        """Time steps to search for the best features: those of the noise process, and `feature_timestep`."""
+        steps = self.num_train_timesteps
+        searched = self.noise_process.search_timesteps(steps)
+        return tuple(sorted({min(t, steps - 1) for t in searched} | {self.feature_timestep}))
 
     @property
     def paper_point(self) -> tuple[str | None, int | None]:
-        """The checkpoint's own tap and time step: the paper searches, too."""
+        """The checkpoint's own tap and time step, because the paper searches for them."""
         return self.feature_layer, self.feature_timestep
 
     @property

@@ -82,7 +82,7 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
         intermediate_size (`int`, defaults to 3072): Width of the blocks' MLP.
         hidden_act (`str`, defaults to `"gelu_pytorch_tanh"`): Activation of the blocks' MLP.
         layer_norm_eps (`float`, defaults to 1e-6): Epsilon of every LayerNorm; none of them has an affine part.
-        qkv_bias (`bool`, defaults to `True`): Whether query, key and value projections have a bias.
+        qkv_bias (`bool`, defaults to `True`): Give the query, key and value projections a bias.
         initializer_range (`float`, defaults to 0.02): Standard deviation of the initial weights of the class
             embedding, if there is one. Linear maps start by Xavier at every width.
         conditioning_size (`int`, *optional*): Width of the conditioning MLP; `None` is a quarter of `hidden_size`
@@ -254,18 +254,17 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def search_timesteps(self) -> tuple[int, ...]:
-        """
-        Time steps that a search for the best features looks at.
+        """Time steps to search for the best features, over the whole schedule.
 
         At a small t the input is nearly clean, the best denoiser is the identity and the gates close, so features may
-        be best where a denoiser is told of much noise.
+        be best at a t of much noise.
         """
         steps, span = self.num_train_timesteps, (0, 10, 20, 40, 80, 160, 320, 640, 1000)  # thousandths
         return tuple(sorted({min(share * steps // 1000, steps - 1) for share in span} | {self.feature_timestep}))
 
     @property
     def paper_point(self) -> tuple[int, int]:
-        """The paper's block and time step (App. A), whatever a search wrote since: the stack's middle at t = 10 of 1000."""
+        """The paper's block and time step (App. A): the middle of the stack, at t = 10 of 1000."""
         return max(1, self.total_num_hidden_layers // 2), min(
             10 * self.num_train_timesteps // 1000, self.num_train_timesteps - 1
         )

@@ -38,7 +38,7 @@ def require_fields(diffusers_type: Any, fields: dict[str, Any], name: str) -> No
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}."
-            raise ValueError(f"{name} has {key!r}, which is no field of {diffusers_type.__name__}; {hint}")
+            raise ValueError(f"{name} has {key!r}, which {diffusers_type.__name__} does not have; {hint}")
 
 
 def build_network(diffusers_type: Any, fields: dict[str, Any], name: str) -> nn.Module:

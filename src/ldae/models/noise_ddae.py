@@ -56,6 +56,11 @@ class NoiseProcess(Corruption, ABC):
     def default_feature_timestep(cls, num_timesteps: int, latent_dit: bool) -> int:
         """Return the time step of the DDAE authors' public code, for a schedule of T time steps."""
 
+    @classmethod
+    @abstractmethod
+    def search_timesteps(cls, num_timesteps: int) -> list[int]:
+        """Return time steps to search for the best features."""
+
     @abstractmethod
     def network_times(self, timesteps: torch.Tensor) -> torch.Tensor:
         """Return the numbers that the network embeds for time steps `(B,)`."""
@@ -135,6 +140,11 @@ class DDPM(NoiseProcess):
     def default_feature_timestep(cls, num_timesteps: int, latent_dit: bool) -> int:
         """Return 10 of 1000, or 121 for a DiT behind an autoencoder (CIFAR-10; the code has 81 for Tiny-ImageNet)."""
         return (121 if latent_dit else 10) * num_timesteps // 1000
+
+    @classmethod
+    def search_timesteps(cls, num_timesteps: int) -> list[int]:
+        """Return time steps from 0 to T / 4."""
+        return [share * num_timesteps // 1000 for share in (0, 10, 20, 40, 80, 160, 250)]
 
     def tables(self) -> dict[str, torch.Tensor]:
         scheduler: Any = diffusers_class("DDPMScheduler")
@@ -229,6 +239,11 @@ class EDM(NoiseProcess):
     def default_feature_timestep(cls, num_timesteps: int, latent_dit: bool) -> int:
         """Return level 3 of 18, where sigma is 0.0599."""
         return min(3, num_timesteps - 1)
+
+    @classmethod
+    def search_timesteps(cls, num_timesteps: int) -> list[int]:
+        """Return levels 1 to 8."""
+        return list(range(1, 9))
 
     def tables(self) -> dict[str, torch.Tensor]:
         levels = self.sampling_levels(self.config["num_steps"]).flip(0)
