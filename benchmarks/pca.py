@@ -103,7 +103,7 @@ def stream(patches: int) -> None:
 
 
 def peak_mib() -> float:
-    """Return the highest resident memory of this process. Linux starts ru_maxrss at the parent's, so it is not used."""
+    """Return the highest resident memory of this process; ru_maxrss starts at the parent's on Linux, so avoid it."""
     status = Path("/proc/self/status")
     if status.exists():
         return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 2**10
