@@ -18,7 +18,7 @@ from ldae.evaluation.generation import Sampling, generate_images
 from ldae.hub.families import family_of
 from ldae.pipelines.loading import RunFolderPipeline, open_pipeline
 from ldae.reports.patch_pca import patch_pca_images
-from ldae.reports.samples import sample_grid
+from ldae.reports.samples import sample_grid, to_picture
 from ldae.reports.tile_grid import tile_grid
 
 
@@ -358,5 +358,4 @@ def picture_of(image: np.ndarray) -> PIL.Image.Image:
 
 def resize(image: torch.Tensor, side: int) -> PIL.Image.Image:
     """Make a picture `side` pixels wide of values `(C, h, w)` in [0, 1], with square pixels."""
-    values = (image.clamp(0, 1) * 255).round().to(torch.uint8).expand(3, -1, -1).permute(1, 2, 0).numpy()  # (h, w, 3)
-    return PIL.Image.fromarray(np.ascontiguousarray(values)).resize((side, side), PIL.Image.Resampling.NEAREST)
+    return to_picture((image.clamp(0, 1) * 255).round().to(torch.uint8), side)

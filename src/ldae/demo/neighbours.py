@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ldae.data import Batch, ImageSource, iterate_once
 from ldae.evaluation.features import extract_features
+from ldae.reports.samples import to_picture
 
 
 THUMBNAIL = 64  # side of the small pictures that are kept of the searched images, in pixels
@@ -86,10 +87,8 @@ class Neighbours:
         found = (self.features @ feature).topk(min(count, len(self.features)))
         shown = []
         for similarity, index in zip(found.values.tolist(), found.indices.tolist(), strict=True):
-            array = self.thumbnails[index].expand(3, -1, -1).permute(1, 2, 0).numpy()  # (s, s, 3)
-            picture = PIL.Image.fromarray(np.ascontiguousarray(array))
-            picture = picture.resize((SHOWN, SHOWN), PIL.Image.Resampling.NEAREST)
-            shown.append((picture, " · ".join(filter(None, [f"{similarity:.2f}", self.captions[index]]))))
+            caption = " · ".join(filter(None, [f"{similarity:.2f}", self.captions[index]]))
+            shown.append((to_picture(self.thumbnails[index], SHOWN), caption))
         return shown
 
 

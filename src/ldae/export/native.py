@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,14 @@ from ldae.export.fold import Affine, PlainViT
 
 
 WEIGHTS_FILE = "model.safetensors"
+# The modules of a block, in the order of the fields of PlainBlock.
+SIGLIP_BLOCK = (
+    "layer_norm1 self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.out_proj layer_norm2 mlp.fc1 mlp.fc2"
+).split()
+IJEPA_BLOCK = (
+    "layernorm_before attention.q_proj attention.k_proj attention.v_proj attention.o_proj "
+    "layernorm_after mlp.fc1 mlp.fc2"
+).split()
 
 
 def build_native(
@@ -59,16 +68,7 @@ def build_siglip(vit: PlainViT, *, pooling: bool = True, dtype: torch.dtype = to
     model = SiglipVisionModel(SiglipVisionConfig(**_shape(vit), vision_use_head=pooling)).eval().to(dtype)
     _put(model.embeddings.patch_embedding, vit.patches)
     model.embeddings.position_embedding.weight.copy_(vit.positions)
-    for layer, block in zip(model.encoder.layers, vit.blocks, strict=True):
-        attention = layer.self_attn
-        _put(layer.layer_norm1, block.norm1)
-        _put(attention.q_proj, block.query)
-        _put(attention.k_proj, block.key)
-        _put(attention.v_proj, block.value)
-        _put(attention.out_proj, block.out)
-        _put(layer.layer_norm2, block.norm2)
-        _put(layer.mlp.fc1, block.fc1)
-        _put(layer.mlp.fc2, block.fc2)
+    _put_blocks(model.encoder.layers, vit, SIGLIP_BLOCK)
     _put(model.post_layernorm, vit.final_norm)
     if pooling:
         _make_mean(model.head, vit.hidden_size)
@@ -82,20 +82,10 @@ def build_ijepa(vit: PlainViT, id2label: Mapping[int, str] | None = None) -> IJe
     names = dict(id2label) if id2label else {i: f"LABEL_{i}" for i in range(len(vit.classifier[1]))}
     config = IJepaConfig(**_shape(vit), id2label=names, label2id={name: i for i, name in names.items()})
     model = IJepaForImageClassification(config).eval()
-    trunk = model.ijepa
-    _put(trunk.embeddings.patch_embeddings.projection, vit.patches)
-    trunk.embeddings.position_embeddings.copy_(vit.positions[None])
-    for layer, block in zip(trunk.layers, vit.blocks, strict=True):
-        attention = layer.attention
-        _put(layer.layernorm_before, block.norm1)
-        _put(attention.q_proj, block.query)
-        _put(attention.k_proj, block.key)
-        _put(attention.v_proj, block.value)
-        _put(attention.o_proj, block.out)
-        _put(layer.layernorm_after, block.norm2)
-        _put(layer.mlp.fc1, block.fc1)
-        _put(layer.mlp.fc2, block.fc2)
-    _put(trunk.layernorm, vit.final_norm)
+    _put(model.ijepa.embeddings.patch_embeddings.projection, vit.patches)
+    model.ijepa.embeddings.position_embeddings.copy_(vit.positions[None])
+    _put_blocks(model.ijepa.layers, vit, IJEPA_BLOCK)
+    _put(model.ijepa.layernorm, vit.final_norm)
     _put(model.classifier, vit.classifier)
     return model
 
@@ -144,6 +134,13 @@ def _shape(vit: PlainViT) -> dict[str, Any]:
         "hidden_act": vit.hidden_act,
         "layer_norm_eps": vit.layer_norm_eps,
     }
+
+
+def _put_blocks(layers: Any, vit: PlainViT, names: list[str]) -> None:
+    """Copy the weights of all blocks into the modules with these names."""
+    for layer, block in zip(layers, vit.blocks, strict=True):
+        for name, part in zip(names, fields(block), strict=True):
+            _put(layer.get_submodule(name), getattr(block, part.name))
 
 
 def _put(module: nn.Module, values: Affine) -> None:

@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import PIL.Image
 import torch
 from PIL import ImageDraw, ImageFont
 
-from ldae.reports.samples import BACKGROUND, GAP, INK
+from ldae.reports.samples import BACKGROUND, GAP, INK, to_picture
 
 
 SIDE = 128  # of each image in the picture, in pixels
@@ -49,10 +48,7 @@ def neighbour_picture(images: Sequence[torch.Tensor | None], captions: Sequence[
     for i, (image, lines) in enumerate(zip(images, captions, strict=True)):
         left = GAP + i * (SIDE + GAP)
         if image is not None:
-            array = np.ascontiguousarray(image.expand(3, -1, -1).permute(1, 2, 0).cpu().numpy())  # (S, S, 3)
-            large = array.shape[0] > SIDE
-            resampling = PIL.Image.Resampling.LANCZOS if large else PIL.Image.Resampling.NEAREST
-            canvas.paste(PIL.Image.fromarray(array).resize((SIDE, SIDE), resampling), (left, GAP))
+            canvas.paste(to_picture(image, SIDE, smooth=image.shape[-1] > SIDE), (left, GAP))
         for j, line in enumerate(lines):
             shown = line
             while shown and font.getlength(shown) > SIDE:

@@ -64,7 +64,12 @@ def sample_grid(
         top = GAP + i * (side + GAP)
         draw.text((margin - 2 * GAP, top + side / 2), name, INK, font, anchor="rm")
         for j, image in enumerate(part):
-            array = image.expand(3, -1, -1).permute(1, 2, 0).cpu().numpy()  # (S, S, 3)
-            shown = PIL.Image.fromarray(np.ascontiguousarray(array))
-            canvas.paste(shown.resize((side, side), PIL.Image.Resampling.NEAREST), (margin + j * (side + GAP), top))
+            canvas.paste(to_picture(image, side), (margin + j * (side + GAP), top))
     return canvas
+
+
+def to_picture(image: torch.Tensor, side: int, *, smooth: bool = False) -> PIL.Image.Image:
+    """Convert an image `(C, S, S)` in uint8, with one or three channels, to a picture `side` pixels wide."""
+    array = np.ascontiguousarray(image.expand(3, -1, -1).permute(1, 2, 0).cpu().numpy())  # (S, S, 3)
+    resampling = PIL.Image.Resampling.LANCZOS if smooth else PIL.Image.Resampling.NEAREST
+    return PIL.Image.fromarray(array).resize((side, side), resampling)
