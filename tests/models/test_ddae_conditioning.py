@@ -263,5 +263,5 @@ def test_its_card_says_what_it_is_told(tmp_path: Any) -> None:
     model.save_pretrained(tmp_path)
     assert write_model_card(tmp_path) == "written"
     card = (tmp_path / "README.md").read_text()
-    assert "after `transformer_blocks.1` are told" in card and "xiang2025ddaepp" in card
-    assert "was told how each image was augmented" in card
+    assert "after `transformer_blocks.1` are conditioned on the mean" in card and "xiang2025ddaepp" in card
+    assert "conditioned on how each image was augmented" in card
