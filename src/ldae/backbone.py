@@ -32,7 +32,8 @@ def load_backbone(source: str | os.PathLike[str], field: str) -> tuple[Any, Any,
         processor = AutoImageProcessor.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{field}={name!r} cannot be loaded: {error} Give the Hub id of an image model, such as microsoft/resnet-50, or "
+            f"{field}={name!r} cannot be loaded: {error} Give the Hub id of an image model, such as "
+            "microsoft/resnet-50, or "
             "a folder with config.json, model.safetensors and preprocessor_config.json."
         ) from error
     model, report = loaded
@@ -40,7 +41,8 @@ def load_backbone(source: str | os.PathLike[str], field: str) -> tuple[Any, Any,
     pooler = [key for key in missing if "pool" in key]
     if len(missing) > len(pooler):
         raise ValueError(
-            f"{field}={name!r} lacks {len(missing)} weights, such as {missing[0]}: its features would be drawn at random. "
+            f"{field}={name!r} lacks {len(missing)} weights, such as {missing[0]}: its features would be drawn at "
+            "random. "
             "Give a checkpoint of the whole network."
         )
     return model.requires_grad_(False).eval(), processor, not pooler

@@ -22,22 +22,22 @@ class DataConfig:
     The `data:` section: where the images come from and how they are read.
 
     Args:
-        dataset: `digits` (embedded, no network), a Hub id, a folder of images, a folder of parquet or webdataset files, or
-            a glob of such files.
+        dataset: `digits` (embedded, no network), a Hub id, a folder of images, a folder of parquet or webdataset
+            files, or a glob of such files.
         dataset_config: Configuration of a Hub data set that has several.
         split: Split that training reads.
-        eval_split: Split that probes are scored on; by default `test`, else `validation` or `val`, else every tenth row
-            of `split`.
+        eval_split: Split that probes are scored on; by default `test`, else `validation` or `val`, else every tenth
+            row of `split`.
         image_column: Column of the images; by default the one of the type image.
-        label_column: Column of the labels; by default the one of the type class label. Labels are only needed by methods
-            that use them.
+        label_column: Column of the labels; by default the one of the type class label. Labels are only needed by
+            methods that use them.
         streaming: Read shard after shard, without preparing the data set on disk first.
         shuffle_window: When streaming, how many undecoded examples each worker holds and shuffles at a time.
         num_workers: Worker processes of each process's loader; 0 decodes in the process itself.
-        decode_size: Side in pixels to which images are resized and centre-cropped when they are decoded; by default the
-            model's `image_size`. Where it is given, random crops are cut from this square.
-        random_resized_crop: Crop a random box and resize it to `image_size`, antialiased. The box is drawn from the whole
-            image, which need not be square, unless `decode_size` is given.
+        decode_size: Side in pixels to which images are resized and centre-cropped when they are decoded; by default
+            the model's `image_size`. Where it is given, random crops are cut from this square.
+        random_resized_crop: Crop a random box and resize it to `image_size`, antialiased. The box is drawn from the
+            whole image, which need not be square, unless `decode_size` is given.
         crop_scale: Smallest and largest share of the area that the box keeps.
         horizontal_flip: Mirror half of the images.
         geometric_augmentation: Probability of each of EDM's geometric transformations, of which a DDAE with
@@ -94,18 +94,18 @@ class TokenizerConfig:
     the convolutional VAE are trained by the same loop as the denoiser.
 
     Args:
-        tokenizer: A fitted latent tokenizer: a `train_tokenizer` folder, a run, or for `conv_vae` a folder or Hub id of an
-            `AutoencoderKL`; by default one is fitted or trained first.
+        tokenizer: A fitted latent tokenizer: a `train_tokenizer` folder, a run, or for `conv_vae` a folder or Hub id
+            of an `AutoencoderKL`; by default one is fitted or trained first.
         tokenizer_images: Images that it is fitted on, or the budget in images seen of its training.
         tokenizer_batch_size: Images in an optimizer step of its training.
         tokenizer_learning_rate: Peak learning rate of its training with Adam, not scaled by the batch.
         tokenizer_warmup_images: Images over which the rate rises from 0; then it falls as a half-cycle cosine.
-        kl_weight: Weight of a VAE's KL divergence beside the squared error, both summed over an image (Sec. 4.2 has 1; the
-            autoencoders of latent diffusion 1e-6).
+        kl_weight: Weight of a VAE's KL divergence beside the squared error, both summed over an image (Sec. 4.2 has 1;
+            the autoencoders of latent diffusion 1e-6).
         perceptual_weight: Weight of the perceptual loss of a convolutional VAE (row 2 of the trajectory turns it off).
         perceptual_model: Network of that loss: folder or Hub id of a supervised backbone of transformers.
-        adversarial_weight: Weight of the adversarial loss of a convolutional VAE, times an adaptive factor (row 3 turns it
-            off).
+        adversarial_weight: Weight of the adversarial loss of a convolutional VAE, times an adaptive factor (row 3
+            turns it off).
         adversarial_start_images: Images seen before the discriminator and the adversarial loss begin.
     """
 
@@ -142,8 +142,8 @@ class TrainingConfig:
         activation_checkpointing: Compute the blocks' activations again in the backward pass, to save memory.
         ema_decay: Decay of an exponential moving average of the weights, which is then exported; `null` for none. The
             paper does not mention one.
-        latent_cache: Folder in which the latents of a convolutional VAE are kept, so that each image is encoded once and
-            not in every epoch. It is filled before the first step. By default every step encodes.
+        latent_cache: Folder in which the latents of a convolutional VAE are kept, so that each image is encoded once
+            and not in every epoch. It is filled before the first step. By default every step encodes.
         seed: Seed of initial weights, data order, augmentation, time steps and noise.
         log_every_images: Interval of lines in metrics.jsonl.
         checkpoint_every_images: Interval of checkpoints; by default a tenth of the budget.
@@ -153,7 +153,8 @@ class TrainingConfig:
         probe_train_examples: Training images of the online probe, a fixed subset.
         probe_eval_examples: Test images of the online probe, a fixed subset.
         select_features: End pre-training by a search of all blocks and time steps for the best features, on held-out
-            images of the probe's training subset, and write the choice into config.json; by default where there are labels.
+            images of the probe's training subset, and write the choice into config.json; by default where there are
+            labels.
         report_to: Trackers of Accelerate: `tensorboard`, `trackio`, `wandb`, ...
         push_to_hub: Hub repository that receives the folder at checkpoints and at the end.
         hub_private: Make a new repository private.
@@ -221,14 +222,14 @@ class FineTuningConfig:
     The `finetuning:` section. Defaults are those of the l-DAE paper (App. B).
 
     Args:
-        checkpoint: The checkpoint that is fine-tuned: a folder or Hub id of an l-DAE, a DDAE, or a saved probe. A run's
-            recipe.yaml has the path relative to the run's folder.
+        checkpoint: The checkpoint that is fine-tuned: a folder or Hub id of an l-DAE, a DDAE, or a saved probe. A
+            run's recipe.yaml has the path relative to the run's folder.
         from_scratch: Start from untrained weights, for comparison; the tokenizer or autoencoder stays.
         new_head: Replace the head of a saved probe or classifier.
         frozen_blocks: First blocks that do not train, with the embeddings before them.
         lora_rank: Rank of LoRA factors that train instead of the encoder's weights; `null` trains the weights.
-        layer_decay: Factor on the learning rate from one block to the one before it; by default 0.85 (App. B for ViT-B;
-            0.65 for ViT-L), and 1 with from_scratch or lora_rank.
+        layer_decay: Factor on the learning rate from one block to the one before it; by default 0.85 (App. B for
+            ViT-B; 0.65 for ViT-L), and 1 with from_scratch or lora_rank.
         drop_path: Probability of dropping a residual branch of the last block; it rises linearly from 0 at the first.
         mixup: Beta distribution's parameter of mixup; 0 turns it off.
         cutmix: Beta distribution's parameter of CutMix; 0 turns it off.
@@ -254,7 +255,8 @@ class FineTuningConfig:
         for name in ("frozen_blocks", "lora_rank"):
             if self.from_scratch and getattr(self, name):
                 raise ValueError(
-                    f"{name}={getattr(self, name)} does not go with from_scratch=true: weights that do not train have to "
+                    f"{name}={getattr(self, name)} does not go with from_scratch=true: weights that do not train have "
+                    "to "
                     "be trained already. Leave one of them out."
                 )
 

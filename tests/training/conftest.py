@@ -84,7 +84,7 @@ def recipe_file(tmp_path: Path) -> Path:
 
 def as_text(value: object) -> str:
     """Write a value as on a command line."""
-    return value if isinstance(value, str) else yaml.safe_dump(value)
+    return value if isinstance(value, str) else yaml.safe_dump(value).removesuffix("...\n").strip()
 
 
 @pytest.fixture

@@ -164,7 +164,7 @@ def test_the_cache_of_another_tokenizer_is_refused_before_the_first_step(make, t
     ],
 )
 def test_what_a_cache_does_not_go_with_is_refused_with_the_reason(make_recipe, fields, message):
-    with pytest.raises(ValueError, match=f"latent_cache='there' is not possible with {message}"):
+    with pytest.raises(ValueError, match=f"latent_cache='there' does not go with {message}"):
         make_recipe(**{**ROW_0, **fields, "latent_cache": "there"})
 
 

@@ -1,4 +1,4 @@
-"""What a run's checkpoints are worth: probes of their features, each with the held-out score by which checkpoints compare."""
+"""Scores of a run's checkpoints: probes of their features, with the held-out scores that compare checkpoints."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +25,8 @@ class SweepPoint:
 
     Args:
         images_seen (`int`): By the checkpoint.
-        measure (`str`): "ridge", "knn", "linear" (accuracies, higher is better), or "FID-N", "KID-N" (lower is better).
+        measure (`str`): "ridge", "knn", "linear" (accuracies, higher is better), or "FID-N", "KID-N" (lower is
+            better).
         value (`float`): On the test set, or against the reference images.
         held_out (`float`, *optional*): Of an accuracy: on held-out training images, which choose the best checkpoint.
     """
@@ -47,7 +48,8 @@ def best_points(points: list[SweepPoint]) -> dict[str, SweepPoint]:
 
     Example:
         >>> early, late = SweepPoint(100, "knn", 0.7, held_out=0.8), SweepPoint(200, "knn", 0.75, held_out=0.7)
-        >>> best_points([early, late, SweepPoint(100, "FID-50", 9.0), SweepPoint(200, "FID-50", 5.0)])["FID-50"].images_seen
+        >>> distances = [SweepPoint(100, "FID-50", 9.0), SweepPoint(200, "FID-50", 5.0)]
+        >>> best_points([early, late, *distances])["FID-50"].images_seen
         200
         >>> best_points([early, late])["knn"].images_seen
         100
@@ -57,7 +59,7 @@ def best_points(points: list[SweepPoint]) -> dict[str, SweepPoint]:
 
 
 def knn_scores(train: Features, test: Features, device: torch.device) -> tuple[float, float]:
-    """Accuracies of weighted kNN on held-out training images, from the rest of these, and on the test set, from all."""
+    """Compute the accuracies of weighted kNN on held-out training images and on the test set."""
     x, y = train.flat[:, 0].to(device), train.classes
     fitted, held = split_holdout(len(y), HOLDOUT, SPLIT_SEED)
     settings: dict[str, Any] = {**KNN, "k": min(KNN["k"], len(fitted))}

@@ -37,14 +37,14 @@ def build_classifier(
             that were probed together with wider ones had their features filled up with zeros, and only the weights of
             the tap's own are kept.
         bias (`torch.Tensor` of shape `(K,)`).
-        layer (`int` or `str`): Block that was probed, of an l-DAE counted from 1, of a DDAE by its name; it becomes the
-            encoder's last.
+        layer (`int` or `str`): Block that was probed, of an l-DAE counted from 1, of a DDAE by its name; it becomes
+            the encoder's last.
         timestep (`int`): Time step of the features; it becomes `feature_timestep`.
         class_names (`Sequence[str]`): Names of the K classes.
 
     Returns:
-        [`LDAEForImageClassification`] or [`DDAEForImageClassification`] in evaluation mode; its logits are the probe's,
-        of a clean input.
+        [`LDAEForImageClassification`] or [`DDAEForImageClassification`] in evaluation mode; its logits are the
+        probe's, of a clean input.
 
     Raises:
         ValueError: where the shapes do not fit, or the checkpoint does not reach as far as the tap.

@@ -54,8 +54,8 @@ def compare_baselines(
         model ([`~ldae.evaluation.encoder.Encoder`] or `PreTrainedModel`): The trained encoder.
         train, test (`list[Batch]`): uint8 images with labels.
         probe (`str`, defaults to `"logistic"`): `"logistic"`, `"ridge"` or `"adam"`, as of
-            [`~ldae.evaluation.probing.run_probe`]; each encoder has its penalty or learning rate chosen on the same tenth
-            of `train`, which is held out. `"few-shot"` fits ridge probes to a few labels, the same for all.
+            [`~ldae.evaluation.probing.run_probe`]; each encoder has its penalty or learning rate chosen on the same
+            tenth of `train`, which is held out. `"few-shot"` fits ridge probes to a few labels, the same for all.
         settings ([`~ldae.evaluation.linear_probe.ProbeSettings`], *optional*): How Adam's probes train.
         shots (`int`, defaults to 5): Labels of each class, for `"few-shot"`.
         draws (`int`, defaults to 20): How often they are drawn.

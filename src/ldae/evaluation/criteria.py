@@ -82,7 +82,8 @@ def score_cells(
 
     Args:
         model (`PreTrainedModel`): An l-DAE or a DDAE.
-        batches (`Sequence[Batch]`): uint8 images; labels are not looked at. At most `MOST_IMAGES` are worth their time.
+        batches (`Sequence[Batch]`): uint8 images; labels are not looked at. At most `MOST_IMAGES` are worth their
+            time.
         criteria (`Iterable[str]`): Names of `CRITERIA`.
         layers (`Sequence`), timesteps (`Sequence[int]`): The cells.
         **extraction: `device` and `dtype`, as of [`~ldae.evaluation.features.extract_features`].

@@ -27,8 +27,8 @@ class ImageDistances:
     """
     What [`image_distances`] measured, of how many images.
 
-    `fid` and `kid` are `None` where they were not asked for; `kid` is the mean and `kid_std` the standard deviation over
-    random subsets of `kid_subset_size` images.
+    `fid` and `kid` are `None` where they were not asked for; `kid` is the mean and `kid_std` the standard deviation
+    over random subsets of `kid_subset_size` images.
     """
 
     num_generated: int
@@ -41,7 +41,7 @@ class ImageDistances:
 
 @dataclass(frozen=True)
 class ReferenceFeatures:
-    """What FID and KID need of the reference images, read once for any number of comparisons; see [`read_reference`]."""
+    """Statistics of reference images for FID and KID, read once for many comparisons; see [`read_reference`]."""
 
     metric: Metric  # FrechetInceptionDistance with this process's sums
     kept: tuple[torch.Tensor, torch.Tensor] | None  # its features (n, F), and positions (n,) of the images; for KID
@@ -80,8 +80,8 @@ def image_distances(
     FID (Heusel et al. 2017, arXiv 1706.08500) and KID (Binkowski et al. 2018, arXiv 1801.01401) of generated images
     against reference ones, by torchmetrics.
 
-    Where there are several processes, each of them calls this with its share of both, and all get the same scores. Images
-    are read once and let go; FID keeps sums, KID the features.
+    Where there are several processes, each of them calls this with its share of both, and all get the same scores.
+    Images are read once and let go; FID keeps sums, KID the features.
 
     Args:
         generated, reference (`Iterable[Batch]`): uint8 images; positions number them over all processes. The reference
@@ -156,7 +156,7 @@ class AsTheyAre(nn.Module):
 def _read(
     batches: Iterable[Batch], extractor: FeatureExtractor, metric: Metric, kind: str, keep: bool
 ) -> tuple[tuple[torch.Tensor, torch.Tensor], int]:
-    """Add features to the metric's sums; these themselves, if kept, with positions, and the images of all processes."""
+    """Add features to the metric's sums, and return them, if they are kept, with positions and the number of images."""
     device = metric.device
     features = [torch.zeros(0, extractor.num_features, device=device)]
     positions = [torch.zeros(0, dtype=torch.int64, device=device)]

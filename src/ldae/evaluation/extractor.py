@@ -39,7 +39,7 @@ class FeatureExtractor(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 images `(b, C, S, S)` to features `(b, F)` on the device of the network, in float32 also under autocast."""
+        """Compute features `(b, F)` of uint8 images `(b, C, S, S)` on the network's device, in float32 even under autocast."""
         with torch.autocast(self.device.type, enabled=False):
             return self.extract(images).float()
 
@@ -58,9 +58,9 @@ class CheckpointExtractor(FeatureExtractor):
     The pooled features of a checkpoint, of images that went through its own image processor.
 
     Args:
-        source (`str` or path): Folder or Hub id of a checkpoint that `AutoModel` and `AutoImageProcessor` load. A pooling
-            layer that the checkpoint does not hold, as in many classifiers, is not used: features are then the mean
-            over tokens.
+        source (`str` or path): Folder or Hub id of a checkpoint that `AutoModel` and `AutoImageProcessor` load. A
+            pooling layer that the checkpoint does not hold, as in many classifiers, is not used: features are then the
+            mean over tokens.
 
     Raises:
         ValueError: where it cannot be loaded, or has other weights missing.
@@ -99,7 +99,8 @@ class InceptionExtractor(FeatureExtractor):
             network = NoTrainInceptionV3("inception-v3-compat", [str(INCEPTION_FEATURES)], path)
         except (ImportError, OSError) as error:
             raise ValueError(
-                "extractor='inception' is not at hand: it needs torch-fidelity, which needs torchvision, and its weights, "
+                "extractor='inception' is not at hand: it needs torch-fidelity, which needs torchvision, and its "
+                "weights, "
                 f"{INCEPTION_FILE}, as inception_weights where they cannot be downloaded ({error}). Or name another "
                 "extractor: a folder or a Hub id of an image model, such as a classifier of this data set."
             ) from error

@@ -17,13 +17,14 @@ class FeatureStore:
     """
     Features `(n, F, C)` in float32, written in pieces and read by rows.
 
-    Beyond the limit they are in a file that has no name any more, so that nothing is left behind however the process ends,
-    and that is read and not mapped, so that what was read does not stay in the process.
+    Beyond the limit they are in a file that has no name any more, so that nothing is left behind however the process
+    ends, and that is read and not mapped, so that what was read does not stay in the process.
 
     Args:
-        memory (`int`, defaults to 4 GiB): Bytes that are kept in memory (twice that for the moment in which the first read
-            joins the pieces); one piece more moves all into the file.
-        folder (`str` or path, *optional*): Where the file is; by default the system's folder of temporary files (TMPDIR).
+        memory (`int`, defaults to 4 GiB): Bytes that are kept in memory (twice that for the moment in which the first
+            read joins the pieces); one piece more moves all into the file.
+        folder (`str` or path, *optional*): Where the file is; by default the system's folder of temporary files
+            (TMPDIR).
 
     Example:
         >>> kept, written = FeatureStore(), FeatureStore(memory=0)

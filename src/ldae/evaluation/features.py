@@ -20,10 +20,10 @@ class Features:
     """
     Features of n images for L blocks and T time steps.
 
-    `values` is float32 `(n, L, T, C)` on the CPU; `labels` is int64 `(n,)`, or `None` where the data has none. `layers`
-    counts an l-DAE's blocks from 1 and names a DDAE's taps; `layers` and `timesteps` are `(None,)` for an encoder without
-    such choices. Where layers differ in width, C is the largest and narrower ones are padded with zeros, which have no
-    variance and change no probe.
+    `values` is float32 `(n, L, T, C)` on the CPU; `labels` is int64 `(n,)`, or `None` where the data has none.
+    `layers` counts an l-DAE's blocks from 1 and names a DDAE's taps; `layers` and `timesteps` are `(None,)` for an
+    encoder without such choices. Where layers differ in width, C is the largest and narrower ones are padded with
+    zeros, which have no variance and change no probe.
     """
 
     values: torch.Tensor
@@ -75,13 +75,13 @@ def extract_features(
     """
     Compute features of every image in one pass over the data, without gradients.
 
-    A feature of an l-DAE is the mean over tokens (App. A) of the raw output of a block, after a LayerNorm without affine
-    parameters, which is our addition; of a DDAE it is the mean over space or tokens. Other models give their
+    A feature of an l-DAE is the mean over tokens (App. A) of the raw output of a block, after a LayerNorm without
+    affine parameters, which is our addition; of a DDAE it is the mean over space or tokens. Other models give their
     `pooler_output`, or the mean over tokens of `last_hidden_state` where they have none.
 
     Args:
-        model ([`~ldae.evaluation.encoder.Encoder`] or `PreTrainedModel`): What is read; of a model for pre-training the
-            decoder's blocks, too. It is put in evaluation mode meanwhile.
+        model ([`~ldae.evaluation.encoder.Encoder`] or `PreTrainedModel`): What is read; of a model for pre-training
+            the decoder's blocks, too. It is put in evaluation mode meanwhile.
         batches (`Iterable[Batch]`): uint8 images, as [`~ldae.data.iterate_once`] yields them.
         layers (`Sequence`, *optional*): Some of the encoder's `feature_layers`; by default its own.
         timesteps (`Sequence[int]`, *optional*): Time steps t; by default the encoder's own.

@@ -23,7 +23,8 @@ class Sampling:
     Args:
         steps (`int`, *optional*): Steps of the chain; by default the pipeline's.
         eta (`float`, defaults to 0): 0 deterministic (DDIM), 1 ancestral (DDPM).
-        sampler (`str`, *optional*): `"ddim"`, `"ancestral"`, or of a DDAE `"heun"`; by default the pipeline's, at `eta`.
+        sampler (`str`, *optional*): `"ddim"`, `"ancestral"`, or of a DDAE `"heun"`; by default the pipeline's, at
+            `eta`.
         guidance_scale (`float`, defaults to 1): Of classifier-free guidance.
         classes (`tuple[int, ...]`, *optional*): The classes, taken in turn; by default all, where the model has any.
         seed (`int`, defaults to 0): The noise of an image depends on this and its number alone.

@@ -64,13 +64,13 @@ def name_layer(layer: Layer) -> str:
 
 def write_choice(folder: str | os.PathLike[str], layer: Layer, timestep: int) -> None:
     """
-    Make a block and a time step the default of a checkpoint, for `AutoModel` and pipelines: `config.json` is replaced whole
-    or not at all, the weights stay as they are.
+    Make a block and a time step the default of a checkpoint, for `AutoModel` and pipelines: `config.json` is replaced
+    whole or not at all, the weights stay as they are.
 
     Args:
         folder (`str` or path): The checkpoint's, with config.json.
-        layer (`int` or `str`): An l-DAE's block, counted from 1, after which its encoder is cut from then on; or a DDAE's
-            tap by name.
+        layer (`int` or `str`): An l-DAE's block, counted from 1, after which its encoder is cut from then on; or a
+            DDAE's tap by name.
         timestep (`int`): The time step.
 
     Example:

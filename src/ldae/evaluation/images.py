@@ -23,8 +23,8 @@ class ImageSet:
         batch_size (`int`, defaults to 256): Images of a batch.
         num_workers (`int`, defaults to 0): Worker processes that decode.
         memory (`int`, defaults to 4 GiB): Bytes of decoded images that are kept between passes.
-        crop ([`~ldae.data.augment.RandomCrop`], *optional*): Cuts a random box of each whole image, another one in each
-            pass of other `skip_positions`. Nothing is kept then.
+        crop ([`~ldae.data.augment.RandomCrop`], *optional*): Cuts a random box of each whole image, another one in
+            each pass of other `skip_positions`. Nothing is kept then.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Linear probing (App. A): BatchNorm without parameters and a linear layer, many probes trained in one batched pass."""
+"""Linear probing (App. A): BatchNorm without parameters and a linear layer, for many probes in one batched pass."""
 
 import math
 from collections.abc import Callable
@@ -27,11 +27,13 @@ class ProbeSettings:
         base_lr (`float`, defaults to 1e-4): Learning rate at a batch of 256; it grows in proportion (6.4e-3 at 16384)
             and falls to zero along half a cosine.
         lr_multipliers (`tuple[float, ...]`, defaults to (1, 10, 100)): One probe for each. The paper has 1 alone. With
-            its rule the way that weights can go, rate times steps, is in proportion to n x epochs: CIFAR-10, which has a
-            25th of ImageNet's images, needs about that multiple.
-        seeds (`tuple[int, ...]`, defaults to (0, 1, 2)): One probe for each: initial weights and order of the examples.
-        batch_norm (`bool`, defaults to `True`): Whether a BatchNorm without parameters is in front of the linear layer, as
-            in l-DAE's paper. DDAE's public code has none; features of unlike scale then learn at unlike speed.
+            its rule the way that weights can go, rate times steps, is in proportion to n x epochs: CIFAR-10, which has
+            a 25th of ImageNet's images, needs about that multiple.
+        seeds (`tuple[int, ...]`, defaults to (0, 1, 2)): One probe for each: initial weights and order of the
+            examples.
+        batch_norm (`bool`, defaults to `True`): Whether a BatchNorm without parameters is in front of the linear
+            layer, as in l-DAE's paper. DDAE's public code has none; features of unlike scale then learn at unlike
+            speed.
         max_lr_extensions (`int`, defaults to 0): How often the grid of rates may grow by a factor of 10 at either end,
             where a feature set's chosen rate is at its edge; see [`~ldae.evaluation.rate_search.search_rates`].
 
@@ -122,9 +124,9 @@ def train_linear_probes(
     BatchNorms' running statistics are plain averages over all steps: a frozen encoder's features do not drift.
 
     Args:
-        epoch_features (`Callable[[int], torch.Tensor | Rows]`): From the epoch, counted from 0, to features `(n, F, C)`,
-            a tensor or [`~ldae.evaluation.feature_store.Rows`] of a store: computed anew with augmentation, or the same
-            each time. What is in a store's file is read a batch at a time.
+        epoch_features (`Callable[[int], torch.Tensor | Rows]`): From the epoch, counted from 0, to features `(n, F,
+            C)`, a tensor or [`~ldae.evaluation.feature_store.Rows`] of a store: computed anew with augmentation, or
+            the same each time. What is in a store's file is read a batch at a time.
         labels (`torch.LongTensor` of shape `(n,)`): Classes from 0 to num_classes - 1.
         num_classes (`int`): K.
         settings ([`ProbeSettings`]): Epochs, batch size, learning rates, seeds.
@@ -240,7 +242,8 @@ def score_probes(
         probes ([`LinearProbes`]): Trained without the examples that choose.
         choice (`tuple`, *optional*): Features `(h, F, C)` and classes `(h,)` of the held-out examples; `None` where
             there is one feature set and one learning rate.
-        test_features (`torch.Tensor` or `Rows` of shape `(m, F, C)`), test_labels (`torch.LongTensor` of shape `(m,)`).
+        test_features (`torch.Tensor` or `Rows` of shape `(m, F, C)`), test_labels (`torch.LongTensor` of shape
+        `(m,)`).
 
     Returns:
         [`ProbeReport`].

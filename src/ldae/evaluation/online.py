@@ -113,10 +113,10 @@ class OnlineProbe:
             model ([`LDAEForPreTraining`] or [`LDAEModel`]): On every process of a sharded job.
 
         Returns:
-            `ridge_accuracy` and `knn_accuracy` at the model's own block and time step, `best_ridge_accuracy` at the best of
-            all blocks and some of the searched time steps, and which those are, `best_layer` and `best_timestep`.
-            Accuracies are fractions between 0 and 1, of the test subset. Penalties and the best cell are chosen on
-            held-out images of the training subset; kNN has 20 neighbours, or as many as there are.
+            `ridge_accuracy` and `knn_accuracy` at the model's own block and time step, `best_ridge_accuracy` at the
+            best of all blocks and some of the searched time steps, and which those are, `best_layer` and
+            `best_timestep`. Accuracies are fractions between 0 and 1, of the test subset. Penalties and the best cell
+            are chosen on held-out images of the training subset; kNN has 20 neighbours, or as many as there are.
         """
         with _whole(model):
             train, test = (self._features(model, batches) for batches in self._batches)

@@ -32,9 +32,9 @@ class Reading:
         num_workers (`int`, defaults to 0): Worker processes that decode.
         device (`torch.device` or `str`, *optional*): Where to compute; by default where the model is.
         dtype (`torch.dtype`, *optional*): Autocast of the features to it; by default none.
-        memory (`int`, defaults to 4 GiB): Bytes that the features of the training images, those of the test images and the
-            decoded images of either may each take in memory. Beyond it features are in a temporary file, and images are
-            decoded anew for each pass.
+        memory (`int`, defaults to 4 GiB): Bytes that the features of the training images, those of the test images and
+            the decoded images of either may each take in memory. Beyond it features are in a temporary file, and
+            images are decoded anew for each pass.
     """
 
     decode_size: int | None = None
@@ -54,9 +54,9 @@ class ProbeFeatures:
     """
     Features of the F (layer, timestep) pairs `columns`, and classes.
 
-    `fitted` gives those that probes train on, of an epoch, and `fitted_labels` their classes; `every_view` are the same
-    images without a choice: each image, and with flips each mirror image, with `every_label`. `held` and `held_labels`
-    choose among probes (empty where nothing is to be chosen), `test` and `test_labels` score them.
+    `fitted` gives those that probes train on, of an epoch, and `fitted_labels` their classes; `every_view` are the
+    same images without a choice: each image, and with flips each mirror image, with `every_label`. `held` and
+    `held_labels` choose among probes (empty where nothing is to be chosen), `test` and `test_labels` score them.
     """
 
     columns: list[tuple[Layer | None, int | None]]

@@ -163,8 +163,8 @@ def run_probe(
         train_source (`ImageSource`): Training images with labels.
         test_source (`ImageSource`): Test images with labels, scored on their centre crop.
         protocol ([`~ldae.evaluation.protocol.Protocol`]): Which features, of which views of the images.
-        probe (`str`, defaults to `"adam"`): `"adam"` trains as `protocol.settings` say, as in the papers; `"logistic"` is
-            solved until it has converged; `"ridge"` has a closed form. The last two need the protocol "cached", and
+        probe (`str`, defaults to `"adam"`): `"adam"` trains as `protocol.settings` say, as in the papers; `"logistic"`
+            is solved until it has converged; `"ridge"` has a closed form. The last two need the protocol "cached", and
             mirror images count as images of their own.
         on_epoch (`Callable[[int], None]`, *optional*): Called with the number of Adam's epochs done, for progress.
         **reading: Fields of [`~ldae.evaluation.probe_features.Reading`]: `decode_size`, `batch_size`, `num_workers`,
@@ -174,7 +174,8 @@ def run_probe(
         [`ProbeResult`].
 
     Raises:
-        ValueError: If labels are missing, a layer or time step does not exist, or the probe does not suit the protocol.
+        ValueError: If labels are missing, a layer or time step does not exist, or the probe does not suit the
+            protocol.
     """
     check_probe(probe)
     encoder = as_encoder(model)
@@ -227,8 +228,8 @@ def fit_probes(
 
     Args:
         probe (`str`): `"adam"`, `"logistic"` or `"ridge"`, as of [`run_probe`].
-        fitted, held, test (`tuple`): Features `(n, F, C)` and classes `(n,)` of the images that are fitted, of those that
-            choose, and of those that score.
+        fitted, held, test (`tuple`): Features `(n, F, C)` and classes `(n,)` of the images that are fitted, of those
+            that choose, and of those that score.
         num_classes (`int`): K.
         settings ([`~ldae.evaluation.linear_probe.ProbeSettings`], *optional*): How Adam's probes train.
         names (`Sequence[str]`, *optional*): Names of the feature sets, for messages.

@@ -26,8 +26,8 @@ def reconstruction_quality(
     """
     MSE, PSNR and SSIM of images that were encoded and decoded, in constant memory.
 
-    Reconstructions are clamped to [-1, 1], the range of pixels, as they are when they are shown. Structural similarity is
-    that of Wang et al. 2004 with a Gaussian window of 11 pixels (standard deviation 1.5), which takes in the image
+    Reconstructions are clamped to [-1, 1], the range of pixels, as they are when they are shown. Structural similarity
+    is that of Wang et al. 2004 with a Gaussian window of 11 pixels (standard deviation 1.5), which takes in the image
     mirrored at its border.
 
     Args:
@@ -39,9 +39,9 @@ def reconstruction_quality(
             the images, and each gets the numbers of all of them; otherwise of this process's alone.
 
     Returns:
-        `dict[str, float]`: `mse`, the mean squared error of a pixel value in [-1, 1]; `psnr`, in dB, 10 log10(2^2 / mse)
-        for that mean over all images and a peak of 2, infinite where the error is zero; `ssim`, the mean over images,
-        at most 1.
+        `dict[str, float]`: `mse`, the mean squared error of a pixel value in [-1, 1]; `psnr`, in dB, 10 log10(2^2 /
+        mse) for that mean over all images and a peak of 2, infinite where the error is zero; `ssim`, the mean over
+        images, at most 1.
 
     Raises:
         ValueError: where there are no images, or they are under 6 pixels.

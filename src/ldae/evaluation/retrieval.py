@@ -15,9 +15,9 @@ def retrieval_map(
     """
     Mean average precision of finding a query's class in a gallery, ranked by cosine similarity.
 
-    The average precision of one query is the mean, over all gallery images of its class, of the share of its class among
-    those that rank as high; of equally similar ones the earlier ranks higher. Queries whose class the gallery lacks do
-    not count.
+    The average precision of one query is the mean, over all gallery images of its class, of the share of its class
+    among those that rank as high; of equally similar ones the earlier ranks higher. Queries whose class the gallery
+    lacks do not count.
 
     Args:
         gallery (`torch.Tensor` of shape `(n, C)`), gallery_labels (`torch.LongTensor` of shape `(n,)`).

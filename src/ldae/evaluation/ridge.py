@@ -38,9 +38,9 @@ def fit_ridge_grid(
     Features are centred and scaled with the training set's statistics (a BatchNorm without parameters). The objective
     is mean_i ||y_i - b - W^T x_i||^2 + penalty ||W||^2, with b not penalised.
 
-    The penalty of each set is the one that does best on the held-out examples, of equally good ones the largest; the probe
-    is then fitted to them too. What is fitted are second moments, float64 sums over examples: features are read in pieces
-    and never all held.
+    The penalty of each set is the one that does best on the held-out examples, of equally good ones the largest; the
+    probe is then fitted to them too. What is fitted are second moments, float64 sums over examples: features are read
+    in pieces and never all held.
 
     Args:
         fitted (`tuple`): Features `(n, F, C)`, a tensor or rows of a store, and classes `(n,)`.
@@ -250,5 +250,6 @@ def split_holdout(n: int, holdout: float, seed: int) -> tuple[torch.Tensor, torc
 def _check(features: torch.Tensor, labels: torch.Tensor) -> None:
     if features.ndim != 2 or labels.shape != features.shape[:1] or len(labels) == 0:
         raise ValueError(
-            f"features must be (n, C) and labels (n,) with n > 0; got {tuple(features.shape)} and {tuple(labels.shape)}."
+            f"features must be (n, C) and labels (n,) with n > 0; got {tuple(features.shape)} and "
+            f"{tuple(labels.shape)}."
         )

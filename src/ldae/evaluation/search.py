@@ -89,12 +89,12 @@ def search_features(
     """
     Score every searched layer at every searched time step by ridge probes.
 
-    A search with all labels saturates on easy data: on the digits nearly every block reaches 97 %, while 5 labels a class
-    tell blocks apart by twenty points. So a search for a few labels sees as few as the probe will.
+    A search with all labels saturates on easy data: on the digits nearly every block reaches 97 %, while 5 labels a
+    class tell blocks apart by twenty points. So a search for a few labels sees as few as the probe will.
 
     Args:
-        model ([`~ldae.evaluation.encoder.Encoder`] or `PreTrainedModel`): What is searched; of a model for pre-training
-            the decoder's blocks, too.
+        model ([`~ldae.evaluation.encoder.Encoder`] or `PreTrainedModel`): What is searched; of a model for
+            pre-training the decoder's blocks, too.
         train (`Sequence[Batch]`): uint8 images with labels. A tenth is held out: it chooses each cell's penalty and,
             by [`~FeatureSearch.chosen`], the cell.
         test (`Sequence[Batch]`, *optional*): Images that score each probe and choose nothing; by default none, and the
@@ -144,8 +144,8 @@ class SearchedResult:
 
     Args:
         search ([`~ldae.evaluation.probing.ProbeResult`]): Ridge probes of all cells, which choose one of them.
-        found ([`~ldae.evaluation.probing.ProbeResult`]): Converged probes of the chosen cell, which is the first, and of
-            the given ones.
+        found ([`~ldae.evaluation.probing.ProbeResult`]): Converged probes of the chosen cell, which is the first, and
+            of the given ones.
     """
 
     search: ProbeResult
@@ -181,7 +181,8 @@ def run_searched_probes(
 
     Args:
         model, train_source, test_source, **reading: As of [`~ldae.evaluation.probing.run_probe`].
-        protocol ([`~ldae.evaluation.protocol.Protocol`]): Of name "cached", with the layers and time steps of the grid.
+        protocol ([`~ldae.evaluation.protocol.Protocol`]): Of name "cached", with the layers and time steps of the
+            grid.
         given (`Sequence[tuple]`): Cells (layer, timestep) of the grid that are probed, too.
 
     Returns:

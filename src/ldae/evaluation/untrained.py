@@ -13,16 +13,16 @@ def untrained_like(model: Any, seed: int, *, random_gates: bool = True) -> Any:
     """
     Build the same network with weights drawn afresh, as its own initialisation draws them.
 
-    An untrained adaLN-Zero network is the identity, and beating that would show nothing: adaLN and gates of an l-DAE and
-    of a DiT are drawn too (standard deviation 0.5), so that every block takes part. The blocks of a UNet take part from
-    the start, since torch's own initial weights are drawn for all of their layers. An l-DAE's tokenizer, the autoencoder
-    in front of a latent DDAE and a DDAE's empty prompt are copied.
+    An untrained adaLN-Zero network is the identity, and beating that would show nothing: adaLN and gates of an l-DAE
+    and of a DiT are drawn too (standard deviation 0.5), so that every block takes part. The blocks of a UNet take part
+    from the start, since torch's own initial weights are drawn for all of their layers. An l-DAE's tokenizer, the
+    autoencoder in front of a latent DDAE and a DDAE's empty prompt are copied.
 
     Args:
         model (`PreTrainedModel`): An l-DAE, a DDAE or any other model of transformers; its configuration is taken.
         seed (`int`): Seed of the weights; the global random state does not change.
-        random_gates (`bool`, defaults to `True`): Whether adaLN and gates are drawn; for a network that will be trained,
-            `False` is better, which starts it as the identity.
+        random_gates (`bool`, defaults to `True`): Whether adaLN and gates are drawn; for a network that will be
+            trained, `False` is better, which starts it as the identity.
 
     Returns:
         A model of the same class, in evaluation mode, on the same device and in the same precision.
@@ -45,6 +45,6 @@ def untrained_like(model: Any, seed: int, *, random_gates: bool = True) -> Any:
 
 
 def _modulations(model: PreTrainedModel) -> list[Any]:
-    """List the linear maps that give scales, shifts and gates: an l-DAE's, and those of a DiT's blocks in diffusers."""
+    """List the linear maps that give scales, shifts and gates, in an l-DAE or in a DiT of diffusers."""
     found = [module for module in model.modules() if isinstance(module, LDAEModulation)]
     return found + [module.linear for module in model.modules() if type(module).__name__ == "AdaLayerNormZero"]

@@ -21,8 +21,8 @@ def _options(cls: type[T]) -> type[T]:
     """
     Make a class a dataclass whose fields are read as options.
 
-    Values are converted as YAML is (`"1e6"` for an integer, a list for a tuple, `"0,1"` for a list of numbers) and then
-    checked by pydantic.
+    Values are converted as YAML is (`"1e6"` for an integer, a list for a tuple, `"0,1"` for a list of numbers) and
+    then checked by pydantic.
 
     Raises:
         ValueError: When an object is made with a value of the wrong type or out of range. The message is one line that

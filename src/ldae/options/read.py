@@ -18,9 +18,9 @@ def parse(kind: type[T], arguments: Sequence[str]) -> T:
     Read a command line, and the file that its `--config` names, into an object of a class under [`options`].
 
     Args:
-        kind: The class. If it has a class method `sections`, more options by section, such as the fields of a recipe, those
-            that are given go to its field `overrides` by name. Else its field `config`, if it has one, names a YAML file
-            of options by name; what is on the command line wins.
+        kind: The class. If it has a class method `sections`, more options by section, such as the fields of a recipe,
+            those that are given go to its field `overrides` by name. Else its field `config`, if it has one, names a
+            YAML file of options by name; what is on the command line wins.
         arguments: The command line after the verb.
 
     Raises:
@@ -117,8 +117,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     Read a YAML file that holds a mapping.
 
     Raises:
-        ValueError: If there is no such file, or it is not YAML, not a mapping, or has a key twice; the message names the
-            file and the line.
+        ValueError: If there is no such file, or it is not YAML, not a mapping, or has a key twice; the message names
+            the file and the line.
     """
     try:
         with open(path, encoding="utf-8") as file:

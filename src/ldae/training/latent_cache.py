@@ -21,8 +21,8 @@ def latent_source(
 ) -> ImageSource:
     """Return the images that a run reads, or their latents where the recipe has a `latent_cache`.
 
-    Latents that are missing from the cache are encoded first; each process encodes its share. The tokenizer ends on the
-    CPU.
+    Latents that are missing from the cache are encoded first; each process encodes its share. The tokenizer ends on
+    the CPU.
 
     Raises:
         ValueError: If the folder holds other latents.

@@ -107,9 +107,9 @@ def load_recipe(path: str | Path | None, overrides: Mapping[str, Any] | None = N
     Read a recipe and override some of its fields.
 
     Args:
-        path (`str` or `Path`, *optional*): The YAML file, with sections `model`, `data`, `tokenizer` and `training`, or the
-            name of a recipe that comes with ldae. The key `base` names another recipe, relative to the file's folder, that
-            the file changes.
+        path (`str` or `Path`, *optional*): The YAML file, with sections `model`, `data`, `tokenizer` and `training`,
+            or the name of a recipe that comes with ldae. The key `base` names another recipe, relative to the file's
+            folder, that the file changes.
         overrides (`dict`, *optional*): Values by field name, `images` or `training.images`; text is read as YAML.
 
     Returns:
@@ -267,7 +267,8 @@ def _check_augmentation(recipe: Recipe) -> None:
     probability = recipe.data.geometric_augmentation
     if probability and not (recipe.model_type == "ddae" and recipe.model_config().augmentation_labels):
         raise ValueError(
-            f"geometric_augmentation={probability} needs augmentation_labels, which keep it out of generated images; set "
+            f"geometric_augmentation={probability} needs augmentation_labels, which keep it out of generated images; "
+            "set "
             "augmentation_labels: true of a DDAE (model_type: ddae), or geometric_augmentation: 0."
         )
 

@@ -1,4 +1,4 @@
-"""`ldae train_tokenizer --config FILE.yaml --output_dir DIR`: fit or train a recipe's latent tokenizer for later runs."""
+"""`ldae train_tokenizer --config FILE.yaml --output_dir DIR`: fit or train a latent tokenizer for later runs."""
 
 from accelerate import Accelerator
 

@@ -22,8 +22,8 @@ class MemoryOptions:
 
     Args:
         forward_batch_size: Images in a forward.
-        feature_memory: Memory in GiB that the features of either split, and its decoded images, may each take. Beyond it,
-            features go into a temporary file (in TMPDIR), and images are decoded again for each pass.
+        feature_memory: Memory in GiB that the features of either split, and its decoded images, may each take. Beyond
+            it, features go into a temporary file (in TMPDIR), and images are decoded again for each pass.
     """
 
     forward_batch_size: int = Field(256, ge=1)
@@ -33,21 +33,21 @@ class MemoryOptions:
 @options
 class LinearProbeOptions(MemoryOptions, FeatureOptions, ImageOptions, CheckpointOptions):
     """
-    Linear-probe a checkpoint: a linear layer on standardised, mean-pooled features of a frozen encoder, trained by Adam as
-    in the papers or solved to convergence. Blocks, time steps, learning rates and penalties are chosen on a tenth of the
-    training images, never on the test set. Results go to results.json; the chosen probe is saved as an image classifier
-    in linear_probe/.
+    Linear-probe a checkpoint: a linear layer on standardised, mean-pooled features of a frozen encoder, trained by
+    Adam as in the papers or solved to convergence. Blocks, time steps, learning rates and penalties are chosen on a
+    tenth of the training images, never on the test set. Results go to results.json; the chosen probe is saved as an
+    image classifier in linear_probe/.
 
     Args:
         protocol: paper: features under random crop and flip, computed anew in each epoch and probed by Adam, with a
             converged logistic probe of features computed once beside it; cached: features computed once.
-        probe: Probe of --protocol cached and of --baselines. logistic: logistic regression solved to convergence; adam: as
-            the papers train it, which may not have converged; ridge: closed form. By default logistic, and adam with
-            --protocol paper.
+        probe: Probe of --protocol cached and of --baselines. logistic: logistic regression solved to convergence;
+            adam: as the papers train it, which may not have converged; ridge: closed form. By default logistic, and
+            adam with --protocol paper.
         epochs: Passes of Adam over the training features; by default 90, and 15 for a DDAE.
         batch_size: Images in a step of Adam; by default 16384 (fewer for small data sets), and 128 for a DDAE.
-        lr_multipliers: Learning rates of Adam, times 1e-4 x batch / 256; by default 1,10,100, and 20 for a DDAE, which is
-            1e-3. Several are extended until the chosen ones lie inside.
+        lr_multipliers: Learning rates of Adam, times 1e-4 x batch / 256; by default 1,10,100, and 20 for a DDAE, which
+            is 1e-3. Several are extended until the chosen ones lie inside.
         seeds: Seeds of Adam's probes; by default 0,1,2.
         crop_scale: Smallest and largest share of the area kept by an l-DAE's random crops.
         baselines: Instead, compare with the untrained network, raw pixels and mean PCA coefficients (features computed
@@ -75,23 +75,25 @@ class LinearProbeOptions(MemoryOptions, FeatureOptions, ImageOptions, Checkpoint
 @options
 class GridSearchOptions(MemoryOptions, FeatureOptions, ImageOptions, CheckpointOptions):
     """
-    Score every block at time steps over the whole schedule, and make the best the checkpoint's default in its config.json.
-    A held-out tenth of the training images chooses; the test set is only reported. Without labels, give --criterion.
+    Score every block at time steps over the whole schedule, and make the best the checkpoint's default in its
+    config.json. A held-out tenth of the training images chooses; the test set is only reported. Without labels, give
+    --criterion.
 
     Args:
         layers: Blocks, counted from 1, such as 9,10,11, or taps of a DDAE; by default all blocks.
         timesteps: Time steps, such as 0,10,20,40,80; by default nine over the whole schedule.
         noisy: Corrupt the input at t: false, true or both.
         protocol: cached: features computed once; paper: under random crop and flip, anew in each epoch.
-        probe: ridge: closed form, in seconds; logistic: solved to convergence, in minutes; adam: trained for some epochs.
-            By default ridge, and adam with --protocol paper.
+        probe: ridge: closed form, in seconds; logistic: solved to convergence, in minutes; adam: trained for some
+            epochs. By default ridge, and adam with --protocol paper.
         criterion: accuracy of the probes, or a criterion that needs no labels; by default accuracy.
         epochs: Passes of Adam over the training features; by default 15.
         batch_size: Images in a step of Adam; by default 128.
-        learning_rates: Peak learning rates of Adam, of which each cell takes its best; by default 1e-3,1e-2,1e-1, and 1e-3
-            for a DDAE's paper protocol.
+        learning_rates: Peak learning rates of Adam, of which each cell takes its best; by default 1e-3,1e-2,1e-1, and
+            1e-3 for a DDAE's paper protocol.
         seeds: Seeds of Adam's probes; by default 0.
-        horizontal_flip: Mirror images too, not for digits and letters; by default true with --protocol paper, else false.
+        horizontal_flip: Mirror images too, not for digits and letters; by default true with --protocol paper, else
+            false.
         batch_norm: Put a BatchNorm without parameters in front of the linear layer; DDAE's public code has none.
         write_config: Write the best block and time step into config.json.
     """
@@ -129,9 +131,9 @@ class KnnOptions(FeatureOptions, ImageOptions, CheckpointOptions):
 @options
 class CompareOptions(ImageOptions):
     """
-    Measure several frozen encoders on one data set, each by the same probes and on images of its own size, and print one
-    table. Encoders are l-DAEs, DDAEs (at their own block and time step), and any vision model of AutoModel with its image
-    processor: ViTMAE, DINOv2, I-JEPA, a ResNet.
+    Measure several frozen encoders on one data set, each by the same probes and on images of its own size, and print
+    one table. Encoders are l-DAEs, DDAEs (at their own block and time step), and any vision model of AutoModel with
+    its image processor: ViTMAE, DINOv2, I-JEPA, a ResNet.
 
     Args:
         checkpoints: Folders or Hub ids.
@@ -175,9 +177,9 @@ class CompareOptions(ImageOptions):
 @options
 class AlignmentOptions(ImageOptions, CheckpointOptions):
     """
-    Measure alignment and uniformity (Wang & Isola 2020) of an l-DAE's or a DDAE's features: how far apart two noisings of
-    an image lie on the unit sphere, and how evenly different images are spread over it. Lower is better in both. No labels
-    are used.
+    Measure alignment and uniformity (Wang & Isola 2020) of an l-DAE's or a DDAE's features: how far apart two noisings
+    of an image lie on the unit sphere, and how evenly different images are spread over it. Lower is better in both. No
+    labels are used.
 
     Args:
         layers: Blocks, counted from 1, or taps of a DDAE; by default the end of every block.
@@ -209,8 +211,8 @@ class AlignmentOptions(ImageOptions, CheckpointOptions):
 @options
 class NoiseClassificationOptions(ImageOptions, CheckpointOptions):
     """
-    Classify noisy images at each noise level: by a linear head for each level on the frozen features of an l-DAE or a DDAE,
-    and by the same network, cut after the same block and told the level, trained from scratch on all levels.
+    Classify noisy images at each noise level: by a linear head for each level on the frozen features of an l-DAE or a
+    DDAE, and by the same network, cut after the same block and told the level, trained from scratch on all levels.
 
     Args:
         layers: The block, counted from 1, or the tap of a DDAE; by default the model's.
@@ -244,10 +246,10 @@ class NoiseClassificationOptions(ImageOptions, CheckpointOptions):
 @options
 class CheckpointSweepOptions(ScoreOptions, MemoryOptions, ImageOptions, CheckpointOptions):
     """
-    Probe every checkpoint that a run kept (--keep_checkpoints), and with --fid or --kid compare what it generates with real
-    images: a table, pictures/checkpoint_sweep.png and results.json. Averaged weights are used if the run averages. The best
-    checkpoint by accuracy is chosen on held-out training images, never on the test set. The same command measures only
-    what is not yet in results.json.
+    Probe every checkpoint that a run kept (--keep_checkpoints), and with --fid or --kid compare what it generates with
+    real images: a table, pictures/checkpoint_sweep.png and results.json. Averaged weights are used if the run
+    averages. The best checkpoint by accuracy is chosen on held-out training images, never on the test set. The same
+    command measures only what is not yet in results.json.
 
     Args:
         layers: One block, counted from 1, or tap of a DDAE; by default the model's.

@@ -46,14 +46,15 @@ class TrainTokenizerOptions(PretrainOptions):
 @options
 class FinetuneOptions:
     """
-    Fine-tune the encoder of a checkpoint end to end as an image classifier, by the protocol of the l-DAE paper (App. B).
-    The classifier goes to CHECKPOINT/finetune. The same command resumes.
+    Fine-tune the encoder of a checkpoint end to end as an image classifier, by the protocol of the l-DAE paper (App.
+    B). The classifier goes to CHECKPOINT/finetune. The same command resumes.
 
     Args:
         checkpoint: A run's folder, its linear_probe/ to keep that head, or a Hub id.
         config: YAML file with the sections data, finetuning and training.
         epochs: Passes over the training images, instead of --images; by default 100.
-        compare_from_scratch: Fine-tune, and train the same network from scratch, with each seed at one budget, and compare.
+        compare_from_scratch: Fine-tune, and train the same network from scratch, with each seed at one budget, and
+            compare.
         seeds: Seeds of the comparison; by default 0,1,2.
     """
 
@@ -77,8 +78,9 @@ class FinetuneOptions:
 @options
 class DeconstructOptions:
     """
-    Run the rows of the paper's trajectory, or latent dimensions of its tokenizers, and write report.md and report.html.
-    The same command goes on where it was stopped. Several launches, also on several machines, may share one folder.
+    Run the rows of the paper's trajectory, or latent dimensions of its tokenizers, and write report.md and
+    report.html. The same command goes on where it was stopped. Several launches, also on several machines, may share
+    one folder.
 
     Args:
         config: The preset: a YAML file.

@@ -12,8 +12,9 @@ from .checkpoint import CheckpointOptions, FeatureOptions, ReferenceOptions, Spl
 @options
 class ExtractFeaturesOptions(FeatureOptions, SplitOptions, CheckpointOptions):
     """
-    Write the features of every image of a data set, with its labels and other columns, as a table of parquet files that
-    `datasets` opens. Several processes (accelerate launch) share the work. The same command goes on where it was stopped.
+    Write the features of every image of a data set, with its labels and other columns, as a table of parquet files
+    that `datasets` opens. Several processes (accelerate launch) share the work. The same command goes on where it was
+    stopped.
 
     Args:
         pool: Features of an image: their mean, or those of all places.
@@ -43,8 +44,8 @@ class ExtractFeaturesOptions(FeatureOptions, SplitOptions, CheckpointOptions):
 @options
 class SearchOptions:
     """
-    Find the images of a feature table (extract_features --index) that are nearest to an image, by the model that made the
-    table. Their scores are printed, and the images are drawn if the data set can be found again.
+    Find the images of a feature table (extract_features --index) that are nearest to an image, by the model that made
+    the table. Their scores are printed, and the images are drawn if the data set can be found again.
 
     Args:
         folder: Folder of a feature table with an index.
@@ -77,8 +78,8 @@ class ScoreOptions:
     Args:
         fid: Number of generated images whose Frechet distance to the data is measured; usually 50000.
         kid: Number of images for the kernel distance; the same as --fid if both are given.
-        extractor: Network whose features are compared: a folder or Hub id of an image model, such as a classifier of this
-            data set, or inception, which needs torch-fidelity.
+        extractor: Network whose features are compared: a folder or Hub id of an image model, such as a classifier of
+            this data set, or inception, which needs torch-fidelity.
         inception_weights: File of the weights of inception, if it cannot be downloaded.
         reference_split: Split that images are compared with; by default the split of pre-training.
         reference_images: Number of its first images that are used; by default all.
@@ -96,15 +97,16 @@ class ScoreOptions:
 class GenerateOptions(ScoreOptions, ReferenceOptions, CheckpointOptions):
     """
     Generate images. A grid of them goes to pictures/samples.png (with --samplers, a row of each to
-    pictures/samplers.png). With --fid or --kid, generated images are compared with those of the run's data, and the scores
-    go to results.json. Each image depends on --seed and its number only: several processes (accelerate launch) share the
-    work and find the same scores.
+    pictures/samplers.png). With --fid or --kid, generated images are compared with those of the run's data, and the
+    scores go to results.json. Each image depends on --seed and its number only: several processes (accelerate launch)
+    share the work and find the same scores.
 
     Args:
         num_images: Images in the picture; by default 64, and with --samplers 10 of each, from the same noise.
         sampler: ddim, ancestral, or for a DDAE heun; by default heun for an EDM, else ddim.
         samplers: Samplers to compare, each with its steps, such as ddim:50,ancestral:1000,heun:18.
-        steps: Steps of the sampler; by default 50 for ddim, 1000 for ancestral, 18 for heun, 1 for the constant schedule.
+        steps: Steps of the sampler; by default 50 for ddim, 1000 for ancestral, 18 for heun, 1 for the constant
+            schedule.
         eta: Without --sampler, 0 is deterministic (DDIM) and 1 ancestral.
         guidance_scale: Scale of classifier-free guidance; 1 turns it off.
         classes: Classes of a class-conditional model, such as 0,7; by default all, in turn.
@@ -128,8 +130,8 @@ class GenerateOptions(ScoreOptions, ReferenceOptions, CheckpointOptions):
 @options
 class DemoOptions:
     """
-    Open a page in which a picture can be dropped: clean, noisy and denoised at any t, patch features as colours, layers by
-    time steps, the nearest images of a set, samples. Needs gradio (the extra `demo`).
+    Open a page in which a picture can be dropped: clean, noisy and denoised at any t, patch features as colours,
+    layers by time steps, the nearest images of a set, samples. Needs gradio (the extra `demo`).
 
     Args:
         checkpoint: A run's folder, any folder that save_pretrained wrote, or a Hub id.
