@@ -82,7 +82,7 @@ def test_stopping_and_resuming_changes_no_bit_with_dropout_either(make_ddae):
     ("overrides", "message"),
     [
         ({"model_type": "mae"}, "model_type='mae' is unknown; choose one of ldae, ddae"),
-        ({"tokenizer_images": 5}, "tokenizer.tokenizer_images=5 does not apply with model_type='ddae'"),
+        ({"tokenizer_images": 5}, "tokenizer.tokenizer_images='?5'? does not apply with model_type='ddae'"),
         ({"latent_cache": "folder"}, "latent_cache='folder' does not apply with model_type='ddae'"),
         ({"size": "nano"}, "--size is not a field of a recipe"),
         ({"feature_timestep": 1000}, "feature_timestep=1000 is invalid"),
