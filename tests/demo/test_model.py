@@ -111,7 +111,7 @@ def test_an_encoder_alone_has_features_and_no_samples(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_shown_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="cannot be loaded"):
+    with pytest.raises(ValueError, match="does not exist"):
         open_demo_model(str(tmp_path / "nothing"))
     ViTConfig().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"model_type='vit'; it must be 'ldae' or 'ddae'\. The page"):

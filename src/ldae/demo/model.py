@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from transformers import AutoConfig, AutoModel
+from transformers import AutoModel
 
+from ldae.checkpoints import open_config, open_model
 from ldae.data import DataConfig, ImageSource, UnreadableImageError, decode_image, iterate_once, open_images
 from ldae.demo.neighbours import Neighbours
 from ldae.evaluation.encoder import Layer
@@ -314,8 +315,8 @@ def open_demo_model(
         ValueError: If it cannot be loaded, or is neither an l-DAE nor a DDAE.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    config = open_config(checkpoint)
     try:
-        config = AutoConfig.from_pretrained(checkpoint)
         family_of(config.model_type, f"checkpoint={checkpoint!r}", WRONG_FAMILY)
         pipeline = None
         if any("PreTraining" in architecture for architecture in config.architectures or []):
@@ -323,7 +324,7 @@ def open_demo_model(
             pipeline.set_progress_bar_config(disable=True)
             model = pipeline.model.eval()
         else:
-            model = AutoModel.from_pretrained(checkpoint).to(device).eval()
+            model = open_model(AutoModel, checkpoint).to(device).eval()
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"checkpoint={checkpoint!r} cannot be loaded: {error}") from error
     name = name or (Path(checkpoint).resolve().name if Path(checkpoint).is_dir() else checkpoint)

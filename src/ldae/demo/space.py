@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import AutoConfig
 
 import ldae
+from ldae.checkpoints import open_config
 from ldae.data import DataConfig, list_splits
 from ldae.demo.model import WRONG_FAMILY
 from ldae.files import write_whole
@@ -87,7 +87,7 @@ def export_space(checkpoint: str, folder: str | os.PathLike[str], data: DataConf
         check_publishable(local)
     elif not is_hub_name(checkpoint):
         raise ValueError(f"checkpoint={checkpoint!r} is neither a folder nor a Hub id.")
-    family = family_of(AutoConfig.from_pretrained(checkpoint).model_type, f"checkpoint={checkpoint!r}", WRONG_FAMILY)
+    family = family_of(open_config(checkpoint).model_type, f"checkpoint={checkpoint!r}", WRONG_FAMILY)
     if data is not None:
         list_splits(data)  # fails here, not in the Space, if the data set does not exist
 

@@ -6,8 +6,9 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
+from ldae.checkpoints import open_config, open_model, refuse_missing_folder
 from ldae.export.fold import PlainViT, check_choices, fold, fold_obstacle
 from ldae.export.graph import FixedStep, PlainEncoder, trace
 from ldae.hub.families import Family, family_of
@@ -88,10 +89,11 @@ def open_source(
     Raises:
         ValueError: If the checkpoint cannot be loaded or exported, or does not have a chosen layer, t or size.
     """
+    refuse_missing_folder(checkpoint)
     try:
         model_type = PreTrainedConfig.get_config_dict(checkpoint)[0].get("model_type")
         family = family_of(model_type, f"checkpoint={str(checkpoint)!r}", "Other models cannot be exported.")
-        config: Any = AutoConfig.from_pretrained(checkpoint)
+        config: Any = open_config(checkpoint)
     except OSError as error:
         raise ValueError(f"checkpoint={str(checkpoint)!r} cannot be loaded: {error}") from error
     is_classifier = any("ForImageClassification" in name for name in config.architectures or [])
@@ -102,7 +104,7 @@ def open_source(
             "Export the pre-trained folder, or probe that layer first (ldae linear_probe --layers)."
         )
     kind: Any = AutoModelForImageClassification if is_classifier else AutoModel
-    model = kind.from_pretrained(checkpoint, dtype=torch.float32, **_cut(family, config, layer)).eval()
+    model = open_model(kind, checkpoint, dtype=torch.float32, **_cut(family, config, layer)).eval()
     untrained = [name for name, buffer in model.named_buffers() if name.endswith("fitted") and not buffer]
     if untrained:
         raise ValueError(

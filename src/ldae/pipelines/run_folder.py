@@ -15,6 +15,7 @@ from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME
 from diffusers.utils.torch_utils import randn_tensor
 from transformers.utils import cached_file
 
+from ldae.checkpoints import refuse_non_finite
 from ldae.pipelines.images import (
     OUTPUT_TYPES,
     Generators,
@@ -94,6 +95,7 @@ class RunFolderPipeline(DiffusionPipeline):
                 )
             loaded: Any = cls.model_class.from_pretrained(source, output_loading_info=True, **kwargs)
             model, report = loaded
+            refuse_non_finite(model, str(source))
             missing = sorted(report["missing_keys"])
             if missing:
                 raise ValueError(

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ldae.backbone import quietly
+from ldae.checkpoints import open_model
 from ldae.data import Batch, ImageSource, iterate_once, open_probe_images, prepare_images
 from ldae.data.mixing import mix_examples
 from ldae.data.rand_augment import rand_augment
@@ -205,7 +206,8 @@ def load_classifier(recipe: FineTuningRecipe) -> Any:
     """
     kind, fine, config = CLASSIFIERS[recipe.model_type], recipe.finetuning, recipe.config
     with quietly():  # about the head; what else is missing is looked at below
-        model, info = kind.from_pretrained(
+        model, info = open_model(
+            kind,
             fine.checkpoint,
             config=config,
             dtype=torch.float32,

@@ -185,14 +185,9 @@ def _sections(base: Any, path: Any, overrides: dict[str, Any]) -> dict[str, dict
 
 
 def _open_config(checkpoint: str) -> Any:
-    from transformers import AutoConfig
+    from ldae.checkpoints import open_config
 
-    import ldae  # noqa: F401 - registers the models with transformers
-
-    try:
-        config = AutoConfig.from_pretrained(checkpoint)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"checkpoint={checkpoint!r} cannot be loaded: {error}") from error
+    config: Any = open_config(checkpoint)
     if config.model_type not in CUTS:
         raise ValueError(
             f"checkpoint={checkpoint!r} is a {config.model_type}; fine-tuning here is for {' and '.join(CUTS)}. "

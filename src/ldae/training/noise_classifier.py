@@ -8,9 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoModel, AutoModelForImageClassification, PreTrainedModel
 
 import ldae  # noqa: F401 - registers the models with transformers
+from ldae.checkpoints import open_config, open_model
 from ldae.data import Batch, DataConfig
 from ldae.evaluation.encoder import Layer
 from ldae.evaluation.linear_probe import BN_EPS
@@ -129,10 +130,10 @@ def build_noise_classifier(classifier: NoiseClassifierConfig) -> PreTrainedModel
     c = classifier
     cut = {"num_hidden_layers": c.layer, "feature_layer": None} if isinstance(c.layer, int) else {}
     names = {"id2label": dict(enumerate(c.class_names)), "label2id": {n: i for i, n in enumerate(c.class_names)}}
-    config: Any = AutoConfig.from_pretrained(c.checkpoint, **{"feature_layer": c.layer} | cut | names)
+    config: Any = open_config(c.checkpoint, **{"feature_layer": c.layer} | cut | names)
     if hasattr(config, "auto_map"):
         del config.auto_map  # it names code that the classifier's folder does not hold
-    encoder = AutoModel.from_pretrained(c.checkpoint, config=config)
+    encoder = open_model(AutoModel, c.checkpoint, config=config)
     model = AutoModelForImageClassification.from_config(encoder.config)
     setattr(model, model.base_model_prefix, encoder)
     return model if c.pretrained else untrained_like(model, c.seed, random_gates=False)
