@@ -88,7 +88,7 @@ def resample(
     Returns:
         `torch.FloatTensor` of shape `(b, C, S, S)`, in [-1, 1].
     """
-    # From a place in the result back to where its value is read: each step inverted, the last one first.
+    # For each place in the result, find where its value is read: invert the steps, the last one first.
     factor = torch.stack([-log2_stretch, log2_stretch], dim=1).exp2()  # (b, 2)
     unstretch = _rotation(axis) @ torch.diag_embed(factor) @ _rotation(-axis)  # (b, 2, 2)
     back = (-log2_scale).exp2()[:, None, None] * (_rotation(angle) @ unstretch)  # (b, 2, 2)

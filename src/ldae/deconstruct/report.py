@@ -213,7 +213,7 @@ def _never_hidden(row: VariantResults) -> str:
     config = run_config(row)
     if config is None or config.noise_schedule not in ("linear_sigma", "constant"):
         return ""
-    return " Its noise never hides the image, so it did not learn to begin with noise alone."
+    return " Its noise never hides the image, so it did not learn to start from pure noise."
 
 
 def _run_picture(row: VariantResults, name: str, alt: str, caption: str) -> list[Picture]:

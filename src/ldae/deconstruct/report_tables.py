@@ -26,7 +26,7 @@ def percent(summary: Summary | None, missing: str = "not run") -> str:
 
 
 def trajectory_table(found: Collection) -> Table:
-    """All rows, with accuracy and FID, ours and the paper's."""
+    """List all rows with accuracy and FID, ours and the paper's."""
     fid_head = (
         [f"{fid_name(found)}, ours", "FID-50K, paper"] if any("fid" in row.samples for row in found.rows) else []
     )
@@ -63,7 +63,7 @@ def trajectory_table(found: Collection) -> Table:
 
 
 def steps_table(steps: list[Step]) -> Table:
-    """Each step's change of accuracy, ours and the paper's, its sign, and its size against two standard errors."""
+    """List each step's change of accuracy, ours and the paper's, its sign, and its size against two standard errors."""
     head = ["step to row", "change", "ours, points", "paper, points", "sign", "beyond two standard errors"]
     verdict = {True: "yes", False: "no", None: ""}
     sign = {True: "the paper's", False: "the other", None: ""}
@@ -85,7 +85,7 @@ def steps_table(steps: list[Step]) -> Table:
 
 
 def dimensions_table(found: Collection) -> Table:
-    """Tab. 2 and Fig. 5: ours and the paper's, each at its own dimensions."""
+    """List accuracy by latent dimension (Tab. 2, Fig. 5), ours and the paper's."""
     rows = []
     for result in found.sweep:
         tokenizer, d = result.variant.tokenizer or "", result.variant.dimension or 0
@@ -97,20 +97,20 @@ def dimensions_table(found: Collection) -> Table:
 
 
 def baselines_table(found: Collection) -> Table:
-    """The baselines that an encoder must beat."""
+    """List the baselines that an encoder must beat."""
     rows = [[name, percent(summary), str(summary.seeds)] for name, summary in found.baselines.items()]
     return Table(["features", "linear probe, %", "probe seeds"], rows, numbers=("linear probe, %", "probe seeds"))
 
 
 def sweep_table(name: str, series: Mapping[str, Mapping[int, Summary]]) -> Table:
-    """A sweep, with a column for each block or time step."""
+    """List a sweep, with a column for each block or time step."""
     at = sorted({value for points in series.values() for value in points})
     rows = [[label, *(percent(points.get(value), "") for value in at)] for label, points in series.items()]
     return Table([name, *map(str, at)], rows, numbers=tuple(map(str, at)))
 
 
 def tokenizers_table(found: Collection) -> Table:
-    """The shared tokenizers: how well they reconstruct images, and which rows use them."""
+    """List the shared tokenizers, how well they reconstruct images, and the rows that use them."""
     users: dict[str, list[str]] = {}
     for result in (*found.rows, *found.sweep):
         if result.first_run is not None:
@@ -141,7 +141,7 @@ def tokenizers_table(found: Collection) -> Table:
 
 
 def samples_table(found: Collection) -> Table:
-    """FID and KID of generated images."""
+    """List FID and KID of generated images."""
     rows = []
     for row in found.rows:
         fid, kid, paper = row.samples.get("fid"), row.samples.get("kid"), row_paper(row)

@@ -200,7 +200,7 @@ class Deconstruction:
             self.say(f"{run.title}: {entry['metric']} {entry['value']:.4g} ({entry['protocol']['extractor']})")
 
     def _settings(self, run: Run) -> list[Any]:
-        """Collect everything that a run's numbers depend on; a run finished with the same settings is left alone."""
+        """Collect everything that a run's numbers depend on; a run finished with the same settings is skipped."""
         recipe = variant_recipe(run.variant, self.preset, run.seed, Path(), 1).resolved()
         preset = dataclasses.asdict(self.preset)
         studied = run.variant.key in self.preset.probe.study_rows

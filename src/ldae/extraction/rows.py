@@ -21,7 +21,7 @@ from ldae.data.stream import ROWS_PER_READ
 
 
 ROW, SHARD, FILE_NAME = "row", "shard", "file_name"
-Shard = tuple[int, int]  # part of the data set (always 0 where it is not streamed), number of the shard in the part
+Shard = tuple[int, int]  # (part of the data set, 0 unless it is streamed; number of the shard in the part)
 
 
 @dataclass(frozen=True)
