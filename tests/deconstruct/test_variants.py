@@ -94,7 +94,7 @@ def test_a_sweep_sets_the_dimension_of_every_tokenizer(write_preset):
 
 def test_an_impossible_dimension_names_the_variant_and_the_reason(write_preset):
     preset = load_preset(write_preset(sweep={"dimensions": {"pixel": [5]}}))
-    with pytest.raises(ValueError, match=r"pixel at d = 5 under .*latent_dim=5 is not possible"):
+    with pytest.raises(ValueError, match=r"pixel at d = 5 under .*latent_dim=5 is invalid"):
         recipes(preset)
     preset = load_preset(write_preset(sweep={"dimensions": {"conv_vae": [6]}}))
     with pytest.raises(ValueError, match="conv_vae=6 must be a multiple of 4, for a stride of 2"):

@@ -24,7 +24,7 @@ ROWS_PER_READ = 256
 
 
 def read_stream(source: ImageSource, rows: Any, first: int = 0) -> Iterator[tuple[int, Any, int]]:
-    """Yield index, undecoded record and label of each row of a streamed source, or of a part of it, from `first` on."""
+    """Yield index, undecoded record and label of each row of a streamed source, or a part of it, from `first` on."""
     index = 0
     for columns in rows.iter(batch_size=ROWS_PER_READ):
         records = columns[source.image_column]

@@ -1,104 +1,145 @@
-"""What is measured on a finished run: its linear probe, the sweeps over blocks and time steps, and what it must beat."""
+"""Probes of a finished run: its encoder, sweeps over blocks and time steps, and the baselines to beat."""
 
 import dataclasses
-from collections.abc import Iterable
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel
 
 import ldae  # noqa: F401 - registers the models with transformers
-from ldae.data import ImageSource, iterate_once, open_probe_images
+from ldae.data import iterate_once, open_probe_images
 from ldae.deconstruct.preset import ProbeOptions
 from ldae.deconstruct.steps import StepFolder, StepRecorder
-from ldae.evaluation.comparison import compare_baselines as compare
+from ldae.evaluation.comparison import compare_baselines
 from ldae.evaluation.probing import run_probe
 from ldae.evaluation.search import run_searched_probes
-from ldae.models.configuration_ldae import LDAEConfig
 from ldae.reports.paper_figures import BY_BLOCK, TOTAL_BLOCKS
 from ldae.results import Result
 from ldae.training.recipe import Recipe
 
 
-ALL_BLOCKS_UP_TO = 12  # of a deeper stack, the sweep takes the paper's blocks in proportion
+ALL_BLOCKS_UP_TO = 12  # size of the stacks whose blocks are all swept
 
 
-def probe_encoder(unit: StepFolder, recipe: Recipe, options: ProbeOptions, device: torch.device) -> None:
-    """Linear-probe a run's encoder, as step `row`.
-
-    A converged probe is reported at the block and time step that ridge probes choose on held-out training images
-    (`"point": "searched"`), and at the recipe's own (`"point": "paper"`); Adam's probe at the latter alone.
+@dataclass(frozen=True)
+class RunProbes:
+    """Probes of a finished run, each a step of its folder.
 
     Args:
-        unit ([`StepFolder`]): A finished run.
-        recipe ([`Recipe`]): Of that run: its data, budget and precision.
-        options ([`ProbeOptions`]): How.
-        device (`torch.device`): Where.
+        folder ([`StepFolder`]): The run.
+        recipe ([`Recipe`]): The run's recipe, for data, budget and precision.
+        options ([`ProbeOptions`]): The kind of probe and its grids.
+        device (`torch.device`): Device to compute features on.
     """
-    config = AutoConfig.from_pretrained(unit.path)
-    grid = _search_grid(options, config) if options.probe == "logistic" else None
-    settings = [*_settings(recipe, options), grid]
-    if unit.is_done("row", settings):
-        return
-    with unit.step("row", settings) as recorder:
-        if grid is None:
-            _probe(unit.path, recipe, options, device, recorder, point="paper")
-        else:
-            _search(unit.path, recipe, options, device, recorder, *grid)
 
+    folder: StepFolder
+    recipe: Recipe
+    options: ProbeOptions
+    device: torch.device
 
-def sweep_encoder(unit: StepFolder, recipe: Recipe, options: ProbeOptions, device: torch.device) -> None:
-    """Sweep a run over blocks (step `blocks`) and over time steps with clean and noisy input (step `timesteps`; App.
-    A). The arguments are those of [`probe_encoder`].
-    """
-    config = AutoConfig.from_pretrained(unit.path)
-    blocks = tuple(options.blocks or swept_blocks(config.total_num_hidden_layers))
-    settings = [_settings(recipe, options), blocks]
-    if not unit.is_done("blocks", settings):
-        with unit.step("blocks", settings) as recorder:
-            _probe(unit.path, recipe, options, device, recorder, layers=blocks)
-    timesteps = scale_timesteps(options.timesteps, config)
-    settings = [_settings(recipe, options), timesteps]
-    if not unit.is_done("timesteps", settings):
-        with unit.step("timesteps", settings) as recorder:
-            for noisy in (False, True):
-                _probe(unit.path, recipe, options, device, recorder, timesteps=timesteps, noisy=noisy)
+    def probe(self) -> None:
+        """Probe the encoder: the step `row`.
 
+        A converged probe is reported at the block and time step that ridge probes choose on held-out training images
+        (`"point": "searched"`), and at the recipe's own (`"point": "paper"`); Adam's probe only at the latter.
+        """
+        config, options = AutoConfig.from_pretrained(self.folder.path), self.options
+        own = (config.feature_layer or config.num_hidden_layers, config.feature_timestep)
+        grid = None
+        if options.probe == "logistic":
+            blocks = options.search_blocks or range(1, config.total_num_hidden_layers + 1)
+            given = options.search_timesteps
+            timesteps = config.search_timesteps if given is None else config.scale_timesteps(given)
+            grid = (tuple(sorted({*blocks, own[0]})), tuple(sorted({*timesteps, own[1]})))
+        settings = [*self._settings(), grid]
+        if self.folder.is_done("row", settings):
+            return
+        with self.folder.step("row", settings) as recorder:
+            if grid is None:
+                self._probe(recorder, {"point": "paper"})
+            else:
+                train, test = open_probe_images(self.recipe.data)
+                protocol = options.make_protocol(*grid)
+                model = self._load(max(grid[0]))
+                found = run_searched_probes(model, train, test, protocol, given=[own], **self._reading())
+                for cell in (None, own):
+                    recorder.add(found.result(cell, dataset=test.name, split=test.split))
 
-def compare_baselines(
-    unit: StepFolder, run: Path, recipe: Recipe, options: ProbeOptions, device: torch.device
-) -> None:
-    """Probe what an encoder must beat, as step `baselines`: the same network untrained, its mean latents, raw pixels.
+    def sweep(self) -> None:
+        """Sweep blocks (step `blocks`), and time steps with clean and noisy input (step `timesteps`; App. A)."""
+        config = AutoConfig.from_pretrained(self.folder.path)
+        blocks = tuple(self.options.blocks or swept_blocks(config.total_num_hidden_layers))
+        settings = [self._settings(), blocks]
+        if not self.folder.is_done("blocks", settings):
+            with self.folder.step("blocks", settings) as recorder:
+                self._probe(recorder, layers=blocks)
+        timesteps = config.scale_timesteps(self.options.timesteps)
+        settings = [self._settings(), timesteps]
+        if not self.folder.is_done("timesteps", settings):
+            with self.folder.step("timesteps", settings) as recorder:
+                for noisy in (False, True):
+                    self._probe(recorder, timesteps=timesteps, noisy=noisy)
 
-    Args:
-        unit ([`StepFolder`]): Where the results go.
-        run (`Path`): A finished run, whose network and tokenizer are taken.
-        recipe, options, device: As of [`probe_encoder`].
-    """
-    data, config = recipe.data, recipe.model_config().to_dict()
-    settings = [options.probe, dataclasses.asdict(options.make_protocol().settings), dataclasses.asdict(data), config]
-    if unit.is_done("baselines", settings):
-        return
-    model: PreTrainedModel = AutoModel.from_pretrained(run).to(device)
-    size = {"image_size": model.config.image_size, "num_channels": model.config.num_channels}
-    sources = open_probe_images(data)
-    train, test = (
-        list(iterate_once(source, **size, batch_size=options.forward_batch_size, num_workers=data.num_workers))
-        for source in sources
-    )
-    probe = options.make_protocol().settings
-    n = sum(len(batch.images) for batch in test)
-    with unit.step("baselines", settings) as recorder:
-        # The first is the trained encoder itself.
-        for each in compare(model, train, test, options.probe, settings=probe)[1:]:
-            protocol = {**each.protocol, "features": each.name, **size}
-            fields: dict[str, Any] = {"stderr": each.stderr, "seeds": each.seeds, "n": n, **_about(sources[1])}
-            recorder.add(Result("accuracy", each.accuracy, protocol=protocol, checkpoint=each.name, **fields))
+    def compare(self, baselines: StepFolder) -> None:
+        """Probe the same network untrained, its mean latents and raw pixels: the step `baselines` of another folder."""
+        data, config = self.recipe.data, self.recipe.model_config().to_dict()
+        kind, probe = self.options.probe, self.options.make_protocol().settings
+        settings = [kind, dataclasses.asdict(probe), dataclasses.asdict(data), config]
+        if baselines.is_done("baselines", settings):
+            return
+        model = self._load()
+        size = {"image_size": model.config.image_size, "num_channels": model.config.num_channels}
+        sources = open_probe_images(data)
+        reading = {**size, "batch_size": self.options.forward_batch_size, "num_workers": data.num_workers}
+        train, test = (list(iterate_once(source, **reading)) for source in sources)
+        about = {"dataset": sources[1].name, "split": sources[1].split, "n": sum(len(batch.images) for batch in test)}
+        with baselines.step("baselines", settings) as recorder:
+            for each in compare_baselines(model, train, test, kind, settings=probe)[1:]:  # the first is the encoder
+                protocol = {**each.protocol, "features": each.name, **size}
+                fields: dict[str, Any] = {"stderr": each.stderr, "seeds": each.seeds, **about}
+                recorder.add(Result("accuracy", each.accuracy, protocol=protocol, checkpoint=each.name, **fields))
+
+    def _probe(
+        self,
+        recorder: StepRecorder,
+        described: dict[str, Any] | None = None,
+        *,
+        layers: tuple[int, ...] | None = None,
+        timesteps: tuple[int, ...] | None = None,
+        noisy: bool = False,
+    ) -> None:
+        """Probe given blocks and time steps, by default the checkpoint's own."""
+        model = self._load(None if layers is None else max(layers))
+        train, test = open_probe_images(self.recipe.data)
+        own = (model.config.feature_layer or model.config.num_hidden_layers,)
+        protocol = self.options.make_protocol(layers or own, timesteps, noisy)
+        result = run_probe(model, train, test, protocol, self.options.probe, **self._reading())
+        for index in range(len(result.columns)):
+            recorder.add(result.result(index, described, dataset=test.name, split=test.split))
+
+    def _load(self, num_blocks: int | None = None) -> Any:
+        """Load the encoder, with a given number of blocks."""
+        cut: dict[str, Any] = {} if num_blocks is None else {"num_hidden_layers": num_blocks, "feature_layer": None}
+        return AutoModel.from_pretrained(self.folder.path, **cut).to(self.device)
+
+    def _settings(self) -> list[Any]:
+        """Collect what a probe's number depends on besides its blocks and time steps."""
+        options = self.options
+        return [options.probe, dataclasses.asdict(options.make_protocol()), self.recipe.training.images]
+
+    def _reading(self) -> dict[str, Any]:
+        return {
+            "decode_size": self.recipe.data.decode_size,
+            "batch_size": self.options.forward_batch_size,
+            "num_workers": self.recipe.data.num_workers,
+            "device": self.device,
+            "dtype": torch.bfloat16 if self.recipe.training.mixed_precision == "bf16" else None,
+        }
 
 
 def swept_blocks(total: int) -> list[int]:
-    """Blocks of the sweep for a stack of `total`: all of a small one, else the paper's 9 to 15 of 24 in proportion.
+    """Choose the blocks of the sweep: all of a small stack, else the paper's 9 to 15 of 24 in proportion.
 
     Example:
     ```python
@@ -111,88 +152,3 @@ def swept_blocks(total: int) -> list[int]:
     if total <= ALL_BLOCKS_UP_TO:
         return list(range(1, total + 1))
     return sorted({max(1, round(block * total / TOTAL_BLOCKS)) for block in BY_BLOCK})
-
-
-def scale_timesteps(timesteps: Iterable[int], config: LDAEConfig) -> tuple[int, ...]:
-    """Scale time steps, given of 1000, to a model's own number of steps, each once."""
-    scaled = (min(t * config.num_train_timesteps // 1000, config.num_train_timesteps - 1) for t in timesteps)
-    return tuple(dict.fromkeys(scaled))
-
-
-def _search_grid(options: ProbeOptions, config: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the blocks and time steps of the search, with the recipe's own among them."""
-    blocks = options.search_blocks or range(1, config.total_num_hidden_layers + 1)
-    timesteps = scale_timesteps(options.search_timesteps, config)
-    own_block, own_timestep = _own_point(config)
-    return tuple(sorted({*blocks, own_block})), tuple(sorted({*timesteps, own_timestep}))
-
-
-def _own_point(config: Any) -> tuple[int, int]:
-    """Return the block and time step at which a checkpoint's features are read."""
-    return config.feature_layer or config.num_hidden_layers, config.feature_timestep
-
-
-def _settings(recipe: Recipe, options: ProbeOptions) -> list[Any]:
-    """Collect what a probe's number depends on besides its blocks and time steps."""
-    return [options.probe, dataclasses.asdict(options.make_protocol()), recipe.training.images]
-
-
-def _probe(
-    run: Path,
-    recipe: Recipe,
-    options: ProbeOptions,
-    device: torch.device,
-    recorder: StepRecorder,
-    *,
-    layers: tuple[int, ...] | None = None,
-    timesteps: tuple[int, ...] | None = None,
-    noisy: bool = False,
-    point: str | None = None,
-) -> None:
-    """Probe given blocks and time steps, by default the checkpoint's own."""
-    model = _load(run, layers, device)
-    train, test = open_probe_images(recipe.data)
-    own_block, _ = _own_point(model.config)
-    protocol = options.make_protocol(layers or (own_block,), timesteps, noisy)
-    result = run_probe(model, train, test, protocol, options.probe, **_reading(recipe, options, device))
-    for index in range(len(result.columns)):
-        recorder.add(result.result(index, {} if point is None else {"point": point}, **_about(test)))
-
-
-def _search(
-    run: Path,
-    recipe: Recipe,
-    options: ProbeOptions,
-    device: torch.device,
-    recorder: StepRecorder,
-    layers: tuple[int, ...],
-    timesteps: tuple[int, ...],
-) -> None:
-    """Record converged probes at the searched point and at the recipe's own."""
-    own = _own_point(AutoConfig.from_pretrained(run))
-    model = _load(run, layers, device)
-    train, test = open_probe_images(recipe.data)
-    protocol = options.make_protocol(layers, timesteps)
-    found = run_searched_probes(model, train, test, protocol, given=[own], **_reading(recipe, options, device))
-    recorder.add(found.result(**_about(test)))
-    recorder.add(found.result(own, **_about(test)))
-
-
-def _load(run: Path, layers: tuple[int, ...] | None, device: torch.device) -> PreTrainedModel:
-    """Load a run's encoder, cut after the last of some blocks."""
-    cut: dict[str, Any] = {} if layers is None else {"num_hidden_layers": max(layers), "feature_layer": None}
-    return AutoModel.from_pretrained(run, **cut).to(device)
-
-
-def _reading(recipe: Recipe, options: ProbeOptions, device: torch.device) -> dict[str, Any]:
-    return {
-        "decode_size": recipe.data.decode_size,
-        "batch_size": options.forward_batch_size,
-        "num_workers": recipe.data.num_workers,
-        "device": device,
-        "dtype": torch.bfloat16 if recipe.training.mixed_precision == "bf16" else None,
-    }
-
-
-def _about(test: ImageSource) -> dict[str, Any]:
-    return {"dataset": test.name, "split": test.split}

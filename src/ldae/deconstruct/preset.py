@@ -49,7 +49,7 @@ class ProbeOptions:
             `probe: adam`.
         probe: `logistic` is solved to convergence; `adam` trains as the papers do, at the recipe's own block and t.
         search_blocks: Blocks searched for the point at which the converged probe is reported; by default all.
-        search_timesteps: Time steps of that search, of 1000.
+        search_timesteps: Time steps of that search, of 1000; by default those of `grid_search`.
         epochs: Passes of Adam's probes over the training images.
         batch_size: Images in a step of Adam's probes; by default 16384, and less for small data sets.
         base_lr: Learning rate of Adam's probes for a batch of 256.
@@ -68,11 +68,11 @@ class ProbeOptions:
     protocol: Literal["cached", "paper"] = "cached"
     probe: Literal["logistic", "adam"] = "logistic"
     search_blocks: list[int] | None = None
-    search_timesteps: list[int] = field(default_factory=lambda: [0, 10, 20, 40, 80, 160, 320, 640, 999])
+    search_timesteps: list[int] | None = None
     epochs: int = Field(90, ge=1)
     batch_size: int | None = Field(None, ge=1)
     base_lr: float = 1e-4
-    lr_multipliers: list[float] = field(default_factory=lambda: [1.0, 10.0, 100.0])
+    lr_multipliers: list[int | float] = field(default_factory=lambda: [1.0, 10.0, 100.0])
     seeds: list[int] = field(default_factory=lambda: [0])
     crop_scale: tuple[float, float] = (0.08, 1.0)
     horizontal_flip: bool = True
@@ -86,7 +86,7 @@ class ProbeOptions:
         self.study_rows = [row_key(row) for row in self.study_rows]
         if self.probe == "logistic" and self.protocol == "paper":
             raise ValueError("protocol=paper needs an optimizer that works in epochs; give probe: adam.")
-        if not all(0 <= t < 1000 for t in self.search_timesteps):
+        if not all(0 <= t < 1000 for t in self.search_timesteps or ()):
             raise ValueError(f"search_timesteps={self.search_timesteps} must be from 0 to 999.")
 
     def make_protocol(

@@ -63,7 +63,7 @@ def trajectory_table(found: Collection) -> Table:
 
 
 def steps_table(steps: list[Step]) -> Table:
-    """List each step's change of accuracy, ours and the paper's, its sign, and its size against two standard errors."""
+    """List each step's change of accuracy, its sign, and its size against two standard errors."""
     head = ["step to row", "change", "ours, points", "paper, points", "sign", "beyond two standard errors"]
     verdict = {True: "yes", False: "no", None: ""}
     sign = {True: "the paper's", False: "the other", None: ""}

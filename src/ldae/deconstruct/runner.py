@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list, parse_flag_from_env
 
 from ldae.data import ImageSource, open_images
 from ldae.deconstruct.collect import BASELINES, run_path
-from ldae.deconstruct.measure import compare_baselines, probe_encoder, sweep_encoder
+from ldae.deconstruct.measure import RunProbes
 from ldae.deconstruct.preset import Preset, select_rows
 from ldae.deconstruct.report import write_report
 from ldae.deconstruct.samples import measure_samples
@@ -176,13 +176,14 @@ class Deconstruction:
 
     def _probe(self, run: Run, recipe: Recipe) -> None:
         options = self.preset.probe
-        probe_encoder(run.folder, recipe, options, self.device)
+        probes = RunProbes(run.folder, recipe, options, self.device)
+        probes.probe()
         if run.variant.key in options.study_rows:
-            sweep_encoder(run.folder, recipe, options, self.device)
+            probes.sweep()
             if options.baselines:
                 baselines = StepFolder(self.output_dir / BASELINES)
                 with claimed(baselines.path, self.say):
-                    compare_baselines(baselines, run.folder.path, recipe, options, self.device)
+                    probes.compare(baselines)
         for entry in run.folder.results("row"):
             self.say(f"{run.title}: linear probe {entry['value']:.2%}")
 
@@ -201,10 +202,12 @@ class Deconstruction:
 
     def _settings(self, run: Run) -> list[Any]:
         """Collect everything that a run's numbers depend on; a run finished with the same settings is skipped."""
-        recipe = variant_recipe(run.variant, self.preset, run.seed, Path(), 1).resolved()
+        recipe = variant_recipe(run.variant, self.preset, run.seed, Path(), 1)
         preset = dataclasses.asdict(self.preset)
+        probe = preset["probe"]
+        probe["search_timesteps"] = probe["search_timesteps"] or list(recipe.model_config().search_timesteps)
         studied = run.variant.key in self.preset.probe.study_rows
-        return [recipe, studied, *(preset[name] for name in ("probe", "generation", "classifier"))]
+        return [recipe.resolved(), studied, probe, preset["generation"], preset["classifier"]]
 
     def _recipe(self, run: Run) -> Recipe:
         recipe = variant_recipe(run.variant, self.preset, run.seed, run.folder.path, self.num_classes)

@@ -1,6 +1,7 @@
 """Configuration of the l-DAE models: a field for each choice of the paper, and a check of their combinations."""
 
 import difflib
+from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
@@ -259,15 +260,17 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
         At a small t the input is nearly clean, the best denoiser is the identity and the gates close, so features may
         be best at a t of much noise.
         """
-        steps, span = self.num_train_timesteps, (0, 10, 20, 40, 80, 160, 320, 640, 1000)  # thousandths
-        return tuple(sorted({min(share * steps // 1000, steps - 1) for share in span} | {self.feature_timestep}))
+        return tuple(sorted({*self.scale_timesteps((0, 10, 20, 40, 80, 160, 320, 640, 1000)), self.feature_timestep}))
+
+    def scale_timesteps(self, thousandths: Iterable[int]) -> tuple[int, ...]:
+        """Scale time steps, given in thousandths of the schedule, to this model's number of steps, each once."""
+        steps = self.num_train_timesteps
+        return tuple(dict.fromkeys(min(t * steps // 1000, steps - 1) for t in thousandths))
 
     @property
     def paper_point(self) -> tuple[int, int]:
         """The paper's block and time step (App. A): the middle of the stack, at t = 10 of 1000."""
-        return max(1, self.total_num_hidden_layers // 2), min(
-            10 * self.num_train_timesteps // 1000, self.num_train_timesteps - 1
-        )
+        return max(1, self.total_num_hidden_layers // 2), *self.scale_timesteps((10,))
 
     @property
     def conv_vae_stride(self) -> int:
