@@ -252,7 +252,10 @@ def test_classes_are_counted_where_they_are_not_named(tmp_path):
 def test_wrong_arguments_are_one_line(write_preset, tmp_path, capsys):
     preset = str(write_preset())
     arguments = ["deconstruct", "--config", preset, "--output_dir", str(tmp_path / "out")]
-    for options, message in ((["--imagse", "3"], "did you mean --images?"), (["--rows", "99"], "rows='99' does not exist")):
+    for options, message in (
+        (["--imagse", "3"], "did you mean --images?"),
+        (["--rows", "99"], "rows='99' does not exist"),
+    ):
         assert main([*arguments, *options]) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
