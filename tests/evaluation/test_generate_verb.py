@@ -173,7 +173,11 @@ def test_what_is_wrong_is_one_line(run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("kind", "sampling"), [("run", "--eta 1 --steps 2"), ("ddae_run", "--samplers ancestral:2,heun:2")]
+    ("kind", "sampling"),
+    [
+        ("run", "--eta 1 --steps 2"),
+        pytest.param("ddae_run", "--samplers ancestral:2,heun:2", marks=pytest.mark.slow),
+    ],
 )
 def test_two_processes_give_what_one_gives(kind, sampling, tmp_path, request):
     run = request.getfixturevalue(kind)
