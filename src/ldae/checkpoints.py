@@ -42,8 +42,8 @@ def open_model(kind: Any, checkpoint: str | os.PathLike[str], option: str = "che
         What `from_pretrained` returns; with `output_loading_info=True` a model and a dictionary.
 
     Raises:
-        ValueError: If it cannot be loaded (missing, truncated, of other shapes than its config.json says), or a weight is
-            not a finite number.
+        ValueError: If it cannot be loaded (missing, truncated, of other shapes than its config.json says), or a weight
+            is not a finite number.
     """
     refuse_missing_folder(checkpoint, option)
     try:
@@ -68,7 +68,8 @@ def refuse_non_finite(model: PreTrainedModel | torch.nn.Module, where: str) -> N
         if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
             count = int((~torch.isfinite(weight)).sum())
             raise ValueError(
-                f"{where} has {count} values in {name} that are not finite numbers: the run diverged or the file is damaged. "
+                f"{where} has {count} values in {name} that are not finite numbers: the run diverged or the file is "
+                "damaged. "
                 "Give an earlier checkpoint."
             )
 

@@ -82,7 +82,7 @@ class RunProbes:
                     self._probe(recorder, timesteps=timesteps, noisy=noisy)
 
     def compare(self, baselines: StepFolder) -> None:
-        """Probe the same network untrained, its mean latents and raw pixels: the step `baselines` of another folder."""
+        """Probe the same network untrained, its mean latents and raw pixels, as the step `baselines` of a folder."""
         data, config = self.recipe.data, self.recipe.model_config().to_dict()
         kind, probe = self.options.probe, self.options.make_protocol().settings
         settings = [kind, dataclasses.asdict(probe), dataclasses.asdict(data), config]

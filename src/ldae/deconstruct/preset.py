@@ -53,15 +53,16 @@ class ProbeOptions:
         epochs: Passes of Adam's probes over the training images.
         batch_size: Images in a step of Adam's probes; by default 16384, and less for small data sets.
         base_lr: Learning rate of Adam's probes for a batch of 256.
-        lr_multipliers: Factors on that rate; the best is chosen on held-out images, and the list is extended if it lies at
-            an end.
+        lr_multipliers: Factors on that rate; the best is chosen on held-out images, and the list is extended if it
+            lies at an end.
         seeds: Seeds of Adam's probes.
         crop_scale: Smallest and largest share of the area kept by the crops of the `paper` protocol.
         horizontal_flip: Mirror images; not for digits or letters.
         forward_batch_size: Images in a forward.
         baselines: Probe the untrained network, the mean latents and raw pixels too.
         study_rows: Rows of the block and time-step sweeps (App. A).
-        blocks: Blocks of that sweep; by default all of a stack of up to 12, else the paper's 9 to 15 of 24 in proportion.
+        blocks: Blocks of that sweep; by default all of a stack of up to 12, else the paper's 9 to 15 of 24 in
+            proportion.
         timesteps: Time steps of that sweep, of 1000, clean and noisy.
     """
 
@@ -237,15 +238,15 @@ def load_preset(path: str | Path, overrides: dict[str, str] | None = None) -> Pr
 
     Args:
         path (`str` or `Path`): The YAML file. Its key `base` names another preset, which the file changes.
-        overrides (`dict[str, str]`, *optional*): Values as YAML text: a recipe's fields by name (`images`), the preset's
-            own by section (`probe.epochs`), `rows` and `seeds` as lists (`0,7,12a`).
+        overrides (`dict[str, str]`, *optional*): Values as YAML text: a recipe's fields by name (`images`), the
+            preset's own by section (`probe.epochs`), `rows` and `seeds` as lists (`0,7,12a`).
 
     Returns:
         [`Preset`].
 
     Raises:
-        ValueError: For an unknown key or field, a value of the wrong type, a row that does not exist, or a field in which
-            rows differ.
+        ValueError: For an unknown key or field, a value of the wrong type, a row that does not exist, or a field in
+            which rows differ.
     """
     path = Path(path)
     content = read_sections(path, extra=KEYS)

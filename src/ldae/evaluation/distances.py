@@ -156,7 +156,7 @@ class AsTheyAre(nn.Module):
 def _read(
     batches: Iterable[Batch], extractor: FeatureExtractor, metric: Metric, kind: str, keep: bool
 ) -> tuple[tuple[torch.Tensor, torch.Tensor], int]:
-    """Add features to the metric's sums, and return them, if they are kept, with positions and the number of images."""
+    """Add features to the metric's sums; return those to keep with their positions, and the number of images."""
     device = metric.device
     features = [torch.zeros(0, extractor.num_features, device=device)]
     positions = [torch.zeros(0, dtype=torch.int64, device=device)]

@@ -39,7 +39,7 @@ class FeatureExtractor(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Compute features `(b, F)` of uint8 images `(b, C, S, S)` on the network's device, in float32 even under autocast."""
+        """Compute features `(b, F)` of uint8 images `(b, C, S, S)`, on the network's device and in float32."""
         with torch.autocast(self.device.type, enabled=False):
             return self.extract(images).float()
 

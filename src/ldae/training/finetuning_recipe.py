@@ -1,4 +1,4 @@
-"""Recipes of fine-tuning runs: a checkpoint, the images, the regularisation and the budget, with all defaults filled in."""
+"""Recipes of fine-tuning runs: a checkpoint, the images, the regularisation and the budget, with all defaults."""
 
 import dataclasses
 import os
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 
 EPOCHS = 100  # of App. B
-# App. B: AdamW at 4e-3 for a batch of 1024. What it does not say (betas, warm-up, no clipping) is as in MAE, which it follows.
+# App. B: AdamW at 4e-3 for a batch of 1024. What it does not say (betas, warm-up, no clipping) is as in MAE, which it
+# follows.
 TRAINING_DEFAULTS: dict[str, Any] = {
     "total_batch_size": 1024,
     "base_learning_rate": 1e-3,
@@ -90,21 +91,21 @@ def load_finetuning_recipe(
 
     Args:
         checkpoint (`str` or path): Folder or Hub id of the model that is fine-tuned.
-        path (`str` or path, *optional*): A YAML file with the sections `data`, `finetuning` and `training`, such as the
-            recipe.yaml of another fine-tuning run.
-        overrides (`dict`, *optional*): Values by field name; text is read as YAML. Of the model's fields, those that say
-            where it ends and how it sees a clean image: `feature_layer`, `feature_timestep`, and of an l-DAE
+        path (`str` or path, *optional*): A YAML file with the sections `data`, `finetuning` and `training`, such as
+            the recipe.yaml of another fine-tuning run.
+        overrides (`dict`, *optional*): Values by field name; text is read as YAML. Of the model's fields, those that
+            say where it ends and how it sees a clean image: `feature_layer`, `feature_timestep`, and of an l-DAE
             `num_hidden_layers` and `project_clean_input`.
         epochs (`int`, *optional*): Budget in passes over the training images, instead of `images`; 100 if neither is
             given.
 
     Returns:
-        [`FineTuningRecipe`], checked, with the budget in images. The data set, its columns and its flips are by default
-        those of the checkpoint's own recipe.yaml; the crop keeps 8 to 100 % of the area.
+        [`FineTuningRecipe`], checked, with the budget in images. The data set, its columns and its flips are by
+        default those of the checkpoint's own recipe.yaml; the crop keeps 8 to 100 % of the area.
 
     Raises:
-        ValueError: For an unknown field, a value out of range, a checkpoint that cannot be fine-tuned, or images without
-            classes.
+        ValueError: For an unknown field, a value out of range, a checkpoint that cannot be fine-tuned, or images
+            without classes.
     """
     checkpoint = str(checkpoint)
     base = _open_config(checkpoint)
@@ -173,7 +174,8 @@ def _sections(base: Any, path: Any, overrides: dict[str, Any]) -> dict[str, dict
     for name, value in sections["model"].items():  # a run's recipe.yaml has all of them
         if name not in free and value != getattr(base, name, None):
             raise ValueError(
-                f"model.{name}={value!r} of {path} is not the checkpoint's, which is {getattr(base, name, None)!r}; leave "
+                f"model.{name}={value!r} of {path} is not the checkpoint's, which is {getattr(base, name, None)!r}; "
+                "leave "
                 "the section 'model' out."
             )
     sections["model"] = {name: value for name, value in sections["model"].items() if name in CUTS[base.model_type]}
@@ -229,7 +231,8 @@ def _keeps_head(base: Any, fine: FineTuningConfig, names: list[str], cut: dict[s
     own = [base.id2label[index] for index in sorted(base.id2label)]
     if own != names:
         raise ValueError(
-            f"checkpoint={fine.checkpoint!r} is a classifier of {len(own)} classes ({', '.join(own[:3])}, ...), and the "
+            f"checkpoint={fine.checkpoint!r} is a classifier of {len(own)} classes ({', '.join(own[:3])}, ...), and "
+            "the "
             f"images have {len(names)} ({', '.join(names[:3])}, ...); give --new_head true to begin with a new head."
         )
     for name, value in cut.items():
