@@ -43,8 +43,6 @@ GROUPS = {
 }
 VERBS = {verb: meaning for group in GROUPS.values() for verb, meaning in group.items()}
 HELP = ("-h", "--help")
-# Verbs that still read their own arguments.
-ARGPARSE = ("linear_probe", "grid_search", "knn", "compare", "alignment", "noise_classification", "checkpoint_sweep")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,10 +80,9 @@ def run_verb(verb: str, arguments: Sequence[str]) -> int:
         print(verb_help(verb, kind))
         return 0
     try:
-        options = None if verb in ARGPARSE else parse(kind, arguments)
+        options = parse(kind, arguments)
         finish_import()
-        module = import_module(f"ldae.verbs.{verb}")
-        return module.main(list(arguments)) if options is None else module.run(options)
+        return import_module(f"ldae.verbs.{verb}").run(options)
     except (ValueError, RunError) as error:
         if os.environ.get("LDAE_TRACEBACK") == "1":
             raise

@@ -11,6 +11,7 @@ from ldae import DDAEConfig, DDAEForPreTraining, DDAEModel
 from ldae.cli import main
 from ldae.data.image_processor import save_image_processor
 from ldae.evaluation.alignment import SphereScore, alignment, default_timesteps, measure_alignment, uniformity
+from ldae.evaluation.encoder import as_encoder
 from ldae.evaluation.features import extract_features
 from ldae.evaluation.images import ImageSet, fixed_subset
 from ldae.reports.alignment_pictures import sphere_course
@@ -127,7 +128,13 @@ def test_the_course_names_time_steps_above_and_images_below():
 
 
 def test_time_steps_by_default_are_the_models_and_shares_of_all():
-    assert default_timesteps(DDAEConfig(denoiser_config=UNET, parametrization="edm")) == (0, 1, 3, 7, 14)
+    assert default_timesteps(as_encoder(DDAEModel(DDAEConfig(denoiser_config=UNET, parametrization="edm")))) == (
+        0,
+        1,
+        3,
+        7,
+        14,
+    )
 
 
 def test_the_verb_measures_all_blocks_of_a_whole_network(ddae, tmp_path, capsys):
@@ -155,16 +162,16 @@ def test_the_verb_says_what_is_wrong(ddae, tmp_path, capsys):
     ViTModel(ViTConfig(image_size=16, patch_size=4, **sizes)).save_pretrained(tmp_path / "vit")
     digits = "--dataset digits --num_workers 0".split()
     for folder, options, message in (
-        ("run", ["--seeds", "2"], "seeds='2' is not possible"),
-        ("run", ["--num_images", "1"], "num_images=1 is not possible"),
-        ("run", ["--layers", "mid"], "layers=mid is not possible"),
+        ("run", ["--seeds", "2"], "seeds=2 must be a list of 2 values"),
+        ("run", ["--num_images", "1"], "num_images=1 must be"),
+        ("run", ["--layers", "mid"], "layers=['mid'] must be one or more different ones of down_blocks"),
         (
             "run",
             ["--timesteps", "1000"],
             "timesteps=[1000] must be one or more different ones of the numbers from 0 to 999",
         ),
         ("run", ["--checkpoints"], "holds no checkpoints/images-*"),
-        ("vit", [], "options of l-DAE and DDAE models"),
+        ("vit", [], "choices of l-DAE and DDAE models"),
     ):
         assert main(["alignment", str(tmp_path / folder), *digits, *options]) == 2, message
         assert message in " ".join(capsys.readouterr().err.split())

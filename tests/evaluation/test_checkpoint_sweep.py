@@ -18,6 +18,8 @@ from ldae.training.recipe import load_recipe
 from ldae.verbs import checkpoint_sweep
 from tests.models.test_ddae_pretraining import UNET
 
+from ..verb_calls import call
+
 
 FIELDS = {
     "dataset": "digits",
@@ -47,7 +49,7 @@ def run(finished, tmp_path):
 
 
 def sweep(*arguments) -> int:
-    return checkpoint_sweep.main([str(argument) for argument in arguments])
+    return call(checkpoint_sweep, [str(argument) for argument in arguments])
 
 
 def test_every_checkpoint_is_probed_and_scored_and_nothing_twice(run, capsys, monkeypatch):
@@ -133,10 +135,10 @@ def test_an_ldae_run_is_swept_without_fid(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--probes", "svm"], "probes='svm': 'svm' is unknown; choose of ridge, knn, linear, or none"),
+        (["--probes", "svm"], "probes='svm' must be one of ridge, knn, linear, none"),
         (["--probes", "none"], "leaves nothing to measure"),
-        (["--timesteps", "1,11"], "timesteps=1,11 is not possible here; give one"),
-        (["--fid", "1"], "fid=1 must be 2 or more"),
+        (["--timesteps", "1,11"], "timesteps=1,11 must be one here"),
+        (["--fid", "1"], "fid=1 must be an integer, 2 or more"),
         (["--fid", "10"], "extractor='inception' is not at hand"),
     ],
 )

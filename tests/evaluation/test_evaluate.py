@@ -23,6 +23,7 @@ from ldae.results import read_results
 from ldae.verbs import compare, knn, linear_probe
 
 from ..models.small_diffusers import small_unet
+from ..verb_calls import call
 
 
 SMALL = {
@@ -137,7 +138,7 @@ def test_a_fixed_probe_over_time_steps_of_which_the_encoder_is_told(few, checkpo
 def test_a_table_of_several_encoders_and_its_files(few_digits, others, checkpoint, tmp_path, capsys):
     folders = [str(checkpoint), *(str(others / name) for name in ("mae", "dinov2", "ijepa"))]
     options = f"--dataset {few_digits} --num_workers 0 --draws 3 --k 5 --untrained --output_dir".split()
-    assert compare.main([*folders, *options, str(tmp_path / "out")]) == 0
+    assert call(compare, [*folders, *options, str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     rows = [line.split(" | ") for line in printed.splitlines() if line.startswith("| ")]
     assert [cell.strip("| ") for cell in rows[0]] == [
@@ -159,7 +160,7 @@ def test_a_table_of_several_encoders_and_its_files(few_digits, others, checkpoin
 
 def test_columns_of_robustness_and_its_options(few_digits, others, checkpoint, tmp_path, capsys):
     options = f"--dataset {few_digits} --num_workers 0 --metrics ridge,robustness --sigmas 0,3 --output_dir".split()
-    assert compare.main([str(checkpoint), str(others / "mae"), *options, str(tmp_path / "out")]) == 0
+    assert call(compare, [str(checkpoint), str(others / "mae"), *options, str(tmp_path / "out")]) == 0
     table = (tmp_path / "out" / "comparison.md").read_text().splitlines()
     head = [cell.strip("| ") for cell in table[0].split(" | ")]
     assert head == ["encoder", "ridge, all labels", "ridge, no noise", "ridge, noise 0", "ridge, noise 3"]
@@ -172,9 +173,9 @@ def test_columns_of_robustness_and_its_options(few_digits, others, checkpoint, t
 
 def test_the_verbs_of_one_checkpoint_read_other_peoples_encoders_alike(few, few_digits, others, tmp_path):
     options = f"--dataset {few_digits} --num_workers 0 --output_dir {tmp_path}".split()
-    assert linear_probe.main([str(others / "mae"), *options, "--shots", "5", "--draws", "3"]) == 0
-    assert knn.main([str(others / "mae"), *options, "--k", "5"]) == 0
-    assert linear_probe.main([str(others / "dinov2"), *options, "--epochs", "1", "--seeds", "0"]) == 0
+    assert call(linear_probe, [str(others / "mae"), *options, "--shots", "5", "--draws", "3"]) == 0
+    assert call(knn, [str(others / "mae"), *options, "--k", "5"]) == 0
+    assert call(linear_probe, [str(others / "dinov2"), *options, "--epochs", "1", "--seeds", "0"]) == 0
     values = [result["value"] for result in read_results(tmp_path)]
     assert values[0] == pytest.approx(few.few_shot(others / "mae", draws=3).value)
     assert values[3] == pytest.approx(few.knn(others / "mae", k=5).value)
@@ -191,7 +192,7 @@ def test_the_verbs_of_one_checkpoint_read_other_peoples_encoders_alike(few, few_
 
 
 def test_what_makes_no_sense_is_refused(few, few_digits, others, checkpoint):
-    for call, message in (
+    for measure, message in (
         (lambda: few.compare(checkpoint, metrics=["accuracy"]), r"metrics=\['accuracy'\] is not possible"),
         (lambda: few.compare(checkpoint, metrics=["knn"], shots=3), "shots=3 is no option of knn"),
         (lambda: few.robustness(others / "mae", timesteps=[1]), "give sigmas for"),
@@ -199,9 +200,9 @@ def test_what_makes_no_sense_is_refused(few, few_digits, others, checkpoint):
         (lambda: few.robustness(checkpoint, [-0.1]), r"sigmas=\[-0.1\] is not possible"),
         (lambda: few.knn(others / "mae", layer=1), "layer and timestep are choices of l-DAE and DDAE models"),
         (lambda: few.knn(others / "nowhere"), "cannot be loaded"),
-        (lambda: compare.main([str(checkpoint), str(checkpoint), "--dataset", "digits"]), "names one twice"),
-        (lambda: compare.main([str(checkpoint), "--dataset", "digits", "--k", "0"]), "k=0 is not possible"),
-        (lambda: compare.main([str(others / "mae")]), "dataset is missing"),
+        (lambda: call(compare, [str(checkpoint), str(checkpoint), "--dataset", "digits"]), "names one twice"),
+        (lambda: call(compare, [str(checkpoint), "--dataset", "digits", "--k", "0"]), "k=0 must be"),
+        (lambda: call(compare, [str(others / "mae")]), "dataset is missing"),
     ):
         with pytest.raises(ValueError, match=message):
-            call()
+            measure()

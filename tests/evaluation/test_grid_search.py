@@ -27,6 +27,7 @@ from ldae.results import read_results
 from ldae.verbs import grid_search, linear_probe
 
 from ..models.small_diffusers import small_unet
+from ..verb_calls import call
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def test_held_out_images_choose_and_the_test_set_does_not():
 
 def test_the_winner_becomes_the_default_of_automodel(checkpoint, digits, capsys):
     before = AutoModel.from_pretrained(checkpoint)
-    assert grid_search.main([str(checkpoint), *FAST, "--timesteps", "10,400", "--noisy", "both"]) == 0
+    assert call(grid_search, [str(checkpoint), *FAST, "--timesteps", "10,400", "--noisy", "both"]) == 0
     results = read_results(checkpoint)
     assert len(results) == 4 * 2 * 2 and [r["chosen"] for r in results].count(True) == 1
     assert all(r["protocol"]["augmentation"] == [] for r in results)  # one sweep, unless mirror images are asked for
@@ -99,7 +100,7 @@ def test_taps_of_different_widths_are_searched_together(tmp_path, digits):
 
     model.save_pretrained(tmp_path)
     save_image_processor(tmp_path, model.config)
-    assert grid_search.main([str(tmp_path), *FAST, "--timesteps", "1,11"]) == 0
+    assert call(grid_search, [str(tmp_path), *FAST, "--timesteps", "1,11"]) == 0
     best = max(read_results(tmp_path), key=lambda r: r["held_out_value"])["protocol"]
     chosen = AutoModel.from_pretrained(tmp_path)
     assert (chosen.config.feature_layer, chosen.config.feature_timestep) == (best["layer"], best["timestep"])
@@ -136,8 +137,8 @@ def test_the_best_tap_is_saved_as_a_classifier_with_the_probes_logits(ddae, digi
 def test_both_verbs_save_a_ddaes_probe_for_pipelines(ddae, few_digits, capsys):
     folder = Path(ddae.name_or_path)
     options = f"--dataset {few_digits} --num_workers 0 --protocol cached".split()
-    assert grid_search.main([str(folder), *options, "--timesteps", "1,11"]) == 0
-    assert linear_probe.main([str(folder), *options, "--probe", "adam"]) == 0
+    assert call(grid_search, [str(folder), *options, "--timesteps", "1,11"]) == 0
+    assert call(linear_probe, [str(folder), *options, "--probe", "adam"]) == 0
     assert capsys.readouterr().out.count("Classifier (") == 2
     image = Image.new("RGB", (40, 30), "white")
     for name in ("grid_search", "linear_probe"):
@@ -150,7 +151,7 @@ def test_ridge_probes_search_clean_and_noisy_inputs_in_seconds(ddae, few_digits,
     folder = Path(ddae.name_or_path)
     options = f"--dataset {few_digits} --num_workers 0 --probe ridge --timesteps 1,21 --noisy both".split()
     options += ["--horizontal_flip", "true"]
-    assert grid_search.main([str(folder), *options, "--feature_memory", "0"]) == 0
+    assert call(grid_search, [str(folder), *options, "--feature_memory", "0"]) == 0
     assert "Grid search (ridge probes, cached protocol)" in capsys.readouterr().out
     results = read_results(folder)
     taps = [name for name in ddae.feature_layers if ".resnets." in name]
@@ -170,7 +171,7 @@ def test_ridge_probes_search_clean_and_noisy_inputs_in_seconds(ddae, few_digits,
 
 def test_logistic_probes_search_too(checkpoint, few_digits):
     options = ["--dataset", str(few_digits), "--num_workers", "0", "--probe", "logistic", "--timesteps", "10,400"]
-    assert grid_search.main([str(checkpoint), *options]) == 0
+    assert call(grid_search, [str(checkpoint), *options]) == 0
     results = read_results(checkpoint)
     assert len(results) == 4 * 2 and all(r["protocol"]["name"] == "logistic" for r in results)
     assert all(r["protocol"]["converged"] for r in results)
@@ -181,7 +182,7 @@ def test_the_ddae_papers_setting_has_a_name(ddae, few_digits):
     options = (
         f"--dataset {few_digits} --num_workers 0 --protocol paper --batch_norm false --timesteps 11 --layers".split()
     )
-    assert grid_search.main([str(folder), *options, "mid_block.resnets.1,up_blocks.0.resnets.0"]) == 0
+    assert call(grid_search, [str(folder), *options, "mid_block.resnets.1,up_blocks.0.resnets.0"]) == 0
     expected = {
         "preset": "paper",
         "epochs": 15,
@@ -226,8 +227,8 @@ def test_without_labels_a_criterion_chooses(checkpoint, few_digits, tmp_path, ca
         rows.remove_columns("label").to_parquet(unlabelled / f"{name}.parquet")
     options = ["--dataset", str(unlabelled), "--num_workers", "0", "--timesteps", "10,400"]
     with pytest.raises(ValueError, match=r"no label column.*--criterion rankme"):
-        grid_search.main([str(checkpoint), *options])
-    assert grid_search.main([str(checkpoint), *options, "--criterion", "rankme"]) == 0
+        call(grid_search, [str(checkpoint), *options])
+    assert call(grid_search, [str(checkpoint), *options, "--criterion", "rankme"]) == 0
     assert "No label was looked at." in capsys.readouterr().out
     results = read_results(checkpoint)
     assert len(results) == 4 * 2 and {r["metric"] for r in results} == {"rankme"}
@@ -242,30 +243,30 @@ def test_without_labels_a_criterion_chooses(checkpoint, few_digits, tmp_path, ca
 
 def test_a_checkpoint_elsewhere_and_a_wish_leave_the_config_alone(checkpoint, tmp_path, capsys):
     before = (checkpoint / "config.json").read_bytes()
-    assert grid_search.main([str(checkpoint), *FAST, "--timesteps", "10", "--output_dir", str(tmp_path / "out")]) == 0
+    assert call(grid_search, [str(checkpoint), *FAST, "--timesteps", "10", "--output_dir", str(tmp_path / "out")]) == 0
     assert "config.json stays as it is" in capsys.readouterr().out
-    assert grid_search.main([str(checkpoint), *FAST, "--timesteps", "10", "--write_config", "false"]) == 0
-    assert grid_search.main([str(checkpoint), *FAST, "--timesteps", "10", "--noisy", "true"]) == 0
+    assert call(grid_search, [str(checkpoint), *FAST, "--timesteps", "10", "--write_config", "false"]) == 0
+    assert call(grid_search, [str(checkpoint), *FAST, "--timesteps", "10", "--noisy", "true"]) == 0
     assert "a default input is clean, and these were noisy" in capsys.readouterr().out
     assert (checkpoint / "config.json").read_bytes() == before
 
 
 def test_what_makes_no_sense_is_refused(checkpoint, tmp_path):
     for extra, message in (
-        (["--noisy", "perhaps"], "noisy='perhaps' is unknown"),
+        (["--noisy", "perhaps"], "noisy='perhaps' must be one of false, true, both"),
         (["--probe", "ridge"], "epochs=2 only applies with --probe adam"),
         (["--criterion", "rankme", "--noisy", "true"], "noisy=true only applies to probes"),
-        (["--feature_memory", "-1"], "feature_memory=-1.0 is not possible"),
+        (["--feature_memory", "-1"], "feature_memory=-1"),
         (["--layers", "9"], "this model has blocks 1 to 4"),
         (["--timesteps", "5000"], "numbers from 0 to 999"),
         (["--layers", "1", "--timesteps", "10"], "more than one block, time step or learning rate"),
     ):
         with pytest.raises(ValueError, match=message):
-            grid_search.main([str(checkpoint), *FAST, *extra])
+            call(grid_search, [str(checkpoint), *FAST, *extra])
     small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     ViTModel(ViTConfig(image_size=16, patch_size=4, **small)).save_pretrained(tmp_path / "vit")
-    with pytest.raises(ValueError, match="options of l-DAE and DDAE models; this is a vit"):
-        grid_search.main([str(tmp_path / "vit"), *FAST])
+    with pytest.raises(ValueError, match="choices of l-DAE and DDAE models; this is a vit"):
+        call(grid_search, [str(tmp_path / "vit"), *FAST])
 
 
 def test_the_heat_map_frames_the_winner():

@@ -12,7 +12,7 @@ from ldae.evaluation.images import ImageSet, fixed_subset
 from ldae.evaluation.linear_probe import ProbeSettings
 from ldae.evaluation.noise_classification import (
     TEST_SEED,
-    noise_levels_of,
+    default_noise_levels,
     noise_to_signal,
     noisy_accuracy,
     probe_noise_levels,
@@ -69,7 +69,7 @@ def test_the_noise_of_a_level_is_named_as_its_schedule_has_it(ddae, model):
     )
     edm = DDAEModel(DDAEConfig(denoiser_config=UNET, parametrization="edm"))
     assert noise_to_signal(edm, (0, 17)) == pytest.approx([0.002, 80], rel=1e-4)
-    assert noise_levels_of(edm.config) == (0, 1, 3, 5, 7, 9, 10, 14)
+    assert default_noise_levels(edm.config.num_train_timesteps) == (0, 1, 3, 5, 7, 9, 10, 14)
     as_ldae = noise_to_signal(model, (0, 999))
     assert as_ldae == pytest.approx([0, model.config.sigma_max], abs=1e-6)
     assert noise_to_signal(DDAEModel.from_diffusers(model), (0, 999)) == as_ldae
@@ -99,14 +99,17 @@ def test_the_verb_compares_heads_and_trained_networks_and_resumes(ddae, tmp_path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--images", "0"], "images=0 is not possible"),
-        (["--learning_rate", "0"], "learning_rate=0.0 is not possible"),
-        (["--layers", "mid_block.resnets.0,mid_block.resnets.1"], "give one block, such as mid_block.resnets.0"),
+        (["--images", "0"], "images=0 must be"),
+        (["--learning_rate", "0"], "learning_rate=0"),
+        (
+            ["--layers", "mid_block.resnets.0,mid_block.resnets.1"],
+            "must be one block here, such as mid_block.resnets.0",
+        ),
         (
             ["--timesteps", "10,1000"],
             "timesteps=[10, 1000] must be one or more different ones of the numbers from 0 to 999",
         ),
-        (["--draws", "0"], "draws=0 is not possible"),
+        (["--draws", "0"], "draws=0 must be"),
         (["--seeds", "0,0"], "seeds=(0, 0) is not possible"),
     ],
 )

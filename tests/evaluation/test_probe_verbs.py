@@ -13,6 +13,7 @@ from ldae.training.recipe import load_recipe
 from ldae.verbs import knn, linear_probe
 
 from ..models.small_diffusers import small_unet
+from ..verb_calls import call
 
 
 CACHED = "--protocol cached --num_workers 0 --horizontal_flip false".split()
@@ -39,7 +40,7 @@ def test_a_traceback_can_be_asked_for(verb, checkpoint, monkeypatch):
 
 def test_linear_probe_prints_records_and_saves(checkpoint, capsys):
     sweep = ["--dataset", "digits", "--block_sweep", "--timesteps", "0,10", "--seeds", "0,1", *FAST]
-    assert linear_probe.main([str(checkpoint), *sweep]) == 0
+    assert call(linear_probe, [str(checkpoint), *sweep]) == 0
     printed = capsys.readouterr().out
     assert sum(line.startswith("linear") for line in printed.splitlines()) == 8
     assert "digits (train)" in printed and "probe seeds [0, 1]" in printed
@@ -62,7 +63,7 @@ def test_linear_probe_prints_records_and_saves(checkpoint, capsys):
 def test_knn_takes_the_recipes_data_and_other_folders(checkpoint, tmp_path, capsys):
     fields = {"dataset": "digits", "num_workers": "0", "image_size": "16", "patch_size": "4", "latent_dim": "8"}
     load_recipe(None, fields | {"size": "nano"}).save(checkpoint / "recipe.yaml")
-    assert knn.main([str(checkpoint), "--output_dir", str(tmp_path / "out"), "--layers", "1,2", "--k", "5"]) == 0
+    assert call(knn, [str(checkpoint), "--output_dir", str(tmp_path / "out"), "--layers", "1,2", "--k", "5"]) == 0
     assert capsys.readouterr().out.count("kNN k=5") == 2
     results = read_results(tmp_path / "out")
     assert [r["protocol"]["layer"] for r in results] == [1, 2]
@@ -74,11 +75,11 @@ def test_knn_takes_the_recipes_data_and_other_folders(checkpoint, tmp_path, caps
 def test_a_config_file_gives_options_and_the_command_line_wins(checkpoint, tmp_path, capsys):
     config = tmp_path / "probe.yaml"
     config.write_text("dataset: digits\nnum_workers: 0\nlayers: [1, 3]\nk: 7\nnoisy: true\n")
-    assert knn.main([str(checkpoint), "--config", str(config), "--k", "3"]) == 0
+    assert call(knn, [str(checkpoint), "--config", str(config), "--k", "3"]) == 0
     assert [(r["protocol"]["k"], r["protocol"]["layer"]) for r in read_results(checkpoint)] == [(3, 1), (3, 3)]
     assert "noisy" in capsys.readouterr().out
     config.write_text("dataset: digits\nlayer: 3\n")
-    assert "layer is no option" in error_of(knn, [checkpoint, "--config", config], capsys)
+    assert "unknown option layer; did you mean layers?" in error_of(knn, [checkpoint, "--config", config], capsys)
 
 
 def test_models_that_are_no_ldae(tmp_path, capsys):
@@ -86,16 +87,16 @@ def test_models_that_are_no_ldae(tmp_path, capsys):
     torch.manual_seed(0)
     ViTModel(ViTConfig(image_size=16, patch_size=4, **sizes)).save_pretrained(tmp_path)
     ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path)
-    assert linear_probe.main([str(tmp_path), "--dataset", "digits", *FAST]) == 0
+    assert call(linear_probe, [str(tmp_path), "--dataset", "digits", *FAST]) == 0
     assert "No classifier is saved" in capsys.readouterr().out
     assert read_results(tmp_path)[0]["protocol"]["layer"] is None
-    assert "options of l-DAE and DDAE models" in error_of(
+    assert "choices of l-DAE and DDAE models" in error_of(
         knn, [tmp_path, "--dataset", "digits", "--layers", "1"], capsys
     )
 
 
 def test_a_noisy_probe_is_not_saved_as_a_classifier_of_clean_images(checkpoint, capsys):
-    assert linear_probe.main([str(checkpoint), "--dataset", "digits", "--noisy", *FAST]) == 0
+    assert call(linear_probe, [str(checkpoint), "--dataset", "digits", "--noisy", *FAST]) == 0
     assert "its input would be clean" in capsys.readouterr().out
     assert not (checkpoint / "linear_probe").exists()
 
@@ -103,7 +104,7 @@ def test_a_noisy_probe_is_not_saved_as_a_classifier_of_clean_images(checkpoint, 
 def test_a_ddaes_linear_probe_is_that_of_its_paper(few_digits, tmp_path):
     DDAEModel.from_diffusers(small_unet()).save_pretrained(tmp_path)
     options = ["--dataset", str(few_digits), "--num_workers", "0", "--epochs", "1", "--seeds", "0"]
-    assert linear_probe.main([str(tmp_path), *options]) == 0
+    assert call(linear_probe, [str(tmp_path), *options]) == 0
     result, beside = read_results(tmp_path)  # a converged probe stands beside it
     assert (beside["protocol"]["name"], beside["protocol"]["preset"]) == ("logistic", "cached")
     assert beside["protocol"]["converged"] and beside["protocol"]["layer"] == result["protocol"]["layer"]
@@ -116,7 +117,7 @@ def test_a_ddaes_linear_probe_is_that_of_its_paper(few_digits, tmp_path):
 @pytest.mark.parametrize("probe", ["logistic", "ridge"])
 def test_cached_features_are_probed_to_convergence(checkpoint, few_digits, capsys, probe):
     options = ["--dataset", str(few_digits), "--block_sweep", *CACHED]
-    assert linear_probe.main([str(checkpoint), *options, *(["--probe", "ridge"] if probe == "ridge" else [])]) == 0
+    assert call(linear_probe, [str(checkpoint), *options, *(["--probe", "ridge"] if probe == "ridge" else [])]) == 0
     printed = capsys.readouterr().out
     assert sum(line.startswith(probe) for line in printed.splitlines()) == 4 and f"{probe} *" in printed
     results = read_results(checkpoint)
@@ -130,7 +131,7 @@ def test_cached_features_are_probed_to_convergence(checkpoint, few_digits, capsy
 def test_a_rate_at_the_edge_of_its_grid_is_told(checkpoint, few_digits, capsys):
     options = ["--dataset", str(few_digits), *FAST, "--seeds", "0", "--lr_multipliers", "1e-5,1e-4", "--epochs", "1"]
     with pytest.warns(UserWarning, match="edge of its grid"):
-        assert linear_probe.main([str(checkpoint), *options]) == 0
+        assert call(linear_probe, [str(checkpoint), *options]) == 0
     assert "Warning: 1 chosen learning rates lie at the edge of the grid" in capsys.readouterr().out
     (result,) = read_results(checkpoint)
     assert result["protocol"]["learning_rate_at_edge"] is True
@@ -147,14 +148,14 @@ def test_shots_and_baselines_of_an_ldae_and_a_ddae(checkpoint, few_digits, tmp_p
     pixels = []
     for folder, names in kinds.items():
         arguments = [str(folder), "--dataset", str(few_digits), "--num_workers", "0"]
-        assert linear_probe.main([*arguments, "--shots", "5", "--draws", "3"]) == 0
+        assert call(linear_probe, [*arguments, "--shots", "5", "--draws", "3"]) == 0
         assert "standard error over 3 draws" in capsys.readouterr().out
         results = read_results(folder)
         assert [r["checkpoint"] for r in results] == names
         assert all(r["protocol"]["labels_per_class"] == 5 and r["protocol"]["draws"] == 3 for r in results)
         assert all(r["protocol"]["layer"] is not None and r["stderr"] > 0 and r["n"] == 60 for r in results)
         pixels.append(results[-1]["value"])
-        assert linear_probe.main([*arguments, "--baselines"]) == 0
+        assert call(linear_probe, [*arguments, "--baselines"]) == 0
         assert [r["checkpoint"] for r in read_results(folder)[len(names) :]] == names
         assert all(r["protocol"]["holdout"] == 0.1 for r in read_results(folder)[len(names) :])
     assert pixels[0] == pixels[1] > 0.5  # the same draws
@@ -168,7 +169,7 @@ def test_what_is_wrong_is_named(checkpoint, tmp_path, capsys, monkeypatch):
     assert "dataset is missing" in says(checkpoint)
     assert "--output_dir" in says("someone/some-model", *digits)
     assert "blocks 1 to 4" in says(checkpoint, *digits, "--layers", "5")
-    assert "layers='a,b' is not understood" in says(checkpoint, *digits, "--layers", "a,b")
+    assert "layers=a,b do not exist" in says(checkpoint, *digits, "--layers", "a,b")
     assert "both given" in says(checkpoint, *digits, "--layers", "1", "--block_sweep")
     assert "0 to 999" in says(checkpoint, *digits, "--timesteps", "1000")
     assert "layers=1,2 is not possible with baselines or shots" in says(
@@ -181,8 +182,8 @@ def test_what_is_wrong_is_named(checkpoint, tmp_path, capsys, monkeypatch):
         checkpoint, *digits, "--protocol", "cached", "--epochs", "3"
     )
     assert "add --protocol cached" in says(checkpoint, *digits, "--probe", "logistic")
-    assert "seeds=1 only applies" in says(checkpoint, *digits, "--baselines", "--seeds", "1")
-    assert "unrecognized arguments: --epoch" in says(checkpoint, *digits, "--epoch", "3")
+    assert "seeds=[1] only applies" in says(checkpoint, *digits, "--baselines", "--seeds", "1")
+    assert "unknown option --epoch; did you mean --epochs?" in says(checkpoint, *digits, "--epoch", "3")
     assert "k=5000" in says(checkpoint, *digits, "--k", "5000", verb=knn)
     assert "model_type" in says(tmp_path, *digits)
     images = open_images(DataConfig("digits")).dataset.with_format(None)

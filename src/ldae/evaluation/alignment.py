@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from .encoder import Layer, as_encoder
+from .encoder import Encoder, Layer, as_encoder
 from .features import extract_features
 from .images import ImageSet
 
@@ -85,18 +85,20 @@ def uniformity(x: torch.Tensor, chunk_size: int = 2048) -> float:
     return math.log(total.item() / (n * (n - 1) / 2))
 
 
-def default_timesteps(config: Any) -> tuple[int, ...]:
+def default_timesteps(encoder: Encoder) -> tuple[int, ...]:
     """
-    Where alignment and uniformity are measured if nothing is said: the model's own time step, and 5, 10, 20, 40 and 80 %
-    of all.
+    Return the time steps of alignment and uniformity by default: the model's own, and 5, 10, 20, 40 and 80 % of all.
 
     Example:
-        >>> from ldae import LDAEConfig
-        >>> default_timesteps(LDAEConfig())
+        >>> from ldae import LDAEConfig, LDAEModel
+        >>> from ldae.evaluation.encoder import as_encoder
+        >>> config = LDAEConfig.from_size("nano", image_size=16, patch_size=4, latent_dim=8)
+        >>> default_timesteps(as_encoder(LDAEModel(config)))
         (10, 50, 100, 200, 400, 800)
     """
     shares = (0.05, 0.1, 0.2, 0.4, 0.8)
-    return tuple(sorted({config.feature_timestep, *(int(share * config.num_train_timesteps) for share in shares)}))
+    steps = {int(share * encoder.num_train_timesteps) for share in shares}
+    return tuple(sorted(steps | {encoder.default_timestep or 0}))
 
 
 def measure_alignment(

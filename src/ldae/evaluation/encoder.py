@@ -37,6 +37,7 @@ class Encoder(ABC):
         default_timestep (`int`, *optional*): The time step that is read by default.
         num_train_timesteps (`int`): Number of time steps, 0 without any.
         pooling (`str`): How activations become one vector, for results.
+        paper_probe (`dict`): Crop, and settings of Adam, of the linear probe in the encoder's paper.
         module (`torch.nn.Module`, *optional*): The network, for its device and mode.
     """
 
@@ -48,6 +49,7 @@ class Encoder(ABC):
     default_timestep: int | None = None
     num_train_timesteps: int = 0
     pooling: str = "mean"
+    paper_probe: dict[str, Any] = {"crop": "resized"}
     module: Any = None
 
     @abstractmethod
@@ -158,7 +160,7 @@ class DenoiserEncoder(Encoder):
         encoder: Any = self.module
         self.num_train_timesteps, self.pooling = encoder.num_train_timesteps, encoder.pooling
         self.default_layer, self.default_timestep = encoder.default_layer, encoder.default_timestep
-        self.feature_layers = encoder.feature_layers
+        self.feature_layers, self.paper_probe = encoder.feature_layers, encoder.paper_probe
 
     @property
     def search_layers(self) -> list[Any]:
@@ -326,7 +328,13 @@ def as_encoder(model: Any) -> Encoder:
     return DenoiserEncoder(model) if hasattr(model.base_model, "feature_layers") else PooledEncoder(model)
 
 
-def open_encoder(checkpoint: str | os.PathLike[str], device: torch.device | str | None = None) -> Encoder:
+def open_encoder(
+    checkpoint: str | os.PathLike[str],
+    device: torch.device | str | None = None,
+    *,
+    layers: Sequence[Any] | None = None,
+    every: bool = False,
+) -> Encoder:
     """
     Load an encoder in evaluation mode.
 
@@ -334,6 +342,8 @@ def open_encoder(checkpoint: str | os.PathLike[str], device: torch.device | str 
         checkpoint (`str` or path): Folder or Hub id of an l-DAE or a DDAE, or of any vision model of `AutoModel`, which
             needs its image processor beside it.
         device (`torch.device` or `str`, *optional*): Where to; by default a GPU where there is one, else the CPU.
+        layers (`Sequence`, *optional*): Layers that it must reach; an l-DAE is cut after the deepest of them.
+        every (`bool`, defaults to `False`): Whether it must reach all layers of the checkpoint, the decoder's too.
 
     Returns:
         [`Encoder`].
@@ -347,9 +357,22 @@ def open_encoder(checkpoint: str | os.PathLike[str], device: torch.device | str 
         config = AutoConfig.from_pretrained(name)
     except OSError as error:
         raise ValueError(f"checkpoint={name!r} cannot be loaded: {error}") from error
-    if hasattr(config, "feature_timestep"):
-        return as_encoder(AutoModel.from_pretrained(name).to(device).eval())
-    return PooledEncoder(*load_backbone(name, "checkpoint")).to(device)
+    if not hasattr(config, "reach_fields"):
+        if layers or every:
+            raise ValueError(f"layers are choices of l-DAE and DDAE models; this is a {config.model_type}.")
+        return PooledEncoder(*load_backbone(name, "checkpoint")).to(device)
+    fields = config.reach_fields(layers) if layers or every else {}
+    try:
+        model = AutoModel.from_pretrained(name, **fields)
+    except OSError as error:
+        raise ValueError(f"checkpoint={name!r} cannot be loaded: {error}") from error
+    except ValueError:
+        if not fields:
+            raise
+        model = AutoModel.from_pretrained(name)  # a checkpoint that was cut reaches as far as its own layer
+    encoder = DenoiserEncoder(model.to(device).eval())
+    encoder.config = config  # the checkpoint's own: of its layers, the paper's point is told
+    return encoder
 
 
 def baselines_of(encoder: Encoder) -> list[Encoder]:

@@ -130,7 +130,8 @@ class Evaluation:
         chosen = self._choose(checkpoint, **choice)
         probes = probe_features("ridge", *self._both(chosen), seed=seed)
         protocol = {"name": "ridge", "penalty": float(probes.penalty[0]), "holdout": HOLDOUT}
-        return self._score(chosen, protocol, *probes.score(0), (seed,))
+        value, stderr = probes.score(0)
+        return self._score(chosen, protocol, value, stderr, (seed,))
 
     def knn(self, checkpoint: Checkpoint, *, k: int = 20, temperature: float = 0.07, **choice: Any) -> Result:
         """
@@ -159,7 +160,8 @@ class Evaluation:
             "augmentation": [],
             "holdout": HOLDOUT,
         }
-        return self._score(chosen, protocol, *probes.score(0), settings.seeds)
+        value, stderr = probes.score(0)
+        return self._score(chosen, protocol, value, stderr, settings.seeds)
 
     def retrieval(self, checkpoint: Checkpoint, **choice: Any) -> Result:
         """
@@ -220,7 +222,7 @@ class Evaluation:
                 found = self._extract(chosen, 1, prepare=_noisy_crop(chosen.encoder.image_size, sigma, seed))
                 noisy["noise_sigma", sigma] = found.flat[:, 0]
         protocol = {"name": "robustness", "probe": "ridge", "penalty": float(probes.penalty[0])}
-        scores = [self._score(chosen, protocol, *probes.score(0), (seed,))]
+        scores = [self._score(chosen, protocol, probes.score(0)[0], None, (seed,))]
         for (kind, level), features in noisy.items():
             value = float((probes.predict(features[:, None])[:, 0] == truth).double().mean())
             scores.append(self._score(chosen, {**protocol, "input": "noisy", kind: level}, value, None, (seed,)))

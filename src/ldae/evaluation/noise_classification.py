@@ -37,16 +37,15 @@ class NoiseHeads:
     num_test: int
 
 
-def noise_levels_of(config: Any) -> tuple[int, ...]:
+def default_noise_levels(num_train_timesteps: int) -> tuple[int, ...]:
     """
-    The time steps of a curve if nothing is said: 1, 5, 10, 20, 30, 40, 50, 60 and 80 % of all.
+    Return the time steps of a curve by default: 1, 5, 10, 20, 30, 40, 50, 60 and 80 % of all.
 
     Example:
-        >>> from ldae import LDAEConfig
-        >>> noise_levels_of(LDAEConfig())
+        >>> default_noise_levels(1000)
         (10, 50, 100, 200, 300, 400, 500, 600, 800)
     """
-    return tuple(sorted({int(share * config.num_train_timesteps) for share in SHARES}))
+    return tuple(sorted({int(share * num_train_timesteps) for share in SHARES}))
 
 
 def noise_to_signal(model: Any, timesteps: tuple[int, ...]) -> list[float]:

@@ -1,5 +1,6 @@
 """Configuration of DDAE: the parts of a diffusion model, and the block and time step of its features."""
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -202,12 +203,16 @@ class DDAEConfig(PreTrainedConfig):
         """Time steps to search for the best features: those of the noise process, and `feature_timestep`."""
         steps = self.num_train_timesteps
         searched = self.noise_process.search_timesteps(steps)
-        return tuple(sorted({min(t, steps - 1) for t in searched} | {self.feature_timestep}))
+        return tuple(sorted({min(t, steps - 1) for t in searched} | {self.feature_timestep or 0}))
 
     @property
     def paper_point(self) -> tuple[str | None, int | None]:
         """The checkpoint's own tap and time step, because the paper searches for them."""
         return self.feature_layer, self.feature_timestep
+
+    def reach_fields(self, layers: Sequence[Any] | None) -> dict[str, Any]:
+        """Return the fields by which an encoder loads that reaches given taps: the network as far as it is saved."""
+        return {"feature_layer": "last"}
 
     @property
     def num_class_embeds(self) -> None:

@@ -1,7 +1,7 @@
 """Configuration of the l-DAE models: a field for each choice of the paper, and a check of their combinations."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -271,6 +271,14 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
     def paper_point(self) -> tuple[int, int]:
         """The paper's block and time step (App. A): the middle of the stack, at t = 10 of 1000."""
         return max(1, self.total_num_hidden_layers // 2), *self.scale_timesteps((10,))
+
+    def reach_fields(self, layers: Sequence[Any] | None) -> dict[str, Any]:
+        """Return the fields by which an encoder loads that reaches given blocks, by default all."""
+        depth = self.total_num_hidden_layers
+        blocks = range(1, depth + 1)
+        if layers and not set(layers) <= set(blocks):
+            raise ValueError(f"layers={','.join(map(str, layers))} do not exist; this model has blocks 1 to {depth}.")
+        return {"num_hidden_layers": max(layers or blocks), "feature_layer": None}
 
     @property
     def conv_vae_stride(self) -> int:

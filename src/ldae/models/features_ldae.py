@@ -17,15 +17,20 @@ class FeatureExtractionMixin:
 
     A subclass has a `config` with `feature_timestep` and `num_train_timesteps`, and lists its layers in
     `feature_layers`, from a layer to the shape of one image's activation: `(N, C)` tokens or a map `(C, h, w)`. Its
-    `pooling` describes how activations become one vector, `fixed_prefixes` name the tensors that its training does not
+    `pooling` describes how activations become one vector, `paper_probe` how the paper's linear probes are trained, `fixed_prefixes` name the tensors that its training does not
     change, and `build_options` are the arguments that build a model of the same size.
     """
 
     config: Any
     feature_layers: dict[Any, tuple[int, ...]]
     pooling: str
+    paper_probe: dict[str, Any]
     fixed_prefixes: tuple[str, ...]
-    build_options: dict[str, Any]
+
+    @property
+    def build_options(self) -> dict[str, Any]:
+        """Arguments that build a model of the same size."""
+        return {}
 
     @property
     def default_layer(self) -> Any:

@@ -82,6 +82,7 @@ class DDAEPreTrainedModel(PreTrainedModel):
 )
 class DDAEModel(FeatureExtractionMixin, DDAEPreTrainedModel):
     pooling = "mean over space or tokens"
+    paper_probe = {"crop": "padded", "epochs": 15, "batch_size": 128, "lr_multipliers": (20.0,)}  # Adam at 1e-3
     fixed_prefixes = ("vae.", "empty_prompt", "denoiser.tokenizer.")
     empty_prompt: torch.Tensor | None
 

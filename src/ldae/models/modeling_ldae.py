@@ -111,6 +111,7 @@ class LDAEPreTrainedModel(PreTrainedModel):
 )
 class LDAEModel(FeatureExtractionMixin, LDAEPreTrainedModel):
     pooling = "mean of tokens, LayerNorm without affine"
+    paper_probe = {"crop": "resized"}  # App. A, as in MAE
     fixed_prefixes = ("tokenizer.",)
 
     def __init__(self, config: LDAEConfig, num_layers: int | None = None):

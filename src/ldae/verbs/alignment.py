@@ -1,81 +1,32 @@
 """`ldae alignment CHECKPOINT`: alignment and uniformity of features by block and time step, and of each checkpoint."""
 
-import argparse
 from collections.abc import Iterator
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from ldae.evaluation.alignment import SphereScore, default_timesteps, measure_alignment
-from ldae.evaluation.images import ImageSet, fixed_subset
+from ldae.evaluation.images import fixed_subset
 from ldae.reports.alignment_pictures import sphere_course, sphere_map
 from ldae.results import add_result
 from ldae.training.checkpoint_models import checkpoint_models
-from ldae.verbs.probe_options import ProbeInputs, add_shared_options, boolean, numbers, open_inputs, parse, table
+from ldae.verbs.inputs import ProbeInputs, open_inputs, table
+from ldae.verbs.options.measure import AlignmentOptions
 
 
-def main(argv: list[str]) -> int:
-    """Runs the verb.
-
-    Args:
-        argv: the command line without the program's name.
-
-    Returns:
-        The exit status, 0.
+def run(options: AlignmentOptions) -> int:
+    """
+    Run the verb; the exit status is 0.
 
     Raises:
-        ValueError: naming the option, its value and the remedy.
+        ValueError: If an option, the checkpoint or the data is refused.
     """
-    parser = argparse.ArgumentParser(
-        "ldae alignment",
-        description="Alignment and uniformity (Wang & Isola 2020) of an l-DAE's or a DDAE's features: how far apart two "
-        "noisings of an image lie on the unit sphere, and how evenly different images are spread over it. Lower is "
-        "better in both. No labels are used.",
-        allow_abbrev=False,
-    )
-    add_shared_options(parser)
-    parser.add_argument("--layers", help="blocks, counted from 1, or taps of a DDAE (default: the end of every block)")
-    parser.add_argument("--timesteps", help="time steps (default: the model's, and 5, 10, 20, 40 and 80 %% of all)")
-    parser.add_argument(
-        "--checkpoints",
-        type=boolean,
-        nargs="?",
-        const=True,
-        default=False,
-        help="every checkpoint that the run kept, against images seen (default: the model alone)",
-    )
-    parser.add_argument(
-        "--centred",
-        type=boolean,
-        nargs="?",
-        const=True,
-        default=False,
-        help="take the mean feature off first, as probes do (default: as the papers define it, without)",
-    )
-    parser.add_argument("--num_images", type=int, default=10_000, help="of the test split, at most (default: 10000)")
-    parser.add_argument("--seeds", default="0,1", help="of the two noisings (default: 0,1)")
-    parser.add_argument("--chunk_size", type=int, default=2048, help="images whose distances are held (default: 2048)")
-    parser.add_argument("--forward_batch_size", type=int, default=256, help="images of a forward (default: 256)")
-    parser.add_argument("--mixed_precision", choices=("no", "bf16"), default="no", help="of the features")
-    options = parse(parser, argv)
-    seeds = numbers(options.seeds, "seeds") or ()
-    if len(set(seeds)) != 2:
-        raise ValueError(f"seeds={options.seeds!r} is not possible; give two different ones, such as 0,1.")
-    for name, least in (("num_images", 2), ("chunk_size", 1)):
-        if getattr(options, name) < least:
-            raise ValueError(f"{name}={getattr(options, name)} is not possible; it must be {least} or more.")
-    options.block_sweep, options.noisy = options.layers is None, True
-    inputs = open_inputs(options, labelled=False)
-    timesteps = numbers(options.timesteps, "timesteps") or default_timesteps(inputs.config)
+    where: dict[str, Any] = {"layers": options.layers, "timesteps": options.timesteps, "noisy": True}
+    inputs = open_inputs(options, **where, every=not options.layers, labelled=False)
+    timesteps = (options.timesteps and inputs.timesteps) or default_timesteps(inputs.encoder)
     layers = inputs.layers or ()
     source = fixed_subset(inputs.test_source, options.num_images, 0)
-    images = ImageSet(
-        source,
-        image_size=inputs.encoder.image_size,
-        num_channels=inputs.encoder.num_channels,
-        batch_size=options.forward_batch_size,
-        num_workers=inputs.data.num_workers,
-    )
+    images = inputs.image_set(source, options.forward_batch_size)
     print(f"Alignment and uniformity of {options.checkpoint}, {len(layers)} blocks x {len(timesteps)} t")
     print(f"images: {source.description}; on {inputs.device}")
     found: dict[int, list[SphereScore]] = {}
@@ -85,13 +36,13 @@ def main(argv: list[str]) -> int:
             images,
             layers=layers,
             timesteps=timesteps,
-            seeds=(seeds[0], seeds[1]),
+            seeds=options.seeds,
             centred=options.centred,
             chunk_size=options.chunk_size,
             device=inputs.device,
             dtype=inputs.dtype,
         )
-        _record(found[seen], inputs, options.centred, name, seen, seeds)
+        _record(found[seen], inputs, options.centred, name, seen, options.seeds)
     _show(found, inputs, options.centred)
     return 0
 

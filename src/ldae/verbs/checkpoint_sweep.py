@@ -1,6 +1,5 @@
 """`ldae checkpoint_sweep RUN`: accuracy and FID of every checkpoint that a run kept, against images seen."""
 
-import argparse
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from ldae.evaluation.checkpoint_sweep import (
     ridge_scores,
 )
 from ldae.evaluation.distances import ReferenceFeatures, image_distances, read_reference
-from ldae.evaluation.extractor import INCEPTION, FeatureExtractor, load_extractor
+from ldae.evaluation.extractor import FeatureExtractor, load_extractor
 from ldae.evaluation.features import Features, extract_features
 from ldae.evaluation.generation import Sampling, generate_images, generation_results, shown_count
 from ldae.evaluation.images import ImageSet
@@ -31,92 +30,26 @@ from ldae.results import Result, add_result, read_results
 from ldae.training.checkpoint_models import checkpoint_models
 from ldae.training.run_folder import RunFolder
 from ldae.verbs.generate import count_scored, weights_kind
-from ldae.verbs.probe_options import (
-    ProbeInputs,
-    add_memory_option,
-    add_shared_options,
-    boolean,
-    numbers,
-    open_inputs,
-    parse,
-    reading_options,
-    table,
-)
+from ldae.verbs.inputs import ProbeInputs, open_inputs, table
+from ldae.verbs.options.measure import CheckpointSweepOptions
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The options of the verb."""
-    parser = argparse.ArgumentParser(
-        "ldae checkpoint_sweep",
-        description="Probe every checkpoint that a run kept (--keep_checkpoints), and with --fid or --kid compare what it "
-        "generates with real images: a table, pictures/checkpoint_sweep.png and results.json. Averaged weights are taken "
-        "where the run averages. The best checkpoint by accuracy is the held-out training images' choice, never the test "
-        "set's. The same command again measures only what is not in results.json yet.",
-        allow_abbrev=False,
-    )
-    add_shared_options(parser)
-    parser.add_argument("--layers", help="one block, counted from 1, or tap of a DDAE (default: the model's)")
-    parser.add_argument("--timesteps", help="one time step (default: the model's)")
-    parser.add_argument("--probes", default="ridge,knn", help="of ridge, knn and linear, or none (default: ridge,knn)")
-    parser.add_argument("--epochs", type=int, default=15, help="of the linear probe (default: 15)")
-    parser.add_argument("--seeds", default="0", help="of the linear probe (default: 0)")
-    parser.add_argument("--horizontal_flip", type=boolean, default=True, help="of the linear probe; false for digits")
-    parser.add_argument("--forward_batch_size", type=int, default=256, help="images of a forward (default: 256)")
-    parser.add_argument("--mixed_precision", choices=("no", "bf16"), default="no", help="of the features")
-    add_memory_option(parser)
-    parser.add_argument("--sampler", help="as of ldae generate (default: heun of an EDM, else ddim)")
-    parser.add_argument("--steps", type=int, help="of the sampler (default: as of ldae generate)")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise that images are generated from (default: 0)")
-    parser.add_argument("--batch_size", type=int, default=64, help="images generated at once (default: 64)")
-    add_score_options(parser)
-    return parser
-
-
-def add_score_options(parser: argparse.ArgumentParser) -> None:
-    """What FID and KID are of."""
-    scores = parser.add_argument_group("scores")
-    scores.add_argument("--fid", type=int, metavar="N", help="Frechet distance of N images; usually 50000")
-    scores.add_argument("--kid", type=int, metavar="N", help="kernel distance of N images; the N of --fid if both")
-    scores.add_argument(
-        "--extractor",
-        default=INCEPTION,
-        help="whose features are compared: a folder or Hub id of an image model, such as a classifier of this data set "
-        "(default: inception, which needs torch-fidelity)",
-    )
-    scores.add_argument(
-        "--inception_weights", help=f"file of the weights of {INCEPTION}, where it cannot be downloaded"
-    )
-    scores.add_argument("--reference_split", help="what they are compared with (default: the split of pre-training)")
-    scores.add_argument("--reference_images", type=int, metavar="N", help="its first N images (default: all)")
-
-
-def main(argv: list[str]) -> int:
-    """Runs the verb.
-
-    Args:
-        argv: the command line without the program's name.
-
-    Returns:
-        The exit status, 0.
+def run(options: CheckpointSweepOptions) -> int:
+    """
+    Run the verb; the exit status is 0.
 
     Raises:
-        ValueError: naming the option, its value and the remedy.
+        ValueError: If an option, the checkpoint or the data is refused.
     """
-    options = parse(make_parser(), argv)
-    options.block_sweep, options.noisy, options.num_images = False, False, 0
     count = count_scored(options)
-    probes = () if options.probes == "none" else tuple(dict.fromkeys(options.probes.split(",")))
-    if unknown := [name for name in probes if name not in PROBES]:
-        raise ValueError(
-            f"probes={options.probes!r}: {unknown[0]!r} is unknown; choose of {', '.join(PROBES)}, or none."
-        )
+    probes: tuple[str, ...] = tuple(name for name in dict.fromkeys(options.probes) if name != "none")
     if not probes and not count:
         raise ValueError("probes=none without fid or kid leaves nothing to measure; give --fid N or --probes ridge.")
     models = checkpoint_models(options.checkpoint)
-    inputs = open_inputs(options, labelled=bool(probes))
+    inputs = open_inputs(options, layers=options.layers, timesteps=options.timesteps, labelled=bool(probes))
     for name, chosen in (("layers", inputs.layers), ("timesteps", inputs.timesteps)):
         if chosen is not None and len(chosen) > 1:
-            raise ValueError(f"{name}={getattr(options, name)} is not possible here; give one, or see ldae alignment.")
+            raise ValueError(f"{name}={','.join(map(str, chosen))} must be one here; or see ldae alignment.")
     sweep = _Sweep(inputs, options, probes, _Generated(inputs, options, count) if count else None)
     inputs.show_header(f"Every checkpoint ({', '.join(sweep.measures)})")
     points: list[SweepPoint] = []
@@ -129,8 +62,8 @@ def main(argv: list[str]) -> int:
 class _Generated:
     """FID and KID of what checkpoints generate; the reference images are read when the first is measured."""
 
-    def __init__(self, inputs: ProbeInputs, options: argparse.Namespace, count: int):
-        schedule = getattr(inputs.config, "noise_schedule", None)
+    def __init__(self, inputs: ProbeInputs, options: CheckpointSweepOptions, count: int):
+        schedule = getattr(getattr(inputs.encoder, "config", None), "noise_schedule", None)
         if schedule in ("linear_sigma", "constant"):
             raise ValueError(
                 f"fid and kid say nothing with noise_schedule={schedule!r}: it never hides the image, so the model did not "
@@ -165,12 +98,12 @@ class _Generated:
 
     def measure(self, model: Any, **about: Any) -> list[Result]:
         """Generate images and compare them with the reference."""
-        config = self.inputs.config
+        encoder = self.inputs.encoder
         if self._reference is None:
             batches = iterate_once(
                 self.source,
-                image_size=config.image_size,
-                num_channels=config.num_channels,
+                image_size=encoder.image_size,
+                num_channels=encoder.num_channels,
                 batch_size=self.options.batch_size,
                 limit=self.options.reference_images,
                 num_workers=self.inputs.data.num_workers,
@@ -194,7 +127,7 @@ class _Sweep:
     """What is measured of each checkpoint, and what results.json already has of it."""
 
     inputs: ProbeInputs
-    options: argparse.Namespace
+    options: CheckpointSweepOptions
     probes: tuple[str, ...]
     generated: _Generated | None
 
@@ -202,20 +135,12 @@ class _Sweep:
         i, o = self.inputs, self.options
         self.layer = None if i.layers is None else i.layers[0]
         self.timestep = None if i.timesteps is None else i.timesteps[0]
-        self.seeds = numbers(o.seeds, "seeds") or ()
+        self.seeds = tuple(o.seeds)
         self.linear = linear_protocol(self.layer, self.timestep, o.epochs, o.horizontal_flip, self.seeds)
-        self.reading = reading_options(o, i)
+        self.reading = i.reading(o)
         self.measures = [*self.probes, *(self.generated.metrics if self.generated else [])]
-        self.images: tuple[ImageSet, ...] = tuple(
-            ImageSet(
-                source,
-                image_size=i.encoder.image_size,
-                num_channels=i.encoder.num_channels,
-                batch_size=o.forward_batch_size,
-                num_workers=i.data.num_workers,
-            )
-            for source in (i.train_source, i.test_source)
-        )
+        sources = (i.train_source, i.test_source)
+        self.images = tuple(i.image_set(source, o.forward_batch_size) for source in sources)
 
     def measure(self, seen: int, model: Any) -> list[SweepPoint]:
         """All measures of one checkpoint; those that are new are added to results.json."""

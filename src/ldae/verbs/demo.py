@@ -6,8 +6,8 @@ from pathlib import Path
 from ldae.data import DataConfig, open_images
 from ldae.demo.model import DemoModel, open_demo_model
 from ldae.demo.space import export_space
+from ldae.verbs.inputs import data_config
 from ldae.verbs.options.use import DemoOptions
-from ldae.verbs.probe_options import data_config
 
 
 def run(options: DemoOptions) -> int:

@@ -1,8 +1,8 @@
-"""A diffusion model published for diffusers, in the place of a checkpoint: made an encoder's folder first."""
+"""Diffusion models of diffusers as checkpoints: a verb makes an encoder's folder of them first."""
 
-import argparse
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from ldae.data.image_processor import save_image_processor
 from ldae.evaluation.grid_search import write_choice
@@ -14,14 +14,15 @@ from ldae.models.sources_ddae import is_diffusers_source
 CONFIG = "config.json"
 
 
-def make_encoder(options: argparse.Namespace) -> None:
+def make_encoder(options: Any) -> None:
     """
-    Where `options.checkpoint` is a pipeline or network of diffusers, by folder or Hub id, make an encoder of it that keeps
-    all blocks, in `options.output_dir`, and put that in its place. What a verb chooses is then written into its config.json,
-    as into that of a run. An encoder that is there already is taken as it is: the source is read once.
+    Make an encoder with all blocks of a pipeline or network of diffusers, if `options.checkpoint` names one.
+
+    The encoder is written to `options.output_dir`, which replaces the checkpoint in `options`, so that a verb writes its
+    choice into its config.json, as into that of a run. An encoder that is there already is used: the source is read once.
 
     Raises:
-        ValueError: where no `output_dir` is given, or the source is none that [`DDAEModel.from_diffusers`] knows.
+        ValueError: If no `output_dir` is given, or [`DDAEModel.from_diffusers`] does not know the source.
     """
     source = options.checkpoint
     if not is_diffusers_source(source):

@@ -11,8 +11,8 @@ import PIL.Image
 import torch
 from accelerate import Accelerator
 
-from ldae.backbone import load_backbone
 from ldae.data import DataConfig, ImageSource, describe_counts, open_images
+from ldae.evaluation.encoder import PooledEncoder
 from ldae.extraction.card import describe_skip, write_dataset_card
 from ldae.extraction.folder import DATA_FOLDER, IDENTITY_FILE
 from ldae.extraction.index import INDEX_FOLDER, build_index, import_faiss, indexed_column
@@ -21,8 +21,8 @@ from ldae.extraction.rows import CroppedPixels, Pixels, ProcessedPixels, model_i
 from ldae.extraction.table import Extraction, extract_table
 from ldae.hub.upload import CARD_FILE, upload_files
 from ldae.training.progress import peak_memory_gib, progress_bar
+from ldae.verbs.inputs import data_config, open_at
 from ldae.verbs.options.use import ExtractFeaturesOptions
-from ldae.verbs.probe_options import block_choices, data_config, load_config, load_encoder
 
 
 NAMED_SKIPS = 5  # unreadable images that are named on the screen
@@ -84,18 +84,19 @@ def open_reader(options: ExtractFeaturesOptions, device: torch.device) -> tuple[
         "dtype": torch.bfloat16 if options.mixed_precision == "bf16" else None,
     }
     pixels: Pixels
-    config = load_config(options.checkpoint)
-    if config.model_type in ("ldae", "ddae"):
-        model, choices["layers"], choices["timesteps"] = load_encoder(options, config)
-        pixels = CroppedPixels(model.config.num_channels, model.config.image_size)
+    where: dict[str, Any] = {"every": options.block_sweep, "noisy": options.noisy}
+    encoder, choices["layers"], choices["timesteps"] = open_at(
+        options.checkpoint, options.layers, options.timesteps, **where
+    )
+    if isinstance(encoder, PooledEncoder):  # its own image processor makes its pixels
+        pixels = ProcessedPixels(encoder.processor, encoder.num_channels)
+        choices["use_pooler"], encoder.processor = encoder.use_pooler, None
     else:
-        block_choices(options, config)  # refuses them
-        model, processor, choices["use_pooler"] = load_backbone(options.checkpoint, "checkpoint")
-        pixels = ProcessedPixels(processor, getattr(model.config, "num_channels", 3))
+        pixels = CroppedPixels(encoder.num_channels, encoder.image_size)
     black = io.BytesIO()
     PIL.Image.new("RGB", (64, 64)).save(black, "PNG")
     example = model_input(torch.from_numpy(pixels(black.getvalue())[0])[None])  # (1, C, S, S)
-    return FeatureReader(model.to(device), example.to(device), **choices), pixels
+    return FeatureReader(encoder.to(device), example.to(device), **choices), pixels
 
 
 def _extract(

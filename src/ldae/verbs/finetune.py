@@ -3,8 +3,8 @@
 from ldae.training.finetuning import finetune
 from ldae.training.finetuning_comparison import compare_with_scratch
 from ldae.training.finetuning_recipe import load_finetuning_recipe
+from ldae.verbs.inputs import table
 from ldae.verbs.options.train import FinetuneOptions
-from ldae.verbs.probe_options import table
 
 
 def run(options: FinetuneOptions) -> int:

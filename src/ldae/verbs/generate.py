@@ -19,12 +19,12 @@ from ldae.reports.samples import sample_grid
 from ldae.results import Result, add_result
 from ldae.training.progress import progress_bar
 from ldae.training.recipe import load_recipe
-from ldae.verbs.options.use import GenerateOptions
-from ldae.verbs.probe_options import (
+from ldae.verbs.inputs import (
     data_config,
     results_place,
     table,
 )
+from ldae.verbs.options.use import GenerateOptions
 
 
 Scored = tuple[list[Result], ImageDistances]  # the results of one sampler, and the distances behind them

@@ -1,6 +1,5 @@
 """`ldae grid_search CHECKPOINT`: find the block and the time step with the best features, and make them the default."""
 
-import argparse
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ldae.data import iterate_once
 from ldae.evaluation.criteria import CRITERIA, MOST_IMAGES, score_cells
 from ldae.evaluation.grid_search import (
     GridScore,
@@ -20,155 +18,87 @@ from ldae.evaluation.grid_search import (
 from ldae.evaluation.images import fixed_subset
 from ldae.evaluation.linear_probe import ProbeSettings
 from ldae.evaluation.probing import ProbeResult, run_probe
-from ldae.evaluation.protocol import PROTOCOLS, Protocol
+from ldae.evaluation.protocol import Protocol
 from ldae.results import add_result
+from ldae.verbs.inputs import ProbeInputs, open_inputs, table
 from ldae.verbs.linear_probe import save_probe, show_progress
-from ldae.verbs.probe_options import (
-    ProbeInputs,
-    add_batch_norm_option,
-    add_memory_option,
-    boolean,
-    numbers,
-    open_inputs,
-    parse,
-    probe_parser,
-    reading_options,
-    table,
-)
+from ldae.verbs.options.measure import GridSearchOptions
 
 
 ACCURACY = "accuracy"
-ADAM_DEFAULTS = {"epochs": 15, "batch_size": 128, "seeds": "0"}
+ADAM_DEFAULTS: dict[str, Any] = {"epochs": 15, "batch_size": 128, "seeds": [0]}
+RATES, PAPER_RATE = [1e-3, 1e-2, 1e-1], [1e-3]
 
 
-def main(argv: list[str]) -> int:
-    """Runs the verb.
-
-    Args:
-        argv: the command line without the program's name.
-
-    Returns:
-        The exit status, 0.
+def run(options: GridSearchOptions) -> int:
+    """
+    Run the verb; the exit status is 0.
 
     Raises:
-        ValueError: naming the option, its value and the remedy.
+        ValueError: If an option, the checkpoint or the data is refused.
     """
-    parser = probe_parser(
-        "grid_search",
-        "Score every block at time steps over the whole schedule, and make the best the checkpoint's default in its "
-        "config.json. A held-out tenth of the training images chooses; the test set is only reported. Without labels, "
-        "give --criterion.",
-    )
-    parser.set_defaults(noisy="false")
-    for action in parser._actions:
-        if action.dest == "noisy":
-            action.type, action.help = str, "false, true, or both: corrupt the input at t (default: false)"
-        if action.dest == "block_sweep":
-            action.help = "all blocks, which is the default without --layers"
-    parser.add_argument(
-        "--protocol",
-        choices=PROTOCOLS,
-        default="cached",
-        help="cached: features once; paper: under random crop and flip, anew in each epoch (default: cached)",
-    )
-    parser.add_argument(
-        "--probe",
-        choices=("ridge", "logistic", "adam"),
-        help="ridge: closed form, in seconds; logistic: solved to convergence, in minutes; both with a penalty chosen for "
-        "each cell; adam: trained for some epochs (default: ridge; adam with --protocol paper)",
-    )
-    parser.add_argument(
-        "--criterion",
-        choices=(ACCURACY, *CRITERIA),
-        help="accuracy: of the probes; the others need no labels: "
-        + "; ".join(f"{name}: {criterion.meaning}" for name, criterion in CRITERIA.items())
-        + " (default: accuracy)",
-    )
-    parser.add_argument("--epochs", type=int, help="passes over the training features (default: 15)")
-    parser.add_argument("--batch_size", type=int, help="images of a step (default: 128)")
-    parser.add_argument(
-        "--learning_rates",
-        help="of Adam, at their peak; each cell takes its best (default: 1e-3,1e-2,1e-1; a DDAE's paper protocol 1e-3)",
-    )
-    parser.add_argument("--seeds", help="probe seeds (default: 0)")
-    add_batch_norm_option(parser)
-    add_memory_option(parser)
-    parser.add_argument(
-        "--horizontal_flip",
-        type=boolean,
-        help="mirror images too, not for digits and letters (default: true of paper; false of cached, which then needs one "
-        "sweep and not two)",
-    )
-    parser.add_argument("--write_config", type=boolean, default=True, help="false: report only (default: true)")
-    options = parse(parser, argv)
-    if options.noisy not in ("false", "true", "both"):
-        raise ValueError(f"noisy={options.noisy!r} is unknown; choose false, true or both.")
     noisy = {"false": (False,), "true": (True,), "both": (False, True)}[options.noisy]
-    if options.probe is None:
-        options.probe = "adam" if options.protocol == "paper" else "ridge"
+    probe = options.probe or ("adam" if options.protocol == "paper" else "ridge")
     label_free = options.criterion not in (None, ACCURACY)
     if label_free and True in noisy:
         raise ValueError(
             f"noisy={options.noisy} only applies to probes; leave it out with --criterion {options.criterion}."
         )
-    options.block_sweep = options.layers is None
-    options.noisy = True in noisy  # for open_inputs, which refuses it for models that have no noise
-    inputs = open_inputs(options, labelled=False)
-    timesteps = numbers(options.timesteps, "timesteps") or inputs.config.search_timesteps
+    inputs = open_inputs(
+        options, layers=options.layers, timesteps=options.timesteps, every=not options.layers, labelled=False
+    )
+    timesteps = inputs.timesteps if options.timesteps else inputs.encoder.search_timesteps
     if label_free:
-        return _search_by_criterion(inputs, options, timesteps)
+        return _search_by_criterion(inputs, options, timesteps or ())
     for source in (inputs.train_source, inputs.test_source):
         if source.label_column is None:
             raise ValueError(
                 f"{source.description} has no label column, which accuracy needs; name it with --label_column, or search "
                 f"without labels by --criterion {', '.join(CRITERIA)}."
             )
-    is_ddae = inputs.config.model_type == "ddae"
+    paper = inputs.encoder.paper_probe
     protocol = Protocol(
         name=options.protocol,
         layers=inputs.layers,
         timesteps=timesteps,
-        crop="padded" if is_ddae else "resized",
+        crop=paper["crop"],
         horizontal_flip=options.protocol == "paper" if options.horizontal_flip is None else options.horizontal_flip,
-        settings=_settings(options, rates="1e-3" if is_ddae and options.protocol == "paper" else "1e-3,1e-2,1e-1"),
+        settings=_settings(
+            options, probe, PAPER_RATE if "lr_multipliers" in paper and options.protocol == "paper" else RATES
+        ),
     )
     inputs.show_header(
-        f"Grid search ({options.probe} probes, {protocol.name} protocol), {len(inputs.layers or ())} blocks x {len(timesteps or ())} t"
+        f"Grid search ({probe} probes, {protocol.name} protocol), {len(inputs.layers or ())} blocks x {len(timesteps or ())} t"
     )
-    sources, reading = (inputs.train_source, inputs.test_source), reading_options(options, inputs)
+    sources, reading = (inputs.train_source, inputs.test_source), inputs.reading(options)
     reading["on_epoch"] = partial(show_progress, epochs=protocol.settings.epochs)
     results = [
-        run_probe(inputs.encoder, *sources, replace(protocol, noisy=choice), options.probe, **reading)
-        for choice in noisy
+        run_probe(inputs.encoder, *sources, replace(protocol, noisy=choice), probe, **reading) for choice in noisy
     ]
     scores = grid_scores(results)
     winner = best_score(scores)
-    _report(results, scores, winner, inputs, options)
+    _report(results, scores, winner, inputs)
     _write(scores, inputs, options)
     _save(results, scores, inputs)
     return 0
 
 
-def _settings(options: argparse.Namespace, rates: str) -> ProbeSettings:
-    """How Adam probes train; refuses what ridge probes have no use for."""
-    defaults = {**ADAM_DEFAULTS, "learning_rates": rates}
+def _settings(options: GridSearchOptions, probe: str, rates: list[float]) -> ProbeSettings:
+    """Collect how Adam's probes train; refuse it for the other probes."""
+    defaults: dict[str, Any] = {**ADAM_DEFAULTS, "learning_rates": rates}
     given = {name: getattr(options, name) for name in defaults if getattr(options, name) is not None}
-    if options.probe != "adam" and given:
+    if probe != "adam" and given:
         name, value = next(iter(given.items()))
-        raise ValueError(f"{name}={value} only applies with --probe adam; {options.probe} probes have no epochs.")
-    if options.probe != "adam" and not options.batch_norm:
-        raise ValueError(
-            f"batch_norm=false only applies with --probe adam; {options.probe} probes scale features themselves."
-        )
-    chosen: dict[str, Any] = defaults | given
-    if chosen["batch_size"] < 1:
-        raise ValueError(f"batch_size={chosen['batch_size']} is not possible; it must be positive.")
+        raise ValueError(f"{name}={value} only applies with --probe adam; {probe} probes have no epochs.")
+    if probe != "adam" and not options.batch_norm:
+        raise ValueError(f"batch_norm=false only applies with --probe adam; {probe} probes scale features themselves.")
+    chosen = defaults | given
     return ProbeSettings(
         epochs=chosen["epochs"],
         batch_size=chosen["batch_size"],
         base_lr=256 / chosen["batch_size"],  # so that a multiplier is the rate itself
-        lr_multipliers=numbers(chosen["learning_rates"], "learning_rates", float) or (),
-        seeds=numbers(chosen["seeds"], "seeds") or (),
+        lr_multipliers=tuple(chosen["learning_rates"]),
+        seeds=tuple(chosen["seeds"]),
         batch_norm=options.batch_norm,
     )
 
@@ -178,11 +108,10 @@ def _report(
     scores: list[GridScore],
     winner: GridScore,
     inputs: ProbeInputs,
-    options: argparse.Namespace,
 ) -> None:
     """Print the table, draw the heat map and add every score to results.json."""
     rows = [["layer", "t", "input", "held-out", "accuracy", "+-"]]
-    paper = inputs.config.paper_point
+    paper = inputs.encoder.paper_point
     for score in scores:
         rows.append(
             [
@@ -220,16 +149,11 @@ def _draw(figure: Figure, inputs: ProbeInputs) -> None:
     print(f"Heat map: {pictures / 'grid_search.png'}; added to {inputs.output_dir / 'results.json'}")
 
 
-def _search_by_criterion(inputs: ProbeInputs, options: argparse.Namespace, timesteps: tuple[int, ...]) -> int:
+def _search_by_criterion(inputs: ProbeInputs, options: GridSearchOptions, timesteps: tuple[int, ...]) -> int:
     """Search without labels: score the cells, report, and write the best into config.json."""
-    name, c = options.criterion, inputs.encoder
+    name: str = options.criterion or ACCURACY
     source = fixed_subset(inputs.train_source, MOST_IMAGES, seed=0)
-    size: dict[str, Any] = {
-        "image_size": c.image_size,
-        "num_channels": c.num_channels,
-        "num_workers": inputs.data.num_workers,
-    }
-    batches = list(iterate_once(source, **size, batch_size=256))
+    batches = list(inputs.image_set(source).batches())
     layers = inputs.layers or tuple(inputs.encoder.search_layers)
     n = sum(len(batch.images) for batch in batches)
     print(f"Search by {name} ({CRITERIA[name].meaning}) of {n:,} images, {len(layers)} blocks x {len(timesteps)} t")
@@ -239,7 +163,7 @@ def _search_by_criterion(inputs: ProbeInputs, options: argparse.Namespace, times
         for layer, values in zip(layers, found.tolist(), strict=True)
         for t, value in zip(timesteps, values, strict=True)
     ]
-    winner, paper = best_score(scores), inputs.config.paper_point
+    winner, paper = best_score(scores), inputs.encoder.paper_point
     print(
         table(
             [
@@ -258,7 +182,7 @@ def _search_by_criterion(inputs: ProbeInputs, options: argparse.Namespace, times
     return 0
 
 
-def _write(scores: list[GridScore], inputs: ProbeInputs, options: argparse.Namespace) -> None:
+def _write(scores: list[GridScore], inputs: ProbeInputs, options: GridSearchOptions) -> None:
     """Make the best clean-input choice the default; a default input is clean."""
     if not options.write_config:
         return

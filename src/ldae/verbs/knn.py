@@ -1,41 +1,26 @@
 """`ldae knn CHECKPOINT`: weighted k-nearest-neighbour accuracy of a checkpoint's features."""
 
 from ldae.evaluation.features import extract_features
-from ldae.evaluation.images import ImageSet
 from ldae.evaluation.knn import knn_accuracy
 from ldae.results import add_result
-from ldae.verbs.probe_options import open_inputs, parse, probe_parser, table
+from ldae.verbs.inputs import open_inputs, table
+from ldae.verbs.options.measure import KnnOptions
 
 
-def main(argv: list[str]) -> int:
-    """Runs the verb.
-
-    Args:
-        argv: the command line without the program's name.
-
-    Returns:
-        The exit status, 0.
+def run(options: KnnOptions) -> int:
     """
-    parser = probe_parser(
-        "knn",
-        "Classify test images by their nearest training images in feature space (cosine similarity, votes weighted by "
-        "exp(similarity / temperature)). Nothing is trained and nothing chosen: each block and time step has its row.",
-    )
-    parser.add_argument("--k", type=int, default=20, help="neighbours that vote (default: 20)")
-    parser.add_argument("--temperature", type=float, default=0.07, help="of the votes (default: 0.07)")
-    options = parse(parser, argv)
-    inputs = open_inputs(options)
+    Run the verb; the exit status is 0.
+
+    Raises:
+        ValueError: If an option, the checkpoint or the data is refused.
+    """
+    where = {"layers": options.layers, "timesteps": options.timesteps, "noisy": options.noisy}
+    inputs = open_inputs(options, **where, every=options.block_sweep)
     inputs.show_header("kNN")
     train, test = (
         extract_features(
             inputs.encoder,
-            ImageSet(
-                source,
-                image_size=inputs.encoder.image_size,
-                num_channels=inputs.encoder.num_channels,
-                batch_size=options.forward_batch_size,
-                num_workers=inputs.data.num_workers,
-            ).batches(),
+            inputs.image_set(source, options.forward_batch_size).batches(),
             layers=inputs.layers,
             timesteps=inputs.timesteps,
             noisy=options.noisy,
@@ -44,22 +29,10 @@ def main(argv: list[str]) -> int:
         )
         for source in (inputs.train_source, inputs.test_source)
     )
-    scores = [
-        knn_accuracy(
-            train.flat[:, index].to(inputs.device),
-            train.classes,
-            test.flat[:, index],
-            test.classes,
-            k=options.k,
-            temperature=options.temperature,
-        )
-        for index in range(len(train.columns))
-    ]
     kind = "noisy" if options.noisy else "clean"
     rows = [["probe", "layer", "t", "input", "accuracy"]]
-    for (layer, timestep), score in zip(train.columns, scores, strict=True):
-        shown = ["-" if value is None else str(value) for value in (layer, timestep)]
-        rows.append([f"kNN k={options.k}", *shown, kind, f"{score:.2%}"])
+    for index, (layer, timestep) in enumerate(train.columns):
+        data = (train.flat[:, index].to(inputs.device), train.classes, test.flat[:, index], test.classes)
         protocol = {
             "name": "knn",
             "k": options.k,
@@ -71,7 +44,11 @@ def main(argv: list[str]) -> int:
             "pooling": inputs.encoder.pooling,
             "train_images": len(train.classes),
         }
-        add_result(inputs.output_dir, inputs.result(score, protocol, n=len(test.classes)))
+        value = knn_accuracy(*data, k=options.k, temperature=options.temperature)
+        result = inputs.result(value, protocol, n=len(test.classes))
+        add_result(inputs.output_dir, result)
+        shown = ["-" if place is None else str(place) for place in (layer, timestep)]
+        rows.append([f"kNN k={options.k}", *shown, kind, f"{result.value:.2%}"])
     print(table(rows))
     print(f"Test accuracy of {len(test.classes):,} images from {len(train.classes):,} training images.")
     print(f"Added to {inputs.output_dir / 'results.json'}")

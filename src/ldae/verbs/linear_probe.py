@@ -1,143 +1,73 @@
 """`ldae linear_probe CHECKPOINT`: accuracy of linear probes over blocks and time steps, the papers' or converged."""
 
-import argparse
 import sys
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 
 from ldae.evaluation.classifier import build_classifier, save_classifier
 from ldae.evaluation.encoder import Layer
 from ldae.evaluation.linear_probe import ProbeSettings
-from ldae.evaluation.probing import PROBES, AdamProbes, ProbeResult, run_probe
-from ldae.evaluation.protocol import PROTOCOLS, Protocol
-from ldae.evaluation.rate_search import EXTENSION, MAX_LR_EXTENSIONS
+from ldae.evaluation.probing import AdamProbes, ProbeResult, run_probe
+from ldae.evaluation.protocol import Protocol
+from ldae.evaluation.rate_search import MAX_LR_EXTENSIONS
 from ldae.results import add_result
+from ldae.verbs.inputs import ProbeInputs, open_inputs, table
+from ldae.verbs.options.measure import LinearProbeOptions
 from ldae.verbs.probe_baselines import compare_with_baselines
-from ldae.verbs.probe_options import (
-    ProbeInputs,
-    add_batch_norm_option,
-    add_memory_option,
-    boolean,
-    numbers,
-    open_inputs,
-    parse,
-    probe_parser,
-    reading_options,
-    table,
-)
 
 
-# What either paper does: l-DAE's App. A, and 15 epochs of Adam at 1e-3 and batch 128 for a DDAE.
-LDAE_DEFAULTS = ProbeSettings(max_lr_extensions=MAX_LR_EXTENSIONS)
-DDAE_DEFAULTS = ProbeSettings(epochs=15, batch_size=128, lr_multipliers=(20.0,), max_lr_extensions=MAX_LR_EXTENSIONS)
+ADAM_OPTIONS = ("epochs", "batch_size", "lr_multipliers", "seeds")
 
 
-def main(argv: list[str]) -> int:
+def run(options: LinearProbeOptions) -> int:
     """
-    Run the verb.
+    Run the verb; the exit status is 0.
 
-    Args:
-        argv: the command line without the program's name.
-
-    Returns:
-        The exit status, 0.
+    Raises:
+        ValueError: If an option, the checkpoint or the data is refused.
     """
-    parser = probe_parser(
-        "linear_probe",
-        "Linear-probe a checkpoint: a linear layer on standardised, mean-pooled features of a frozen encoder, trained "
-        "by Adam as in the papers or solved until it has converged. Blocks, time steps, learning rates and penalties are "
-        "chosen on a tenth of the training images, never on the test set. Results go to results.json; the chosen probe "
-        "is saved as an image classifier in linear_probe/.",
-    )
-    parser.add_argument(
-        "--protocol",
-        choices=PROTOCOLS,
-        default="paper",
-        help="paper: features under random crop and flip, anew in each epoch, probed by Adam, with a converged "
-        "logistic probe of features computed once beside it; cached: features computed once (default: paper)",
-    )
-    parser.add_argument(
-        "--probe",
-        choices=PROBES,
-        help="of protocol cached and of --baselines. logistic: logistic regression solved until it has converged; adam: "
-        "as the papers train it, which may not have converged; ridge: closed form (default: logistic; adam of protocol "
-        "paper)",
-    )
-    parser.add_argument(
-        "--epochs", type=int, help="Adam's passes over the training features (default: 90; 15 of a DDAE)"
-    )
-    parser.add_argument(
-        "--batch_size", type=int, help="images of a step (default: 16384, less for small data sets; 128 of a DDAE)"
-    )
-    parser.add_argument(
-        "--lr_multipliers",
-        help="Adam's learning rates, times 1e-4 x batch / 256 (default: 1,10,100; 20 of a DDAE, which makes 1e-3). "
-        f"Several are extended by factors of {EXTENSION:g}, at most {MAX_LR_EXTENSIONS} times at either end, until those "
-        "chosen lie inside",
-    )
-    parser.add_argument("--seeds", help="seeds of Adam's probes (default: 0,1,2)")
-    parser.add_argument(
-        "--crop_scale", default="0.08,1", help="area kept by an l-DAE's random crops (default: 0.08,1)"
-    )
-    parser.add_argument(
-        "--baselines",
-        type=boolean,
-        nargs="?",
-        const=True,
-        default=False,
-        help="instead, compare with the untrained network, raw pixels and mean PCA coefficients (features computed once)",
-    )
-    parser.add_argument(
-        "--shots",
-        type=int,
-        help="instead, compare them by ridge probes of so many labels a class, all on the same draws of them",
-    )
-    parser.add_argument("--draws", type=int, default=20, help="of --shots: how often labels are drawn (default: 20)")
-    parser.add_argument("--horizontal_flip", type=boolean, default=True, help="false for digits and letters")
-    add_batch_norm_option(parser)
-    add_memory_option(parser)
-    options = parse(parser, argv)
-    scale = numbers(options.crop_scale, "crop_scale", float) or ()
-    if len(scale) != 2:
-        raise ValueError(f"crop_scale={options.crop_scale!r} is not understood; give two numbers, such as 0.08,1.")
-    inputs = open_inputs(options)
-    is_ddae = inputs.config.model_type == "ddae"
     probe = choose_probe(options)
+    where: dict[str, Any] = {"layers": options.layers, "timesteps": options.timesteps, "noisy": options.noisy}
+    inputs = open_inputs(options, **where, every=options.block_sweep)
+    crop, paper = inputs.encoder.paper_probe["crop"], dict(inputs.encoder.paper_probe)
+    del paper["crop"]
     # Baselines are unlike in scale, so that each has its rate chosen among several.
-    defaults = DDAE_DEFAULTS if is_ddae and not options.baselines else LDAE_DEFAULTS
-    multipliers = defaults.lr_multipliers
-    if options.lr_multipliers is not None:
-        multipliers = numbers(options.lr_multipliers, "lr_multipliers", float) or ()
-    settings = replace(
-        defaults,
-        epochs=defaults.epochs if options.epochs is None else options.epochs,
-        batch_size=defaults.batch_size if options.batch_size is None else options.batch_size,
-        lr_multipliers=multipliers,
-        seeds=numbers("0,1,2" if options.seeds is None else options.seeds, "seeds") or (),
+    given = {name: getattr(options, name) for name in ADAM_OPTIONS if getattr(options, name) is not None}
+    settings = ProbeSettings(
+        **{
+            **({} if options.baselines else paper),
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()},
+        },
         batch_norm=options.batch_norm,
+        max_lr_extensions=MAX_LR_EXTENSIONS,
     )
     protocol = Protocol(
         name=options.protocol,
         layers=inputs.layers,
         timesteps=inputs.timesteps,
         noisy=options.noisy,
-        crop="padded" if is_ddae else "resized",
-        crop_scale=(scale[0], scale[1]),
+        crop=crop,
+        crop_scale=options.crop_scale,
         horizontal_flip=options.horizontal_flip,
         settings=settings,
     )
     if options.baselines or options.shots is not None:
         return compare_with_baselines(inputs, options, probe, settings)
     inputs.show_header(f"Linear probe ({protocol.name} protocol)")
-    results = _run(inputs, options, probe, protocol)
+    sources, reading = (inputs.train_source, inputs.test_source), inputs.reading(options)
+    progress = partial(show_progress, epochs=settings.epochs)
+    results = [run_probe(inputs.encoder, *sources, protocol, probe, on_epoch=progress, **reading)]
+    if protocol.name == "paper":  # and beside it a converged probe
+        results.append(run_probe(inputs.encoder, *sources, replace(protocol, name="cached"), "logistic", **reading))
     _report(results, inputs)
     _save(results[0], inputs)
     return 0
 
 
-def choose_probe(options: argparse.Namespace) -> str:
+def choose_probe(options: LinearProbeOptions) -> str:
     """
     Choose the probe that the options ask for, and check that the others suit it.
 
@@ -151,23 +81,12 @@ def choose_probe(options: argparse.Namespace) -> str:
     if by_epochs and probe != "adam":
         raise ValueError(f"probe={probe} needs features that are computed once; add --protocol cached.")
     if probe != "adam":
-        given = {name: getattr(options, name) for name in ("epochs", "batch_size", "lr_multipliers", "seeds")}
+        given = {name: getattr(options, name) for name in ADAM_OPTIONS}
         given["batch_norm"] = None if options.batch_norm else "false"
         for name, value in given.items():
             if value is not None:
                 raise ValueError(f"{name}={value} only applies with --probe adam; add that, or leave out --{name}.")
     return probe
-
-
-def _run(inputs: ProbeInputs, options: argparse.Namespace, probe: str, protocol: Protocol) -> list[ProbeResult]:
-    """Run the probe, and beside the paper's a converged one."""
-    sources, reading = (inputs.train_source, inputs.test_source), reading_options(options, inputs)
-    progress = partial(show_progress, epochs=protocol.settings.epochs)
-    results = [run_probe(inputs.encoder, *sources, protocol, probe, on_epoch=progress, **reading)]
-    if protocol.name == "paper":
-        cached = replace(protocol, name="cached")
-        results.append(run_probe(inputs.encoder, *sources, cached, "logistic", **reading))
-    return results
 
 
 def show_progress(done: int, epochs: int) -> None:

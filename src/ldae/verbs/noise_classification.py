@@ -1,6 +1,5 @@
 """`ldae noise_classification CHECKPOINT`: accuracy over the noise levels, of frozen features and of trained networks."""
 
-import argparse
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -8,12 +7,11 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from transformers import AutoModelForImageClassification
 
-from ldae.evaluation.images import ImageSet
 from ldae.evaluation.linear_probe import ProbeSettings
 from ldae.evaluation.metrics import mean_and_stderr
 from ldae.evaluation.noise_classification import (
     NoiseHeads,
-    noise_levels_of,
+    default_noise_levels,
     noise_to_signal,
     noisy_accuracy,
     probe_noise_levels,
@@ -22,7 +20,8 @@ from ldae.evaluation.probe_features import HOLDOUT
 from ldae.reports.noise_classification_pictures import noise_curves
 from ldae.results import add_result
 from ldae.training.noise_classifier import NoiseClassifierConfig, train_noise_classifier
-from ldae.verbs.probe_options import ProbeInputs, add_shared_options, boolean, numbers, open_inputs, parse, table
+from ldae.verbs.inputs import ProbeInputs, open_inputs, table
+from ldae.verbs.options.measure import NoiseClassificationOptions
 
 
 HEADS, UNTRAINED, SCRATCH, FINETUNED = (
@@ -33,57 +32,22 @@ HEADS, UNTRAINED, SCRATCH, FINETUNED = (
 )
 
 
-def main(argv: list[str]) -> int:
-    """Runs the verb.
-
-    Args:
-        argv: the command line without the program's name.
-
-    Returns:
-        The exit status, 0.
+def run(options: NoiseClassificationOptions) -> int:
+    """
+    Run the verb; the exit status is 0.
 
     Raises:
-        ValueError: naming the option, its value and the remedy.
+        ValueError: If an option, the checkpoint or the data is refused.
     """
-    parser = argparse.ArgumentParser(
-        "ldae noise_classification",
-        description="Classify noisy images at each noise level: by a linear head for each level on the frozen features of an "
-        "l-DAE or a DDAE, and by the same network, cut after the same block and told the level, trained from scratch on "
-        "all levels.",
-        allow_abbrev=False,
-    )
-    add_shared_options(parser)
-    parser.add_argument("--layers", help="the block, counted from 1, or the tap of a DDAE (default: the model's)")
-    parser.add_argument("--timesteps", help="noise levels (default: 1, 5, 10, 20, 30, 40, 50, 60 and 80 %% of all)")
-    parser.add_argument("--images", type=int, default=50_000, help="budget of each, in images seen (default: 50000)")
-    parser.add_argument("--finetune", type=boolean, nargs="?", const=True, default=False, help="fine-tune it, too")
-    parser.add_argument("--seeds", default="0", help="of heads, networks and noise in training (default: 0)")
-    parser.add_argument("--draws", type=int, default=4, help="noisings of an image that heads see (default: 4)")
-    parser.add_argument("--batch_size", type=int, default=64, help="images of a step (default: 64)")
-    parser.add_argument("--head_learning_rates", default="1e-3,1e-2,1e-1", help="each level's head takes its best")
-    parser.add_argument(
-        "--learning_rate", type=float, default=1e-3, help="of the networks, at its peak (default: 1e-3)"
-    )
-    parser.add_argument("--horizontal_flip", type=boolean, help="mirror images in training (default: as the recipe)")
-    parser.add_argument("--forward_batch_size", type=int, default=256, help="images of a forward (default: 256)")
-    parser.add_argument("--mixed_precision", choices=("no", "bf16"), default="no", help="of all forwards")
-    options = parse(parser, argv)
-    for name in ("images", "batch_size"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"{name}={getattr(options, name)} is not possible; it must be 1 or more.")
-    if options.learning_rate <= 0:
-        raise ValueError(f"learning_rate={options.learning_rate} is not possible; it must be positive.")
-    options.block_sweep, options.noisy = False, True
-    inputs = open_inputs(options)
-    timesteps = numbers(options.timesteps, "timesteps") or noise_levels_of(inputs.config)
+    where: dict[str, Any] = {"layers": options.layers, "timesteps": options.timesteps, "noisy": True}
+    inputs = open_inputs(options, **where)
+    timesteps = options.timesteps or default_noise_levels(inputs.encoder.num_train_timesteps)
     layers = inputs.layers or ()
     if len(layers) != 1:
-        raise ValueError(f"layers={options.layers} is not possible here; give one block, such as {layers[0]}.")
-    inputs.encoder.choices(layers, timesteps, noisy=True)  # refuses what does not exist
+        raise ValueError(f"layers={','.join(map(str, layers))} must be one block here, such as {layers[0]}.")
     if options.horizontal_flip is None:
         options.horizontal_flip = inputs.data.horizontal_flip
-    comparison = _Comparison(inputs, options, layers[0], timesteps, numbers(options.seeds, "seeds") or ())
-    comparison.run()
+    _Comparison(inputs, options, layers[0], tuple(timesteps)).run()
     return 0
 
 
@@ -91,19 +55,18 @@ class _Comparison:
     """One checkpoint's heads and networks, and what is told of them."""
 
     def __init__(
-        self, inputs: ProbeInputs, options: Any, layer: Any, timesteps: tuple[int, ...], seeds: tuple[int, ...]
-    ):
+        self, inputs: ProbeInputs, options: NoiseClassificationOptions, layer: Any, timesteps: tuple[int, ...]
+    ) -> None:
         self.inputs, self.options, self.layer, self.timesteps = inputs, options, layer, timesteps
         self.settings = ProbeSettings(
             epochs=1,
             batch_size=options.batch_size,
             base_lr=256 / options.batch_size,  # so that a multiplier is the rate itself
-            lr_multipliers=numbers(options.head_learning_rates, "head_learning_rates", float) or (),
-            seeds=seeds,
+            lr_multipliers=tuple(options.head_learning_rates),
+            seeds=tuple(options.seeds),
         )
-        size: dict[str, Any] = {"image_size": inputs.encoder.image_size, "num_channels": inputs.encoder.num_channels}
         self.train, self.test = (
-            ImageSet(source, **size, batch_size=options.forward_batch_size, num_workers=inputs.data.num_workers)
+            inputs.image_set(source, options.forward_batch_size)
             for source in (inputs.train_source, inputs.test_source)
         )
         self.levels = noise_to_signal(inputs.encoder, timesteps)

@@ -1,17 +1,17 @@
 """`ldae linear_probe CHECKPOINT --baselines` and `--shots`: an encoder beside what it must beat, under the same probe."""
 
-import argparse
 from typing import Any
 
 from ldae.data import iterate_once
 from ldae.evaluation.comparison import FEW_SHOT, compare_baselines
 from ldae.evaluation.linear_probe import ProbeSettings
 from ldae.results import add_result
-from ldae.verbs.probe_options import ProbeInputs, table
+from ldae.verbs.inputs import ProbeInputs, table
+from ldae.verbs.options.measure import LinearProbeOptions
 
 
 def compare_with_baselines(
-    inputs: ProbeInputs, options: argparse.Namespace, probe: str, settings: ProbeSettings
+    inputs: ProbeInputs, options: LinearProbeOptions, probe: str, settings: ProbeSettings
 ) -> int:
     """
     Print the encoder's accuracy beside those of the same network untrained, of raw pixels and of an l-DAE's mean PCA
@@ -26,8 +26,6 @@ def compare_with_baselines(
                 f"{name}={','.join(map(str, chosen))} is not possible with baselines or shots, which compare one block at "
                 "one time step; give one, such as the winner of ldae grid_search."
             )
-    if options.draws < 1:
-        raise ValueError(f"draws={options.draws} is not possible; give 1 or more.")
     choice: dict[str, Any] = {
         "layer": inputs.layers and inputs.layers[0],
         "timestep": inputs.timesteps and inputs.timesteps[0],
@@ -45,7 +43,7 @@ def compare_with_baselines(
     else:
         inputs.show_header(f"Linear probe ({probe}) of features computed once, without augmentation")
     compared = compare_baselines(
-        inputs.encoder, train, test, probe, settings=settings, shots=options.shots, draws=options.draws, **choice
+        inputs.encoder, train, test, probe, settings=settings, shots=options.shots or 5, draws=options.draws, **choice
     )
     strength = {"adam": ("lr", "learning_rate"), FEW_SHOT: ("", "")}.get(probe, ("penalty", "penalty"))
     rows = [["features", "accuracy", "+-", *strength[:1]]]

@@ -13,8 +13,8 @@ from ldae.extraction.rows import FILE_NAME, ROW, SHARD, Pixels, model_input
 from ldae.extraction.table import hash_model
 from ldae.reports.neighbours import SIDE, neighbour_picture
 from ldae.verbs.extract_features import open_reader
+from ldae.verbs.inputs import table
 from ldae.verbs.options.use import ExtractFeaturesOptions, SearchOptions
-from ldae.verbs.probe_options import table
 
 
 PICTURE = "pictures/search.png"

@@ -1,0 +1,203 @@
+"""What verbs that measure a checkpoint have in common: its encoder, its images, and where results go."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldae.data import DataConfig, ImageSource, open_images, open_probe_images
+from ldae.evaluation.encoder import Encoder, open_encoder
+from ldae.evaluation.images import ImageSet
+from ldae.results import Result
+from ldae.training.recipe import build_recipe, load_recipe, read_sections
+from ldae.verbs.diffusers_source import make_encoder
+
+
+# Fields of DataConfig that say which images are read; how they are augmented is the protocol's.
+DATA_OPTIONS = (
+    "dataset dataset_config split eval_split image_column label_column streaming num_workers decode_size cache_dir"
+).split()
+
+
+@dataclass(frozen=True)
+class ProbeInputs:
+    """The encoder, its images and the place of results. `layers` and `timesteps` are `None` if it has no choice of them."""
+
+    checkpoint: str
+    encoder: Encoder
+    data: DataConfig
+    train_source: ImageSource
+    test_source: ImageSource
+    layers: tuple[Any, ...] | None
+    timesteps: tuple[int, ...] | None
+    device: torch.device
+    dtype: torch.dtype | None
+    output_dir: Path
+    checkpoint_name: str  # in results.json
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Data set, split and checkpoint, which all results have in common."""
+        return {"dataset": self.test_source.name, "split": self.test_source.split, "checkpoint": self.checkpoint_name}
+
+    def result(self, value: float, protocol: dict[str, Any], **fields: Any) -> Result:
+        """Make a result of these inputs, an accuracy unless `metric` says otherwise."""
+        return Result(**{"metric": "accuracy", "value": value, "protocol": protocol, **self.about, **fields})
+
+    def image_set(self, source: ImageSource, batch_size: int = 256) -> ImageSet:
+        """Read a source at the encoder's size."""
+        size: dict[str, Any] = {"image_size": self.encoder.image_size, "num_channels": self.encoder.num_channels}
+        return ImageSet(source, **size, batch_size=batch_size, num_workers=self.data.num_workers)
+
+    def reading(self, options: Any) -> dict[str, Any]:
+        """Collect how images are read and features kept; see [`~ldae.evaluation.probe_features.Reading`]."""
+        return {
+            "decode_size": self.data.decode_size,
+            "batch_size": options.forward_batch_size,
+            "num_workers": self.data.num_workers,
+            "device": self.device,
+            "dtype": self.dtype,
+            "memory": int(options.feature_memory * 2**30),
+        }
+
+    def show_header(self, title: str) -> None:
+        """Print what is probed on what."""
+        print(f"{title} of {self.checkpoint_name if self.checkpoint_name != '.' else self.output_dir}")
+        print(f"training: {self.train_source.description}; test: {self.test_source.description}; on {self.device}")
+
+
+def open_inputs(
+    options: Any,
+    *,
+    layers: Sequence[Any] | None = None,
+    timesteps: Sequence[int] | None = None,
+    every: bool = False,
+    noisy: bool = False,
+    labelled: bool = True,
+) -> ProbeInputs:
+    """
+    Load a checkpoint's encoder and open its images.
+
+    A diffusion model of diffusers is made an encoder first, in `output_dir`.
+
+    Args:
+        options: Options of a verb: the checkpoint, its images, `device`, `mixed_precision` and `output_dir`.
+        layers (`Sequence`, *optional*), timesteps (`Sequence[int]`, *optional*): Those to read; by default the model's.
+        every (`bool`, defaults to `False`): Whether all blocks are read.
+        noisy (`bool`, defaults to `False`): Whether noise will be added.
+        labelled (`bool`, defaults to `True`): Whether the images need labels.
+
+    Raises:
+        ValueError: If an option, the checkpoint or the data is refused.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("probes run in one process; start this without `accelerate launch`, or with one process.")
+    make_encoder(options)
+    output_dir, checkpoint_name = results_place(options)
+    data = data_config(options)
+    encoder, chosen_layers, chosen_steps = open_at(options.checkpoint, layers, timesteps, every=every, noisy=noisy)
+    train_source, test_source = open_probe_images(data)
+    for source in (train_source, test_source):
+        if labelled and source.label_column is None:
+            raise ValueError(f"{source.description} has no label column, which a probe needs; {_list_columns(data)}")
+    output_dir.mkdir(parents=True, exist_ok=True)
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return ProbeInputs(
+        checkpoint=options.checkpoint,
+        encoder=encoder.to(device),
+        data=data,
+        train_source=train_source,
+        test_source=test_source,
+        layers=chosen_layers,
+        timesteps=chosen_steps,
+        device=device,
+        dtype=torch.bfloat16 if options.mixed_precision == "bf16" else None,
+        output_dir=output_dir,
+        checkpoint_name=checkpoint_name,
+    )
+
+
+def open_at(
+    checkpoint: str,
+    layers: Sequence[Any] | None = None,
+    timesteps: Sequence[int] | None = None,
+    *,
+    every: bool = False,
+    noisy: bool = False,
+) -> tuple[Encoder, tuple[Any, ...] | None, tuple[int, ...] | None]:
+    """
+    Load an encoder that reaches the given layers.
+
+    Returns:
+        `(encoder, layers, timesteps)`, filled in; both are `None` if the encoder has no choice of them.
+
+    Raises:
+        ValueError: If the checkpoint cannot be loaded, or a layer or time step does not exist.
+    """
+    if layers and every:
+        raise ValueError(f"layers={','.join(map(str, layers))} and block_sweep are both given; give one of them.")
+    encoder = open_encoder(checkpoint, "cpu", layers=layers, every=every)
+    if every and encoder.has_choices:
+        layers = encoder.search_layers
+    chosen = encoder.choices(layers or None, timesteps or None, noisy or every)
+    if not encoder.has_choices:
+        return encoder, None, None
+    return encoder, tuple(chosen[0]), tuple(chosen[1])
+
+
+def results_place(options: Any) -> tuple[Path, str]:
+    """
+    Find the folder for results, which may not exist yet, and the checkpoint's name in them: "." in its own folder.
+
+    Raises:
+        ValueError: If the checkpoint is no folder, and no `output_dir` is given.
+    """
+    folder = Path(options.checkpoint)
+    if options.output_dir is None and not folder.is_dir():
+        raise ValueError(
+            f"checkpoint={options.checkpoint!r} is no folder; if it is a Hub id, say with --output_dir where the results "
+            "go."
+        )
+    output_dir = folder if options.output_dir is None else Path(options.output_dir)
+    own = folder.is_dir() and output_dir.resolve() == folder.resolve()
+    return output_dir, "." if own else str(options.checkpoint)
+
+
+def data_config(options: Any, checkpoint: str | None = None) -> DataConfig:
+    """
+    Read which images the options name, by default those of the checkpoint's recipe.yaml.
+
+    Raises:
+        ValueError: If neither names a data set.
+    """
+    recipe = Path(options.checkpoint if checkpoint is None else checkpoint) / "recipe.yaml"
+    given = vars(options)
+    chosen = {name: given[name] for name in DATA_OPTIONS if given.get(name) is not None}
+    if recipe.is_file():
+        sections = read_sections(recipe, extra=("finetuning",))
+        if "finetuning" in sections:
+            sections = {"data": sections["data"]}
+        data = build_recipe(sections).data
+        if chosen.get("dataset", data.dataset) == data.dataset:
+            return build_recipe(sections, chosen).data
+    if "dataset" not in chosen:
+        raise ValueError(f"dataset is missing, and there is no {recipe} to take it from; give --dataset.")
+    return load_recipe(None, chosen).data
+
+
+def table(rows: list[list[str]]) -> str:
+    """Align the columns of rows of text, of which the first is the head."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def _list_columns(data: DataConfig) -> str:
+    try:
+        open_images(replace(data, label_column=""))  # no column's name: the answer lists those that there are
+    except ValueError as error:
+        return f"{str(error).partition('; ')[2]}. Name it with --label_column, or choose another --dataset."
+    raise AssertionError("a column without a name was found")
