@@ -162,7 +162,7 @@ def test_nothing_readable_is_an_error_not_an_endless_loop(tmp_path, streaming, w
 
 def test_impossible_sizes_are_refused(tmp_path):
     folder = write_parquet(tmp_path / "rows", [5])
-    with pytest.raises(ValueError, match="total_batch_size=8 is no multiple"):
+    with pytest.raises(ValueError, match="total_batch_size=8 must be a multiple"):
         make_loader(folder, micro=3)
     with pytest.raises(ValueError, match="rank=2"):
         make_loader(folder, rank=2, world=2)

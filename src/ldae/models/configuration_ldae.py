@@ -270,7 +270,7 @@ class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
     @property
     def paper_point(self) -> tuple[int, int]:
         """The paper's block and time step (App. A): the middle of the stack, at t = 10 of 1000."""
-        return max(1, self.total_num_hidden_layers // 2), *self.scale_timesteps((10,))
+        return max(1, self.total_num_hidden_layers // 2), self.scale_timesteps((10,))[0]
 
     def reach_fields(self, layers: Sequence[Any] | None) -> dict[str, Any]:
         """Return the fields by which an encoder loads that reaches given blocks, by default all."""
