@@ -11,8 +11,7 @@ from transformers.utils import logging
 
 
 def load_backbone(source: str | os.PathLike[str], field: str) -> tuple[Any, Any, bool]:
-    """
-    A frozen network in float32 and its image processor.
+    """A frozen network in float32 and its image processor.
 
     Args:
         source (`str` or path): Folder or Hub id of a checkpoint that `AutoModel` and `AutoImageProcessor` load.

@@ -46,8 +46,7 @@ HELP = ("-h", "--help")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """
-    Run a verb.
+    """Run a verb.
 
     Args:
         arguments (`Sequence[str]`, *optional*): The verb and its arguments; by default the command line's.

@@ -30,7 +30,7 @@ SHARDS, LEAST_ROWS, MOST_ROWS = 64, 256, 8192  # enough shards for many processe
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file under another name and rename it, so that readers see the old content or the new, never a part.
+    r"""Write a file under another name and rename it, so that readers see the old content or the new, never a part.
 
     Args:
         path (`Path`): The file; its folder exists.

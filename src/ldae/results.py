@@ -31,8 +31,7 @@ IDENTITY_KEYS = ("metric", "dataset", "split", "protocol", "seed", "seeds", "che
 
 @dataclass(frozen=True)
 class Result:
-    """
-    One measured number with what is needed to measure it again.
+    """One measured number with what is needed to measure it again.
 
     Args:
         metric (`str`): What was measured, such as `"accuracy"`.
@@ -103,8 +102,7 @@ class Result:
 
 
 def read_results(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """
-    Read the entries of a folder's results.json.
+    """Read the entries of a folder's results.json.
 
     Args:
         folder (`str` or path): A run's folder.
@@ -128,8 +126,7 @@ def read_results(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def add_result(folder: str | os.PathLike[str], result: Result) -> None:
-    """
-    Add a result to a folder's results.json, in place of the one that measured the same thing.
+    """Add a result to a folder's results.json, in place of the one that measured the same thing.
 
     Two entries measure the same thing if metric, dataset, split, protocol, seeds and checkpoint are equal. The new
     file is written beside the old one and then renamed over it, so a reader never sees half a file.

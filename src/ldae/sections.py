@@ -18,8 +18,7 @@ FREE_FIELDS = frozenset(
 
 @options
 class DataConfig:
-    """
-    The `data:` section: where the images come from and how they are read.
+    """The `data:` section: where the images come from and how they are read.
 
     Args:
         dataset: `digits` (embedded, no network), a Hub id, a folder of images, a folder of parquet or webdataset
@@ -48,7 +47,6 @@ class DataConfig:
         ValueError: If a field is out of its range; the message names it.
 
     Example:
-
     ```python
     >>> from ldae.data import DataConfig
     >>> DataConfig("digits", crop_scale=[0.5, 1]).crop_scale
@@ -89,9 +87,8 @@ class DataConfig:
 
 @options
 class TokenizerConfig:
-    """
-    The `tokenizer:` section: where the latent tokenizer comes from. PCA and pixels are fitted in one pass; AE, VAE and
-    the convolutional VAE are trained by the same loop as the denoiser.
+    """The `tokenizer:` section: where the latent tokenizer comes from. PCA and pixels are fitted in one pass; AE, VAE
+    and the convolutional VAE are trained by the same loop as the denoiser.
 
     Args:
         tokenizer: A fitted latent tokenizer: a `train_tokenizer` folder, a run, or for `conv_vae` a folder or Hub id
@@ -123,8 +120,7 @@ class TokenizerConfig:
 
 @options
 class TrainingConfig:
-    """
-    The `training:` section. Lengths are in images seen, never in epochs or steps.
+    """The `training:` section. Lengths are in images seen, never in epochs or steps.
 
     Args:
         output_dir: The run's folder.
@@ -192,8 +188,7 @@ class TrainingConfig:
         return -(-self.images // self.total_batch_size)
 
     def batch_layout(self, processes: int) -> tuple[int, int]:
-        """
-        Split the total batch over processes and micro-batches.
+        """Split the total batch over processes and micro-batches.
 
         Returns:
             Micro-batch size, and how many micro-batches a process accumulates.
@@ -218,8 +213,7 @@ class TrainingConfig:
 
 @options
 class FineTuningConfig:
-    """
-    The `finetuning:` section. Defaults are those of the l-DAE paper (App. B).
+    """The `finetuning:` section. Defaults are those of the l-DAE paper (App. B).
 
     Args:
         checkpoint: The checkpoint that is fine-tuned: a folder or Hub id of an l-DAE, a DDAE, or a saved probe. A
@@ -263,8 +257,7 @@ class FineTuningConfig:
 
 @options
 class ResNetClassifierConfig:
-    """
-    The `classifier:` section: a ResNet of transformers and its training, by AdamW with a half-cycle cosine.
+    """The `classifier:` section: a ResNet of transformers and its training, by AdamW with a half-cycle cosine.
 
     Args:
         images: Budget in images seen.

@@ -1,5 +1,4 @@
-"""
-The `ldae` command's entry point, beside the package so that it starts in a fraction of a second.
+"""The `ldae` command's entry point, beside the package so that it starts in a fraction of a second.
 
 `import ldae` imports torch and transformers and registers the models with the Auto classes, which takes seconds. Help
 and wrong arguments need none of that: here the package is entered into `sys.modules` without running its `__init__`,

@@ -1,5 +1,5 @@
-"""
-Presets: YAML files that name the rows of the trajectory, or the latent dimensions, to run, and their data and budget.
+"""Presets: YAML files that name the rows of the trajectory, or the latent dimensions, to run, and their data and
+budget.
 
 A preset has the four sections of a recipe, which are laid over every row, and keys of its own; see [`Preset`].
 """
@@ -41,8 +41,7 @@ NOT_FOR_ALL = {
 
 @options
 class ProbeOptions:
-    """
-    The `probe:` section of a preset: how every run is probed, and which runs are looked at more closely.
+    """The `probe:` section of a preset: how every run is probed, and which runs are looked at more closely.
 
     Args:
         protocol: `cached` computes features once; `paper` computes them under random crops in every epoch and needs
@@ -122,8 +121,7 @@ class ProbeOptions:
 
 @options
 class SweepOptions:
-    """
-    The `sweep:` section: latent dimensions of tokenizers, all on one row (Tab. 2, Fig. 5).
+    """The `sweep:` section: latent dimensions of tokenizers, all on one row (Tab. 2, Fig. 5).
 
     Args:
         dimensions: Latent dimensions by tokenizer: `{pca: [8, 16], pixel: [12, 48]}`.
@@ -144,8 +142,8 @@ class SweepOptions:
 
 @options
 class GenerationOptions:
-    """
-    The `generation:` section: samples of rows, and FID and KID from them. Without the section no images are generated.
+    """The `generation:` section: samples of rows, and FID and KID from them. Without the section no images are
+    generated.
 
     Args:
         num_images: Images drawn for FID and KID.
@@ -184,8 +182,7 @@ class GenerationOptions:
 
 @dataclass(frozen=True)
 class Preset:
-    """
-    A checked preset.
+    """A checked preset.
 
     Args:
         path: The file.
@@ -233,8 +230,7 @@ def preset_options() -> dict[str, list[Option]]:
 
 
 def load_preset(path: str | Path, overrides: dict[str, str] | None = None) -> Preset:
-    """
-    Read a preset and override some of it.
+    """Read a preset and override some of it.
 
     Args:
         path (`str` or `Path`): The YAML file. Its key `base` names another preset, which the file changes.
@@ -274,11 +270,9 @@ def load_preset(path: str | Path, overrides: dict[str, str] | None = None) -> Pr
 
 
 def row_key(row: Any) -> str:
-    """
-    Return a row's number as its recipe's name begins with it: `7`, `"07"` and `"07_patch_pca"` give `"07"`.
+    """Return a row's number as its recipe's name begins with it: `7`, `"07"` and `"07_patch_pca"` give `"07"`.
 
     Example:
-
     ```python
     >>> from ldae.deconstruct.preset import row_key
     >>> row_key(7), row_key("12a"), row_key("07_patch_pca"), row_key("my_row")
@@ -295,8 +289,7 @@ def row_key(row: Any) -> str:
 
 
 def select_rows(rows: tuple[str, ...], wanted: list[Any]) -> tuple[str, ...]:
-    """
-    Select the wanted rows, in the order of `rows`.
+    """Select the wanted rows, in the order of `rows`.
 
     Raises:
         ValueError: For a row that is not among them.

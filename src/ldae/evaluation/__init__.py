@@ -1,5 +1,4 @@
-"""
-Features and what they are worth: linear, ridge and kNN probes, their protocols, and what to compare them with.
+"""Features and what they are worth: linear, ridge and kNN probes, their protocols, and what to compare them with.
 
 In a notebook, [`Evaluation`] is a data set on which encoders are measured, ours and other people's:
 

@@ -25,8 +25,7 @@ class SphereScore:
 
 
 def alignment(x: torch.Tensor, y: torch.Tensor) -> float:
-    """
-    Mean of ||f(x) - f(y)||^2 over positive pairs, with f on the unit sphere: how far the noise moves a feature.
+    """Mean of ||f(x) - f(y)||^2 over positive pairs, with f on the unit sphere: how far the noise moves a feature.
 
     Args:
         x, y (`torch.Tensor` of shape `(n, C)`): Features of two views of the same images, here two noisings.
@@ -49,10 +48,10 @@ def alignment(x: torch.Tensor, y: torch.Tensor) -> float:
 
 
 def uniformity(x: torch.Tensor, chunk_size: int = 2048) -> float:
-    """
-    log of the mean of exp(-2 ||f(x) - f(y)||^2) over all pairs of different images, with f on the unit sphere.
+    """log of the mean of exp(-2 ||f(x) - f(y)||^2) over all pairs of different images, with f on the unit sphere.
 
-    Exact: no pair of the n images is left out, where an estimate by batches takes the pairs within each batch only. Each pair
+    Exact: no pair of the n images is left out, where an estimate by batches takes the pairs within each batch only.
+        Each pair
     is taken once. Memory does not grow with n beyond the features themselves.
 
     Args:
@@ -86,8 +85,8 @@ def uniformity(x: torch.Tensor, chunk_size: int = 2048) -> float:
 
 
 def default_timesteps(encoder: Encoder) -> tuple[int, ...]:
-    """
-    Return the time steps of alignment and uniformity by default: the model's own, and 5, 10, 20, 40 and 80 % of all.
+    """Return the time steps of alignment and uniformity by default: the model's own, and 5, 10, 20, 40 and 80 % of
+    all.
 
     Example:
         >>> from ldae import LDAEConfig, LDAEModel
@@ -113,11 +112,10 @@ def measure_alignment(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> list[SphereScore]:
-    """
-    Alignment and uniformity of a model's pooled features at several blocks and time steps.
+    """Alignment and uniformity of a model's pooled features at several blocks and time steps.
 
-    The two views of an image are two noisings of it at t. Uniformity is that of the first view. One time step after the
-    other, so that 2 x n x L x C features are held at a time.
+    The two views of an image are two noisings of it at t. Uniformity is that of the first view. One time step after
+    the other, so that 2 x n x L x C features are held at a time.
 
     Args:
         model (`PreTrainedModel`): An l-DAE or a DDAE, also one for pre-training.
@@ -125,8 +123,8 @@ def measure_alignment(
         layers (`Sequence[int]` or `Sequence[str]`): Blocks, counted from 1, or a DDAE's taps by name.
         timesteps (`Sequence[int]`): Time steps.
         seeds (`tuple[int, int]`, defaults to `(0, 1)`): Of the noise of the two views.
-        centred (`bool`, defaults to `False`): Whether the mean feature of the first view's images is taken off first, as
-            a probe's BatchNorm does; both papers do not. Without it, what all features share narrows both measures.
+        centred (`bool`, defaults to `False`): Whether the mean feature of the first view's images is taken off first,
+            as a probe's BatchNorm does; both papers do not. Without it, what all features share narrows both measures.
         chunk_size (`int`, defaults to 2048): As of [`uniformity`].
         device (`torch.device` or `str`, *optional*): Where to compute; by default where the model is.
         dtype (`torch.dtype`, *optional*): Autocast of the features to it; by default none.

@@ -20,8 +20,7 @@ KNN = {"k": 20, "temperature": 0.07}
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """
-    One measure of one checkpoint.
+    """One measure of one checkpoint.
 
     Args:
         images_seen (`int`): By the checkpoint.
@@ -43,8 +42,7 @@ class SweepPoint:
 
 
 def best_points(points: list[SweepPoint]) -> dict[str, SweepPoint]:
-    """
-    The best checkpoint by each measure: accuracies by their held-out value, distances by themselves.
+    """The best checkpoint by each measure: accuracies by their held-out value, distances by themselves.
 
     Example:
         >>> early, late = SweepPoint(100, "knn", 0.7, held_out=0.8), SweepPoint(200, "knn", 0.75, held_out=0.7)

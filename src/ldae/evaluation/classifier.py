@@ -27,8 +27,7 @@ def build_classifier(
     timestep: int,
     class_names: Sequence[str],
 ) -> LDAEForImageClassification | DDAEForImageClassification:
-    """
-    Join an encoder, cut after the block that was probed, and a linear layer of its pooled features.
+    """Join an encoder, cut after the block that was probed, and a linear layer of its pooled features.
 
     Args:
         checkpoint (`str` or `os.PathLike`): Folder or Hub id of a pre-trained l-DAE or of a DDAE.

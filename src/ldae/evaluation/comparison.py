@@ -47,8 +47,7 @@ def compare_baselines(
     timestep: int | None = None,
     noisy: bool = False,
 ) -> list[Compared]:
-    """
-    Probe an encoder and what it must beat alike, on centre crops' features computed once.
+    """Probe an encoder and what it must beat alike, on centre crops' features computed once.
 
     Args:
         model ([`~ldae.evaluation.encoder.Encoder`] or `PreTrainedModel`): The trained encoder.

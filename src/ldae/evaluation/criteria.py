@@ -17,8 +17,7 @@ MOST_IMAGES = 5000  # that a criterion looks at: RankMe has settled by then, and
 
 
 def rankme(features: torch.Tensor, eps: float = 1e-7) -> float:
-    """
-    Compute RankMe, the effective rank of features (Garrido et al. 2023, eq. 1).
+    """Compute RankMe, the effective rank of features (Garrido et al. 2023, eq. 1).
 
     It is exp(-sum p log p), with p the singular values of the matrix of features, not centred, divided by their sum.
 
@@ -77,8 +76,7 @@ def score_cells(
     timesteps: Sequence[int],
     **extraction: Any,
 ) -> dict[str, torch.Tensor]:
-    """
-    Score every block and time step by criteria that need no labels.
+    """Score every block and time step by criteria that need no labels.
 
     Args:
         model (`PreTrainedModel`): An l-DAE or a DDAE.

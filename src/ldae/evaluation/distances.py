@@ -24,8 +24,7 @@ KID_SUBSET_SIZE = 1000
 
 @dataclass(frozen=True)
 class ImageDistances:
-    """
-    What [`image_distances`] measured, of how many images.
+    """What [`image_distances`] measured, of how many images.
 
     `fid` and `kid` are `None` where they were not asked for; `kid` is the mean and `kid_std` the standard deviation
     over random subsets of `kid_subset_size` images.
@@ -49,8 +48,7 @@ class ReferenceFeatures:
 
 
 def read_reference(batches: Iterable[Batch], extractor: FeatureExtractor, *, kid: bool = True) -> ReferenceFeatures:
-    """
-    Read reference images for [`image_distances`].
+    """Read reference images for [`image_distances`].
 
     Args:
         batches (`Iterable[Batch]`): uint8 images, this process's share.
@@ -76,8 +74,7 @@ def image_distances(
     fid: bool = True,
     kid: bool = True,
 ) -> ImageDistances:
-    """
-    FID (Heusel et al. 2017, arXiv 1706.08500) and KID (Binkowski et al. 2018, arXiv 1801.01401) of generated images
+    """FID (Heusel et al. 2017, arXiv 1706.08500) and KID (Binkowski et al. 2018, arXiv 1801.01401) of generated images
     against reference ones, by torchmetrics.
 
     Where there are several processes, each of them calls this with its share of both, and all get the same scores.
@@ -114,8 +111,7 @@ def image_distances(
 def kernel_distance(
     reference: torch.Tensor, generated: torch.Tensor, subsets: int = KID_SUBSETS, subset_size: int = KID_SUBSET_SIZE
 ) -> tuple[float, float, int]:
-    """
-    KID of features: the mean over random subsets of the unbiased squared MMD with the kernel (x.y / F + 1)^3.
+    """KID of features: the mean over random subsets of the unbiased squared MMD with the kernel (x.y / F + 1)^3.
 
     Args:
         reference, generated (`torch.Tensor` of shape `(n, F)`): Features.

@@ -21,8 +21,7 @@ Layer = int | str  # a block's number, counted from 1, or a tap's name
 
 
 class Encoder(ABC):
-    """
-    Images in, features out.
+    """Images in, features out.
 
     A subclass sets the attributes and writes [`~Encoder.features`]; one with time steps also writes
     [`~Encoder.draw_noise`]. An encoder without a choice of layers and time steps keeps the defaults, where both are
@@ -61,16 +60,15 @@ class Encoder(ABC):
         noise: torch.Tensor | None = None,
         pool: str = "mean",
     ) -> dict[Any, torch.Tensor]:
-        """
-        Compute features of images.
+        """Compute features of images.
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(B, C, S, S)`): Images in [-1, 1].
             layers (`Sequence`, *optional*): Some of `feature_layers`; by default `default_layer`.
             timesteps (`Sequence`, *optional*): Time steps; by default `default_timestep`.
             noise (`torch.Tensor`, *optional*): As [`~Encoder.draw_noise`] gives it; by default the input stays clean.
-            pool (`str`, defaults to `"mean"`): `"mean"` for vectors `(T, B, C)`, `"map"` for maps `(T, B, C, h, w)`, or
-                `"none"` for activations in their own shape.
+            pool (`str`, defaults to `"mean"`): `"mean"` for vectors `(T, B, C)`, `"map"` for maps `(T, B, C, h, w)`,
+                or `"none"` for activations in their own shape.
 
         Returns:
             `dict`: for each of `layers` a tensor whose first two dimensions are `len(timesteps)` and B.
@@ -107,8 +105,7 @@ class Encoder(ABC):
     def choices(
         self, layers: Sequence[Any] | None, timesteps: Sequence[Any] | None, noisy: bool = False
     ) -> tuple[list[Any], list[Any]]:
-        """
-        Fill in the default layer and time step, and check that the given ones exist.
+        """Fill in the default layer and time step, and check that the given ones exist.
 
         Raises:
             ValueError: If one does not exist, or the encoder has no such choices.
@@ -117,7 +114,8 @@ class Encoder(ABC):
             chosen = [value for values in (layers, timesteps) for value in values or () if value is not None]
             if chosen or noisy:
                 raise ValueError(
-                    f"layers, timesteps and noisy are choices of l-DAE and DDAE models; a {self.name} has none of them."
+                    f"layers, timesteps and noisy are choices of l-DAE and DDAE models; a {self.name} has none of "
+                    "them."
                 )
             return [None], [None]
         layers = [self.default_layer] if layers is None else list(layers)
@@ -144,8 +142,7 @@ class Encoder(ABC):
 
 
 class DenoiserEncoder(Encoder):
-    """
-    An l-DAE, a DDAE, or any other model with `features` and `feature_layers`.
+    """An l-DAE, a DDAE, or any other model with `features` and `feature_layers`.
 
     Args:
         model (`PreTrainedModel`): The encoder itself, or a model for pre-training or classification around it.
@@ -200,11 +197,11 @@ class DenoiserEncoder(Encoder):
 
 
 class PooledEncoder(Encoder):
-    """
-    Another vision model of `AutoModel`: one vector an image, without a choice of layers.
+    """Another vision model of `AutoModel`: one vector an image, without a choice of layers.
 
-    Features are the model's `pooler_output` where the checkpoint holds its weights (or it has none), else the mean over
-    tokens or places of `last_hidden_state`; `pooling` says which. A masked autoencoder sees all patches, in their order.
+    Features are the model's `pooler_output` where the checkpoint holds its weights (or it has none), else the mean
+    over tokens or places of `last_hidden_state`; `pooling` says which. A masked autoencoder sees all patches, in their
+    order.
 
     Args:
         model (`PreTrainedModel`): A vision model.
@@ -264,8 +261,7 @@ class PooledEncoder(Encoder):
 
 
 class PixelEncoder(Encoder):
-    """
-    Raw pixels in [-1, 1], flattened: what a probe can do without an encoder.
+    """Raw pixels in [-1, 1], flattened: what a probe can do without an encoder.
 
     Args:
         image_size (`int`): Side of the images, in pixels.
@@ -292,8 +288,7 @@ class PixelEncoder(Encoder):
 
 
 class LatentEncoder(Encoder):
-    """
-    The latents that an l-DAE is trained to denoise, averaged over tokens: its features before any block.
+    """The latents that an l-DAE is trained to denoise, averaged over tokens: its features before any block.
 
     Args:
         model (`LDAEModel` or a model around one): Whose tokenizer is used.
@@ -335,12 +330,11 @@ def open_encoder(
     layers: Sequence[Any] | None = None,
     every: bool = False,
 ) -> Encoder:
-    """
-    Load an encoder in evaluation mode.
+    """Load an encoder in evaluation mode.
 
     Args:
-        checkpoint (`str` or path): Folder or Hub id of an l-DAE or a DDAE, or of any vision model of `AutoModel`, which
-            needs its image processor beside it.
+        checkpoint (`str` or path): Folder or Hub id of an l-DAE or a DDAE, or of any vision model of `AutoModel`,
+            which needs its image processor beside it.
         device (`torch.device` or `str`, *optional*): Where to; by default a GPU where there is one, else the CPU.
         layers (`Sequence`, *optional*): Layers that it must reach; an l-DAE is cut after the deepest of them.
         every (`bool`, defaults to `False`): Whether it must reach all layers of the checkpoint, the decoder's too.

@@ -1,4 +1,4 @@
-"""What encoders are worth on a data set, in three lines: scores with their protocol, and tables of several encoders."""
+"""Evaluation of encoders on a data set: scores with their protocol, and tables of several encoders."""
 
 import os
 import weakref
@@ -45,13 +45,13 @@ class _Choice:
 
 
 class Evaluation:
-    """
-    A data set with labels, on which encoders are measured: one method a measure, every score with its protocol and seeds.
+    """A data set with labels, on which encoders are measured: one method a measure, every score with its protocol and
+    seeds.
 
     Encoders are folders or Hub ids of an l-DAE, a DDAE or any vision model of `AutoModel` (ViTMAE, DINOv2, I-JEPA, a
-    ResNet), or live models. All are frozen and give one vector an image: of a clean centre crop at the model's own size,
-    normalised as its image processor does. The features of the last few encoders are kept, so that a second measure takes
-    no second pass.
+    ResNet), or live models. All are frozen and give one vector an image: of a clean centre crop at the model's own
+    size, normalised as its image processor does. The features of the last few encoders are kept, so that a second
+    measure takes no second pass.
 
     Args:
         data (`str` or [`~ldae.data.DataConfig`]): Data set as a recipe names it: `"digits"`, a folder, a Hub id.
@@ -59,7 +59,8 @@ class Evaluation:
         dtype (`torch.dtype`, *optional*): Autocast of the features to it; by default none.
         batch_size (`int`, defaults to 256): Images of a forward.
         num_workers (`int`, defaults to 0): Worker processes that decode.
-        max_train, max_test (`int`, *optional*): At most so many images of either split, drawn at random but always the same.
+        max_train, max_test (`int`, *optional*): At most so many images of either split, drawn at random but always the
+            same.
 
     Raises:
         ValueError: where the data cannot be opened or has no labels.
@@ -106,9 +107,8 @@ class Evaluation:
     def few_shot(
         self, checkpoint: Checkpoint, *, shots: int = 5, draws: int = 20, seed: int = 0, **choice: Any
     ) -> Result:
-        """
-        Accuracy of ridge probes with a few labels of each class: mean and standard error over draws of these, the same
-        for every encoder. See [`~ldae.evaluation.ridge.few_shot_ridge`].
+        """Accuracy of ridge probes with a few labels of each class: mean and standard error over draws of these, the
+        same for every encoder. See [`~ldae.evaluation.ridge.few_shot_ridge`].
 
         Args:
             checkpoint: The encoder.
@@ -123,8 +123,7 @@ class Evaluation:
         return self._score(chosen, protocol, value, stderr, (seed,))
 
     def ridge(self, checkpoint: Checkpoint, *, seed: int = 0, **choice: Any) -> Result:
-        """
-        Accuracy of a ridge probe with all labels, a tenth of the training images choosing its penalty. See
+        """Accuracy of a ridge probe with all labels, a tenth of the training images choosing its penalty. See
         [`~ldae.evaluation.ridge.fit_ridge_grid`]; arguments as of [`~Evaluation.few_shot`].
         """
         chosen = self._choose(checkpoint, **choice)
@@ -134,9 +133,8 @@ class Evaluation:
         return self._score(chosen, protocol, value, stderr, (seed,))
 
     def knn(self, checkpoint: Checkpoint, *, k: int = 20, temperature: float = 0.07, **choice: Any) -> Result:
-        """
-        Accuracy of the vote of the k nearest training images. See [`~ldae.evaluation.knn.knn_predict`]; nothing is random
-        in it.
+        """Accuracy of the vote of the k nearest training images. See [`~ldae.evaluation.knn.knn_predict`]; nothing is
+        random in it.
         """
         chosen = self._choose(checkpoint, **choice)
         value = knn_accuracy(*self._arrays(chosen), k=k, temperature=temperature)
@@ -145,9 +143,8 @@ class Evaluation:
         )
 
     def linear(self, checkpoint: Checkpoint, settings: ProbeSettings = LINEAR, **choice: Any) -> Result:
-        """
-        Accuracy of linear probes on features computed once: mean and standard error over the settings' seeds, a tenth of
-        the training images choosing the learning rate. (The papers' protocols, with augmentation, are
+        """Accuracy of linear probes on features computed once: mean and standard error over the settings' seeds, a
+        tenth of the training images choosing the learning rate. (The papers' protocols, with augmentation, are
         [`~ldae.evaluation.probing.run_probe`]'s.)
         """
         chosen = self._choose(checkpoint, **choice)
@@ -164,8 +161,7 @@ class Evaluation:
         return self._score(chosen, protocol, value, stderr, settings.seeds)
 
     def retrieval(self, checkpoint: Checkpoint, **choice: Any) -> Result:
-        """
-        Mean average precision of test images that look for their class among the training images. See
+        """Mean average precision of test images that look for their class among the training images. See
         [`~ldae.evaluation.retrieval.retrieval_map`]; nothing is random in it.
         """
         chosen = self._choose(checkpoint, **choice)
@@ -182,18 +178,18 @@ class Evaluation:
         seed: int = 0,
         **choice: Any,
     ) -> list[Result]:
-        """
-        Accuracy of one fixed probe over noise levels: a ridge probe of clean training images classifies test images with
-        Gaussian noise, the same for every encoder and at every level.
+        """Accuracy of one fixed probe over noise levels: a ridge probe of clean training images classifies test images
+        with Gaussian noise, the same for every encoder and at every level.
 
         Args:
             checkpoint: Any encoder, which is not told of the noise.
             sigmas (`Sequence[float]`, *optional*): Standard deviations of the noise, for pixels in [-1, 1]; by default
                 0.05 to 0.8.
-            timesteps (`Sequence[int]`, *optional*): In place of `sigmas`, of an l-DAE or a DDAE: its own corruption at each
-                t, of which it is told. The probe is still that of its own time step, so that what the network does
-                differently at another t counts too, also where there is hardly any noise.
-            seed (`int`, defaults to 0): Of the noise, and of the tenth of the training images that chooses the penalty.
+            timesteps (`Sequence[int]`, *optional*): In place of `sigmas`, of an l-DAE or a DDAE: its own corruption at
+                each t, of which it is told. The probe is still that of its own time step, so that what the network
+                does differently at another t counts too, also where there is hardly any noise.
+            seed (`int`, defaults to 0): Of the noise, and of the tenth of the training images that chooses the
+                penalty.
             **choice: As of [`~Evaluation.few_shot`].
 
         Returns:
@@ -236,14 +232,14 @@ class Evaluation:
         raw_pixels: bool = True,
         **options: Any,
     ) -> ScoreTable:
-        """
-        A table of several encoders under the same probes, and of raw pixels.
+        """A table of several encoders under the same probes, and of raw pixels.
 
         Args:
             checkpoints: The encoders, ours and other people's.
-            metrics (`Sequence[str]`): Of `"few_shot"`, `"ridge"`, `"knn"`, `"linear"`, `"retrieval"` and `"robustness"`; each
-                is a column, and robustness one for each level of noise.
-            untrained (`bool`, defaults to `False`): Whether each encoder's network with weights drawn afresh has a row.
+            metrics (`Sequence[str]`): Of `"few_shot"`, `"ridge"`, `"knn"`, `"linear"`, `"retrieval"` and
+                `"robustness"`; each is a column, and robustness one for each level of noise.
+            untrained (`bool`, defaults to `False`): Whether each encoder's network with weights drawn afresh has a
+                row.
             raw_pixels (`bool`, defaults to `True`): Whether raw pixels have one, at 32 pixels a side or the smallest
                 encoder's size.
             **options: Of the measures, by name: `shots`, `draws`, `k`, `temperature`, `settings`, `sigmas`, `seed`.

@@ -19,8 +19,7 @@ INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
 
 
 class FeatureExtractor(nn.Module):
-    """
-    Images to features. A subclass says how, in `extract`.
+    """Images to features. A subclass says how, in `extract`.
 
     Args:
         name (`str`): What results call it.
@@ -54,8 +53,7 @@ class FeatureExtractor(nn.Module):
 
 
 class CheckpointExtractor(FeatureExtractor):
-    """
-    The pooled features of a checkpoint, of images that went through its own image processor.
+    """The pooled features of a checkpoint, of images that went through its own image processor.
 
     Args:
         source (`str` or path): Folder or Hub id of a checkpoint that `AutoModel` and `AutoImageProcessor` load. A
@@ -81,8 +79,7 @@ class CheckpointExtractor(FeatureExtractor):
 
 
 class InceptionExtractor(FeatureExtractor):
-    """
-    The 2,048 features of the Inception network that FID is defined with (Heusel et al. 2017, arXiv 1706.08500).
+    """The 2,048 features of the Inception network that FID is defined with (Heusel et al. 2017, arXiv 1706.08500).
 
     Args:
         weights (`str` or path, *optional*): The file of its weights; by default torch-fidelity finds them.
@@ -112,8 +109,7 @@ class InceptionExtractor(FeatureExtractor):
 
 
 def load_extractor(name: str | os.PathLike[str], inception_weights: str | None = None) -> FeatureExtractor:
-    """
-    The extractor of a name.
+    """The extractor of a name.
 
     Args:
         name (`str` or path): `"inception"`, or a folder or Hub id of an image model.

@@ -14,8 +14,7 @@ PIECE_BYTES = 8 * 2**20  # of features that are looked at together where all of 
 
 
 class FeatureStore:
-    """
-    Features `(n, F, C)` in float32, written in pieces and read by rows.
+    """Features `(n, F, C)` in float32, written in pieces and read by rows.
 
     Beyond the limit they are in a file that has no name any more, so that nothing is left behind however the process
     ends, and that is read and not mapped, so that what was read does not stay in the process.
@@ -47,8 +46,7 @@ class FeatureStore:
         self._row_shape: tuple[int, ...] = ()
 
     def append(self, rows: torch.Tensor) -> None:
-        """
-        Add features `(b, F, C)` of the next b images.
+        """Add features `(b, F, C)` of the next b images.
 
         Raises:
             ValueError: where their F or C is another than before.
@@ -120,8 +118,7 @@ class FeatureStore:
 
 
 class Rows:
-    """
-    Chosen rows of a store, in a chosen order: what a probe trains on.
+    """Chosen rows of a store, in a chosen order: what a probe trains on.
 
     Args:
         store ([`FeatureStore`]): Whose rows.
@@ -149,8 +146,7 @@ class Rows:
 
 
 def pieces_of(features: torch.Tensor | Rows, copies: int = 1) -> Iterator[torch.Tensor]:
-    """
-    All features in their order, `(b, F, C)` at a time.
+    """All features in their order, `(b, F, C)` at a time.
 
     Args:
         features (`torch.Tensor` of shape `(n, F, C)` or [`Rows`]): All of them.

@@ -17,8 +17,7 @@ Prepare = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Features:
-    """
-    Features of n images for L blocks and T time steps.
+    """Features of n images for L blocks and T time steps.
 
     `values` is float32 `(n, L, T, C)` on the CPU; `labels` is int64 `(n,)`, or `None` where the data has none.
     `layers` counts an l-DAE's blocks from 1 and names a DDAE's taps; `layers` and `timesteps` are `(None,)` for an
@@ -43,8 +42,7 @@ class Features:
 
     @property
     def classes(self) -> torch.Tensor:
-        """
-        The labels of all images, for probes.
+        """The labels of all images, for probes.
 
         Raises:
             ValueError: If the data has none, or some rows have none.
@@ -72,8 +70,7 @@ def extract_features(
     dtype: torch.dtype | None = None,
     prepare: Prepare | None = None,
 ) -> Features:
-    """
-    Compute features of every image in one pass over the data, without gradients.
+    """Compute features of every image in one pass over the data, without gradients.
 
     A feature of an l-DAE is the mean over tokens (App. A) of the raw output of a block, after a LayerNorm without
     affine parameters, which is our addition; of a DDAE it is the mean over space or tokens. Other models give their
@@ -123,8 +120,7 @@ def iterate_features(
     dtype: torch.dtype | None = None,
     prepare: Prepare | None = None,
 ) -> Iterator[Features]:
-    """
-    Compute features a batch at a time, so that the caller decides how many are held; see [`extract_features`].
+    """Compute features a batch at a time, so that the caller decides how many are held; see [`extract_features`].
 
     Yields:
         [`Features`] of each batch.
@@ -154,8 +150,7 @@ def iterate_features(
 def feature_map(
     model: Any, pixels: torch.Tensor, *, layer: Layer | None = None, timestep: int | None = None
 ) -> torch.Tensor:
-    """
-    Compute features of every place of clean images, at one layer and one time step, without gradients.
+    """Compute features of every place of clean images, at one layer and one time step, without gradients.
 
     Args:
         model ([`~ldae.evaluation.encoder.Encoder`] or `PreTrainedModel`): An l-DAE or a DDAE.
@@ -171,7 +166,6 @@ def feature_map(
         ValueError: If a layer or time step does not exist, the model has none, or images have a wrong size.
 
     Example:
-
     ```python
     >>> import torch
     >>> from ldae import LDAEConfig, LDAEModel

@@ -17,8 +17,7 @@ from .extractor import FeatureExtractor
 
 @dataclass(frozen=True)
 class Sampling:
-    """
-    How images are generated.
+    """How images are generated.
 
     Args:
         steps (`int`, *optional*): Steps of the chain; by default the pipeline's.
@@ -50,8 +49,7 @@ class Sampling:
 
 
 def image_generator(seed: int, position: int) -> torch.Generator:
-    """
-    The generator of one image, a function of the run's seed and the image's number.
+    """The generator of one image, a function of the run's seed and the image's number.
 
     A CPU generator keeps 32 bits of its seed: within a run they count up from a hash of the run's seed, so that no two
     images share one.
@@ -63,8 +61,7 @@ def image_generator(seed: int, position: int) -> torch.Generator:
 def generate_images(
     pipeline: RunFolderPipeline, num_images: int, sampling: Sampling, *, rank: int = 0, world_size: int = 1
 ) -> Iterator[Batch]:
-    """
-    Generate this process's share of images, the numbers i with i % world_size == rank, batch after batch.
+    """Generate this process's share of images, the numbers i with i % world_size == rank, batch after batch.
 
     Args:
         pipeline ([`LDAEPipeline`] or [`DDAEPipeline`]): What generates them.
@@ -105,8 +102,7 @@ def generation_results(
     weights: str,
     **about: Any,
 ) -> list[Result]:
-    """
-    Make results of the distances: FID-n and KID-n with all that they depend on.
+    """Make results of the distances: FID-n and KID-n with all that they depend on.
 
     Args:
         distances ([`~ldae.evaluation.distances.ImageDistances`]): What was measured.

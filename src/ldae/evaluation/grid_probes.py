@@ -18,8 +18,7 @@ Part = tuple[torch.Tensor | Rows, torch.Tensor]  # features (n, F, C) and classe
 
 @dataclass(frozen=True)
 class GridProbes:
-    """
-    Linear probes of F feature sets.
+    """Linear probes of F feature sets.
 
     Args:
         weight (`torch.Tensor` of shape `(F, C, K)`): Weights of raw features, in float64.
@@ -98,8 +97,7 @@ class Moments:
         return self.x / self.n + self.origin[:, 0]
 
     def standardise(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """
-        Compute the features' standard deviations and the eigenbasis of the standardised features' covariance.
+        """Compute the features' standard deviations and the eigenbasis of the standardised features' covariance.
 
         Returns:
             `(std (F, C), values (F, C), vectors (F, C, C))`; eigenvalues rise and are at least 0.
@@ -112,8 +110,7 @@ class Moments:
 
 
 def check_parts(penalties: Sequence[float], **parts: Part) -> None:
-    """
-    Check the penalties and the parts of the data that a grid of probes is fitted to.
+    """Check the penalties and the parts of the data that a grid of probes is fitted to.
 
     Raises:
         ValueError: If a penalty is not positive, or a part is empty or has other than one class an example.

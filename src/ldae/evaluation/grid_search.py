@@ -30,8 +30,7 @@ class GridScore:
 
 
 def grid_scores(results: Sequence[ProbeResult]) -> list[GridScore]:
-    """
-    The scores of every block and time step, each at the learning rate that its own held-out images chose.
+    """The scores of every block and time step, each at the learning rate that its own held-out images chose.
 
     Args:
         results (`Sequence` of [`~ldae.evaluation.probing.ProbeResult`]): One grid: clean inputs, noisy ones, or both.
@@ -63,9 +62,8 @@ def name_layer(layer: Layer) -> str:
 
 
 def write_choice(folder: str | os.PathLike[str], layer: Layer, timestep: int) -> None:
-    """
-    Make a block and a time step the default of a checkpoint, for `AutoModel` and pipelines: `config.json` is replaced
-    whole or not at all, the weights stay as they are.
+    """Make a block and a time step the default of a checkpoint, for `AutoModel` and pipelines: `config.json` is
+    replaced whole or not at all, the weights stay as they are.
 
     Args:
         folder (`str` or path): The checkpoint's, with config.json.
@@ -106,8 +104,7 @@ def heat_map(
     label: str = "test accuracy in %",
     scale: float = 100,
 ) -> Figure:
-    """
-    Draw scores by block and time step, clean and noisy inputs side by side.
+    """Draw scores by block and time step, clean and noisy inputs side by side.
 
     Args:
         scores (`list[GridScore]`): Their `test` is drawn.

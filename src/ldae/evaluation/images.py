@@ -13,8 +13,7 @@ KEPT_BYTES = 4 * 2**30  # decoded images of one source that are kept in memory b
 
 
 class ImageSet:
-    """
-    A source that can be read several times: decoded once where all of it fits into memory, else anew for each pass.
+    """A source that can be read several times: decoded once where all of it fits into memory, else anew for each pass.
 
     Args:
         source (`ImageSource`): What to read.
@@ -49,8 +48,7 @@ class ImageSet:
         self._too_large = crop is not None
 
     def batches(self, mask: torch.Tensor | None = None, *, skip_positions: int = 0) -> Iterator[Batch]:
-        """
-        One pass over the images.
+        """One pass over the images.
 
         Args:
             mask (`torch.BoolTensor` of shape `(n,)`, *optional*): Which ones, in the order of the pass.
@@ -92,8 +90,7 @@ class ImageSet:
 
 
 def fixed_subset(source: ImageSource, limit: int, seed: int) -> ImageSource:
-    """
-    At most `limit` random rows of a source, the same for the same seed.
+    """At most `limit` random rows of a source, the same for the same seed.
 
     Of a streamed source they are the first rows after a shuffle of its shards and within a window of `limit` rows: a
     stream that is sorted by class should have many shards.

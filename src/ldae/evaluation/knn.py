@@ -15,8 +15,7 @@ def knn_predict(
     temperature: float = 0.07,
     chunk_size: int = 1024,
 ) -> torch.Tensor:
-    """
-    The class with the largest sum of exp(cosine similarity / temperature) among the k nearest training examples.
+    """The class with the largest sum of exp(cosine similarity / temperature) among the k nearest training examples.
 
     This is the weighted kNN usual for self-supervised encoders (Wu et al. 2018; DINO). k = 20 is the value that does
     best there on ImageNet; their other one, 200, is more than a class has in small data sets. Of classes with equal

@@ -17,8 +17,7 @@ MIN_STEPS_PER_EPOCH = 64
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """
-    How linear probes are trained. The defaults are the paper's (App. A, as in MAE) where it says something.
+    """How linear probes are trained. The defaults are the paper's (App. A, as in MAE) where it says something.
 
     Args:
         epochs (`int`, defaults to 90): Passes over the training features.
@@ -72,9 +71,8 @@ class ProbeSettings:
 
 @dataclass(frozen=True)
 class LinearProbes:
-    """
-    Trained probes of S seeds, F feature sets and R learning rates: `weight` `(S, F, R, C, K)`, `bias` `(S, F, R, K)`,
-    and the BatchNorms' running statistics `mean`, `var` `(S, F, C)`.
+    """Trained probes of S seeds, F feature sets and R learning rates: `weight` `(S, F, R, C, K)`, `bias` `(S, F, R,
+    K)`, and the BatchNorms' running statistics `mean`, `var` `(S, F, C)`.
     """
 
     weight: torch.Tensor
@@ -94,8 +92,7 @@ class LinearProbes:
         return torch.cat(predictions, dim=-1)
 
     def folded(self, seed_index: int, feature_index: int, lr_index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        One probe as a linear layer of raw features, its BatchNorm folded in float64.
+        """One probe as a linear layer of raw features, its BatchNorm folded in float64.
 
         Returns:
             `(weight (K, C), bias (K,))` in float32 on the CPU, as `torch.nn.Linear` holds them.
@@ -116,8 +113,7 @@ def train_linear_probes(
     device: torch.device | str = "cpu",
     on_epoch: Callable[[int], None] | None = None,
 ) -> LinearProbes:
-    """
-    Train a probe for each seed, feature set and learning rate: every step is one batched matrix product.
+    """Train a probe for each seed, feature set and learning rate: every step is one batched matrix product.
 
     No probe affects another, so training them together gives what training each alone would. Each seed has its own
     order of the examples; feature sets and learning rates share it, and the initial weights, so that they compare. The
@@ -212,8 +208,7 @@ def train_linear_probes(
 
 @dataclass(frozen=True)
 class ProbeReport:
-    """
-    What probes score, and which is chosen.
+    """What probes score, and which is chosen.
 
     `test_accuracy` is `(S, F, R)`, and so is `choice_accuracy`, `None` where there was nothing to choose; `lr_index`
     gives the chosen learning rate of each feature set and `feature_index` the chosen set, both by the mean over seeds
@@ -232,8 +227,7 @@ def score_probes(
     test_features: torch.Tensor | Rows,
     test_labels: torch.Tensor,
 ) -> ProbeReport:
-    """
-    Choose among probes on examples held out from the training set, and score all on the test set.
+    """Choose among probes on examples held out from the training set, and score all on the test set.
 
     The choice is made before the test set is looked at: of learning rates for each feature set, then of feature sets.
     Equal ones go to the first.

@@ -23,8 +23,7 @@ ABSENT = 1e4  # by how much the bias of a class without examples is below the ot
 
 @dataclass(frozen=True)
 class LogisticProbes(GridProbes):
-    """
-    Logistic probes of F feature sets; the first five fields are those of
+    """Logistic probes of F feature sets; the first five fields are those of
     [`~ldae.evaluation.grid_probes.GridProbes`].
 
     Args:
@@ -68,8 +67,7 @@ def fit_logistic_grid(
     max_iterations: int = MAX_ITERATIONS,
     memory: int = WHITENED_BYTES,
 ) -> LogisticProbes:
-    """
-    Fit a multinomial logistic regression to every feature set, solved until it has converged.
+    """Fit a multinomial logistic regression to every feature set, solved until it has converged.
 
     Features are centred and scaled to unit variance with the training set's statistics. The objective is
     mean_i CE(W^T x_i + b, y_i) + penalty / 2 ||W||^2 with b not penalised, minimised by Newton's method; see

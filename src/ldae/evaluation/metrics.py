@@ -11,8 +11,7 @@ import torch
 
 
 class Accuracy(evaluate.Metric):
-    """
-    Top-1 accuracy as a metric of the `evaluate` library, instantiated rather than loaded (loading asks the Hub).
+    """Top-1 accuracy as a metric of the `evaluate` library, instantiated rather than loaded (loading asks the Hub).
 
     Example:
         >>> Accuracy().compute(predictions=[0, 1, 1, 2], references=[0, 1, 2, 2])
@@ -39,8 +38,7 @@ def _accuracy_metric() -> Accuracy:
 
 
 def accuracy(predictions: torch.Tensor, references: torch.Tensor) -> float:
-    """
-    Top-1 accuracy of class indices, a fraction between 0 and 1.
+    """Top-1 accuracy of class indices, a fraction between 0 and 1.
 
     Args:
         predictions (`torch.LongTensor` of shape `(n,)`): Predicted classes.
@@ -65,8 +63,7 @@ def accuracy(predictions: torch.Tensor, references: torch.Tensor) -> float:
 
 
 def mean_and_stderr(values: Sequence[float]) -> tuple[float, float | None]:
-    """
-    Mean of repeated measurements (seeds, draws) and the standard error of that mean: s / sqrt(n), s with n - 1.
+    """Mean of repeated measurements (seeds, draws) and the standard error of that mean: s / sqrt(n), s with n - 1.
 
     Returns:
         `(mean, stderr)`; stderr is `None` for a single value, which has no spread.

@@ -20,8 +20,7 @@ HALVINGS = 20
 
 @dataclass(frozen=True)
 class Solution:
-    """
-    Logistic regressions of F feature sets in the whitened basis: `weight` `(F, C, K)`, `bias` `(F, K)`, and of each
+    """Logistic regressions of F feature sets in the whitened basis: `weight` `(F, C, K)`, `bias` `(F, K)`, and of each
     `(F,)`: the penalised `loss`, the relative `gradient` norm, whether it `converged` and the Newton `iterations`.
     """
 
@@ -41,8 +40,7 @@ class Solution:
 
 
 class WhitenedFeatures:
-    """
-    Standardised features of some sets, rotated into the eigenbasis of their covariance.
+    """Standardised features of some sets, rotated into the eigenbasis of their covariance.
 
     The rotation leaves the L2 penalty as it is. Each direction has its eigenvalue as variance, so that a diagonal
     preconditioner does what a full one would.
@@ -86,8 +84,7 @@ class WhitenedFeatures:
     def evaluate(
         self, active: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """
-        Compute the mean cross-entropy of some sets and its gradient.
+        """Compute the mean cross-entropy of some sets and its gradient.
 
         Args:
             active (`torch.LongTensor` of shape `(A,)`): The sets.
@@ -164,8 +161,7 @@ def solve_logistic(
     tolerance: float,
     max_iterations: int,
 ) -> Solution:
-    """
-    Minimise mean CE + penalty / 2 ||W||^2 by Newton's method, whose steps conjugate gradients solve.
+    """Minimise mean CE + penalty / 2 ||W||^2 by Newton's method, whose steps conjugate gradients solve.
 
     The norm of a gradient g is that of P^-1/2 g, where P = a_k lambda_j + penalty is the diagonal of the Hessian if
     examples' spreads a_k = mean p_k (1 - p_k) were the same everywhere: half its square is about the loss that is left

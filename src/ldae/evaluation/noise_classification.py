@@ -1,4 +1,4 @@
-"""Noise-conditional classification: what can still be told of an image at each noise level, from frozen features or not."""
+"""Noise-conditional classification: accuracy at each noise level, of frozen features and of trained networks."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +23,7 @@ SHARES = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
 
 @dataclass(frozen=True)
 class NoiseHeads:
-    """
-    Linear heads on frozen features, one for each noise level.
+    """Linear heads on frozen features, one for each noise level.
 
     `accuracy` and `held_out` are `(S, T)`, of the test set and of the share that chose each level's learning rate of
     `learning_rates` `(T,)`; `num_train` images trained a head, `num_test` scored it.
@@ -38,8 +37,7 @@ class NoiseHeads:
 
 
 def default_noise_levels(num_train_timesteps: int) -> tuple[int, ...]:
-    """
-    Return the time steps of a curve by default: 1, 5, 10, 20, 30, 40, 50, 60 and 80 % of all.
+    """Return the time steps of a curve by default: 1, 5, 10, 20, 30, 40, 50, 60 and 80 % of all.
 
     Example:
         >>> default_noise_levels(1000)
@@ -69,11 +67,10 @@ def probe_noise_levels(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> NoiseHeads:
-    """
-    Train a linear head on a frozen encoder's features of noisy images for each noise level, all at once.
+    """Train a linear head on a frozen encoder's features of noisy images for each noise level, all at once.
 
-    Each training image is noised `draws` times at each level; an epoch sees one of these noisings, the next the next. A
-    tenth of the training images is held out, under noise of its own, and chooses each level's learning rate.
+    Each training image is noised `draws` times at each level; an epoch sees one of these noisings, the next the next.
+    A tenth of the training images is held out, under noise of its own, and chooses each level's learning rate.
 
     Args:
         model (`PreTrainedModel`): An l-DAE or a DDAE, which is told the level.
@@ -152,8 +149,8 @@ def noisy_accuracy(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> list[float]:
-    """
-    Accuracy of a noise-conditional classifier at each noise level, on the same noisy images as [`probe_noise_levels`].
+    """Accuracy of a noise-conditional classifier at each noise level, on the same noisy images as
+    [`probe_noise_levels`].
 
     Args:
         classifier (`PreTrainedModel`): An `LDAEForImageClassification` or a `DDAEForImageClassification`.

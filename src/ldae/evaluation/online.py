@@ -32,8 +32,7 @@ class NoLabelsError(ValueError):
 
 
 class OnlineProbe:
-    """
-    Ridge and kNN accuracy of a model's default features (clean input, `feature_layer`, `feature_timestep`).
+    """Ridge and kNN accuracy of a model's default features (clean input, `feature_layer`, `feature_timestep`).
 
     The images are decoded once, at construction, and kept as uint8. Every process of a job holds the same subset and
     gets the same numbers. Rows without a label are left out.
@@ -82,8 +81,7 @@ class OnlineProbe:
 
     @classmethod
     def open(cls, data: DataConfig, config: LDAEConfig, training: "TrainingConfig") -> "OnlineProbe | None":
-        """
-        The probe of a run, or `None`, said in the log, where its data has no labels to probe with.
+        """The probe of a run, or `None`, said in the log, where its data has no labels to probe with.
 
         Args:
             data (`DataConfig`): The recipe's `data:` section.
@@ -106,8 +104,7 @@ class OnlineProbe:
             return None
 
     def __call__(self, model: PreTrainedModel) -> dict[str, Any]:
-        """
-        Score a model, which is left in the mode that it was in; no random state is touched.
+        """Score a model, which is left in the mode that it was in; no random state is touched.
 
         Args:
             model ([`LDAEForPreTraining`] or [`LDAEModel`]): On every process of a sharded job.
@@ -133,8 +130,7 @@ class OnlineProbe:
         }
 
     def search(self, model: PreTrainedModel) -> FeatureSearch:
-        """
-        Search all blocks and time steps on the training subset alone.
+        """Search all blocks and time steps on the training subset alone.
 
         Args:
             model (`PreTrainedModel`): A whole model, in one process.

@@ -22,8 +22,7 @@ SPLIT_SEED = 0  # of that share: the same images choose in every run
 
 @dataclass(frozen=True)
 class Reading:
-    """
-    How images are read and features computed and kept; nothing of it changes a result but `dtype`.
+    """How images are read and features computed and kept; nothing of it changes a result but `dtype`.
 
     Args:
         decode_size (`int`, *optional*, in pixels): Side of the centre crops that random resized crops are cut from; by
@@ -51,8 +50,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class ProbeFeatures:
-    """
-    Features of the F (layer, timestep) pairs `columns`, and classes.
+    """Features of the F (layer, timestep) pairs `columns`, and classes.
 
     `fitted` gives those that probes train on, of an epoch, and `fitted_labels` their classes; `every_view` are the
     same images without a choice: each image, and with flips each mirror image, with `every_label`. `held` and
@@ -80,8 +78,7 @@ def compute_features(
     *,
     choosing: Callable[[int], bool],
 ) -> ProbeFeatures:
-    """
-    Compute what probes need.
+    """Compute what probes need.
 
     Args:
         model (`PreTrainedModel`): Whose features.

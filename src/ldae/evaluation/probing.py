@@ -26,8 +26,7 @@ PROBES = ("logistic", "adam", "ridge")
 
 @dataclass(frozen=True)
 class AdamProbes:
-    """
-    Linear probes that Adam trained, at the learning rate that held-out images chose for each feature set.
+    """Linear probes that Adam trained, at the learning rate that held-out images chose for each feature set.
 
     Args:
         settings ([`~ldae.evaluation.linear_probe.ProbeSettings`]): How they trained, with all rates that were tried.
@@ -89,8 +88,7 @@ Probes = AdamProbes | GridProbes
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """
-    Probes of every chosen layer and time step.
+    """Probes of every chosen layer and time step.
 
     Args:
         protocol ([`~ldae.evaluation.protocol.Protocol`]): Which features were probed, of which views of the images.
@@ -128,8 +126,7 @@ class ProbeResult:
         return described | (self.protocol.describe_crops() if isinstance(self.probes, AdamProbes) else {})
 
     def result(self, index: int, protocol: dict[str, Any] | None = None, **about: Any) -> Result:
-        """
-        Make the result of one feature set.
+        """Make the result of one feature set.
 
         Args:
             index (`int`): Which one.
@@ -152,8 +149,7 @@ def run_probe(
     on_epoch: Callable[[int], None] | None = None,
     **reading: Any,
 ) -> ProbeResult:
-    """
-    Probe every chosen layer and time step together, choose among them, and score them on the test set.
+    """Probe every chosen layer and time step together, choose among them, and score them on the test set.
 
     A tenth of the training images is held out; it chooses the learning rate or the penalty of each feature set and the
     best set. (Adam's probes keep it if there is nothing to choose.) The test set chooses nothing.
@@ -223,8 +219,7 @@ def fit_probes(
     names: Sequence[str] | None = None,
     device: torch.device | str = "cpu",
 ) -> Any:
-    """
-    Fit probes of many feature sets to features that are there already.
+    """Fit probes of many feature sets to features that are there already.
 
     Args:
         probe (`str`): `"adam"`, `"logistic"` or `"ridge"`, as of [`run_probe`].
@@ -249,8 +244,7 @@ def fit_probes(
 
 
 def probe_features(probe: str, train: Features, test: Features, *, seed: int = SPLIT_SEED, **options: Any) -> Any:
-    """
-    Fit probes to extracted features, with a tenth of the training images held out.
+    """Fit probes to extracted features, with a tenth of the training images held out.
 
     Args:
         probe (`str`), **options: As of [`fit_probes`].
@@ -287,8 +281,7 @@ def train_adam_probes(
 
 
 def check_probe(probe: str) -> None:
-    """
-    Check the name of a probe.
+    """Check the name of a probe.
 
     Raises:
         ValueError: If it is unknown.

@@ -13,8 +13,7 @@ CROPS = ("resized", "padded")
 
 @dataclass(frozen=True)
 class Protocol:
-    """
-    How a model is probed: by default as l-DAE's paper does (App. A).
+    """How a model is probed: by default as l-DAE's paper does (App. A).
 
     Args:
         name (`str`, defaults to `"paper"`): `"paper"`: features are computed anew in each epoch, from images under

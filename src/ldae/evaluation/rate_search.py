@@ -22,8 +22,8 @@ def search_rates(
     test_features: torch.Tensor | Rows,
     test_labels: torch.Tensor,
 ) -> tuple[ProbeSettings, LinearProbes, ProbeReport]:
-    """
-    Train probes at every learning rate, and at further ones while held-out examples choose a rate at the grid's edge.
+    """Train probes at every learning rate, and at further ones while held-out examples choose a rate at the grid's
+    edge.
 
     A grid of one rate is taken as given. Otherwise a rate a factor of 10 beyond the edge is added, at most
     `settings.max_lr_extensions` times at either end; only the probes of the added rate are trained, since no probe

@@ -23,8 +23,7 @@ def reconstruction_quality(
     device: torch.device | str | None = None,
     all_processes: bool = False,
 ) -> dict[str, float]:
-    """
-    MSE, PSNR and SSIM of images that were encoded and decoded, in constant memory.
+    """MSE, PSNR and SSIM of images that were encoded and decoded, in constant memory.
 
     Reconstructions are clamped to [-1, 1], the range of pixels, as they are when they are shown. Structural similarity
     is that of Wang et al. 2004 with a Gaussian window of 11 pixels (standard deviation 1.5), which takes in the image
@@ -47,7 +46,6 @@ def reconstruction_quality(
         ValueError: where there are no images, or they are under 6 pixels.
 
     Example:
-
     ```python
     >>> from ldae import fit_patch_pca
     >>> from ldae.data import DataConfig, iterate_once, open_images, prepare_images

@@ -12,8 +12,7 @@ def retrieval_map(
     *,
     chunk_size: int = 256,
 ) -> float:
-    """
-    Mean average precision of finding a query's class in a gallery, ranked by cosine similarity.
+    """Mean average precision of finding a query's class in a gallery, ranked by cosine similarity.
 
     The average precision of one query is the mean, over all gallery images of its class, of the share of its class
     among those that rank as high; of equally similar ones the earlier ranks higher. Queries whose class the gallery

@@ -32,8 +32,7 @@ def fit_ridge_grid(
     num_classes: int,
     penalties: Sequence[float] = RIDGE_PENALTIES,
 ) -> RidgeProbes:
-    """
-    Fit one-hot targets by ridge regression on every feature set, solved in float64.
+    """Fit one-hot targets by ridge regression on every feature set, solved in float64.
 
     Features are centred and scaled with the training set's statistics (a BatchNorm without parameters). The objective
     is mean_i ||y_i - b - W^T x_i||^2 + penalty ||W||^2, with b not penalised.
@@ -105,8 +104,7 @@ def _fit_sets(
 
 
 class _RidgePath:
-    """
-    Ridge regression of one-hot targets on standardised features, factorised once for every penalty.
+    """Ridge regression of one-hot targets on standardised features, factorised once for every penalty.
 
     It minimises mean_i ||y_i - b - W^T x_i||^2 + penalty ||W||^2; the intercept b is not penalised. With the thin SVD
     X = P diag(s) Q^T of the centred features (rank at most min(n, C)), W = Q diag(s / (s^2 + n penalty)) P^T Y.
@@ -137,8 +135,7 @@ class _RidgePath:
         return (features.double() - self.mean) / self.std @ weight + self.bias
 
     def leave_one_out_scores(self, penalty: float) -> torch.Tensor:
-        """
-        Each example's scores `(n, K)` from the probe of all others, without refitting and without the intercept.
+        """Each example's scores `(n, K)` from the probe of all others, without refitting and without the intercept.
 
         The intercept is the share of each class among the others, which is least for the class that was left out.
         """
@@ -164,8 +161,7 @@ def few_shot_ridge(
     seed: int = 0,
     penalties: Sequence[float] = RIDGE_PENALTIES,
 ) -> list[float]:
-    """
-    Test accuracies of ridge probes fitted to a few labels of each class, over repeated draws of which.
+    """Test accuracies of ridge probes fitted to a few labels of each class, over repeated draws of which.
 
     A handful of labels leaves none to hold out, so each draw takes the penalty whose leave-one-out scores, which ridge
     regression has in closed form, correlate best with the drawn labels. That rule uses neither the test set nor labels
@@ -199,8 +195,7 @@ def few_shot_ridge(
 
 
 def draw_shots(labels: torch.Tensor, shots: int, draws: int, seed: int) -> list[torch.Tensor]:
-    """
-    Indices of `shots` examples of each class present, `draws` times: a function of the labels and the seed alone.
+    """Indices of `shots` examples of each class present, `draws` times: a function of the labels and the seed alone.
 
     Returns:
         `list[torch.LongTensor]`, each of shape `(shots * classes,)`.
@@ -226,8 +221,7 @@ def draw_shots(labels: torch.Tensor, shots: int, draws: int, seed: int) -> list[
 
 
 def split_holdout(n: int, holdout: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    A random split of n training examples into those that are fitted and those that choose.
+    """A random split of n training examples into those that are fitted and those that choose.
 
     Returns:
         `(fitted, held)`, sorted indices.

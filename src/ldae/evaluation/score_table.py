@@ -25,9 +25,8 @@ def column_title(score: Result) -> str:
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """
-    Scores of several encoders, `scores[encoder][column]` by the columns' titles. `print(table)` gives Markdown, and a
-    notebook shows it.
+    """Scores of several encoders, `scores[encoder][column]` by the columns' titles. `print(table)` gives Markdown, and
+    a notebook shows it.
     """
 
     scores: dict[str, dict[str, Result]]
@@ -60,8 +59,7 @@ class ScoreTable:
         )
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """
-        Add every score to the folder's results.json, and write the table as comparison.md.
+        """Add every score to the folder's results.json, and write the table as comparison.md.
 
         Args:
             folder (`str` or path): Made where it is not there.

@@ -20,8 +20,7 @@ from .ridge import few_shot_ridge, split_holdout
 
 @dataclass(frozen=True)
 class FeatureSearch:
-    """
-    Result of [`search_features`].
+    """Result of [`search_features`].
 
     Args:
         columns (`list[tuple]`): (layer, timestep) of the F cells.
@@ -86,8 +85,7 @@ def search_features(
     draws: int = 20,
     **extraction: Any,
 ) -> FeatureSearch:
-    """
-    Score every searched layer at every searched time step by ridge probes.
+    """Score every searched layer at every searched time step by ridge probes.
 
     A search with all labels saturates on easy data: on the digits nearly every block reaches 97 %, while 5 labels a
     class tell blocks apart by twenty points. So a search for a few labels sees as few as the probe will.
@@ -139,8 +137,7 @@ def search_features(
 
 @dataclass(frozen=True)
 class SearchedResult:
-    """
-    Result of [`run_searched_probes`].
+    """Result of [`run_searched_probes`].
 
     Args:
         search ([`~ldae.evaluation.probing.ProbeResult`]): Ridge probes of all cells, which choose one of them.
@@ -173,8 +170,7 @@ def run_searched_probes(
     given: Sequence[tuple[Any, Any]],
     **reading: Any,
 ) -> SearchedResult:
-    """
-    Search layers and time steps by ridge probes, and fit converged probes at the cell found and at given ones.
+    """Search layers and time steps by ridge probes, and fit converged probes at the cell found and at given ones.
 
     Features of all cells are computed once. The held-out tenth of the training images chooses the cell, by the
     accuracy of closed-form ridge probes, and the penalties; the test set chooses nothing.

@@ -10,8 +10,7 @@ from ldae.models.transformer_ldae import LDAEModulation
 
 
 def untrained_like(model: Any, seed: int, *, random_gates: bool = True) -> Any:
-    """
-    Build the same network with weights drawn afresh, as its own initialisation draws them.
+    """Build the same network with weights drawn afresh, as its own initialisation draws them.
 
     An untrained adaLN-Zero network is the identity, and beating that would show nothing: adaLN and gates of an l-DAE
     and of a DiT are drawn too (standard deviation 0.5), so that every block takes part. The blocks of a UNet take part

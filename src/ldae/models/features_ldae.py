@@ -17,8 +17,9 @@ class FeatureExtractionMixin:
 
     A subclass has a `config` with `feature_timestep` and `num_train_timesteps`, and lists its layers in
     `feature_layers`, from a layer to the shape of one image's activation: `(N, C)` tokens or a map `(C, h, w)`. Its
-    `pooling` describes how activations become one vector, `paper_probe` how the paper's linear probes are trained, `fixed_prefixes` name the tensors that its training does not
-    change, and `build_options` are the arguments that build a model of the same size.
+    `pooling` describes how activations become one vector, `paper_probe` how the paper's linear probes are trained,
+    `fixed_prefixes` name the tensors that its training does not change, and `build_options` are the arguments that
+    build a model of the same size.
     """
 
     config: Any
@@ -97,10 +98,10 @@ class FeatureExtractionMixin:
             pixel_values (`torch.FloatTensor` of shape `(B, C, H, W)`): Images in [-1, 1].
             layers (`Sequence`, *optional*): Some of `feature_layers`; by default `default_layer`.
             timesteps (`Sequence[int]`, *optional*): Time steps; by default `config.feature_timestep`.
-            noise (`torch.FloatTensor`, *optional*): The noise eps, the same at every time step; by default the input stays
-                clean. [`~FeatureExtractionMixin.draw_noise`] draws it.
-            pool (`str`, defaults to `"mean"`): `"mean"` over tokens or space, `"map"` for maps also of tokens, or `"none"`
-                for activations in their own shape.
+            noise (`torch.FloatTensor`, *optional*): The noise eps, the same at every time step; by default the input
+                stays clean. [`~FeatureExtractionMixin.draw_noise`] draws it.
+            pool (`str`, defaults to `"mean"`): `"mean"` over tokens or space, `"map"` for maps also of tokens, or
+                `"none"` for activations in their own shape.
             interpolate_pos_encoding (`bool`, defaults to `False`): Whether images of any size are taken.
 
         Returns:

@@ -277,7 +277,8 @@ class LDAEModel(FeatureExtractionMixin, LDAEPreTrainedModel):
             )
         if not any_size and (height, width) != (c.image_size, c.image_size):
             raise ValueError(
-                f"pixel_values is {height}x{width}; the model was made for image_size={c.image_size}. Resize the images, "
+                f"pixel_values is {height}x{width}; the model was made for image_size={c.image_size}. Resize the "
+                "images, "
                 "or pass interpolate_pos_encoding=True for any multiple of the patch size."
             )
         if height % p or width % p:
@@ -320,8 +321,8 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
         class_labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
             Classes to condition on; refused where `config.num_class_embeds` is `None`.
         latents (`torch.FloatTensor` of shape `(batch_size, num_patches, latent_dim)`, *optional*):
-            What [`~LDAEModel.encode`] gives for the images, computed before; `pixel_values` is then `None`. Not where the
-            original image is predicted.
+            What [`~LDAEModel.encode`] gives for the images, computed before; `pixel_values` is then `None`. Not where
+            the original image is predicted.
 
         Example:
 

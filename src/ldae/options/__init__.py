@@ -1,5 +1,4 @@
-"""
-Options: declared once as a dataclass, read from YAML files and the command line, explained by `--help`.
+"""Options: declared once as a dataclass, read from YAML files and the command line, explained by `--help`.
 
 An option is a field of a class under [`options`]: its type, its default and, by `pydantic.Field`, its range are the
 declaration, the `Args:` section of the class's docstring is its help. Values are YAML text wherever they come from, so

@@ -18,8 +18,7 @@ LISTED = 20  # known names that a message lists
 
 
 def _options(cls: type[T]) -> type[T]:
-    """
-    Make a class a dataclass whose fields are read as options.
+    """Make a class a dataclass whose fields are read as options.
 
     Values are converted as YAML is (`"1e6"` for an integer, a list for a tuple, `"0,1"` for a list of numbers) and
     then checked by pydantic.
@@ -29,7 +28,6 @@ def _options(cls: type[T]) -> type[T]:
             names the field, the value and what is allowed.
 
     Example:
-
     ```python
     >>> from pydantic import Field
     >>> from ldae.options import options
@@ -69,8 +67,7 @@ else:
 
 
 def build(kind: type[T], values: Mapping[str, Any], section: str = "", what: str = "option") -> T:
-    """
-    Make an object of a class under [`options`] from values by name.
+    """Make an object of a class under [`options`] from values by name.
 
     Args:
         kind: The class.

@@ -20,8 +20,7 @@ class Positional:
 
 @dataclass(frozen=True)
 class Option:
-    """
-    One option as help, documentation and the reader see it.
+    """One option as help, documentation and the reader see it.
 
     Args:
         name: Name of the field.
@@ -71,8 +70,7 @@ def describe(kind: type) -> list[Option]:
 
 
 def describe_source(path: str | Path, class_name: str) -> list[Option]:
-    """
-    List the declared fields of a class by reading its source, for classes whose import takes seconds.
+    """List the declared fields of a class by reading its source, for classes whose import takes seconds.
 
     Args:
         path: Python file.
@@ -96,11 +94,9 @@ def describe_source(path: str | Path, class_name: str) -> list[Option]:
 
 
 def documented_arguments(docstring: str) -> dict[str, str]:
-    """
-    Read the `Args:` section of a docstring.
+    """Read the `Args:` section of a docstring.
 
     Example:
-
     ```python
     >>> from ldae.options import documented_arguments
     >>> documented_arguments('''Do it.

@@ -18,8 +18,7 @@ VALUES = {"integer": "N", "number": "X", "text": "TEXT", "list": "A,B,.."}
 def help_text(
     usage: str, summary: str, groups: Mapping[str, Sequence[Option]], epilog: str = "", width: int = WIDTH
 ) -> str:
-    """
-    Write the help of a command.
+    """Write the help of a command.
 
     Args:
         usage: The command with its arguments.
@@ -40,8 +39,7 @@ def help_text(
 
 
 def option_groups(kind: type) -> dict[str, list[Option]]:
-    """
-    Group the options of a class for its help: arguments, its own options, then those of each base class.
+    """Group the options of a class for its help: arguments, its own options, then those of each base class.
 
     A base class is titled by the first line of its docstring.
     """

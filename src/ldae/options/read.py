@@ -14,8 +14,7 @@ T = TypeVar("T")
 
 
 def parse(kind: type[T], arguments: Sequence[str]) -> T:
-    """
-    Read a command line, and the file that its `--config` names, into an object of a class under [`options`].
+    """Read a command line, and the file that its `--config` names, into an object of a class under [`options`].
 
     Args:
         kind: The class. If it has a class method `sections`, more options by section, such as the fields of a recipe,
@@ -41,8 +40,7 @@ def parse(kind: type[T], arguments: Sequence[str]) -> T:
 
 
 def parse_arguments(arguments: Sequence[str], known: Mapping[str, Option]) -> dict[str, Any]:
-    """
-    Split a command line into values by name, as text; `-` and `_` in names are the same, and the last of
+    """Split a command line into values by name, as text; `-` and `_` in names are the same, and the last of
     several values counts.
 
     Args:
@@ -82,8 +80,7 @@ def parse_arguments(arguments: Sequence[str], known: Mapping[str, Option]) -> di
 
 
 def read_option_file(kind: type, path: str) -> dict[str, Any]:
-    """
-    Read a YAML file of `option: value` lines for a class under [`options`].
+    """Read a YAML file of `option: value` lines for a class under [`options`].
 
     Raises:
         ValueError: If it cannot be read or holds an unknown option; the message names the file.
@@ -113,8 +110,7 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """
-    Read a YAML file that holds a mapping.
+    """Read a YAML file that holds a mapping.
 
     Raises:
         ValueError: If there is no such file, or it is not YAML, not a mapping, or has a key twice; the message names

@@ -86,8 +86,7 @@ def load_finetuning_recipe(
     *,
     epochs: int | None = None,
 ) -> FineTuningRecipe:
-    """
-    Read the recipe of a fine-tuning run.
+    """Read the recipe of a fine-tuning run.
 
     Args:
         checkpoint (`str` or path): Folder or Hub id of the model that is fine-tuned.
@@ -139,8 +138,7 @@ def load_finetuning_recipe(
 
 
 def class_names(source: "ImageSource") -> list[str]:
-    """
-    Return the names of the classes of a source, or numbers if they have none.
+    """Return the names of the classes of a source, or numbers if they have none.
 
     Raises:
         ValueError: If it has no labels, or is a stream whose labels have no names.

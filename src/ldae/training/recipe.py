@@ -56,8 +56,7 @@ def recipe_options() -> dict[str, list[Option]]:
 
 @dataclass
 class Recipe:
-    """
-    A checked recipe.
+    """A checked recipe.
 
     Args:
         model: `model_type`, fields of the model's configuration, and for an l-DAE perhaps `size`.
@@ -103,8 +102,7 @@ class Recipe:
 
 
 def load_recipe(path: str | Path | None, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """
-    Read a recipe and override some of its fields.
+    """Read a recipe and override some of its fields.
 
     Args:
         path (`str` or `Path`, *optional*): The YAML file, with sections `model`, `data`, `tokenizer` and `training`,
@@ -122,8 +120,7 @@ def load_recipe(path: str | Path | None, overrides: Mapping[str, Any] | None = N
 
 
 def build_recipe(sections: Mapping[str, Mapping[str, Any]], overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """
-    Build a recipe from sections and overrides; see [`load_recipe`].
+    """Build a recipe from sections and overrides; see [`load_recipe`].
 
     Args:
         sections (`dict`): Those of the four sections that there are.
@@ -162,8 +159,7 @@ def override(
     owners: Mapping[str, str],
     what: str = "a recipe",
 ) -> None:
-    """
-    Put values into the sections that their fields belong to.
+    """Put values into the sections that their fields belong to.
 
     Args:
         sections: Values by section; changed in place.
@@ -210,8 +206,7 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
 
 
 def read_sections(path: str | Path | None, extra: Iterable[str] = ()) -> dict[str, Any]:
-    """
-    Read the sections of a YAML file over those of its `base`, and of the base of that, field by field.
+    """Read the sections of a YAML file over those of its `base`, and of the base of that, field by field.
 
     Args:
         path (`str` or `Path`, *optional*): The file, or the name of a recipe that comes with ldae; without one, every

@@ -15,8 +15,7 @@ from ldae.verbs.options.measure import AlignmentOptions
 
 
 def run(options: AlignmentOptions) -> int:
-    """
-    Run the verb; the exit status is 0.
+    """Run the verb; the exit status is 0.
 
     Raises:
         ValueError: If an option, the checkpoint or the data is refused.

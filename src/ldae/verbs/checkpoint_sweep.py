@@ -35,8 +35,7 @@ from ldae.verbs.options.measure import CheckpointSweepOptions
 
 
 def run(options: CheckpointSweepOptions) -> int:
-    """
-    Run the verb; the exit status is 0.
+    """Run the verb; the exit status is 0.
 
     Raises:
         ValueError: If an option, the checkpoint or the data is refused.
@@ -66,7 +65,8 @@ class _Generated:
         schedule = getattr(getattr(inputs.encoder, "config", None), "noise_schedule", None)
         if schedule in ("linear_sigma", "constant"):
             raise ValueError(
-                f"fid and kid say nothing with noise_schedule={schedule!r}: it never hides the image, so the model did not "
+                f"fid and kid say nothing with noise_schedule={schedule!r}: it never hides the image, so the model "
+                "did not "
                 "learn to generate. Leave them out."
             )
         self.inputs, self.options, self.count = inputs, options, count

@@ -11,8 +11,7 @@ from ldae.verbs.options.measure import CompareOptions
 
 
 def run(options: CompareOptions) -> int:
-    """
-    Run the verb; the exit status is 0.
+    """Run the verb; the exit status is 0.
 
     Raises:
         ValueError: If an option, a checkpoint or the data is refused.

@@ -11,8 +11,7 @@ from ldae.verbs.options.use import DemoOptions
 
 
 def run(options: DemoOptions) -> int:
-    """
-    Run the verb; the exit status is 0.
+    """Run the verb; the exit status is 0.
 
     Raises:
         ValueError: If an option, the checkpoint or the data is refused, or gradio is missing.

@@ -15,11 +15,11 @@ CONFIG = "config.json"
 
 
 def make_encoder(options: Any) -> None:
-    """
-    Make an encoder with all blocks of a pipeline or network of diffusers, if `options.checkpoint` names one.
+    """Make an encoder with all blocks of a pipeline or network of diffusers, if `options.checkpoint` names one.
 
-    The encoder is written to `options.output_dir`, which replaces the checkpoint in `options`, so that a verb writes its
-    choice into its config.json, as into that of a run. An encoder that is there already is used: the source is read once.
+    The encoder is written to `options.output_dir`, which replaces the checkpoint in `options`, so that a verb writes
+    its choice into its config.json, as into that of a run. An encoder that is there already is used: the source is
+    read once.
 
     Raises:
         ValueError: If no `output_dir` is given, or [`DDAEModel.from_diffusers`] does not know the source.
@@ -29,7 +29,8 @@ def make_encoder(options: Any) -> None:
         return
     if options.output_dir is None:
         raise ValueError(
-            f"checkpoint={source!r} is a diffusion model of diffusers; say with --output_dir where its encoder and the "
+            f"checkpoint={source!r} is a diffusion model of diffusers; say with --output_dir where its encoder and "
+            "the "
             "results go."
         )
     folder = Path(options.output_dir)
@@ -42,8 +43,8 @@ def make_encoder(options: Any) -> None:
 
 
 def save_whole_encoder(source: str, folder: Path) -> None:
-    """
-    Write a diffusion model of diffusers as an encoder with all of its blocks, whose features are read at the default tap.
+    """Write a diffusion model of diffusers as an encoder with all of its blocks, whose features are read at the
+    default tap.
 
     Args:
         source (`str`): As of [`DDAEModel.from_diffusers`].

@@ -29,8 +29,7 @@ NAMED_SKIPS = 5  # unreadable images that are named on the screen
 
 
 def run(options: ExtractFeaturesOptions) -> int:
-    """
-    Run the verb; the exit status is 0, or 2 if the Hub refused the table.
+    """Run the verb; the exit status is 0, or 2 if the Hub refused the table.
 
     Raises:
         ValueError: If an option, the checkpoint, the data or the folder is refused.
@@ -68,8 +67,7 @@ def run(options: ExtractFeaturesOptions) -> int:
 
 
 def open_reader(options: ExtractFeaturesOptions, device: torch.device) -> tuple[FeatureReader, Pixels]:
-    """
-    Open the checkpoint.
+    """Open the checkpoint.
 
     Returns:
         The reader of its features, and the function that makes its input from an image file.

@@ -1,4 +1,4 @@
-"""`ldae finetune CHECKPOINT [--field value ...]`: fine-tune an encoder as a classifier, or go on where it was stopped."""
+"""`ldae finetune CHECKPOINT [--field value ...]`: fine-tune an encoder as a classifier, or resume a run."""
 
 from ldae.training.finetuning import finetune
 from ldae.training.finetuning_comparison import compare_with_scratch

@@ -31,8 +31,7 @@ Scored = tuple[list[Result], ImageDistances]  # the results of one sampler, and 
 
 
 def run(options: GenerateOptions) -> int:
-    """
-    Run the verb; the exit status is 0.
+    """Run the verb; the exit status is 0.
 
     Raises:
         ValueError: If an option, the checkpoint or the data is refused.
@@ -56,7 +55,8 @@ def run(options: GenerateOptions) -> int:
         config = pipeline.model.config
         if getattr(config, "noise_schedule", None) in ("linear_sigma", "constant"):
             print(
-                f"Its noise_schedule={config.noise_schedule!r} never hides the image, so it did not learn to begin with "
+                f"Its noise_schedule={config.noise_schedule!r} never hides the image, so it did not learn to begin "
+                "with "
                 "noise alone: expect fragments. What it did learn, denoising, is in pictures/denoising.png."
             )
 
@@ -109,8 +109,7 @@ def _samplings(options: GenerateOptions) -> list[Sampling]:
 
 
 def count_scored(options: Any) -> int:
-    """
-    Return the number of images that FID and KID are measured on; 0 for none.
+    """Return the number of images that FID and KID are measured on; 0 for none.
 
     Raises:
         ValueError: If a number is below 2, or they are given different ones.
@@ -250,12 +249,14 @@ def _report(scored: list[Scored], reference: ImageSource, extractor: FeatureExtr
     guidance = protocol["guidance_scale"]
     guided = "" if guidance == 1 else f"guidance {guidance:g}, "
     print(
-        f"Against {distances.num_reference:,} images of {reference.description}, by features of {extractor.name}; {guided}"
+        f"Against {distances.num_reference:,} images of {reference.description}, by features of {extractor.name}; "
+        f"{guided}"
         f"seed {first.seeds}, weights: {protocol['weights']}."
     )
     if distances.fid is not None and distances.num_generated <= extractor.num_features:
         print(
-            f"{distances.num_generated} images are not more than the {extractor.num_features} features: FID is far above "
+            f"{distances.num_generated} images are not more than the {extractor.num_features} features: FID is far "
+            "above "
             "that of many images. Compare it at this number alone."
         )
     print(f"Added to {output_dir / 'results.json'}")

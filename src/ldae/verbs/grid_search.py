@@ -1,4 +1,4 @@
-"""`ldae grid_search CHECKPOINT`: find the block and the time step with the best features, and make them the default."""
+"""`ldae grid_search CHECKPOINT`: find the layer and the time step with the best features, for the configuration."""
 
 from dataclasses import replace
 from functools import partial
@@ -31,8 +31,7 @@ RATES, PAPER_RATE = [1e-3, 1e-2, 1e-1], [1e-3]
 
 
 def run(options: GridSearchOptions) -> int:
-    """
-    Run the verb; the exit status is 0.
+    """Run the verb; the exit status is 0.
 
     Raises:
         ValueError: If an option, the checkpoint or the data is refused.
@@ -53,7 +52,8 @@ def run(options: GridSearchOptions) -> int:
     for source in (inputs.train_source, inputs.test_source):
         if source.label_column is None:
             raise ValueError(
-                f"{source.description} has no label column, which accuracy needs; name it with --label_column, or search "
+                f"{source.description} has no label column, which accuracy needs; name it with --label_column, or "
+                "search "
                 f"without labels by --criterion {', '.join(CRITERIA)}."
             )
     paper = inputs.encoder.paper_probe
@@ -68,7 +68,8 @@ def run(options: GridSearchOptions) -> int:
         ),
     )
     inputs.show_header(
-        f"Grid search ({probe} probes, {protocol.name} protocol), {len(inputs.layers or ())} blocks x {len(timesteps or ())} t"
+        f"Grid search ({probe} probes, {protocol.name} protocol), {len(inputs.layers or ())} blocks x "
+        f"{len(timesteps or ())} t"
     )
     sources, reading = (inputs.train_source, inputs.test_source), inputs.reading(options)
     reading["on_epoch"] = partial(show_progress, epochs=protocol.settings.epochs)

@@ -24,7 +24,7 @@ DATA_OPTIONS = (
 
 @dataclass(frozen=True)
 class ProbeInputs:
-    """The encoder, its images and the place of results. `layers` and `timesteps` are `None` if it has no choice of them."""
+    """An encoder, its images and the folder of results; `layers` and `timesteps` are `None` if it has none to choose."""
 
     checkpoint: str
     encoder: Encoder
@@ -78,14 +78,14 @@ def open_inputs(
     noisy: bool = False,
     labelled: bool = True,
 ) -> ProbeInputs:
-    """
-    Load a checkpoint's encoder and open its images.
+    """Load a checkpoint's encoder and open its images.
 
     A diffusion model of diffusers is made an encoder first, in `output_dir`.
 
     Args:
         options: Options of a verb: the checkpoint, its images, `device`, `mixed_precision` and `output_dir`.
-        layers (`Sequence`, *optional*), timesteps (`Sequence[int]`, *optional*): Those to read; by default the model's.
+        layers (`Sequence`, *optional*), timesteps (`Sequence[int]`, *optional*): Those to read; by default the
+            model's.
         every (`bool`, defaults to `False`): Whether all blocks are read.
         noisy (`bool`, defaults to `False`): Whether noise will be added.
         labelled (`bool`, defaults to `True`): Whether the images need labels.
@@ -128,8 +128,7 @@ def open_at(
     every: bool = False,
     noisy: bool = False,
 ) -> tuple[Encoder, tuple[Any, ...] | None, tuple[int, ...] | None]:
-    """
-    Load an encoder that reaches the given layers.
+    """Load an encoder that reaches the given layers.
 
     Returns:
         `(encoder, layers, timesteps)`, filled in; both are `None` if the encoder has no choice of them.
@@ -149,8 +148,7 @@ def open_at(
 
 
 def results_place(options: Any) -> tuple[Path, str]:
-    """
-    Find the folder for results, which may not exist yet, and the checkpoint's name in them: "." in its own folder.
+    """Find the folder for results, which may not exist yet, and the checkpoint's name in them: "." in its own folder.
 
     Raises:
         ValueError: If the checkpoint is no folder, and no `output_dir` is given.
@@ -158,7 +156,8 @@ def results_place(options: Any) -> tuple[Path, str]:
     folder = Path(options.checkpoint)
     if options.output_dir is None and not folder.is_dir():
         raise ValueError(
-            f"checkpoint={options.checkpoint!r} is no folder; if it is a Hub id, say with --output_dir where the results "
+            f"checkpoint={options.checkpoint!r} is no folder; if it is a Hub id, say with --output_dir where the "
+            "results "
             "go."
         )
     output_dir = folder if options.output_dir is None else Path(options.output_dir)
@@ -167,8 +166,7 @@ def results_place(options: Any) -> tuple[Path, str]:
 
 
 def data_config(options: Any, checkpoint: str | None = None) -> DataConfig:
-    """
-    Read which images the options name, by default those of the checkpoint's recipe.yaml.
+    """Read which images the options name, by default those of the checkpoint's recipe.yaml.
 
     Raises:
         ValueError: If neither names a data set.

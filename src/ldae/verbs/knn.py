@@ -8,8 +8,7 @@ from ldae.verbs.options.measure import KnnOptions
 
 
 def run(options: KnnOptions) -> int:
-    """
-    Run the verb; the exit status is 0.
+    """Run the verb; the exit status is 0.
 
     Raises:
         ValueError: If an option, the checkpoint or the data is refused.

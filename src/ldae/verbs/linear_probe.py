@@ -23,8 +23,7 @@ ADAM_OPTIONS = ("epochs", "batch_size", "lr_multipliers", "seeds")
 
 
 def run(options: LinearProbeOptions) -> int:
-    """
-    Run the verb; the exit status is 0.
+    """Run the verb; the exit status is 0.
 
     Raises:
         ValueError: If an option, the checkpoint or the data is refused.
@@ -68,8 +67,7 @@ def run(options: LinearProbeOptions) -> int:
 
 
 def choose_probe(options: LinearProbeOptions) -> str:
-    """
-    Choose the probe that the options ask for, and check that the others suit it.
+    """Choose the probe that the options ask for, and check that the others suit it.
 
     Raises:
         ValueError: If the protocol or an option of Adam's does not suit the probe.
@@ -161,7 +159,7 @@ def _save(result: ProbeResult, inputs: ProbeInputs) -> None:
 def save_probe(
     inputs: ProbeInputs, weight: torch.Tensor, bias: torch.Tensor, *, layer: Layer, timestep: int, folder: str
 ) -> None:
-    """Save a probe of one block's features, `(K, C)` and `(K,)`, as an image classifier in a folder of the results'."""
+    """Save a probe of one layer's features, `(K, C)` and `(K,)`, as an image classifier in the folder of results."""
     names = inputs.train_source.class_names or []
     names = names + [str(index) for index in range(len(names), len(bias))]
     classifier = build_classifier(inputs.checkpoint, weight, bias, layer=layer, timestep=timestep, class_names=names)

@@ -1,4 +1,4 @@
-"""`ldae noise_classification CHECKPOINT`: accuracy over the noise levels, of frozen features and of trained networks."""
+"""`ldae noise_classification CHECKPOINT`: accuracy by noise level, of frozen features and of trained networks."""
 
 import dataclasses
 from pathlib import Path
@@ -33,8 +33,7 @@ HEADS, UNTRAINED, SCRATCH, FINETUNED = (
 
 
 def run(options: NoiseClassificationOptions) -> int:
-    """
-    Run the verb; the exit status is 0.
+    """Run the verb; the exit status is 0.
 
     Raises:
         ValueError: If an option, the checkpoint or the data is refused.
@@ -190,7 +189,8 @@ class _Comparison:
             rows.append([str(t), f"{level:.3g}", *shown])
         print(table(rows))
         print(
-            f"Test accuracy; {self.options.images:,} images seen by each network, and by each level's head. Each level's "
+            f"Test accuracy; {self.options.images:,} images seen by each network, and by each level's head. Each "
+            "level's "
             f"learning rate was chosen by a held-out tenth of the training images; the networks' was given."
         )
         folder = self.inputs.output_dir / "pictures"

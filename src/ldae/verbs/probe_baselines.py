@@ -1,4 +1,4 @@
-"""`ldae linear_probe CHECKPOINT --baselines` and `--shots`: an encoder beside what it must beat, under the same probe."""
+"""`ldae linear_probe CHECKPOINT --baselines` and `--shots`: an encoder and its baselines, under the same probe."""
 
 from typing import Any
 
@@ -13,9 +13,9 @@ from ldae.verbs.options.measure import LinearProbeOptions
 def compare_with_baselines(
     inputs: ProbeInputs, options: LinearProbeOptions, probe: str, settings: ProbeSettings
 ) -> int:
-    """
-    Print the encoder's accuracy beside those of the same network untrained, of raw pixels and of an l-DAE's mean PCA
-    coefficients, and add them to results.json: by a linear probe, or by few-shot ridge probes where `shots` is given.
+    """Print the encoder's accuracy beside those of the same network untrained, of raw pixels and of an l-DAE's mean
+    PCA coefficients, and add them to results.json: by a linear probe, or by few-shot ridge probes where `shots` is
+    given.
 
     Raises:
         ValueError: where more than one block or time step is asked for, or a number of shots or draws is not possible.
@@ -23,7 +23,8 @@ def compare_with_baselines(
     for name, chosen in (("layers", inputs.layers), ("timesteps", inputs.timesteps)):
         if chosen is not None and len(chosen) > 1:
             raise ValueError(
-                f"{name}={','.join(map(str, chosen))} is not possible with baselines or shots, which compare one block at "
+                f"{name}={','.join(map(str, chosen))} is not possible with baselines or shots, which compare one "
+                "block at "
                 "one time step; give one, such as the winner of ldae grid_search."
             )
     choice: dict[str, Any] = {

@@ -21,8 +21,7 @@ PICTURE = "pictures/search.png"
 
 
 def run(options: SearchOptions) -> int:
-    """
-    Run the verb; the exit status is 0.
+    """Run the verb; the exit status is 0.
 
     Raises:
         ValueError: If the folder has no index, the image cannot be read, or the model is not the one of the table.
@@ -68,7 +67,8 @@ def _open_model(noted: dict[str, Any], options: SearchOptions, device: torch.dev
         raise ValueError(f"{error} Say with --checkpoint where the model of the table is now.") from error
     if hash_model(reader.encoder.module) != noted["model"]:
         raise ValueError(
-            f"checkpoint={checkpoint!r} is not the model of the table in {options.folder}; give the one it was made with."
+            f"checkpoint={checkpoint!r} is not the model of the table in {options.folder}; give the one it was made "
+            "with."
         )
     return reader, pixels
 

@@ -7,8 +7,7 @@ from ldae.options import Positional, options
 
 @options
 class CheckpointOptions:
-    """
-    Checkpoint and results.
+    """Checkpoint and results.
 
     Args:
         checkpoint: A run's folder, any folder that save_pretrained wrote, or a Hub id.
@@ -25,8 +24,7 @@ class CheckpointOptions:
 
 @options
 class ReferenceOptions:
-    """
-    Images, by default those of the run's recipe.yaml.
+    """Images, by default those of the run's recipe.yaml.
 
     Args:
         dataset: `digits`, a Hub id, a folder of images, or a folder or glob of parquet or webdataset files.
@@ -47,8 +45,7 @@ class ReferenceOptions:
 
 @options
 class SplitOptions(ReferenceOptions):
-    """
-    Images, by default those of the run's recipe.yaml.
+    """Images, by default those of the run's recipe.yaml.
 
     Args:
         split: Split that is read.
@@ -61,8 +58,7 @@ class SplitOptions(ReferenceOptions):
 
 @options
 class ImageOptions(SplitOptions):
-    """
-    Images, by default those of the run's recipe.yaml.
+    """Images, by default those of the run's recipe.yaml.
 
     Args:
         split: Split of the training images.
@@ -76,8 +72,7 @@ class ImageOptions(SplitOptions):
 
 @options
 class FeatureOptions:
-    """
-    Features.
+    """Features.
 
     Args:
         layers: Blocks, counted from 1, such as 9,10,11, or taps of a DDAE; by default the model's feature layer.

@@ -17,8 +17,7 @@ SweepProbe = Literal["ridge", "knn", "linear", "none"]
 
 @options
 class MemoryOptions:
-    """
-    Memory.
+    """Memory.
 
     Args:
         forward_batch_size: Images in a forward.
@@ -32,8 +31,7 @@ class MemoryOptions:
 
 @options
 class LinearProbeOptions(MemoryOptions, FeatureOptions, ImageOptions, CheckpointOptions):
-    """
-    Linear-probe a checkpoint: a linear layer on standardised, mean-pooled features of a frozen encoder, trained by
+    """Linear-probe a checkpoint: a linear layer on standardised, mean-pooled features of a frozen encoder, trained by
     Adam as in the papers or solved to convergence. Blocks, time steps, learning rates and penalties are chosen on a
     tenth of the training images, never on the test set. Results go to results.json; the chosen probe is saved as an
     image classifier in linear_probe/.
@@ -74,8 +72,7 @@ class LinearProbeOptions(MemoryOptions, FeatureOptions, ImageOptions, Checkpoint
 
 @options
 class GridSearchOptions(MemoryOptions, FeatureOptions, ImageOptions, CheckpointOptions):
-    """
-    Score every block at time steps over the whole schedule, and make the best the checkpoint's default in its
+    """Score every block at time steps over the whole schedule, and make the best the checkpoint's default in its
     config.json. A held-out tenth of the training images chooses; the test set is only reported. Without labels, give
     --criterion.
 
@@ -113,8 +110,7 @@ class GridSearchOptions(MemoryOptions, FeatureOptions, ImageOptions, CheckpointO
 
 @options
 class KnnOptions(FeatureOptions, ImageOptions, CheckpointOptions):
-    """
-    Classify test images by their nearest training images in feature space (cosine similarity, votes weighted by
+    """Classify test images by their nearest training images in feature space (cosine similarity, votes weighted by
     exp(similarity / temperature)). Nothing is trained and nothing chosen: each block and time step has its row.
 
     Args:
@@ -130,10 +126,9 @@ class KnnOptions(FeatureOptions, ImageOptions, CheckpointOptions):
 
 @options
 class CompareOptions(ImageOptions):
-    """
-    Measure several frozen encoders on one data set, each by the same probes and on images of its own size, and print
-    one table. Encoders are l-DAEs, DDAEs (at their own block and time step), and any vision model of AutoModel with
-    its image processor: ViTMAE, DINOv2, I-JEPA, a ResNet.
+    """Measure several frozen encoders on one data set, each by the same probes and on images of its own size, and
+    print one table. Encoders are l-DAEs, DDAEs (at their own block and time step), and any vision model of AutoModel
+    with its image processor: ViTMAE, DINOv2, I-JEPA, a ResNet.
 
     Args:
         checkpoints: Folders or Hub ids.
@@ -176,10 +171,9 @@ class CompareOptions(ImageOptions):
 
 @options
 class AlignmentOptions(ImageOptions, CheckpointOptions):
-    """
-    Measure alignment and uniformity (Wang & Isola 2020) of an l-DAE's or a DDAE's features: how far apart two noisings
-    of an image lie on the unit sphere, and how evenly different images are spread over it. Lower is better in both. No
-    labels are used.
+    """Measure alignment and uniformity (Wang & Isola 2020) of an l-DAE's or a DDAE's features: how far apart two
+    noisings of an image lie on the unit sphere, and how evenly different images are spread over it. Lower is better in
+    both. No labels are used.
 
     Args:
         layers: Blocks, counted from 1, or taps of a DDAE; by default the end of every block.
@@ -210,9 +204,8 @@ class AlignmentOptions(ImageOptions, CheckpointOptions):
 
 @options
 class NoiseClassificationOptions(ImageOptions, CheckpointOptions):
-    """
-    Classify noisy images at each noise level: by a linear head for each level on the frozen features of an l-DAE or a
-    DDAE, and by the same network, cut after the same block and told the level, trained from scratch on all levels.
+    """Classify noisy images at each noise level: by a linear head for each level on the frozen features of an l-DAE or
+    a DDAE, and by the same network, cut after the same block and told the level, trained from scratch on all levels.
 
     Args:
         layers: The block, counted from 1, or the tap of a DDAE; by default the model's.
@@ -245,9 +238,8 @@ class NoiseClassificationOptions(ImageOptions, CheckpointOptions):
 
 @options
 class CheckpointSweepOptions(ScoreOptions, MemoryOptions, ImageOptions, CheckpointOptions):
-    """
-    Probe every checkpoint that a run kept (--keep_checkpoints), and with --fid or --kid compare what it generates with
-    real images: a table, pictures/checkpoint_sweep.png and results.json. Averaged weights are used if the run
+    """Probe every checkpoint that a run kept (--keep_checkpoints), and with --fid or --kid compare what it generates
+    with real images: a table, pictures/checkpoint_sweep.png and results.json. Averaged weights are used if the run
     averages. The best checkpoint by accuracy is chosen on held-out training images, never on the test set. The same
     command measures only what is not yet in results.json.
 

@@ -9,8 +9,7 @@ from ldae.options import Positional, options
 
 @options
 class ExportOptions:
-    """
-    Write a checkpoint at a fixed time step for other libraries, which then need nothing of ldae: the time step, the
+    """Write a checkpoint at a fixed time step for other libraries, which then need nothing of ldae: the time step, the
     latent tokenizer and all that they steer become part of the weights. The written files are loaded again and
     compared with the checkpoint; if they differ by more than 1e-4 (logits and raw activations: relative to the
     largest), nothing is left.
@@ -38,8 +37,7 @@ class ExportOptions:
 
 @options
 class CardOptions:
-    """
-    Write a run's model card from its files.
+    """Write a run's model card from its files.
 
     Args:
         checkpoint: A run's folder.
@@ -56,8 +54,7 @@ class CardOptions:
 
 @options
 class PushToHubOptions:
-    """
-    Upload a run's folder to the Hugging Face Hub.
+    """Upload a run's folder to the Hugging Face Hub.
 
     Args:
         checkpoint: A run's folder, or any folder that save_pretrained wrote.
@@ -82,8 +79,7 @@ class PushToHubOptions:
 
 @options
 class RecipesOptions:
-    """
-    List the recipes that come with ldae, print one, or print the JSON schema with which editors complete recipes.
+    """List the recipes that come with ldae, print one, or print the JSON schema with which editors complete recipes.
 
     Args:
         name: Recipe to print, such as digits; by default all are listed.

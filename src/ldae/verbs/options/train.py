@@ -14,8 +14,7 @@ from ldae.training.recipe import merge_sections, read_sections, recipe_options
 
 @options
 class PretrainOptions:
-    """
-    Pre-train from a recipe. The same command resumes.
+    """Pre-train from a recipe. The same command resumes.
 
     Args:
         config: The recipe: a YAML file, or the name of one that comes with ldae (`ldae recipes` lists them).
@@ -35,8 +34,7 @@ class PretrainOptions:
 
 @options
 class TrainTokenizerOptions(PretrainOptions):
-    """
-    Fit or train the latent tokenizer of a recipe, for later runs. The same command resumes.
+    """Fit or train the latent tokenizer of a recipe, for later runs. The same command resumes.
 
     Args:
         config: The recipe: a YAML file, or the name of one that comes with ldae (`ldae recipes` lists them).
@@ -45,9 +43,8 @@ class TrainTokenizerOptions(PretrainOptions):
 
 @options
 class FinetuneOptions:
-    """
-    Fine-tune the encoder of a checkpoint end to end as an image classifier, by the protocol of the l-DAE paper (App.
-    B). The classifier goes to CHECKPOINT/finetune. The same command resumes.
+    """Fine-tune the encoder of a checkpoint end to end as an image classifier, by the protocol of the l-DAE paper
+    (App. B). The classifier goes to CHECKPOINT/finetune. The same command resumes.
 
     Args:
         checkpoint: A run's folder, its linear_probe/ to keep that head, or a Hub id.
@@ -77,8 +74,7 @@ class FinetuneOptions:
 
 @options
 class DeconstructOptions:
-    """
-    Run the rows of the paper's trajectory, or latent dimensions of its tokenizers, and write report.md and
+    """Run the rows of the paper's trajectory, or latent dimensions of its tokenizers, and write report.md and
     report.html. The same command goes on where it was stopped. Several launches, also on several machines, may share
     one folder.
 

@@ -11,8 +11,7 @@ from .checkpoint import CheckpointOptions, FeatureOptions, ReferenceOptions, Spl
 
 @options
 class ExtractFeaturesOptions(FeatureOptions, SplitOptions, CheckpointOptions):
-    """
-    Write the features of every image of a data set, with its labels and other columns, as a table of parquet files
+    """Write the features of every image of a data set, with its labels and other columns, as a table of parquet files
     that `datasets` opens. Several processes (accelerate launch) share the work. The same command goes on where it was
     stopped.
 
@@ -43,9 +42,8 @@ class ExtractFeaturesOptions(FeatureOptions, SplitOptions, CheckpointOptions):
 
 @options
 class SearchOptions:
-    """
-    Find the images of a feature table (extract_features --index) that are nearest to an image, by the model that made
-    the table. Their scores are printed, and the images are drawn if the data set can be found again.
+    """Find the images of a feature table (extract_features --index) that are nearest to an image, by the model that
+    made the table. Their scores are printed, and the images are drawn if the data set can be found again.
 
     Args:
         folder: Folder of a feature table with an index.
@@ -72,8 +70,7 @@ class SearchOptions:
 
 @options
 class ScoreOptions:
-    """
-    Scores.
+    """Scores.
 
     Args:
         fid: Number of generated images whose Frechet distance to the data is measured; usually 50000.
@@ -95,8 +92,7 @@ class ScoreOptions:
 
 @options
 class GenerateOptions(ScoreOptions, ReferenceOptions, CheckpointOptions):
-    """
-    Generate images. A grid of them goes to pictures/samples.png (with --samplers, a row of each to
+    """Generate images. A grid of them goes to pictures/samples.png (with --samplers, a row of each to
     pictures/samplers.png). With --fid or --kid, generated images are compared with those of the run's data, and the
     scores go to results.json. Each image depends on --seed and its number only: several processes (accelerate launch)
     share the work and find the same scores.
@@ -129,8 +125,7 @@ class GenerateOptions(ScoreOptions, ReferenceOptions, CheckpointOptions):
 
 @options
 class DemoOptions:
-    """
-    Open a page in which a picture can be dropped: clean, noisy and denoised at any t, patch features as colours,
+    """Open a page in which a picture can be dropped: clean, noisy and denoised at any t, patch features as colours,
     layers by time steps, the nearest images of a set, samples. Needs gradio (the extra `demo`).
 
     Args:
