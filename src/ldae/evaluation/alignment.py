@@ -48,11 +48,10 @@ def alignment(x: torch.Tensor, y: torch.Tensor) -> float:
 
 
 def uniformity(x: torch.Tensor, chunk_size: int = 2048) -> float:
-    """log of the mean of exp(-2 ||f(x) - f(y)||^2) over all pairs of different images, with f on the unit sphere.
+    """Compute the log of the mean of exp(-2 ||f(x) - f(y)||^2) over all pairs of different images.
 
-    Exact: no pair of the n images is left out, where an estimate by batches takes the pairs within each batch only.
-        Each pair
-    is taken once. Memory does not grow with n beyond the features themselves.
+    f lies on the unit sphere. The result is exact: every pair of the n images counts once, whereas an estimate by
+    batches only takes the pairs within each batch. Memory does not grow with n beyond the features themselves.
 
     Args:
         x (`torch.Tensor` of shape `(n, C)`): Features, one row an image.

@@ -24,7 +24,7 @@ DATA_OPTIONS = (
 
 @dataclass(frozen=True)
 class ProbeInputs:
-    """An encoder, its images and the folder of results; `layers` and `timesteps` are `None` if it has none to choose."""
+    """An encoder, its images and the folder of results; `layers` and `timesteps` are `None` without a choice."""
 
     checkpoint: str
     encoder: Encoder
