@@ -150,13 +150,12 @@ class Trackers(Callback):
 
     def start(self, run: Run) -> None:
         """Open the trackers, with the resolved recipe as their configuration."""
-        logs = run.folder.path / "logs"
-        file = logs / "run_id"
-        if run.is_main and not file.is_file():
+        logs, run_id = run.folder.path / "logs", None
+        if run.is_main:  # the only process in which trackers start
             logs.mkdir(exist_ok=True)
-            file.write_text(uuid.uuid4().hex[:8])
-        run.accelerator.wait_for_everyone()
-        run_id = file.read_text()
+            file = logs / "run_id"
+            run_id = file.read_text() if file.is_file() else uuid.uuid4().hex[:8]
+            file.write_text(run_id)
         project = ProjectConfiguration(str(run.folder.path), logging_dir=str(logs))
         self.accelerator = Accelerator(log_with=self.names, project_config=project)
         arguments = {
