@@ -22,7 +22,7 @@ def load_backbone(source: str | os.PathLike[str], field: str) -> tuple[Any, Any,
         layer, which many classifiers' do not.
 
     Raises:
-        ValueError: where it cannot be loaded, or has other weights missing, which would be drawn at random.
+        ValueError: If it cannot be loaded, or has other weights missing, which would be drawn at random.
     """
     name = os.fspath(source)
     try:

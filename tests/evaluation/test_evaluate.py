@@ -193,11 +193,11 @@ def test_the_verbs_of_one_checkpoint_read_other_peoples_encoders_alike(few, few_
 
 def test_what_makes_no_sense_is_refused(few, few_digits, others, checkpoint):
     for measure, message in (
-        (lambda: few.compare(checkpoint, metrics=["accuracy"]), r"metrics=\['accuracy'\] is not possible"),
+        (lambda: few.compare(checkpoint, metrics=["accuracy"]), r"metrics=\['accuracy'\] must be"),
         (lambda: few.compare(checkpoint, metrics=["knn"], shots=3), "shots=3 is no option of knn"),
         (lambda: few.robustness(others / "mae", timesteps=[1]), "give sigmas for"),
         (lambda: few.robustness(checkpoint, [0.1], timesteps=[1]), "both given"),
-        (lambda: few.robustness(checkpoint, [-0.1]), r"sigmas=\[-0.1\] is not possible"),
+        (lambda: few.robustness(checkpoint, [-0.1]), r"sigmas=\[-0.1\] must be"),
         (lambda: few.knn(others / "mae", layer=1), "layer and timestep are choices of l-DAE and DDAE models"),
         (lambda: few.knn(others / "nowhere"), "cannot be loaded"),
         (lambda: call(compare, [str(checkpoint), str(checkpoint), "--dataset", "digits"]), "names one twice"),

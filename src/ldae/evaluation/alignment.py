@@ -34,7 +34,7 @@ def alignment(x: torch.Tensor, y: torch.Tensor) -> float:
         `float`, from 0 (the same directions) to 4 (opposite ones); features without relation have 2.
 
     Raises:
-        ValueError: where the shapes differ, or there are no pairs.
+        ValueError: If the shapes differ, or there are no pairs.
 
     Example:
         >>> x = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
@@ -62,7 +62,7 @@ def uniformity(x: torch.Tensor, chunk_size: int = 2048) -> float:
         a sphere of many dimensions.
 
     Raises:
-        ValueError: where there are fewer than two images, or the chunk is impossible.
+        ValueError: If there are fewer than two images, or the chunk is impossible.
 
     Example:
         >>> round(uniformity(torch.eye(64)), 4)
@@ -72,7 +72,7 @@ def uniformity(x: torch.Tensor, chunk_size: int = 2048) -> float:
     if x.ndim != 2 or n < 2:
         raise ValueError(f"x must be (n, C) with n of 2 or more, for there to be pairs; got {tuple(x.shape)}.")
     if chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size} is not possible; it must be 1 or more.")
+        raise ValueError(f"chunk_size={chunk_size} must be 1 or more.")
     chunks = F.normalize(x.float(), dim=1).split(chunk_size)
     total = torch.zeros((), dtype=torch.float64, device=x.device)
     for index, rows in enumerate(chunks):
@@ -132,10 +132,10 @@ def measure_alignment(
         `list[SphereScore]`: block by block, and for each of them time step by time step.
 
     Raises:
-        ValueError: where the views are one, a block or time step does not exist, or there are too few images.
+        ValueError: If the views are one, a block or time step does not exist, or there are too few images.
     """
     if seeds[0] == seeds[1]:
-        raise ValueError(f"seeds={seeds} is not possible; two noisings of an image need two seeds.")
+        raise ValueError(f"seeds={seeds} must be two different ones, for two noisings of an image.")
     encoder = as_encoder(model)
     device = torch.device(device) if device is not None else encoder.device
     scores = {}

@@ -37,7 +37,7 @@ class SweepPoint:
 
     @property
     def goodness(self) -> float:
-        """What the best has most of; the test set takes no part in it."""
+        """Value by which checkpoints compare, greater is better; the test set takes no part in it."""
         return -self.value if self.held_out is None else self.held_out
 
 

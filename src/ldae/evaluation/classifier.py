@@ -46,7 +46,7 @@ def build_classifier(
         probe's, of a clean input.
 
     Raises:
-        ValueError: where the shapes do not fit, or the checkpoint does not reach as far as the tap.
+        ValueError: If the shapes do not fit, or the checkpoint does not reach as far as the tap.
     """
     fields: dict[str, Any] = {
         "feature_timestep": timestep,

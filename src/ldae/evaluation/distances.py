@@ -56,7 +56,7 @@ def read_reference(batches: Iterable[Batch], extractor: FeatureExtractor, *, kid
         kid (`bool`, defaults to `True`): Whether KID will be asked for, which needs the features themselves.
 
     Raises:
-        ValueError: where there are fewer than two images.
+        ValueError: If there are fewer than two images.
     """
     PartialState()  # knows of the other processes
     # torchmetrics' sums are in float64, which Apple's GPUs do not have, and NCCL reduces on the GPU alone.
@@ -91,7 +91,7 @@ def image_distances(
         [`ImageDistances`].
 
     Raises:
-        ValueError: where there are fewer than two images of either kind.
+        ValueError: If there are fewer than two images of either kind.
     """
     if not isinstance(reference, ReferenceFeatures):
         reference = read_reference(reference, extractor, kid=kid)
@@ -172,7 +172,7 @@ def _read(
 
 
 def _in_order(features: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """The features `(n, F)` of all processes in the order of their images, whatever the number of processes."""
+    """Gather the features `(n, F)` of all processes in the order of their images."""
     features = gather(pad_across_processes(features))
     positions = gather(pad_across_processes(positions, pad_index=-1))
     order = positions.argsort(stable=True)

@@ -84,7 +84,7 @@ class Encoder(ABC):
 
     @property
     def has_choices(self) -> bool:
-        """Whether layers and time steps can be chosen, and noise added."""
+        """`True` if layers and time steps can be chosen, and noise added."""
         return self.default_layer is not None
 
     @property
@@ -125,7 +125,7 @@ class Encoder(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where features are computed."""
+        """Device on which features are computed."""
         return torch.device("cpu") if self.module is None else next(self.module.parameters()).device
 
     def to(self, device: torch.device | str) -> "Encoder":

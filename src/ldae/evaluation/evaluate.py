@@ -36,7 +36,7 @@ LINEAR = ProbeSettings()
 
 @dataclass(frozen=True)
 class _Choice:
-    """Which features of a checkpoint: a block and a time step, by default its own."""
+    """An encoder at one layer and time step."""
 
     name: str
     encoder: Encoder
@@ -63,7 +63,7 @@ class Evaluation:
             same.
 
     Raises:
-        ValueError: where the data cannot be opened or has no labels.
+        ValueError: If the data cannot be opened or has no labels.
 
     Example:
         >>> from ldae import LDAEConfig, LDAEModel
@@ -196,7 +196,7 @@ class Evaluation:
             `list[Result]`: the clean score first, then one for each level.
 
         Raises:
-            ValueError: where both are given, for time steps of another model, or ones that do not exist.
+            ValueError: If both are given, for time steps of another model, or ones that do not exist.
         """
         chosen = self._choose(checkpoint, **choice)
         if sigmas is not None and timesteps is not None:
@@ -214,7 +214,7 @@ class Evaluation:
         else:
             for sigma in SIGMAS if sigmas is None else sigmas:
                 if sigma < 0:
-                    raise ValueError(f"sigmas={list(sigmas or ())} is not possible; give numbers of 0 or more.")
+                    raise ValueError(f"sigmas={list(sigmas or ())} must be numbers of 0 or more.")
                 found = self._extract(chosen, 1, prepare=_noisy_crop(chosen.encoder.image_size, sigma, seed))
                 noisy["noise_sigma", sigma] = found.flat[:, 0]
         protocol = {"name": "robustness", "probe": "ridge", "penalty": float(probes.penalty[0])}
@@ -252,7 +252,7 @@ class Evaluation:
         """
         unknown = [name for name in metrics if name not in METRICS]
         if unknown or not metrics:
-            raise ValueError(f"metrics={list(metrics)} is not possible; give some of {', '.join(METRICS)}.")
+            raise ValueError(f"metrics={list(metrics)} must be some of {', '.join(METRICS)}.")
         taken = {
             "few_shot": ("shots", "draws", "seed"),
             "ridge": ("seed",),
@@ -361,7 +361,7 @@ class Evaluation:
 
 
 def _noisy_crop(image_size: int, sigma: float, seed: int) -> Prepare:
-    """The centre crop with noise that depends on the seed and each image's position alone."""
+    """Prepare the centre crop with noise that depends only on the seed and each image's position."""
 
     def prepare(images: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         pixels = centre_crop(image_size)(images, positions)  # (b, C, S, S)

@@ -33,7 +33,7 @@ class FeatureExtractor(nn.Module):
         self.network: Any = network.requires_grad_(False).eval()
 
     def extract(self, images: torch.Tensor) -> torch.Tensor:
-        """What `forward` says, without its care for gradients and precision."""
+        """Compute what `forward` returns, without its care for gradients and precision."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -43,12 +43,12 @@ class FeatureExtractor(nn.Module):
             return self.extract(images).float()
 
     def train(self, mode: bool = True) -> "FeatureExtractor":
-        """It stays in evaluation mode."""
+        """Stay in evaluation mode."""
         return super().train(False)
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """Device of the network."""
         return next(self.network.parameters()).device
 
 
@@ -61,7 +61,7 @@ class CheckpointExtractor(FeatureExtractor):
             mean over tokens.
 
     Raises:
-        ValueError: where it cannot be loaded, or has other weights missing.
+        ValueError: If it cannot be loaded, or has other weights missing.
     """
 
     def __init__(self, source: str | os.PathLike[str]):
@@ -85,7 +85,7 @@ class InceptionExtractor(FeatureExtractor):
         weights (`str` or path, *optional*): The file of its weights; by default torch-fidelity finds them.
 
     Raises:
-        ValueError: where torch-fidelity or the weights are not at hand.
+        ValueError: If torch-fidelity or the weights are not at hand.
     """
 
     def __init__(self, weights: str | os.PathLike[str] | None = None):
@@ -119,6 +119,6 @@ def load_extractor(name: str | os.PathLike[str], inception_weights: str | None =
         [`FeatureExtractor`] on the CPU.
 
     Raises:
-        ValueError: where it is not at hand; the message says what to give.
+        ValueError: If it is not at hand; the message says what to give.
     """
     return InceptionExtractor(inception_weights) if name == INCEPTION else CheckpointExtractor(name)

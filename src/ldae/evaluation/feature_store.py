@@ -49,7 +49,7 @@ class FeatureStore:
         """Add features `(b, F, C)` of the next b images.
 
         Raises:
-            ValueError: where their F or C is another than before.
+            ValueError: If their F or C is another than before.
         """
         if rows.ndim != 3 or (self._rows and tuple(rows.shape[1:]) != self._row_shape):
             raise ValueError(f"features must be (b, F, C) with (F, C) = {self._row_shape}; got {tuple(rows.shape)}.")
@@ -77,7 +77,7 @@ class FeatureStore:
 
     @property
     def in_memory(self) -> bool:
-        """Whether nothing is in the file."""
+        """`True` if nothing is in the file."""
         return self._file is None
 
     def to(self, device: torch.device | str) -> "FeatureStore":

@@ -39,7 +39,7 @@ class Sampling:
     batch_size: int = 64
 
     def labels(self, positions: torch.Tensor, num_class_embeds: int | None) -> torch.Tensor | None:
-        """The class of each image `(b,)` by its number, `None` for a model without classes."""
+        """Return the class of each image `(b,)` by its number, `None` for a model without classes."""
         classes = self.classes
         if classes is None:
             if num_class_embeds is None:
@@ -90,7 +90,7 @@ def generate_images(
 
 
 def shown_count(n: int) -> str:
-    """The N of FID-N: `"50K"`, or `"500"`."""
+    """Write the N of FID-N: `"50K"`, or `"500"`."""
     return f"{n // 1000}K" if n % 1000 == 0 else str(n)
 
 

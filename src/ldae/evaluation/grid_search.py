@@ -1,4 +1,4 @@
-"""Which block, which time step? The winner of a grid of linear probes, kept in the checkpoint's own config.json."""
+"""Scores of a grid of layers and time steps: the best one, its heat map, and a checkpoint's choice in config.json."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def grid_scores(results: Sequence[ProbeResult]) -> list[GridScore]:
         results (`Sequence` of [`~ldae.evaluation.probing.ProbeResult`]): One grid: clean inputs, noisy ones, or both.
 
     Raises:
-        ValueError: where nothing was held out, so that nothing can choose.
+        ValueError: If nothing was held out, so that nothing can choose.
     """
     scores = []
     for result in results:
@@ -52,7 +52,7 @@ def grid_scores(results: Sequence[ProbeResult]) -> list[GridScore]:
 
 
 def best_score(scores: list[GridScore], *, clean_only: bool = False) -> GridScore:
-    """The best by held-out accuracy; equal ones go to the first. `clean_only` leaves noisy inputs out."""
+    """Return the best score by held-out accuracy, of equal ones the first; `clean_only` leaves noisy inputs out."""
     return max((s for s in scores if not (clean_only and s.noisy)), key=lambda s: s.held_out)
 
 

@@ -33,7 +33,7 @@ def knn_predict(
         `torch.LongTensor` of shape `(m,)`.
 
     Raises:
-        ValueError: where k is not between 1 and n, or the temperature is not positive.
+        ValueError: If k is not between 1 and n, or the temperature is not positive.
 
     Example:
         >>> train = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
@@ -43,7 +43,7 @@ def knn_predict(
     if not 1 <= k <= len(train_features):
         raise ValueError(f"k={k} is not possible with {len(train_features)} training examples; give 1 to that many.")
     if temperature <= 0:
-        raise ValueError(f"temperature={temperature} is not possible; it must be positive.")
+        raise ValueError(f"temperature={temperature} must be positive.")
     train = F.normalize(train_features.float(), dim=1)
     labels = train_labels.to(train.device)
     num_classes = int(labels.max()) + 1

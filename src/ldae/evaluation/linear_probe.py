@@ -52,20 +52,20 @@ class ProbeSettings:
         for name in ("epochs", "base_lr", "batch_size"):
             value = getattr(self, name)
             if value is not None and value <= 0:
-                raise ValueError(f"{name}={value} is not possible; it must be positive.")
+                raise ValueError(f"{name}={value} must be positive.")
         if self.max_lr_extensions < 0:
             raise ValueError(f"max_lr_extensions={self.max_lr_extensions} must be 0 or more.")
         for name in ("lr_multipliers", "seeds"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
-                raise ValueError(f"{name}={values} is not possible; give one or more, each once.")
+                raise ValueError(f"{name}={values} must be one or more, each once.")
 
     def batch_size_for(self, n: int) -> int:
-        """The batch size for n training examples."""
+        """Return the batch size for n training examples."""
         return min(n, self.batch_size or min(16384, max(256, n // MIN_STEPS_PER_EPOCH)))
 
     def learning_rates(self, n: int) -> list[float]:
-        """The peak learning rate of each multiplier for n training examples: base_lr x batch / 256 x multiplier."""
+        """Return the peak learning rate of each multiplier for n examples: base_lr x batch / 256 x multiplier."""
         return [self.base_lr * self.batch_size_for(n) / 256 * multiplier for multiplier in self.lr_multipliers]
 
 
@@ -133,7 +133,7 @@ def train_linear_probes(
         [`LinearProbes`].
 
     Raises:
-        ValueError: where features and labels do not fit.
+        ValueError: If features and labels do not fit.
 
     Example:
         >>> x, y = torch.randn(64, 1, 8, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 2
@@ -243,7 +243,7 @@ def score_probes(
         [`ProbeReport`].
 
     Raises:
-        ValueError: where there are several probes and nothing to choose by.
+        ValueError: If there are several probes and nothing to choose by.
     """
     _, num_sets, num_rates = probes.weight.shape[:3]
     choice_accuracy, lr_index, feature_index = None, [0], 0

@@ -45,7 +45,7 @@ def accuracy(predictions: torch.Tensor, references: torch.Tensor) -> float:
         references (`torch.LongTensor` of shape `(n,)`): True classes.
 
     Raises:
-        ValueError: where there is nothing to compare, or the shapes differ.
+        ValueError: If there is nothing to compare, or the shapes differ.
 
     Example:
         >>> accuracy(torch.tensor([0, 1, 1]), torch.tensor([0, 1, 2]))

@@ -87,10 +87,10 @@ def probe_noise_levels(
         [`NoiseHeads`].
 
     Raises:
-        ValueError: where labels are missing, or a block or time step does not exist.
+        ValueError: If labels are missing, or a block or time step does not exist.
     """
     if draws < 1:
-        raise ValueError(f"draws={draws} is not possible; give 1 or more.")
+        raise ValueError(f"draws={draws} must be 1 or more.")
     encoder = as_encoder(model)
     device = torch.device(device) if device is not None else encoder.device
     size = encoder.image_size

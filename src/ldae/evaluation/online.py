@@ -1,4 +1,4 @@
-"""Whether it learns, while it trains: ridge and kNN accuracy on a fixed subset, in seconds. The loss does not tell."""
+"""Ridge and kNN accuracy on a fixed subset, while a model trains: the loss does not tell whether it learns."""
 
 import logging
 from collections.abc import Iterator
@@ -146,7 +146,7 @@ class OnlineProbe:
 
 @contextmanager
 def _whole(model: torch.nn.Module) -> Iterator[None]:
-    """The weights that an FSDP root gathers in its own forward, which features do not pass through."""
+    """Gather the weights of an FSDP root, whose own forward features do not pass through."""
     if not isinstance(model, FSDPModule):
         yield
         return

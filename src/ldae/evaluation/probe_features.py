@@ -1,4 +1,4 @@
-"""What probes train on and are scored on: features of all images in stores, computed once or anew in each epoch."""
+"""Features that probes train on and are scored on, computed once or anew in each epoch, and kept in stores."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class Reading:
 
     def __post_init__(self) -> None:
         if self.memory < 0:
-            raise ValueError(f"memory={self.memory} is not possible; give a number of bytes, 0 or more.")
+            raise ValueError(f"memory={self.memory} must be a number of bytes, 0 or more.")
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def compute_features(
         choosing (`Callable[[int], bool]`): From the number of feature sets to whether images are held out.
 
     Raises:
-        ValueError: where labels are missing, or a block or time step does not exist.
+        ValueError: If labels are missing, or a block or time step does not exist.
     """
     encoder = as_encoder(model)
     image_size, num_channels = encoder.image_size, encoder.num_channels

@@ -48,12 +48,10 @@ class Protocol:
         if self.crop not in CROPS:
             raise ValueError(f"crop={self.crop!r} is unknown; choose one of {', '.join(CROPS)}.")
         if self.crop_padding < 1:
-            raise ValueError(f"crop_padding={self.crop_padding} is not possible; give 1 pixel or more.")
+            raise ValueError(f"crop_padding={self.crop_padding} must be 1 pixel or more.")
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
-            raise ValueError(
-                f"crop_scale={self.crop_scale} is not possible; give two numbers with 0 < low <= high <= 1."
-            )
+            raise ValueError(f"crop_scale={self.crop_scale} must be two numbers with 0 < low <= high <= 1.")
 
     @property
     def augmentation(self) -> list[str]:

@@ -43,7 +43,7 @@ def reconstruction_quality(
         images, at most 1.
 
     Raises:
-        ValueError: where there are no images, or they are under 6 pixels.
+        ValueError: If there are no images, or they are under 6 pixels.
 
     Example:
     ```python

@@ -27,7 +27,7 @@ def retrieval_map(
         `float` between 0 and 1; features that say nothing give about the share of a class.
 
     Raises:
-        ValueError: where the gallery is empty, or has no image of any query's class.
+        ValueError: If the gallery is empty, or has no image of any query's class.
 
     Example:
         >>> gallery = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])

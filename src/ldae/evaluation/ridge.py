@@ -146,7 +146,7 @@ class _RidgePath:
         return self.y - residual / (1 - leverage) + intercept
 
     def leave_one_out_correlation(self, penalty: float) -> float:
-        """The correlation of [`~_RidgePath.leave_one_out_scores`] with the centred targets."""
+        """Compute the correlation of [`~_RidgePath.leave_one_out_scores`] with the centred targets."""
         return float(F.cosine_similarity(self.leave_one_out_scores(penalty).flatten(), self.y.flatten(), dim=0))
 
 
@@ -182,7 +182,7 @@ def few_shot_ridge(
         `list[float]`: one accuracy a draw; see [`~ldae.evaluation.metrics.mean_and_stderr`].
 
     Raises:
-        ValueError: where a class has fewer examples than `shots`, or shots < 2.
+        ValueError: If a class has fewer examples than `shots`, or shots < 2.
     """
     _check(train_features, train_labels)
     num_classes = int(torch.maximum(train_labels.max(), test_labels.max())) + 1
@@ -201,7 +201,7 @@ def draw_shots(labels: torch.Tensor, shots: int, draws: int, seed: int) -> list[
         `list[torch.LongTensor]`, each of shape `(shots * classes,)`.
 
     Raises:
-        ValueError: where a class has too few examples.
+        ValueError: If a class has too few examples.
 
     Example:
         >>> [sorted(index.tolist()) for index in draw_shots(torch.tensor([0, 0, 1, 1]), 2, 1, seed=0)]
@@ -227,7 +227,7 @@ def split_holdout(n: int, holdout: float, seed: int) -> tuple[torch.Tensor, torc
         `(fitted, held)`, sorted indices.
 
     Raises:
-        ValueError: where one of the two would be empty.
+        ValueError: If one of the two would be empty.
 
     Example:
         >>> fitted, held = split_holdout(10, 0.2, seed=0)

@@ -46,7 +46,7 @@ class ScoreTable:
 
     @property
     def caption(self) -> str:
-        """What the numbers are."""
+        """Sentence that says what the numbers are."""
         score = next(iter(next(iter(self.scores.values())).values()))
         draws = [
             s.protocol["draws"] for found in self.scores.values() for s in found.values() if "draws" in s.protocol

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from ldae.evaluation.encoder import Encoder, Layer, PooledEncoder, as_encoder
 
@@ -59,7 +58,7 @@ class FeatureReader:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: Any,
         pixels: torch.Tensor,
         *,
         layers: Sequence[Layer] | None = None,

@@ -367,7 +367,7 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
         self, zt: torch.Tensor, timesteps: torch.Tensor, class_labels: torch.Tensor | None = None, **kwargs: Any
     ) -> torch.Tensor:
         """
-        The network alone: what it predicts from noisy latents.
+        Predict from noisy latents, by the network without the loss.
 
         Args:
             zt (`torch.FloatTensor` of shape `(B, num_patches, latent_dim)`): Noisy latents.
@@ -385,14 +385,14 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
         return self.head(hidden, conditioning)  # (B, N, output_dim)
 
     def predicted_latents(self, prediction: torch.Tensor, zt: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """The clean latents `(B, N, d)` that a prediction, in the target's space, stands for."""
+        """Convert a prediction, in the target's space, to clean latents `(B, N, d)`."""
         target, corruption = self.config.prediction_target, self.ldae.corruption
         if target == "noise":
             return clean_latent(prediction, zt, corruption.gammas[timesteps], corruption.sigmas[timesteps])
         return prediction if target == "latent" else self.ldae.tokenizer.encode(prediction)
 
     def predicted_images(self, prediction: torch.Tensor, zt: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """The clean images `(B, C, H, W)` that a prediction, in the target's space, stands for."""
+        """Convert a prediction, in the target's space, to clean images `(B, C, H, W)`."""
         c = self.config
         size = (c.image_size, c.image_size)
         if c.prediction_target in ("image", "projected_image"):

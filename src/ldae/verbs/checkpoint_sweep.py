@@ -83,7 +83,7 @@ class _Generated:
         self._reference: ReferenceFeatures | None = None
 
     def asked(self, model: Any) -> dict[str, Any]:
-        """What of the protocol is known before anything is measured."""
+        """Return the part of the protocol that is known before anything is measured."""
         pipeline, chosen = build_pipeline(model), self.sampling.sampler
         asked = {
             "name": "generation",
@@ -124,7 +124,7 @@ class _Generated:
 
 @dataclass
 class _Sweep:
-    """What is measured of each checkpoint, and what results.json already has of it."""
+    """Measurements of each checkpoint, of which results.json may have some already."""
 
     inputs: ProbeInputs
     options: CheckpointSweepOptions
@@ -222,14 +222,14 @@ class _Sweep:
 
 
 def _hash_of(checkpoint: Path) -> str:
-    """Of the weights that are measured: a run that was started anew has checkpoints of the same names."""
+    """Hash the weights that are measured: a run that was started anew has checkpoints of the same names."""
     average = checkpoint / "ema.safetensors"
     with open(average if average.exists() else checkpoint / "model.safetensors", "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _is_of(entry: dict[str, Any], keys: dict[str, Any], protocol: dict[str, Any]) -> bool:
-    """Whether a result is what would be measured."""
+    """Return `True` if a result is what would be measured."""
     return all(entry.get(k) == v for k, v in keys.items()) and all(
         entry["protocol"].get(k) == v for k, v in protocol.items()
     )

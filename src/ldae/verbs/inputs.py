@@ -1,4 +1,4 @@
-"""What verbs that measure a checkpoint have in common: its encoder, its images, and where results go."""
+"""Inputs of the verbs that measure a checkpoint: its encoder, its images, and the place of results."""
 
 import os
 from collections.abc import Sequence

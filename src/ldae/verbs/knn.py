@@ -1,5 +1,7 @@
 """`ldae knn CHECKPOINT`: weighted k-nearest-neighbour accuracy of a checkpoint's features."""
 
+from typing import Any
+
 from ldae.evaluation.features import extract_features
 from ldae.evaluation.knn import knn_accuracy
 from ldae.results import add_result
@@ -13,7 +15,7 @@ def run(options: KnnOptions) -> int:
     Raises:
         ValueError: If an option, the checkpoint or the data is refused.
     """
-    where = {"layers": options.layers, "timesteps": options.timesteps, "noisy": options.noisy}
+    where: dict[str, Any] = {"layers": options.layers, "timesteps": options.timesteps, "noisy": options.noisy}
     inputs = open_inputs(options, **where, every=options.block_sweep)
     inputs.show_header("kNN")
     train, test = (

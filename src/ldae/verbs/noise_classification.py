@@ -44,8 +44,6 @@ def run(options: NoiseClassificationOptions) -> int:
     layers = inputs.layers or ()
     if len(layers) != 1:
         raise ValueError(f"layers={','.join(map(str, layers))} must be one block here, such as {layers[0]}.")
-    if options.horizontal_flip is None:
-        options.horizontal_flip = inputs.data.horizontal_flip
     _Comparison(inputs, options, layers[0], tuple(timesteps)).run()
     return 0
 
@@ -57,6 +55,8 @@ class _Comparison:
         self, inputs: ProbeInputs, options: NoiseClassificationOptions, layer: Any, timesteps: tuple[int, ...]
     ) -> None:
         self.inputs, self.options, self.layer, self.timesteps = inputs, options, layer, timesteps
+        flip = options.horizontal_flip
+        self.horizontal_flip = inputs.data.horizontal_flip if flip is None else flip
         self.settings = ProbeSettings(
             epochs=1,
             batch_size=options.batch_size,
@@ -98,7 +98,7 @@ class _Comparison:
             timesteps=self.timesteps,
             settings=self.settings,
             draws=options.draws,
-            horizontal_flip=options.horizontal_flip,
+            horizontal_flip=self.horizontal_flip,
             device=self.inputs.device,
             dtype=self.inputs.dtype,
         )
@@ -133,7 +133,7 @@ class _Comparison:
                 mixed_precision=options.mixed_precision,
                 seed=seed,
             )
-            data = dataclasses.replace(inputs.data, horizontal_flip=options.horizontal_flip)
+            data = dataclasses.replace(inputs.data, horizontal_flip=self.horizontal_flip)
             folder = train_noise_classifier(classifier, data, inputs.output_dir / place / f"seed-{seed}")
             model = AutoModelForImageClassification.from_pretrained(folder)
             scores.append(noisy_accuracy(model, self.test, self.timesteps, device=inputs.device, dtype=inputs.dtype))
@@ -174,7 +174,7 @@ class _Comparison:
                 "optimizer": "AdamW",
                 "schedule": "cosine",
                 "batch_size": self.options.batch_size,
-                "augmentation": ["horizontal_flip"] if self.options.horizontal_flip else [],
+                "augmentation": ["horizontal_flip"] if self.horizontal_flip else [],
             }
             about = {"seeds": self.settings.seeds, "stderr": stderr, "checkpoint": checkpoint, "n": n}
             add_result(self.inputs.output_dir, self.inputs.result(mean, protocol, **about))

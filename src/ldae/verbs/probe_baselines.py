@@ -18,7 +18,7 @@ def compare_with_baselines(
     given.
 
     Raises:
-        ValueError: where more than one block or time step is asked for, or a number of shots or draws is not possible.
+        ValueError: If more than one block or time step is asked for.
     """
     for name, chosen in (("layers", inputs.layers), ("timesteps", inputs.timesteps)):
         if chosen is not None and len(chosen) > 1:
