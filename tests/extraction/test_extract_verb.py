@@ -112,7 +112,7 @@ def test_another_models_features_come_through_its_own_processor(other_checkpoint
     assert search(folder, digit, "--k", 2, "--device", "cpu") == 0
     assert "1.0000  7    " in capsys.readouterr().out
     message = error_of(capsys, extract, other_checkpoint, *FAST, "--output_dir", tmp_path / "x", "--timesteps", "3")
-    assert "options of l-DAE and DDAE models; this is a vit" in message
+    assert "choices of l-DAE and DDAE models" in message
 
 
 def test_search_finds_an_image_among_its_neighbours(checkpoint, digit, tmp_path, capsys):
