@@ -1,12 +1,15 @@
 """Open checkpoints: what can be wrong with a folder, a Hub id or its weights is refused here, in one line."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 import ldae  # noqa: F401 - registers the models with transformers
 
@@ -98,3 +101,70 @@ def is_local(name: str) -> bool:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0].rstrip(":. ") + "."
+
+
+def load_backbone(source: str | os.PathLike[str], field: str) -> tuple[Any, Any, bool]:
+    """Load a frozen network in float32 and its image processor.
+
+    Args:
+        source (`str` or path): Folder or Hub id of a checkpoint that `AutoModel` and `AutoImageProcessor` load.
+        field (`str`): The field that names it, for errors.
+
+    Returns:
+        The network in evaluation mode, its image processor, and whether the checkpoint holds the network's pooling
+        layer, which many classifiers' do not.
+
+    Raises:
+        ValueError: If it cannot be loaded, or has other weights missing, which would be drawn at random.
+    """
+    name = os.fspath(source)
+    try:
+        with quietly():  # about a head that is not used; what is missing is looked at below
+            loaded: Any = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+        processor = AutoImageProcessor.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{field}={name!r} cannot be loaded: {error} Give the Hub id of an image model, such as "
+            "microsoft/resnet-50, or a folder with config.json, model.safetensors and preprocessor_config.json."
+        ) from error
+    model, report = loaded
+    missing = sorted(report["missing_keys"])
+    pooler = [key for key in missing if "pool" in key]
+    if len(missing) > len(pooler):
+        raise ValueError(
+            f"{field}={name!r} lacks {len(missing)} weights, such as {missing[0]}: its features would be random. "
+            "Give a checkpoint of the whole network."
+        )
+    return model.requires_grad_(False).eval(), processor, not pooler
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Silence transformers' reports of missing and unexpected weights."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def image_side(config: Any, processor: Any) -> int:
+    """Find the side of a model's images in pixels, in its configuration or else in its image processor.
+
+    Raises:
+        ValueError: If neither has it.
+    """
+    for size in (
+        getattr(config, "image_size", None),
+        getattr(processor, "crop_size", None) if getattr(processor, "do_center_crop", False) else None,
+        getattr(processor, "size", None),
+    ):
+        if size is None:
+            continue
+        if isinstance(size, int):
+            return size
+        sides = list(size) if isinstance(size, list | tuple) else [v for _, v in dict(size).items() if v is not None]
+        if sides and all(side == sides[0] for side in sides):
+            return int(sides[0])
+    raise ValueError(f"the image processor of this {config.model_type} has no image size; give one with a size.")

@@ -79,7 +79,7 @@ def run_verb(verb: str, arguments: Sequence[str]) -> int:
         print(verb_help(verb, kind))
         return 0
     try:
-        options = parse(kind, arguments)
+        options: Any = parse(kind, arguments)
         finish_import()
         return import_module(f"ldae.verbs.{verb}").run(options)
     except (ValueError, RunError) as error:

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
 import ldae  # noqa: F401 - registers the models with transformers
-from ldae.backbone import load_backbone
+from ldae.checkpoints import image_side, load_backbone, open_config, open_model
 from ldae.models.features_ldae import check_choices
 
 from .untrained import untrained_like
@@ -215,7 +215,7 @@ class PooledEncoder(Encoder):
         self.config: Any = model.config
         self.name, self.processor, self.use_pooler = type(model).__name__, processor, use_pooler
         self.num_channels = getattr(model.config, "num_channels", 3)
-        self.image_size = _image_size(model.config, processor)
+        self.image_size = image_side(model.config, processor)
         if hasattr(model.config, "mask_ratio"):
             model.config.mask_ratio = 0.0
         takes_noise = "noise" in inspect.signature(model.forward).parameters
@@ -347,23 +347,18 @@ def open_encoder(
     """
     name = os.fspath(checkpoint)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        config = AutoConfig.from_pretrained(name)
-    except OSError as error:
-        raise ValueError(f"checkpoint={name!r} cannot be loaded: {error}") from error
+    config = open_config(name)
     if not hasattr(config, "reach_fields"):
         if layers or every:
             raise ValueError(f"layers are choices of l-DAE and DDAE models; this is a {config.model_type}.")
         return PooledEncoder(*load_backbone(name, "checkpoint")).to(device)
     fields = config.reach_fields(layers) if layers or every else {}
     try:
-        model = AutoModel.from_pretrained(name, **fields)
-    except OSError as error:
-        raise ValueError(f"checkpoint={name!r} cannot be loaded: {error}") from error
+        model = open_model(AutoModel, name, **fields)
     except ValueError:
         if not fields:
             raise
-        model = AutoModel.from_pretrained(name)  # a checkpoint that was cut reaches as far as its own layer
+        model = open_model(AutoModel, name)  # a checkpoint that was cut reaches as far as its own layer
     encoder = DenoiserEncoder(model.to(device).eval())
     encoder.config = config  # the checkpoint's own: of its layers, the paper's point is told
     return encoder
@@ -398,20 +393,3 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-def _image_size(config: Any, processor: Any) -> int:
-    """Find the side of a model's images in its configuration, or else in its image processor."""
-    for size in (
-        getattr(config, "image_size", None),
-        getattr(processor, "crop_size", None) if getattr(processor, "do_center_crop", False) else None,
-        getattr(processor, "size", None),
-    ):
-        if size is None:
-            continue
-        if isinstance(size, int):
-            return size
-        sides = list(size) if isinstance(size, list | tuple) else [v for _, v in dict(size).items() if v is not None]
-        if sides and all(side == sides[0] for side in sides):
-            return int(sides[0])
-    raise ValueError(f"the side of the images of a {config.model_type} is not known from its image processor.")

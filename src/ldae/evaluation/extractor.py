@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import ldae  # noqa: F401 - registers the models with transformers
-from ldae.backbone import load_backbone
+from ldae.checkpoints import load_backbone
 
 from .encoder import pool_outputs
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ldae.backbone import load_backbone
+from ldae.checkpoints import load_backbone
 
 
 class PerceptualLoss(nn.Module):

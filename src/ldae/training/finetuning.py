@@ -6,8 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ldae.backbone import quietly
-from ldae.checkpoints import open_model
+from ldae.checkpoints import open_model, quietly
 from ldae.data import Batch, ImageSource, iterate_once, open_probe_images, prepare_images
 from ldae.data.mixing import mix_examples
 from ldae.data.rand_augment import rand_augment

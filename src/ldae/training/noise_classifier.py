@@ -130,7 +130,8 @@ def build_noise_classifier(classifier: NoiseClassifierConfig) -> PreTrainedModel
     c = classifier
     cut = {"num_hidden_layers": c.layer, "feature_layer": None} if isinstance(c.layer, int) else {}
     names = {"id2label": dict(enumerate(c.class_names)), "label2id": {n: i for i, n in enumerate(c.class_names)}}
-    config: Any = open_config(c.checkpoint, **{"feature_layer": c.layer} | cut | names)
+    fields: dict[str, Any] = {"feature_layer": c.layer} | cut | names
+    config: Any = open_config(c.checkpoint, **fields)
     if hasattr(config, "auto_map"):
         del config.auto_map  # it names code that the classifier's folder does not hold
     encoder = open_model(AutoModel, c.checkpoint, config=config)
