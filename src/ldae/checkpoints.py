@@ -72,8 +72,7 @@ def refuse_non_finite(model: PreTrainedModel | torch.nn.Module, where: str) -> N
             count = int((~torch.isfinite(weight)).sum())
             raise ValueError(
                 f"{where} has {count} values in {name} that are not finite numbers: the run diverged or the file is "
-                "damaged. "
-                "Give an earlier checkpoint."
+                "damaged. Give an earlier checkpoint."
             )
 
 

@@ -250,8 +250,7 @@ class FineTuningConfig:
             if self.from_scratch and getattr(self, name):
                 raise ValueError(
                     f"{name}={getattr(self, name)} does not go with from_scratch=true: weights that do not train have "
-                    "to "
-                    "be trained already. Leave one of them out."
+                    "to be trained already. Leave one of them out."
                 )
 
 

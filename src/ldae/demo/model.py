@@ -281,8 +281,7 @@ class DemoModel:
         if getattr(self.config, "noise_schedule", None) in ("linear_sigma", "constant"):
             return (
                 f"The noise schedule of this model ({self.config.noise_schedule}) never hides the image completely, "
-                "so it "
-                "did not learn to start from noise: expect fragments. It did learn to denoise."
+                "so it did not learn to start from noise: expect fragments. It did learn to denoise."
             )
         return "Generated from noise, with the weights that features are read from."
 

@@ -203,8 +203,7 @@ def _features_tab(demo: DemoModel, image: gr.State) -> TabUpdate:
     with gr.Tab("Features"):
         gr.Markdown(
             "The three principal components of the patches' features as red, green and blue: the model sees patches "
-            "of one "
-            "colour as similar."
+            "of one colour as similar."
         )
         with gr.Row():
             names = [(layer_name(layer), layer) for layer in demo.layers]

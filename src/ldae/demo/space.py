@@ -80,8 +80,7 @@ def export_space(checkpoint: str, folder: str | os.PathLike[str], data: DataConf
     if data is not None and data.dataset != "digits" and not is_hub_name(data.dataset):
         raise ValueError(
             f"dataset={data.dataset!r} is on this machine, where a Space cannot read it; give digits or a Hub id, or "
-            "leave "
-            "out the images with --dataset none."
+            "leave out the images with --dataset none."
         )
     if local.is_dir():
         check_publishable(local)

@@ -97,9 +97,8 @@ class InceptionExtractor(FeatureExtractor):
         except (ImportError, OSError) as error:
             raise ValueError(
                 "extractor='inception' is not at hand: it needs torch-fidelity, which needs torchvision, and its "
-                "weights, "
-                f"{INCEPTION_FILE}, as inception_weights where they cannot be downloaded ({error}). Or name another "
-                "extractor: a folder or a Hub id of an image model, such as a classifier of this data set."
+                f"weights, {INCEPTION_FILE}, as inception_weights where they cannot be downloaded ({error}). Or name "
+                "another extractor: a folder or a Hub id of an image model, such as a classifier of this data set."
             ) from error
         super().__init__(INCEPTION, network, INCEPTION_FEATURES)
 

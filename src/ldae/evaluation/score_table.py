@@ -54,8 +54,7 @@ class ScoreTable:
         spread = f"; ± is the standard error over {draws[0]} draws of the labels, the same for all" if draws else ""
         return (
             f"{score.dataset}: {score.n:,} test images, {score.protocol['train_images']:,} training images; frozen "
-            "encoders, "
-            f"clean images unless it says noise{spread}."
+            f"encoders, clean images unless it says noise{spread}."
         )
 
     def save(self, folder: str | os.PathLike[str]) -> Path:

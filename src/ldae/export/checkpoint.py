@@ -116,8 +116,7 @@ def export_checkpoint(
     if target.plain and obstacle is not None:
         raise ValueError(
             f"format={format!r} only holds plain ViTs, and this checkpoint cannot be folded into one: {obstacle}. "
-            "Choose "
-            "format='onnx' or 'torch-export', which hold the whole computation."
+            "Choose format='onnx' or 'torch-export', which hold the whole computation."
         )
 
     staging = None
@@ -128,8 +127,7 @@ def export_checkpoint(
         if not excess <= 1:  # also true for NaN
             raise ValueError(
                 f"format={format!r}: the outputs differ by up to {error:.1e} from the checkpoint's, {excess:.1f} "
-                "times "
-                "what rounding explains; nothing was written. The weights are not finite, or too large for two "
+                "times what rounding explains; nothing was written. The weights are not finite, or too large for two "
                 "computations in float32 to agree."
             )
         export = Export(folder=folder, source=source, format=format, max_abs_error=error, outputs=outputs)

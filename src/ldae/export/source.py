@@ -100,8 +100,7 @@ def open_source(
     if is_classifier and layer is not None:
         raise ValueError(
             f"layer={layer!r} cannot be chosen: the checkpoint is a classifier, trained on the features of its own "
-            "layer. "
-            "Export the pre-trained folder, or probe that layer first (ldae linear_probe --layers)."
+            "layer. Export the pre-trained folder, or probe that layer first (ldae linear_probe --layers)."
         )
     kind: Any = AutoModelForImageClassification if is_classifier else AutoModel
     model = open_model(kind, checkpoint, dtype=torch.float32, **_cut(family, config, layer)).eval()

@@ -30,8 +30,7 @@ def timm_arguments(vit: PlainViT) -> dict[str, Any]:
     if vit.layer_norm_eps != LAYER_NORM_EPS:
         raise ValueError(
             f"layer_norm_eps={vit.layer_norm_eps} differs from {LAYER_NORM_EPS}, which timm's VisionTransformer "
-            "always "
-            "uses; choose format='transformers', 'onnx' or 'torch-export'."
+            "always uses; choose format='transformers', 'onnx' or 'torch-export'."
         )
     if vit.hidden_act not in ACTIVATIONS:
         raise ValueError(

@@ -46,8 +46,7 @@ FAMILIES = {
         title="an l-DAE",
         summary=lambda c: (
             f"{c.num_hidden_layers} encoder and {c.decoder_num_hidden_layers} decoder blocks of width "
-            f"{c.hidden_size}, "
-            f"patches of {c.patch_size}x{c.patch_size} as {c.latent_dim} latents"
+            f"{c.hidden_size}, patches of {c.patch_size}x{c.patch_size} as {c.latent_dim} latents"
         ),
         config_class=LDAEConfig,
         pipeline="LDAEPipeline",

@@ -66,8 +66,7 @@ def check_publishable(folder: str | os.PathLike[str]) -> None:
                 if name.rsplit(".", 1)[-1] == "fitted" and not bool(tensors.get_tensor(name)):
                     raise ValueError(
                         f"{path} has {name}=False: its latent tokenizer was never fitted, so the model is useless. "
-                        "Fit it with "
-                        "fit_patch_pca or `ldae train_tokenizer`, and train the model, before pushing."
+                        "Fit it with fit_patch_pca or `ldae train_tokenizer`, and train the model, before pushing."
                     )
 
 

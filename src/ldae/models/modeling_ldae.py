@@ -278,8 +278,7 @@ class LDAEModel(FeatureExtractionMixin, LDAEPreTrainedModel):
         if not any_size and (height, width) != (c.image_size, c.image_size):
             raise ValueError(
                 f"pixel_values is {height}x{width}; the model was made for image_size={c.image_size}. Resize the "
-                "images, "
-                "or pass interpolate_pos_encoding=True for any multiple of the patch size."
+                "images, or pass interpolate_pos_encoding=True for any multiple of the patch size."
             )
         if height % p or width % p:
             raise ValueError(f"pixel_values is {height}x{width}; both must be multiples of patch_size={p}.")

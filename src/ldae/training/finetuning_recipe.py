@@ -173,8 +173,7 @@ def _sections(base: Any, path: Any, overrides: dict[str, Any]) -> dict[str, dict
         if name not in free and value != getattr(base, name, None):
             raise ValueError(
                 f"model.{name}={value!r} of {path} is not the checkpoint's, which is {getattr(base, name, None)!r}; "
-                "leave "
-                "the section 'model' out."
+                "leave the section 'model' out."
             )
     sections["model"] = {name: value for name, value in sections["model"].items() if name in CUTS[base.model_type]}
     override(sections, overrides, owners, "fine-tuning")
@@ -230,8 +229,8 @@ def _keeps_head(base: Any, fine: FineTuningConfig, names: list[str], cut: dict[s
     if own != names:
         raise ValueError(
             f"checkpoint={fine.checkpoint!r} is a classifier of {len(own)} classes ({', '.join(own[:3])}, ...), and "
-            "the "
-            f"images have {len(names)} ({', '.join(names[:3])}, ...); give --new_head true to begin with a new head."
+            f"the images have {len(names)} ({', '.join(names[:3])}, ...); give --new_head true to begin with a new "
+            "head."
         )
     for name, value in cut.items():
         if value != getattr(base, name):

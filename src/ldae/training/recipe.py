@@ -263,8 +263,7 @@ def _check_augmentation(recipe: Recipe) -> None:
     if probability and not (recipe.model_type == "ddae" and recipe.model_config().augmentation_labels):
         raise ValueError(
             f"geometric_augmentation={probability} needs augmentation_labels, which keep it out of generated images; "
-            "set "
-            "augmentation_labels: true of a DDAE (model_type: ddae), or geometric_augmentation: 0."
+            "set augmentation_labels: true of a DDAE (model_type: ddae), or geometric_augmentation: 0."
         )
 
 

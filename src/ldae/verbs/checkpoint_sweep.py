@@ -66,8 +66,7 @@ class _Generated:
         if schedule in ("linear_sigma", "constant"):
             raise ValueError(
                 f"fid and kid say nothing with noise_schedule={schedule!r}: it never hides the image, so the model "
-                "did not "
-                "learn to generate. Leave them out."
+                "did not learn to generate. Leave them out."
             )
         self.inputs, self.options, self.count = inputs, options, count
         self.metrics = [f"{n.upper()}-{shown_count(count)}" for n in ("fid", "kid") if getattr(options, n) is not None]

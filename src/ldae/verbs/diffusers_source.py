@@ -30,8 +30,7 @@ def make_encoder(options: Any) -> None:
     if options.output_dir is None:
         raise ValueError(
             f"checkpoint={source!r} is a diffusion model of diffusers; say with --output_dir where its encoder and "
-            "the "
-            "results go."
+            "the results go."
         )
     folder = Path(options.output_dir)
     if (folder / CONFIG).is_file():

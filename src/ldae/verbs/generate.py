@@ -56,8 +56,7 @@ def run(options: GenerateOptions) -> int:
         if getattr(config, "noise_schedule", None) in ("linear_sigma", "constant"):
             print(
                 f"Its noise_schedule={config.noise_schedule!r} never hides the image, so it did not learn to begin "
-                "with "
-                "noise alone: expect fragments. What it did learn, denoising, is in pictures/denoising.png."
+                "with noise alone: expect fragments. What it did learn, denoising, is in pictures/denoising.png."
             )
 
     with accelerator.autocast():
@@ -250,13 +249,11 @@ def _report(scored: list[Scored], reference: ImageSource, extractor: FeatureExtr
     guided = "" if guidance == 1 else f"guidance {guidance:g}, "
     print(
         f"Against {distances.num_reference:,} images of {reference.description}, by features of {extractor.name}; "
-        f"{guided}"
-        f"seed {first.seeds}, weights: {protocol['weights']}."
+        f"{guided}seed {first.seeds}, weights: {protocol['weights']}."
     )
     if distances.fid is not None and distances.num_generated <= extractor.num_features:
         print(
             f"{distances.num_generated} images are not more than the {extractor.num_features} features: FID is far "
-            "above "
-            "that of many images. Compare it at this number alone."
+            "above that of many images. Compare it at this number alone."
         )
     print(f"Added to {output_dir / 'results.json'}")

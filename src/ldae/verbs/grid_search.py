@@ -53,8 +53,7 @@ def run(options: GridSearchOptions) -> int:
         if source.label_column is None:
             raise ValueError(
                 f"{source.description} has no label column, which accuracy needs; name it with --label_column, or "
-                "search "
-                f"without labels by --criterion {', '.join(CRITERIA)}."
+                f"search without labels by --criterion {', '.join(CRITERIA)}."
             )
     paper = inputs.encoder.paper_probe
     protocol = Protocol(

@@ -157,8 +157,7 @@ def results_place(options: Any) -> tuple[Path, str]:
     if options.output_dir is None and not folder.is_dir():
         raise ValueError(
             f"checkpoint={options.checkpoint!r} is no folder; if it is a Hub id, say with --output_dir where the "
-            "results "
-            "go."
+            "results go."
         )
     output_dir = folder if options.output_dir is None else Path(options.output_dir)
     own = folder.is_dir() and output_dir.resolve() == folder.resolve()

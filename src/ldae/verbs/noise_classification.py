@@ -190,8 +190,7 @@ class _Comparison:
         print(table(rows))
         print(
             f"Test accuracy; {self.options.images:,} images seen by each network, and by each level's head. Each "
-            "level's "
-            f"learning rate was chosen by a held-out tenth of the training images; the networks' was given."
+            "level's learning rate was chosen by a held-out tenth of the training images; the networks' was given."
         )
         folder = self.inputs.output_dir / "pictures"
         folder.mkdir(exist_ok=True)

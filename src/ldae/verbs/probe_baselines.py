@@ -24,8 +24,7 @@ def compare_with_baselines(
         if chosen is not None and len(chosen) > 1:
             raise ValueError(
                 f"{name}={','.join(map(str, chosen))} is not possible with baselines or shots, which compare one "
-                "block at "
-                "one time step; give one, such as the winner of ldae grid_search."
+                "block at one time step; give one, such as the winner of ldae grid_search."
             )
     choice: dict[str, Any] = {
         "layer": inputs.layers and inputs.layers[0],
