@@ -194,7 +194,7 @@ def test_the_verbs_of_one_checkpoint_read_other_peoples_encoders_alike(few, few_
 def test_what_makes_no_sense_is_refused(few, few_digits, others, checkpoint):
     for measure, message in (
         (lambda: few.compare(checkpoint, metrics=["accuracy"]), r"metrics=\['accuracy'\] must be"),
-        (lambda: few.compare(checkpoint, metrics=["knn"], shots=3), "shots=3 is no option of knn"),
+        (lambda: few.compare(checkpoint, metrics=["knn"], shots=3), "shots=3 is not an option of knn"),
         (lambda: few.robustness(others / "mae", timesteps=[1]), "give sigmas for"),
         (lambda: few.robustness(checkpoint, [0.1], timesteps=[1]), "both given"),
         (lambda: few.robustness(checkpoint, [-0.1]), r"sigmas=\[-0.1\] must be"),

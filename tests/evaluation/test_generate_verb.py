@@ -165,7 +165,7 @@ def test_what_is_wrong_is_one_line(run, tmp_path, capsys):
     assert "split 'validation'" in error_of(
         capsys, run, *FAST, "--fid", 4, "--extractor", run, "--reference_split", "validation"
     )
-    assert "is no folder; if it is a Hub id" in error_of(capsys, "someone/model")
+    assert "is not a folder; if it is a Hub id" in error_of(capsys, "someone/model")
     assert "cannot be loaded" in error_of(capsys, tmp_path / "x", "--output_dir", tmp_path, *FAST)
     (run / "recipe.yaml").unlink()
     assert "dataset is missing" in error_of(capsys, run, *FAST, "--fid", 4, "--extractor", run)

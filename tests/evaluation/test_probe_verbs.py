@@ -172,11 +172,11 @@ def test_what_is_wrong_is_named(checkpoint, tmp_path, capsys, monkeypatch):
     assert "layers=a,b do not exist" in says(checkpoint, *digits, "--layers", "a,b")
     assert "both given" in says(checkpoint, *digits, "--layers", "1", "--block_sweep")
     assert "0 to 999" in says(checkpoint, *digits, "--timesteps", "1000")
-    assert "layers=1,2 is not possible with baselines or shots" in says(
+    assert "layers=1,2 does not go with baselines or shots" in says(
         checkpoint, *digits, "--layers", "1,2", "--shots", "5"
     )
     assert "draws=0" in says(checkpoint, *digits, "--shots", "5", "--draws", "0")
-    assert "shots=1 is not possible" in says(checkpoint, *digits, "--shots", "1")
+    assert "shots=1 must be 2 or more" in says(checkpoint, *digits, "--shots", "1")
     assert "epochs=0" in says(checkpoint, *digits, "--epochs", "0")
     assert "epochs=3 only applies with --probe adam" in says(
         checkpoint, *digits, "--protocol", "cached", "--epochs", "3"

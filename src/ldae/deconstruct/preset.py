@@ -167,15 +167,6 @@ class GenerationOptions:
     extractor: str | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("num_images", 2), ("steps", 1), ("batch_size", 1), ("grid", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"generation.{name}={getattr(self, name)} is not possible; it must be {least} or more."
-                )
-        if self.reference_images is not None and self.reference_images < 2:
-            raise ValueError(
-                f"generation.reference_images={self.reference_images} is not possible; give 2 or more, or null."
-            )
         if self.rows is not None:
             self.rows = [row_key(row) for row in self.rows]
 

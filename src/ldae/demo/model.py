@@ -277,7 +277,7 @@ class DemoModel:
 
     @property
     def sampling_note(self) -> str:
-        """What to expect from samples, given the noise schedule."""
+        """Say what to expect of samples, given the noise schedule."""
         if getattr(self.config, "noise_schedule", None) in ("linear_sigma", "constant"):
             return (
                 f"The noise schedule of this model ({self.config.noise_schedule}) never hides the image completely, "

@@ -24,7 +24,7 @@ KID_SUBSET_SIZE = 1000
 
 @dataclass(frozen=True)
 class ImageDistances:
-    """What [`image_distances`] measured, of how many images.
+    """Distances that [`image_distances`] measured, and of how many images.
 
     `fid` and `kid` are `None` where they were not asked for; `kid` is the mean and `kid_std` the standard deviation
     over random subsets of `kid_subset_size` images.

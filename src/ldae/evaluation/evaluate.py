@@ -263,7 +263,7 @@ class Evaluation:
         }
         stray = [name for name in options if not any(name in taken[metric] for metric in metrics)]
         if stray:
-            raise ValueError(f"{stray[0]}={options[stray[0]]!r} is no option of {', '.join(metrics)}.")
+            raise ValueError(f"{stray[0]}={options[stray[0]]!r} is not an option of {', '.join(metrics)}.")
         scores: dict[str, dict[str, Result]] = {}
 
         def add(name: str, measured: Any) -> None:

@@ -41,7 +41,7 @@ def knn_predict(
         tensor([4, 7])
     """
     if not 1 <= k <= len(train_features):
-        raise ValueError(f"k={k} is not possible with {len(train_features)} training examples; give 1 to that many.")
+        raise ValueError(f"k={k} must be from 1 to {len(train_features)}, the number of training examples.")
     if temperature <= 0:
         raise ValueError(f"temperature={temperature} must be positive.")
     train = F.normalize(train_features.float(), dim=1)

@@ -208,7 +208,7 @@ def train_linear_probes(
 
 @dataclass(frozen=True)
 class ProbeReport:
-    """What probes score, and which is chosen.
+    """Scores of probes, and the chosen ones.
 
     `test_accuracy` is `(S, F, R)`, and so is `choice_accuracy`, `None` where there was nothing to choose; `lr_index`
     gives the chosen learning rate of each feature set and `feature_index` the chosen set, both by the mean over seeds

@@ -208,7 +208,7 @@ def draw_shots(labels: torch.Tensor, shots: int, draws: int, seed: int) -> list[
         [[0, 1, 2, 3]]
     """
     if shots < 2:
-        raise ValueError(f"shots={shots} is not possible; leave-one-out needs at least 2 examples of each class.")
+        raise ValueError(f"shots={shots} must be 2 or more: leave-one-out needs two examples of each class.")
     members = [(labels == label).nonzero().flatten() for label in labels.unique()]
     fewest = min(len(indices) for indices in members)
     if fewest < shots:

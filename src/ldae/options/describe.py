@@ -1,4 +1,4 @@
-"""What is known of an option: its type, default, range and help."""
+"""Descriptions of options: type, default, range and help."""
 
 import ast
 import dataclasses

@@ -1,4 +1,4 @@
-"""What options say of themselves: help in a terminal, tables in the documentation, JSON schemas for editors."""
+"""Help in a terminal, tables in the documentation and JSON schemas for editors, written from options."""
 
 import dataclasses
 import inspect

@@ -1,4 +1,4 @@
-"""What happens beside pre-training and fine-tuning: online probe, pictures, model card, Hub and trackers."""
+"""Callbacks of pre-training and fine-tuning: online probe, pictures, model card, Hub and trackers."""
 
 import uuid
 from collections.abc import Callable, Sequence

@@ -211,7 +211,7 @@ class Run:
 
     @property
     def at_end(self) -> bool:
-        """Whether the budget is used up."""
+        """True when the budget is used up."""
         return self.images_seen >= self.end
 
     def due(self, every: int) -> bool:

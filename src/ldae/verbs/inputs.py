@@ -151,13 +151,13 @@ def results_place(options: Any) -> tuple[Path, str]:
     """Find the folder for results, which may not exist yet, and the checkpoint's name in them: "." in its own folder.
 
     Raises:
-        ValueError: If the checkpoint is no folder, and no `output_dir` is given.
+        ValueError: If the checkpoint is not a folder, and no `output_dir` is given.
     """
     folder = Path(options.checkpoint)
     if options.output_dir is None and not folder.is_dir():
         raise ValueError(
-            f"checkpoint={options.checkpoint!r} is no folder; if it is a Hub id, say with --output_dir where the "
-            "results go."
+            f"checkpoint={options.checkpoint!r} is not a folder; if it is a Hub id, give --output_dir, a folder for the "
+            "results."
         )
     output_dir = folder if options.output_dir is None else Path(options.output_dir)
     own = folder.is_dir() and output_dir.resolve() == folder.resolve()

@@ -23,7 +23,7 @@ def compare_with_baselines(
     for name, chosen in (("layers", inputs.layers), ("timesteps", inputs.timesteps)):
         if chosen is not None and len(chosen) > 1:
             raise ValueError(
-                f"{name}={','.join(map(str, chosen))} is not possible with baselines or shots, which compare one "
+                f"{name}={','.join(map(str, chosen))} does not go with baselines or shots, which compare one "
                 "block at one time step; give one, such as the winner of ldae grid_search."
             )
     choice: dict[str, Any] = {
