@@ -99,7 +99,7 @@ def test_scores_of_a_model_are_of_its_two_noisings(ddae, some_digits):
     assert scores[3].uniformity == pytest.approx(uniformity(first), rel=1e-4)
     centred = measure_alignment(ddae, some_digits, layers=taps[1:], timesteps=[700], centred=True)[0]
     assert centred.alignment == pytest.approx(alignment(first - first.mean(0), second - first.mean(0)), rel=1e-3)
-    with pytest.raises(ValueError, match="two seeds"):
+    with pytest.raises(ValueError, match="two different ones"):
         measure_alignment(ddae, some_digits, layers=taps, timesteps=[5], seeds=(3, 3))
 
 

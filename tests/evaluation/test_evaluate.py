@@ -199,7 +199,7 @@ def test_what_makes_no_sense_is_refused(few, few_digits, others, checkpoint):
         (lambda: few.robustness(checkpoint, [0.1], timesteps=[1]), "both given"),
         (lambda: few.robustness(checkpoint, [-0.1]), r"sigmas=\[-0.1\] must be"),
         (lambda: few.knn(others / "mae", layer=1), "layer and timestep are choices of l-DAE and DDAE models"),
-        (lambda: few.knn(others / "nowhere"), "cannot be loaded"),
+        (lambda: few.knn(others / "nowhere"), "does not exist"),
         (lambda: call(compare, [str(checkpoint), str(checkpoint), "--dataset", "digits"]), "names one twice"),
         (lambda: call(compare, [str(checkpoint), "--dataset", "digits", "--k", "0"]), "k=0 must be"),
         (lambda: call(compare, [str(others / "mae")]), "dataset is missing"),

@@ -141,7 +141,7 @@ def test_what_is_wrong_is_one_line(checkpoint, digit, tmp_path, capsys):
     assert "output_dir is missing" in error_of(capsys, extract, checkpoint, *FAST)
     assert "dataset is missing" in error_of(capsys, extract, checkpoint, "--output_dir", folder)
     assert "blocks 1 to 3" in error_of(capsys, extract, checkpoint, *FAST, "--output_dir", folder, "--layers", "4")
-    assert "cannot be loaded" in error_of(capsys, extract, tmp_path / "x", *FAST, "--output_dir", folder)
+    assert "does not exist" in error_of(capsys, extract, tmp_path / "x", *FAST, "--output_dir", folder)
     maps = [checkpoint, *FAST, "--output_dir", folder, "--pool", "none"]
     assert "index=true needs pool='mean'" in error_of(capsys, extract, *maps, "--index")
     assert not folder.exists()

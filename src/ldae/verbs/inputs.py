@@ -156,8 +156,7 @@ def results_place(options: Any) -> tuple[Path, str]:
     folder = Path(options.checkpoint)
     if options.output_dir is None and not folder.is_dir():
         raise ValueError(
-            f"checkpoint={options.checkpoint!r} is not a folder; if it is a Hub id, give --output_dir, a folder for the "
-            "results."
+            f"checkpoint={options.checkpoint!r} is not a folder; if it is a Hub id, give --output_dir for the results."
         )
     output_dir = folder if options.output_dir is None else Path(options.output_dir)
     own = folder.is_dir() and output_dir.resolve() == folder.resolve()
