@@ -139,7 +139,8 @@ def test_a_row_that_fails_does_not_stop_the_others_and_can_be_tried_again(write_
     folder = tmp_path / "out"
     preset = write_preset(rows=[7, 12], classifier=None, probe={"search_timesteps": [10], "study_rows": []})
     run = folder / "rows" / "07_patch_pca" / "seed-0"
-    run.mkdir(parents=True)
+    trained = run / "checkpoints" / "images-000000000032"
+    trained.mkdir(parents=True)
     (run / "recipe.yaml").write_text("model: {}\ndata: {}\ntokenizer: {}\ntraining: {}\n")  # another recipe's
     command = ["deconstruct", "--config", str(preset), "--output_dir", str(folder)]
     assert main(command) == 2
@@ -150,7 +151,7 @@ def test_a_row_that_fails_does_not_stop_the_others_and_can_be_tried_again(write_
     assert found.row("12").accuracy is not None
     assert "Failed, to be tried again" in (folder / "report.md").read_text()
 
-    (run / "recipe.yaml").unlink()
+    trained.rmdir()
     assert main(command) == 0
     found = collect(load_preset(preset), folder)
     assert found.row("07").accuracy is not None and found.row("07").failures == {}

@@ -87,9 +87,9 @@ def train_resnet_classifier(recipe: Recipe, classifier: ResNetClassifierConfig, 
         ValueError: If the images have no classes.
         RunError: If the folder holds another classifier.
     """
-    config, settings = recipe.model_config(), Path(output_dir) / SETTINGS_FILE
-    described = dataclasses.asdict(classifier)
-    if settings.is_file() and json.loads(settings.read_text()) != described:
+    config, folder = recipe.model_config(), RunFolder(output_dir)
+    settings, described = folder.path / SETTINGS_FILE, dataclasses.asdict(classifier)
+    if settings.is_file() and folder.holds_weights() and json.loads(settings.read_text()) != described:
         raise RunError(f"output_dir={str(output_dir)!r} holds another classifier; give another folder.")
     t = recipe.training
     training = classifier_training(classifier, output_dir, mixed_precision=t.mixed_precision, seed=t.seed)
@@ -99,7 +99,6 @@ def train_resnet_classifier(recipe: Recipe, classifier: ResNetClassifierConfig, 
     size = {"image_size": config.image_size, "patch_size": config.patch_size, "num_channels": config.num_channels}
     model = {**size, "latent_dim": min(config.latent_dim, config.patch_dim)}
     own = Recipe(model=model, data=data, tokenizer=TokenizerConfig(), training=training)
-    folder = RunFolder(output_dir)
     train(ResNetTask(own, classifier), training, folder)
     return folder.path
 

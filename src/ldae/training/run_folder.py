@@ -15,7 +15,8 @@ from ldae.data.image_processor import save_image_processor
 from ldae.errors import RunError
 from ldae.files import move_into, write_whole
 from ldae.hub.remote_code import save_with_code
-from ldae.training.checkpoint import INCOMPLETE_PREFIX
+from ldae.tokenizers.files import TOKENIZER_FILE
+from ldae.training.checkpoint import INCOMPLETE_PREFIX, complete_checkpoints
 from ldae.training.recipe import Recipe, differences
 
 
@@ -46,10 +47,12 @@ class RunFolder:
     def check_recipe(self, recipe: Recipe) -> None:
         """Refuse a recipe that differs from the folder's in anything that a trained number depends on.
 
+        The folder's recipe counts from its first checkpoint: a start that failed earlier leaves nothing to protect.
+
         Raises:
             RunError: If the folder holds a run of such a recipe.
         """
-        if not self.recipe.is_file():
+        if not (self.recipe.is_file() and self.holds_weights()):
             return
         changed = differences(recipe.resolved(), yaml.safe_load(self.recipe.read_text()))
         if changed:
@@ -57,6 +60,12 @@ class RunFolder:
                 f"output_dir={str(self.path)!r} holds a run of another recipe ({'; '.join(changed)}). Give another "
                 "output_dir, or the recipe.yaml of this one as --config."
             )
+
+    def holds_weights(self) -> bool:
+        """Return whether anything was trained here: a checkpoint, a model or a latent tokenizer."""
+        return bool(complete_checkpoints(self.checkpoints)) or any(
+            (self.path / name).is_file() for name in ("model.safetensors", TOKENIZER_FILE)
+        )
 
     def claim(self, recipe: Recipe) -> None:
         """Create the folder, remove what a killed run left half-written, and write the recipe.
