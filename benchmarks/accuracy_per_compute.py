@@ -1,15 +1,13 @@
-"""
-Accuracy of l-DAE, DDAE and transformers' masked autoencoder by CPU time: the same seconds, data, batch and probes for
-each.
+"""Compare the accuracy of l-DAE, DDAE and transformers' masked autoencoder at equal CPU time.
 
-Each method trains for 1, 4 and 16 times `--base_seconds` of CPU time on one thread, every budget a complete run with
-its own warm-up and cosine. Probes of frozen features score it: ridge regression with all labels and with ten a class
-(mean of five draws), and nearest neighbours. Block and time step are chosen by ridge regression on a held-out tenth of
-the first `--search_images` training images. Floors are the untrained networks, searched in the same way, and raw
-pixels.
+All three train on the same data with the same batch, and are scored by the same probes. Each method trains for 1, 4
+and 16 times `--base_seconds` of CPU time on one thread; every budget is a complete run with its own warm-up and
+cosine. Probes of frozen features score it: ridge regression with all labels and with ten a class (mean of five draws),
+and nearest neighbours. Block and time step are chosen by ridge regression on a held-out tenth of the first
+`--search_images` training images. The baselines are the untrained networks, searched in the same way, and raw pixels.
 
-A finished cell (method, budget, seed) is in results.json at once; the same command goes on with those that are
-missing.
+Each finished cell (method, budget, seed) is written to results.json at once; the same command continues with the
+missing ones.
 
     python benchmarks/accuracy_per_compute.py --dataset FOLDER_OF_PARQUET --output_dir runs/accuracy_per_compute
 """
@@ -41,8 +39,8 @@ BUDGETS = (1, 4, 16)
 HOLDOUT, SHOTS, DRAWS, NEIGHBOURS = 0.1, 10, 5, 20
 PROBES = {"ridge": "ridge, all labels", "few_shot": f"ridge, {SHOTS} a class", "knn": "kNN"}
 STYLES = {"l-DAE": ("#0072B2", "o"), "DDAE": ("#D55E00", "s"), "ViTMAE": ("#009E73", "^"), "pixels": ("#555555", "")}
-DASHES = {"l-DAE": (0, (5, 2)), "DDAE": (0, (3, 1, 1, 1)), "ViTMAE": (0, (1, 1)), "pixels": (0, (8, 3))}  # of floors
-# A change of one of these makes cells that cannot be compared with those that are there.
+DASHES = {"l-DAE": (0, (5, 2)), "DDAE": (0, (3, 1, 1, 1)), "ViTMAE": (0, (1, 1)), "pixels": (0, (8, 3))}
+# Settings that all cells share: cells with other values cannot be compared.
 SETTINGS = "dataset base_seconds train_images test_images search_images image_size rates".split()
 
 
@@ -53,14 +51,13 @@ def load_images(options: argparse.Namespace) -> tuple[Images, Images]:
     for source, count in zip(open_probe_images(DataConfig(options.dataset)), counts, strict=True):
         batches = list(iterate_once(source, image_size=options.image_size, batch_size=1024, limit=count))
         if any(batch.labels is None for batch in batches):
-            raise ValueError(f"dataset={options.dataset!r} has no labels, and probes need them; give one that has.")
+            raise ValueError(f"dataset={options.dataset!r} has no labels, which probes need; choose another.")
         parts.append(Images(torch.cat([b.images for b in batches]), torch.cat([b.labels for b in batches])))
     return parts[0], parts[1]
 
 
 def search(method: Method, images: Images) -> tuple[Any, int | None, float]:
-    """
-    Choose a block and a time step by ridge regression on a held-out tenth of the images.
+    """Choose a block and a time step by ridge regression on a held-out tenth of the images.
 
     Returns:
         `tuple`: block, time step, and the held-out accuracy.
@@ -91,8 +88,7 @@ def probe(
 def run_cell(
     method: Method, train_images: Images, test_images: Images, seed: int, budget: float, searched: int
 ) -> dict:
-    """
-    Train a method for a budget in CPU seconds (0: not at all), choose its features and score them.
+    """Train a method for a budget in CPU seconds (0: not at all), choose its features and score them.
 
     Returns:
         `dict`: a cell of results.json, without its key.
@@ -141,11 +137,11 @@ class ResultsFile:
 
     @property
     def cells(self) -> list[dict[str, Any]]:
-        """Cells as they are on disk."""
+        """Read the cells on disk."""
         return self._read().get("cells", [])
 
     def add(self, cell: dict[str, Any]) -> None:
-        """Write the file with one more cell."""
+        """Add a cell to the file."""
         content = {**self.about, "cells": [*self.cells, cell]}
         write_whole(self.path, json.dumps(content, indent=2) + "\n")
 
@@ -154,7 +150,7 @@ class ResultsFile:
 
 
 def grouped(cells: list[dict[str, Any]]) -> dict[tuple[str, int], list[dict[str, Any]]]:
-    """Group cells by (method, budget), floors (budget 0) first; within a group they differ by seed."""
+    """Group cells by (method, budget), baselines (budget 0) first; within a group they differ by seed."""
     groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for cell in sorted(cells, key=lambda c: (c["budget"], [*METHODS, "pixels"].index(c["method"]))):
         groups.setdefault((cell["method"], cell["budget"]), []).append(cell)
@@ -190,7 +186,7 @@ def _choice(cell: dict[str, Any]) -> str:
 
 
 def figure_of(cells: list[dict[str, Any]], base_seconds: float) -> Figure:
-    """Draw accuracy over CPU seconds: a line a method with its range over seeds, floors dashed."""
+    """Draw accuracy over CPU seconds: one line per method with its range over seeds, baselines dashed."""
     figure = Figure(figsize=(11, 3.8), layout="constrained")
     groups = grouped(cells)
     for axes, (probe_name, title) in zip(figure.subplots(1, len(PROBES)), PROBES.items(), strict=True):
@@ -218,7 +214,7 @@ def figure_of(cells: list[dict[str, Any]], base_seconds: float) -> Figure:
 
 
 def write_report(results: ResultsFile, folder: Path, base_seconds: float) -> None:
-    """Write table.md and figure.png from the cells that are there."""
+    """Write table.md and figure.png from the finished cells."""
     cells = results.cells
     write_whole(folder / "table.md", markdown_table(cells, base_seconds))
     figure = figure_of(cells, base_seconds)
@@ -227,13 +223,13 @@ def write_report(results: ResultsFile, folder: Path, base_seconds: float) -> Non
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run the cells that are missing, and write the report after each."""
+    """Run the missing cells, and write the report after each."""
     torch.set_num_threads(1)
     folder = Path(options.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     results = ResultsFile(folder, options)
     finished = {(cell["method"], cell["budget"], cell["seed"]) for cell in results.cells}
-    # Seed by seed and budget by budget: what is there when it is stopped compares all methods.
+    # Seed by seed and budget by budget, so that a stopped benchmark has compared all methods.
     units = [(m, budget, seed) for seed in options.seeds for budget in (0, *options.budgets) for m in options.methods]
     units = [unit for unit in [("pixels", 0, 0), *units] if unit not in finished]
     if not units:
@@ -261,14 +257,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default=os.environ.get("LDAE_CIFAR10"), help="default: LDAE_CIFAR10")
-    parser.add_argument("--output_dir", required=True, help="where results.json, table.md and figure.png go")
+    parser.add_argument("--output_dir", required=True, help="folder of results.json, table.md and figure.png")
     parser.add_argument("--base_seconds", type=float, default=60.0, help="CPU seconds of budget 1 (default: 60)")
-    parser.add_argument("--budgets", type=int, nargs="+", default=BUDGETS, help="multiples of it (default: 1 4 16)")
+    parser.add_argument("--budgets", type=int, nargs="+", default=BUDGETS, help="multiples of that (default: 1 4 16)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="default: 0")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parser.add_argument("--train_images", type=int, default=50_000, help="to train and to probe on (default: 50000)")
+    parser.add_argument("--train_images", type=int, default=50_000, help="for training and probes (default: 50000)")
     parser.add_argument("--test_images", type=int, default=10_000, help="default: 10000")
-    parser.add_argument("--search_images", type=int, default=10_000, help="that choose block and t (default: 10000)")
+    parser.add_argument("--search_images", type=int, default=10_000, help="to choose block and t (default: 10000)")
     parser.add_argument("--image_size", type=int, default=32, help="in pixels (default: 32)")
     parser.add_argument("--rates", nargs="+", default=[], metavar="METHOD=RATE", help="other peak learning rates")
     options = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""Self-supervised methods to compare at equal compute: one small interface, and one loop that trains them all."""
+"""Self-supervised methods to compare at equal compute: a small interface, and one loop that trains them all."""
 
 import math
 import time
@@ -51,13 +51,12 @@ class Images:
 
 
 class Method(ABC):
-    """
-    A way to pre-train an encoder.
+    """A way to pre-train an encoder.
 
     Attributes:
         name (`str`): The method's name in tables.
         rate (`float`): Peak learning rate at batch 64.
-        weight_decay (`float`): Of AdamW, for matrices alone.
+        weight_decay (`float`): Weight decay of AdamW, for matrices only.
     """
 
     name: str
@@ -67,7 +66,7 @@ class Method(ABC):
 
     @abstractmethod
     def build(self, images: Images, seed: int) -> None:
-        """Build the network, fitting on the training images what has to be fitted first."""
+        """Build the network, and fit the parts of it that are fitted on the training images before training."""
 
     @abstractmethod
     def loss(self, images: torch.Tensor, positions: torch.Tensor, seed: int) -> torch.Tensor:
@@ -82,7 +81,7 @@ class Method(ABC):
         """Compute features `(n, F, C)` of all blocks and time steps named in `columns`, a full grid."""
 
     def reset(self, seed: int) -> None:
-        """Replace the network by an untrained one, the floor that training has to beat."""
+        """Replace the network by an untrained one, the baseline."""
         self.model = untrained_like(self.model, seed)
 
 
@@ -90,7 +89,7 @@ class _Denoiser(Method):
     """A denoiser with one feature for each block and time step."""
 
     timesteps: tuple[int, ...]
-    noisy = False  # whether probes see the input as training does, corrupted
+    noisy = False  # True if probes see corrupted inputs, as in training
 
     def loss(self, images: torch.Tensor, positions: torch.Tensor, seed: int) -> torch.Tensor:
         timesteps, noise = self.model.draw_corruption(positions, seed)
@@ -224,7 +223,7 @@ METHODS: dict[str, type[Method]] = {method.name: method for method in (LDAE, DDA
 
 @dataclass(frozen=True)
 class Trained:
-    """What training took: CPU seconds with what was fitted first, images seen, and the mean loss of the last tenth."""
+    """The cost of a training: CPU seconds including the fit, images seen, and the mean loss of the last tenth."""
 
     cpu_seconds: float
     images_seen: int
@@ -232,11 +231,10 @@ class Trained:
 
 
 def train(method: Method, images: Images, seed: int, cpu_seconds: float) -> Trained:
-    """
-    Build and train a method for a budget of CPU seconds of this process.
+    """Build and train a method for a budget of CPU seconds of this process.
 
-    The learning rate is a function of the share of the budget that is used, so that each budget is a complete run.
-    What is fitted before the first step counts; building the network does too.
+    The learning rate is a function of the used share of the budget, so each budget is a complete run.
+    Building the network and fitting before the first step count.
 
     Args:
         method ([`Method`]): What to train; its network is built here.
@@ -248,7 +246,7 @@ def train(method: Method, images: Images, seed: int, cpu_seconds: float) -> Trai
         [`Trained`].
 
     Raises:
-        FloatingPointError: where the loss is not finite.
+        FloatingPointError: If the loss is not finite.
     """
     start = time.process_time()
     method.build(images, seed)
@@ -286,8 +284,7 @@ def train(method: Method, images: Images, seed: int, cpu_seconds: float) -> Trai
 
 
 def schedule(used: float) -> float:
-    """
-    Share of the peak learning rate where a share `used` of the budget is spent: a linear warm-up, then half a cosine.
+    """Return the learning rate relative to its peak after a share `used` of the budget: linear warm-up, half a cosine.
 
     Example:
         >>> [round(schedule(used), 2) for used in (0, 0.025, 0.05, 0.525, 1)]

@@ -1,11 +1,11 @@
-"""How well each label-free criterion predicts the labelled choice of block and time step.
+"""Measure how well each label-free criterion predicts the labelled choice of block and time step.
 
-python benchmarks/criteria.py CHECKPOINT [CHECKPOINT ...] --dataset DATASET --output FILE.json
+    python benchmarks/criteria.py CHECKPOINT [CHECKPOINT ...] --dataset DATASET --output FILE.json
 
-For each checkpoint every block is scored at every searched time step: by a closed-form ridge probe (a held-out tenth
-of the training labels chooses, the test set reports) and by each criterion, which sees no label. Printed and written:
-Spearman's rank correlation over the cells between a criterion and the test accuracy, and the test accuracy at the cell
-that each would choose, beside the labelled choice, the paper's point and the best cell there is.
+For each checkpoint, every block is scored at every searched time step: by a closed-form ridge probe (a held-out tenth
+of the training labels chooses, the test set reports) and by each criterion, which uses no labels. The benchmark prints
+and writes Spearman's rank correlation over the cells between each criterion and the test accuracy, and the test
+accuracy at the cell that each criterion chooses, at the labelled choice, at the paper's point and at the best cell.
 """
 
 import argparse

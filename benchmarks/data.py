@@ -1,8 +1,7 @@
-"""
-The share of a pre-training step that is spent waiting for data, read from a run's own metrics.
+"""Measure the share of a pre-training step that is spent waiting for data, from a run's own metrics.
 
-tiny (192 wide, 12 + 12 blocks) at 32/4 on streamed parquet files of 32x32 images, random crops and all: those of
-CIFAR-10 where LDAE_CIFAR10 names their folder, else random ones made here. Target: less than 5 %.
+The model is tiny (192 wide, 12 + 12 blocks) at 32/4, on streamed parquet files of 32x32 images with random crops:
+those of CIFAR-10 if LDAE_CIFAR10 names their folder, otherwise random ones made here. Target: less than 5 %.
 
     python benchmarks/data.py [--steps 12] [--batch 32] [--workers 1]
 """
@@ -30,7 +29,7 @@ LAP = 2  # steps between two lines of the metrics; the first line, with the star
 
 
 def write_random_parquet(folder: Path, shards: int = 4, rows: int = 512) -> Path:
-    """Shards of random PNG images, which compress and decode worse than real ones."""
+    """Write shards of random PNG images, which compress and decode worse than real ones."""
     folder.mkdir()
     generator = np.random.default_rng(0)
     for shard in range(shards):
@@ -46,7 +45,7 @@ def write_random_parquet(folder: Path, shards: int = 4, rows: int = 512) -> Path
 
 
 def measure(dataset: str, output_dir: Path, steps: int, batch: int, workers: int) -> list[dict]:
-    """Train for so many steps; the lines of the metrics but the first."""
+    """Train for `steps` steps, and return the lines of the metrics except the first."""
     on_gpu = torch.cuda.is_available()
     overrides = {
         "size": "tiny",
@@ -74,7 +73,7 @@ def measure(dataset: str, output_dir: Path, steps: int, batch: int, workers: int
 def run(steps: int = 12, batch: int = 32, workers: int = 1) -> list[float]:
     """Measure, and print one line."""
     if steps < 2 * LAP:
-        raise SystemExit(f"--steps {steps} is not possible; the first {LAP} are not measured: give {2 * LAP} or more.")
+        raise SystemExit(f"--steps {steps} is too few: the first {LAP} are not measured; give {2 * LAP} or more.")
     disable_progress_bar()
     dataset = os.environ.get("LDAE_CIFAR10")
     with tempfile.TemporaryDirectory() as folder:

@@ -1,11 +1,10 @@
-"""
-One training step of the trajectory's first row, l-DAE's DiT (row 0), against diffusers' DiTTransformer2DModel.
+"""Compare a training step of l-DAE's DiT (row 0 of the trajectory) with diffusers' DiTTransformer2DModel.
 
-Same width, depth, heads, tokens, 1000 class labels and batch, on the same latents of an autoencoder (encoding them is
-the same on both sides, and left out). Both draw time steps and noise, corrupt, drop a tenth of the labels, predict the
-noise, compute the mean square, go backward and take a fused AdamW step. Ours conditions the blocks through an MLP of a
-quarter of the width, computed once (App. A); DiT's blocks each hold embedders of their own. Targets: 1.05x, and 35 %
-fewer weights.
+Both have the same width, depth, heads, tokens, 1000 class labels and batch, and the same latents of an autoencoder
+(encoding is the same on both sides, and left out). Both draw time steps and noise, corrupt, drop a tenth of the
+labels, predict the noise, compute the mean square, run the backward pass and take a fused AdamW step. Ours conditions
+the blocks through one MLP of a quarter of the width, computed once (App. A); each of DiT's blocks has its own
+embedders. Targets: 1.05x, and 35 % fewer weights.
 
     python benchmarks/dit.py [--pairs N]
 """
@@ -33,7 +32,7 @@ CASES = [
 
 
 def build_models(width: int, blocks: int, heads: int, side: int) -> tuple[LDAEForPreTraining, DiTTransformer2DModel]:
-    """Both as they start. Our tokenizer is a stub of the right shape: latents are given."""
+    """Build both untrained models. Our tokenizer is a stub of the right shape, because latents are given."""
     torch.manual_seed(0)
     config = LDAEConfig(
         image_size=side * STRIDE,
@@ -90,7 +89,7 @@ def peer_loss(model: DiTTransformer2DModel, maps: torch.Tensor, labels: torch.Te
 
 
 def count(model: nn.Module) -> int:
-    """Weights without the tokenizer's."""
+    """Count the weights without the tokenizer's."""
     return sum(p.numel() for name, p in model.named_parameters() if ".tokenizer." not in name)
 
 

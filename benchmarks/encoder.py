@@ -1,8 +1,7 @@
-"""
-Encoder forward at a fixed t against transformers' IJepaModel of the same size, eager mode and compiled on both sides.
+"""Compare the encoder's forward at a fixed t with transformers' IJepaModel of the same size, eager and compiled.
 
-Both run the same attention (sdpa) and activation on the same images without gradients. Ours has more to do: the PCA
-and its inverse, the conditioning of t, and the mean over tokens. Target: the interval reaches 1.0x.
+Both run the same attention (sdpa) and activation on the same images without gradients. Ours also computes the PCA and
+its inverse, the conditioning on t, and the mean over tokens. Target: the interval reaches 1.0x.
 
     python benchmarks/encoder.py [--pairs N]
 """
@@ -23,7 +22,7 @@ CASES = [("tiny", 32, 4, 64, 15), ("base", 256, 16, 4, 9)]
 
 
 def build_models(size: str, image_size: int, patch_size: int) -> tuple[LDAEModel, IJepaModel]:
-    """An encoder with its gates drawn at random, and its peer of the same size."""
+    """Build an encoder with its gates drawn at random, and its peer of the same size."""
     torch.manual_seed(0)
     config = LDAEConfig.from_size(size, image_size=image_size, patch_size=patch_size, latent_dim=16)
     ours = LDAEModel(config).eval()

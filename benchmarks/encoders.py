@@ -1,13 +1,13 @@
-"""Accuracy of a checkpoint's encoder, beside the same network untrained and raw pixels, all probed alike.
+"""Measure a checkpoint's encoder, the same network untrained and raw pixels by the same probes.
 
-python benchmarks/encoders.py CHECKPOINT --dataset DATASET [--train_images N]
-    [--parts trained,untrained,pixels,pictures]
+    python benchmarks/encoders.py CHECKPOINT --dataset DATASET [--train_images N]
+        [--parts trained,untrained,pixels,pictures]
 
-The block and the time step are searched on a held-out tenth of a subset of the training images. At the point found,
-and at the paper's, all training images are encoded once: a converged logistic probe of all labels, a ridge probe of a
-few labels over draws, and k nearest neighbours are scored on the test images. Each number is added to the checkpoint's
-results.json as it is measured, so that parts can be measured one by one; its pictures/ get the accuracy over levels of
-noise and the patches' features as colours.
+Block and time step are searched on a held-out tenth of a subset of the training images. At the point found, and at the
+paper's, all training images are encoded once, and three probes are scored on the test images: a converged logistic
+probe of all labels, a ridge probe of a few labels over several draws, and k nearest neighbours. Each number is added
+to the checkpoint's results.json as soon as it is measured, so parts can be measured separately. Its pictures/ get the
+accuracy over levels of noise, and the patches' features as colours.
 """
 
 import argparse
@@ -42,12 +42,12 @@ from ldae.reports.run_pictures import image_rows
 from ldae.results import Result, add_result
 
 
-MOST_LOGISTIC = 1024  # dimensions; of wider features, such as raw pixels, a ridge probe in closed form takes the place
+MOST_LOGISTIC = 1024  # dimensions; wider features, such as raw pixels, get a ridge probe in closed form instead
 SIGMAS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)  # of noise added to pixels in [-1, 1]
 
 
 class Measurement:
-    """One data set, on which encoders and pixels are scored alike."""
+    """One data set, on which encoders and pixels are scored by the same probes."""
 
     def __init__(self, folder: Path, size: dict[str, Any], options: argparse.Namespace):
         self.folder, self.shots, self.draws = folder, options.shots, options.draws
@@ -128,8 +128,8 @@ def main() -> None:
     parser.add_argument("checkpoint")
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--shots", type=int, default=10, help="labels a class of the few-shot probe (default: 10)")
-    parser.add_argument("--draws", type=int, default=20, help="how often they are drawn (default: 20)")
-    parser.add_argument("--train_images", type=int, help="so many of the training images (default: all)")
+    parser.add_argument("--draws", type=int, default=20, help="number of draws of these labels (default: 20)")
+    parser.add_argument("--train_images", type=int, help="number of training images to use (default: all)")
     parser.add_argument(
         "--searched_images", type=int, default=5000, help="training images of the search (default: 5000)"
     )

@@ -1,9 +1,8 @@
-"""
-Exported encoders against the checkpoint they were made of, on the same images without gradients.
+"""Compare exported encoders with their checkpoint, on the same images without gradients.
 
-The native one (transformers' SiglipVisionModel, pooling included) has no PCA and no conditioning to compute, but
-attention pooling on top: target, the interval reaches 1.0x. ONNX in onnxruntime against PyTorch's eager mode on the
-CPU is reported.
+The native export (transformers' SiglipVisionModel with pooling) has no PCA and no conditioning to compute, but adds
+attention pooling. Target: the interval reaches 1.0x. The comparison of ONNX in onnxruntime with PyTorch's eager mode
+on the CPU is only reported.
 
     python benchmarks/export.py [--pairs N]
 """
@@ -42,7 +41,7 @@ def run(pairs: int | None = None) -> list[Comparison]:
 
 
 def compare_native(name: str, model: LDAEModel, batch: int, pairs: int, folder: Path) -> list[Comparison]:
-    """The exported model of transformers, loaded as its users load it."""
+    """Compare the exported model of transformers, loaded as its users load it."""
     export = export_checkpoint(save(model, folder), folder / "native", format="transformers")
     print(f"{name}: exported model and checkpoint differ by at most {export.max_abs_error:.1e}", flush=True)
     native, images = AutoModel.from_pretrained(folder / "native").eval(), draw_images(model, batch)
@@ -63,7 +62,7 @@ def compare_native(name: str, model: LDAEModel, batch: int, pairs: int, folder: 
 
 
 def compare_onnx(name: str, model: LDAEModel, pairs: int, folder: Path) -> list[Comparison]:
-    """The exported graph on as many threads as torch has."""
+    """Compare the exported graph on as many threads as torch has."""
     export = export_checkpoint(save(model, folder), folder / "onnx", format="onnx")
     print(f"{name}: exported graph and checkpoint differ by at most {export.max_abs_error:.1e}", flush=True)
     options = onnxruntime.SessionOptions()
@@ -87,7 +86,7 @@ def compare_onnx(name: str, model: LDAEModel, pairs: int, folder: Path) -> list[
 
 
 def save(model: LDAEModel, folder: Path) -> Path:
-    """A checkpoint of it; what an untrained one is worth does not matter here."""
+    """Save an untrained checkpoint; its accuracy does not matter here."""
     model.tokenizer.fitted.fill_(True)
     model.save_pretrained(folder / "checkpoint")
     return folder / "checkpoint"

@@ -1,12 +1,12 @@
-"""
-Extraction of features from files to a table against the bare forward of the same model on the same batches, decoded
-before.
+"""Compare the extraction of features to a table with the bare forward on the same, already decoded batches.
 
-tiny (12 blocks, 192 wide) at 32/4 on parquet files of PNG images, decoded by one worker. Ours is all of
-`extract_table`: it opens the folder, compares model and images with what is noted, decodes, computes and writes.
-Target: the interval reaches 0.95x. Then peak memory of 10,000 and of 100,000 streamed images, each in a process of its
-own, with a nano model at 8/4 so that it takes a minute and not an hour: what could grow is the pipeline, which is the
-same. Target: less than 5 % more.
+The model is tiny (12 blocks, 192 wide) at 32/4, on parquet files of PNG images, decoded by one worker. Ours is all of
+`extract_table`: it opens the folder, compares model and images with its record, decodes, computes and writes. Target:
+the interval reaches 0.95x.
+
+Then the peak memory of 10,000 and of 100,000 streamed images is compared, each in its own process. This uses a nano
+model at 8/4, so that it takes a minute instead of an hour; only the pipeline could use more memory with more images,
+and it is the same. Target: less than 5 % more.
 
     python benchmarks/extraction.py [--pairs N] [--images N] [--skip_memory]
 """
@@ -43,7 +43,7 @@ FEW, MANY = 10_000, 100_000  # images between which memory must not grow
 
 
 def write_images(folder: Path, images: int, side: int) -> Path:
-    """One parquet file of random PNG images, which compress and decode worse than real ones."""
+    """Write a parquet file of random PNG images, which compress and decode worse than real ones."""
     folder.mkdir()
     records = []
     for pixels in np.random.default_rng(0).integers(0, 256, (images, side, side, 3), dtype=np.uint8):
@@ -87,7 +87,7 @@ def forward_of(reader: FeatureReader, batches: list[torch.Tensor]):
 
 
 def measure_memory(folder: Path, images: int) -> dict[str, float]:
-    """Peak memory of a process that extracts so many images, over what it takes before the first, in MiB."""
+    """Measure the memory in MiB of a process that extracts so many images: before the first image, and at the peak."""
     reader = make_reader("nano", 8)
     source = open_images(DataConfig(str(folder / "*.parquet"), streaming=True))
     before, start = peak_mib(), time.perf_counter()
@@ -101,7 +101,7 @@ def peak_mib() -> float:
 
 
 def compare_memory(folder: Path) -> float:
-    """Measure both, and print one line; the ratio of the peaks."""
+    """Measure both, print one line, and return the ratio of the peaks."""
     files = write_images(folder / "small", FEW, 8)
     found = []
     for images in (FEW, MANY):

@@ -1,14 +1,12 @@
-"""
-One GPU hour, in slices: throughput, pre-training with a grid search, a sweep over latent dimensions, and a DDPM.
+"""Run one GPU hour in slices: throughput, pre-training with a grid search, a sweep of latent dimensions, a DDPM.
 
-A slice ends by itself after `--slice_seconds`: training is sent SIGTERM, saves and stops. The same command goes on
-where it was, until it prints that all is done; the exit status is then 0, 75 where something is left, and 1 where a
-step failed (its output is in the log, and the same command tries it again). Everything is in `--output_dir`:
-results.json with each finished step, its command, seeds, device and versions; logs/; and the runs themselves.
+A slice ends by itself after `--slice_seconds`: training gets SIGTERM, saves and stops. The same command resumes, until
+it prints that all is done. The exit status is then 0; it is 75 if something is left, and 1 if a step failed (its
+output is in the log, and the same command tries it again). Everything is in `--output_dir`: results.json with each
+finished step, its command, seeds, device and versions; logs/; and the runs.
 
     python benchmarks/gpu.py --dataset FOLDER_OF_PARQUET --output_dir runs/gpu --slice_seconds 540
-    python benchmarks/gpu.py --tiny --output_dir /tmp/gpu       # the same stages on digits, seconds each, also on a
-    CPU
+    python benchmarks/gpu.py --tiny --output_dir runs/gpu_tiny  # the same stages on digits, in seconds, also on a CPU
 """
 
 import argparse
@@ -32,20 +30,19 @@ SETTINGS = ("tiny", "dataset", "seeds", "pretrain_images", "sweep_images", "swee
 STAGES = ("throughput", "pretrain", "dimensions", "ddpm")
 RECIPES = Path(__file__).resolve().parent.parent / "training" / "recipes"
 LDAE = [sys.executable, "-c", "import sys; from ldae.cli import main; sys.exit(main())"]
-SAVING_SECONDS = 45.0  # for a process to save itself after SIGTERM; then it is killed
+SAVING_SECONDS = 45.0  # for a process to save after SIGTERM, before it is killed
 MORE_TO_DO = 75  # exit status, EX_TEMPFAIL of sysexits.h
 
 
 @dataclass(frozen=True)
 class Step:
-    """
-    A part of a stage: a command that resumes when it is given again, or a function that measures something.
+    """A part of a stage: a command that resumes when it is repeated, or a function that measures something.
 
     Attributes:
         name (`str`): Its key in results.json, after the stage's.
         work (`list[str]` or `Callable[[], dict]`): The command, or the function, which returns what it found.
-        least_seconds (`float`): It is not begun where the slice has less left, because it cannot be resumed.
-        collect (`Callable[[], dict]`): Read what a finished command found.
+        least_seconds (`float`): It only starts if the slice has this much time left, because it cannot be resumed.
+        collect (`Callable[[], dict]`): Reads the results of a finished command.
         seeds (`tuple[int, ...]`): Seeds that it uses.
     """
 
@@ -58,7 +55,7 @@ class Step:
 
 @dataclass
 class Slice:
-    """The time that this call has, and the folder that holds what is done so far."""
+    """The time of this call, and the folder with the steps that are finished so far."""
 
     folder: Path
     seconds: float
@@ -66,12 +63,11 @@ class Slice:
 
     @property
     def left(self) -> float:
-        """Seconds left."""
+        """Return the seconds left."""
         return self.began + self.seconds - time.monotonic()
 
     def run(self, stage: str, step: Step) -> str:
-        """
-        Run a step to its end or to that of the slice.
+        """Run a step until it or the slice ends.
 
         Returns:
             `str`: "done" (now or before), "stopped" or "failed".
@@ -115,31 +111,30 @@ class Slice:
                 except subprocess.TimeoutExpired:
                     process.kill()
                     code = process.wait()
-                return "done" if code == 0 else "stopped"  # it may have ended by itself just then
+                return "done" if code == 0 else "stopped"  # it may have ended by itself at that moment
             except BaseException:
-                process.terminate()  # saves itself, as at a slice's end
+                process.terminate()  # it saves, as at the end of a slice
                 process.wait()
                 raise
         return "done" if code == 0 else "failed"
 
 
 def run_stages(current: Slice, stages: dict[str, list[Step]]) -> int:
-    """
-    Run all steps in order, those of a stage one upon another, until the slice ends.
+    """Run all steps in order until the slice ends; each step of a stage needs the ones before it.
 
     Returns:
-        `int`: the exit status: 0, `MORE_TO_DO`, or 1 where a step failed.
+        `int`: the exit status: 0, `MORE_TO_DO`, or 1 if a step failed.
     """
     failed = []
     for stage, steps in stages.items():
         for step in steps:
             status = current.run(stage, step)
             if status == "stopped":
-                print(f"slice ended in {stage}/{step.name}; the same command goes on", flush=True)
+                print(f"slice ended in {stage}/{step.name}; the same command resumes", flush=True)
                 return MORE_TO_DO
             if status == "failed":
                 failed.append(f"{stage}/{step.name}")
-                break  # the rest of the stage builds on it
+                break  # the other steps of the stage need it
     if failed:
         print(f"failed: {', '.join(failed)}; see {current.folder / 'logs'}", flush=True)
         return 1
@@ -154,7 +149,7 @@ def read_steps(folder: Path) -> dict[str, Any]:
 
 
 def write_steps(folder: Path, steps: dict[str, Any]) -> None:
-    """Write results.json whole."""
+    """Write the whole results.json."""
     write_whole(folder / "results.json", json.dumps(steps, indent=2) + "\n")
 
 
@@ -210,7 +205,7 @@ def command_steps(options: argparse.Namespace) -> dict[str, list[Step]]:
         shorter = ["--sweep.dimensions", "{pca: [2, 4]}", "--probe.epochs", "1", "--probe.seeds", "[0]"]
     else:
         lengths |= {"tokenizer_images": options.sweep_images, "adversarial_start_images": options.sweep_images // 4}
-        shorter = ["--compile", "false"]  # so short a training does not repay each variant's compilation
+        shorter = ["--compile", "false"]  # the training is too short for compilation to pay off
         if options.sweep_dimensions:
             shorter += ["--sweep.dimensions", options.sweep_dimensions]
     deconstruct = [
@@ -231,7 +226,7 @@ def command_steps(options: argparse.Namespace) -> dict[str, list[Step]]:
 
 
 def results_of(run: Path) -> dict[str, Any]:
-    """Read the results that a finished command wrote, by folder: of one run, or of each seed of a sweep."""
+    """Read the results that a finished command wrote, by folder: those of a run, or of each seed of a sweep."""
     files = sorted([*run.glob("results.json"), *run.glob("sweep/*/*/results.json")])
     return {"results": {str(file.parent.relative_to(run)): json.loads(file.read_text("utf-8")) for file in files}}
 
@@ -243,17 +238,17 @@ def last_line(path: Path) -> Any:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line; lengths that are left out are those of one GPU hour, or of seconds with `--tiny`."""
+    """Read the command line; the default lengths fit one GPU hour, or take seconds with `--tiny`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default=os.environ.get("LDAE_CIFAR10"), help="CIFAR-10 (default: LDAE_CIFAR10)")
-    parser.add_argument("--output_dir", required=True, help="where everything is; the same one goes on")
+    parser.add_argument("--output_dir", required=True, help="folder of all results; the same folder resumes")
     parser.add_argument("--slice_seconds", type=float, default=540.0, help="end of this call (default: 540)")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="default: all, in order")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the sweep; others take the first")
-    parser.add_argument("--pretrain_images", type=int, help="of cifar10_small.yaml (default: 5,000,000)")
-    parser.add_argument("--sweep_images", type=int, help="of each variant of the sweep (default: 500,000)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the sweep; the others use the first")
+    parser.add_argument("--pretrain_images", type=int, help="budget of cifar10_small.yaml (default: 5,000,000)")
+    parser.add_argument("--sweep_images", type=int, help="budget of each variant of the sweep (default: 500,000)")
     parser.add_argument("--sweep_dimensions", help="YAML such as '{pca: [4, 16], ae: [16]}' (default: the preset's)")
-    parser.add_argument("--ddpm_images", type=int, help="of ddae_cifar10_ddpm.yaml (default: 1,000,000)")
+    parser.add_argument("--ddpm_images", type=int, help="budget of ddae_cifar10_ddpm.yaml (default: 1,000,000)")
     parser.add_argument("--tiny", action="store_true", help="embedded digits and seconds of training, also on a CPU")
     options = parser.parse_args(arguments)
     if not options.tiny and not options.dataset:
@@ -270,11 +265,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def check_settings(folder: Path, options: argparse.Namespace) -> None:
-    """
-    Note the settings that all slices share in results.json.
+    """Record in results.json the settings that all slices share.
 
     Raises:
-        ValueError: where the folder was begun with others.
+        ValueError: If the folder was started with other settings.
     """
     settings = {name: getattr(options, name) for name in SETTINGS}
     steps = read_steps(folder)
@@ -294,7 +288,7 @@ def main(arguments: list[str] | None = None) -> int:
     folder = Path(options.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     check_settings(folder, options)
-    # Stop a command that is running as at a slice's end, also where this process is told to stop early.
+    # Stop a running command as at the end of a slice, also if this process is stopped early.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(MORE_TO_DO))
     current = Slice(folder, options.slice_seconds)
     stages = command_steps(options)

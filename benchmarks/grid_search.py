@@ -1,15 +1,14 @@
-"""
-Grid search over every block of the up path x 3 time steps, by features computed once, against the sequential way.
+"""Compare a grid search over every block of the up path x 3 time steps with the sequential method.
 
-The sequential way is that of DDAE's public code: in each of 15 epochs and for each batch and time step one forward of
-the whole network, whose activations all taps share, then classifier by classifier its own forward, backward and step
-of Adam; noise is drawn anew. (A forward for each classifier, too, would make it six times as slow.) Ours is `ldae
-grid_search`: the `cached` protocol, from the data set to accuracies on test images, a tenth of the training images
-choosing. Both train the same probes (BatchNorm without parameters, Adam at 1e-3 along a cosine) on the same noisy
-inputs, and either flips images at random or does not. Target: 10x.
+The sequential method is that of DDAE's public code: in each of 15 epochs, for each batch and time step, it runs one
+forward of the whole network, whose activations all taps share, and then for one classifier after another its forward,
+its backward and a step of Adam; noise is drawn again each time. (A forward for each classifier would make it six times
+as slow.) Ours is `ldae grid_search` with the `cached` protocol, from the data set to test accuracies; a tenth of the
+training images is held out to choose the settings. Both train the same probes (BatchNorm without parameters, Adam at
+1e-3 along a cosine) on the same noisy inputs, with and without random flips. Target: 10x.
 
-Without flips, the verb's default, ours computes features of 320 images and the sequential way of 15 x 256 + 64: 12.2
-times as many. With flips ours computes mirror images too, in a second sweep: 7.1 times.
+Without flips, the default, ours computes features of 320 images and the sequential method of 15 x 256 + 64, which is
+12.2 times as many. With flips, ours also computes mirror images in a second sweep: 7.1 times.
 
     python benchmarks/grid_search.py [--pairs N]
 """
@@ -116,7 +115,7 @@ def run(pairs: int | None = None) -> list[Comparison]:
     unet = UNet2DModel(**UNET).eval()
     model = DDAEModel.from_diffusers(unet, "last")
     taps = [tap for tap in block_ends(list(model.feature_layers)) if tap.startswith("up_blocks.")]
-    # Both sides' features are the same: those of the network with the weights that it was made with.
+    # Both sides use the same features: those of the network with its initial weights.
     x = torch.rand(2, 3, SIZE, SIZE)
     with torch.no_grad():
         whole = record(unet, taps, lambda: unet(model.corruption(x, None, torch.tensor([11])), torch.full((2,), 11)))
@@ -155,7 +154,7 @@ def run(pairs: int | None = None) -> list[Comparison]:
 
 
 def cached(model: DDAEModel, taps: list[str], sources: list, flip: bool, seed: int) -> torch.Tensor:
-    """Test accuracies `(taps, timesteps)` by our grid search."""
+    """Return test accuracies `(taps, timesteps)` of our grid search."""
     settings = ProbeSettings(EPOCHS, BATCH, base_lr=RATE * 256 / BATCH, lr_multipliers=(1.0,), seeds=(seed,))
     protocol = Protocol("cached", tuple(taps), TIMESTEPS, noisy=True, horizontal_flip=flip, settings=settings)
     result = run_probe(model, *sources, protocol)

@@ -1,4 +1,4 @@
-"""Compare two callables in one process: interleaved pairs, so that a machine which slows down slows both."""
+"""Compare two callables in one process, in interleaved pairs, so that a slow machine slows down both."""
 
 import math
 import statistics
@@ -12,8 +12,7 @@ import torch
 
 @dataclass(frozen=True)
 class Comparison:
-    """
-    What was measured. A ratio is peer_time / ours_time: above 1 ours is the faster.
+    """A measured comparison. A ratio is peer_time / ours_time: above 1, ours is faster.
 
     Attributes:
         name (`str`): What was compared.
@@ -21,7 +20,7 @@ class Comparison:
         median, low, high (`float`): The median ratio and its distribution-free interval of at least 95 %.
         ours_seconds, peer_seconds (`float`): Median time of one call.
         threads (`int`): torch's threads, the same for both.
-        target (`float`, *optional*): The ratio hoped for.
+        target (`float`, *optional*): Ratio to reach.
     """
 
     name: str
@@ -36,7 +35,7 @@ class Comparison:
 
     @property
     def reached(self) -> bool:
-        """Whether the interval reaches the target; without a target it is True."""
+        """True if the interval reaches the target, or if there is none."""
         return self.target is None or self.high >= self.target
 
     def __str__(self) -> str:
@@ -58,25 +57,24 @@ def compare(
     target: float | None = None,
     min_seconds: float = 0.05,
 ) -> Comparison:
-    """
-    Time two callables in turn, and print one line.
+    """Time two callables in turn, and print one line.
 
     Args:
         name (`str`): What is compared.
-        ours, peer (`Callable[[], Any]`): Do the same work once each; what they return is dropped.
+        ours, peer (`Callable[[], Any]`): Do the same work once each; their return values are dropped.
         pairs (`int`, defaults to 15): Timed pairs, after two untimed calls of each. The order changes with each pair.
         target (`float`, *optional*): Ratio to reach; the line then says whether the interval does.
-        min_seconds (`float`, defaults to 0.05): A shorter callable is called several times in a row, both as often.
+        min_seconds (`float`, defaults to 0.05): Shorter callables are called several times in a row, both alike.
 
     Returns:
         [`Comparison`].
 
     Raises:
-        ValueError: for fewer than 6 pairs, from which no 95 % interval of the median can be had.
+        ValueError: For fewer than 6 pairs, which give no 95 % interval of the median.
     """
     if pairs < 6:
-        raise ValueError(f"pairs={pairs} is not possible; a 95 % interval of the median needs 6 or more.")
-    for warm_up in (ours, peer):  # the first call compiles and allocates, the second is as the rest
+        raise ValueError(f"pairs={pairs} is too few: a 95 % interval of the median needs 6 or more.")
+    for warm_up in (ours, peer):  # the first call compiles and allocates; the second is like the others
         warm_up()
     shortest = min(seconds_per_call(ours, 1), seconds_per_call(peer, 1))
     calls = max(1, math.ceil(min_seconds / max(shortest, 1e-9)))
@@ -105,7 +103,7 @@ def compare(
 
 
 def median_interval(values: tuple[float, ...], confidence: float = 0.95) -> tuple[float, float]:
-    """The narrowest pair of order statistics, as far from either end, that holds the median with that confidence."""
+    """Return the narrowest symmetric pair of order statistics that holds the median with this confidence."""
     ordered, n = sorted(values), len(values)
     rank, outside = 0, 2 * 0.5**n  # outside: chance that the median is beyond ordered[rank] or ordered[n - 1 - rank]
     while rank + 1 < n - 1 - rank and outside + 2 * math.comb(n, rank + 1) * 0.5**n <= 1 - confidence:
@@ -115,7 +113,7 @@ def median_interval(values: tuple[float, ...], confidence: float = 0.95) -> tupl
 
 
 def seconds_per_call(call: Callable[[], Any], calls: int) -> float:
-    """Seconds for one of so many calls in a row, with what they left running on an accelerator."""
+    """Return the seconds per call of so many calls in a row, including work that still runs on an accelerator."""
     _synchronize()
     start = time.perf_counter()
     for _ in range(calls):

@@ -1,10 +1,8 @@
-"""
-A training step that reads cached latents against one that encodes its images, at equal batch.
+"""Compare a training step that reads cached latents with one that encodes its images, at equal batch.
 
-Row 1 of the trajectory at 64 pixels: the whole autoencoder of latent diffusion (stride 8, 4 channels) in front of
-denoisers of 12 + 12 blocks. What encoding costs beside training does not depend on the size of the image, so the
-proportion is that of 256 pixels. Both sides are pre-training runs of the library, data loading and optimizer included.
-Target: 2x.
+The model is row 1 of the trajectory at 64 pixels: the whole autoencoder of latent diffusion (stride 8, 4 channels) in
+front of denoisers of 12 + 12 blocks. The ratio of encoding to training does not depend on the image size, so it is
+that of 256 pixels. Both sides are pre-training runs of the library, including data loading and optimizer. Target: 2x.
 
     python benchmarks/latent_cache.py [--pairs N]
 """

@@ -1,11 +1,10 @@
-"""
-A converged logistic probe against Adam's linear probe, on ill-conditioned features of 45,000 examples in 10 classes.
+"""Compare a converged logistic probe with Adam's linear probe, on 45,000 ill-conditioned features in 10 classes.
 
-Ours is `fit_logistic_grid`: 10 penalties, each solved to a relative gradient of 3e-4, a tenth of the examples
-choosing, and a last fit to all. The peer is the probe that it replaces: 30 epochs of Adam at three learning rates, one
-seed, which are scored on the same examples. The features are 128 directions whose scales fall from 1 to 1e-3, in which
-the classes depend on all alike. Target: at most twice the peer's time, a ratio of 0.5. The training loss is compared
-with the same objective solved a hundred times closer, and shown beside that of Adam.
+Ours is `fit_logistic_grid`: 10 penalties, each solved to a relative gradient of 3e-4, with a tenth of the examples
+held out to choose one, and a last fit to all. The peer is the probe that it replaces: 30 epochs of Adam at three
+learning rates, one seed, scored on the same examples. The features are 128 directions whose scales fall from 1 to
+1e-3, and the classes depend equally on all of them. Target: at most twice the peer's time, a ratio of 0.5. The
+training loss is compared with the same objective solved a hundred times more exactly, and printed with that of Adam.
 
     python benchmarks/logistic_probe.py [--pairs N] [--images N]
 """
@@ -40,7 +39,7 @@ def make_features(n: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def run(pairs: int | None = None, images: int = IMAGES) -> list[Comparison]:
-    """Compare time, and print how far either is from the optimum."""
+    """Compare the times, and print how far each is from the optimum."""
     fitted, held, test = make_features(images)
     found: dict[str, LogisticProbes] = {}
     adam: dict[str, Any] = {}

@@ -1,8 +1,7 @@
-"""
-Patch PCA against scikit-learn's IncrementalPCA: speed, memory as the number of patches grows, and exactness.
+"""Compare patch PCA with scikit-learn's IncrementalPCA: speed, memory over the number of patches, and exactness.
 
-38,400 patches of D = 768 to d = 32. Target: at least 10x, and an angle to exact float64 PCA under 1e-4. Then own time
-and memory at up to 500,000 streamed patches.
+38,400 patches of D = 768 to d = 32. Target: at least 10x, and an angle to exact float64 PCA below 1e-4. Then our time
+and memory are measured with up to 500,000 streamed patches.
 
     python benchmarks/pca.py [--pairs 7]
 """
@@ -27,8 +26,7 @@ PATCHES_EACH = (IMAGE_SIZE // PATCH_SIZE) ** 2  # 256
 
 
 def image_batches(patches: int, batch: int = 10) -> Iterator[torch.Tensor]:
-    """
-    Random images, made as they are asked for: (10, 3, 256, 256). As in natural ones coarse structure is stronger than
+    """Yield batches of random images (10, 3, 256, 256). As in natural images, coarse structure is stronger than
     fine, grey than colour, and the two axes differ, so that no two directions have the same variance.
     """
     for index, start in enumerate(range(0, patches // PATCHES_EACH, batch)):
@@ -43,15 +41,15 @@ def image_batches(patches: int, batch: int = 10) -> Iterator[torch.Tensor]:
 
 
 def exact_components(patches: torch.Tensor) -> torch.Tensor:
-    """The leading right singular vectors of the centred patches, all at once in float64: (d, D)."""
+    """Compute the leading right singular vectors (d, D) of the centred patches at once, in float64."""
     centred = patches.double()
     centred -= centred.mean(dim=0)
     return torch.linalg.svd(centred, full_matrices=False)[2][:LATENT_DIM]
 
 
 def largest_angle(components: torch.Tensor, exact: torch.Tensor) -> float:
-    """The largest principal angle between two spans of orthonormal rows, in radians."""
-    a = torch.linalg.qr(components.double().T)[0].T  # what float32 rounding took from orthonormality is no angle
+    """Compute the largest principal angle between two spans of orthonormal rows, in radians."""
+    a = torch.linalg.qr(components.double().T)[0].T  # restores the orthonormality that float32 rounding lost
     return torch.linalg.matrix_norm(exact - (exact @ a.T) @ a, ord=2).clamp(max=1).asin().item()
 
 
@@ -78,7 +76,7 @@ def against_scikit_learn(pairs: int) -> None:
 
 
 def stream(patches: int) -> None:
-    """One fit in this process, which does nothing else: its time without the making of images, and its memory."""
+    """Fit once in this process, and return the time without the generation of images, and the memory."""
     making = 0.0
 
     def timed() -> Iterator[torch.Tensor]:
@@ -120,7 +118,7 @@ def main() -> None:
         return
     if arguments.pairs:
         against_scikit_learn(arguments.pairs)
-    for patches in (20_480, 99_840, 500_480):  # multiples of an image's 256; a process each, whose peak is its own
+    for patches in (20_480, 99_840, 500_480):  # multiples of an image's 256; one process each, for its own peak memory
         subprocess.run([sys.executable, __file__, "--stream", str(patches)], check=True)
 
 

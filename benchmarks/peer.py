@@ -1,4 +1,4 @@
-"""What l-DAE's transformer is timed against: transformers' own ViT without class token, of the same size."""
+"""The peer of l-DAE's transformer in the benchmarks: transformers' own ViT without class token, of the same size."""
 
 from transformers import IJepaConfig, IJepaModel
 
@@ -6,7 +6,7 @@ from ldae import LDAEConfig
 
 
 def ijepa_like(config: LDAEConfig, num_hidden_layers: int) -> IJepaModel:
-    """An untrained IJepaModel of a configuration's width, heads, activation, image and patch."""
+    """Build an untrained IJepaModel with a configuration's width, heads, activation, image and patch size."""
     return IJepaModel(
         IJepaConfig(
             image_size=config.image_size,

@@ -1,8 +1,7 @@
-"""
-The benchmarks of `make bench`, each in a process of its own, and one table of their ratios.
+"""Run the benchmarks of `make bench`, each in its own process, and print one table of their ratios.
 
-A ratio is peer's time / ours: above 1 ours is the faster. Exits with 1 if a benchmark could not run; a missed target
-is a result, not a failure.
+A ratio is the peer's time / ours: above 1, ours is faster. The exit status is 1 if a benchmark could not run; a missed
+target is a result, not a failure.
 
     python benchmarks/run_all.py [--only encoder pca] [--output FILE.json]
 """
@@ -45,7 +44,7 @@ LINE = re.compile(
 
 
 def run(name: str) -> dict:
-    """Run one benchmark, its lines shown as they come, and gather what it printed."""
+    """Run one benchmark, print its lines as they come, and collect them."""
     start, lines = time.perf_counter(), []
     command = [sys.executable, "-u", str(FOLDER / f"{name}.py")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -63,7 +62,7 @@ def run(name: str) -> dict:
 
 
 def describe_machine() -> dict:
-    """What the figures depend on besides the code."""
+    """Describe the machine and the versions, which the numbers depend on."""
     return {
         "machine": platform.machine(),
         "cores": os.cpu_count(),

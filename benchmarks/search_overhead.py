@@ -1,9 +1,9 @@
-"""Search of all blocks and nine time steps against the bare forwards that it needs, for a nano model.
+"""Compare a search of all blocks and nine time steps with the bare forwards that it needs, for a nano model.
 
-python benchmarks/search_overhead.py [--pairs N] [--images N]
+    python benchmarks/search_overhead.py [--pairs N] [--images N]
 
 Ours extracts, pools, fits ridge probes in closed form and scores them; the peer runs the same network on the same
-images at the same time steps and drops what it gives. A ratio of 1 / 1.3 or more is the target: at most 30 % over the
+images at the same time steps and drops its output. Target: a ratio of 1 / 1.3 or more, which is at most 30 % over the
 forwards.
 """
 

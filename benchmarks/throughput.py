@@ -1,4 +1,4 @@
-"""Throughput of pre-training on a device: images a second, and its share of the fastest matrix product."""
+"""Throughput of pre-training on a device: images a second, and the share of the fastest matrix product."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ STEPS, WARM_UP = 20, 5
 
 
 def device() -> torch.device:
-    """Choose CUDA where there is one."""
+    """Choose CUDA if it is available."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -27,10 +27,9 @@ def matrix_product(side: int) -> dict[str, Any]:
 
 
 def training_step(size: str, *, image_size: int, batch_size: int, compiled: bool, peak: float) -> dict[str, Any]:
-    """
-    Measure a pre-training step in bfloat16: draw, corrupt, predict, loss, backward, AdamW.
+    """Measure a pre-training step in bfloat16: draw, corrupt, predict, loss, backward, AdamW.
 
-    Out of memory halves the batch, which the result says.
+    If memory runs out, the batch is halved; the result names the batch that was used.
 
     Args:
         size (`str`): One of `LDAEConfig.from_size`.
@@ -40,7 +39,7 @@ def training_step(size: str, *, image_size: int, batch_size: int, compiled: bool
         peak (`float`): FLOPs a second of the fastest matrix product.
 
     Returns:
-        `dict`: images_per_second, share_of_peak, peak_memory_gib (of CUDA) and what was measured.
+        `dict`: images_per_second, share_of_peak, peak_memory_gib (of CUDA) and the settings.
     """
     attempts = []
     while True:
@@ -107,6 +106,6 @@ def _measure(size: str, image_size: int, batch_size: int, compiled: bool) -> dic
 
 
 def _timed(call: Callable[[], Any], calls: int) -> float:
-    """Seconds of one of so many calls, after one untimed."""
+    """Return the seconds per call of so many calls, after one untimed call."""
     call()
     return seconds_per_call(call, calls)

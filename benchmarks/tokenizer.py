@@ -1,9 +1,8 @@
-"""
-The share of a pre-training step that a linear tokenizer takes: draw noise, encode, corrupt, decode.
+"""Measure the share of a pre-training step that a linear tokenizer takes: draw noise, encode, corrupt, decode.
 
-l-DAE as it is, base (12 + 12 blocks of width 768) at 256/16 with d = 32. The whole step draws its corruption,
-predicts, computes the loss, goes backward and takes a fused AdamW step. Target: under 3 %, that is a step of at least
-33.3x.
+The model is the standard l-DAE, base (12 + 12 blocks of width 768) at 256/16 with d = 32. The whole step draws its
+corruption, predicts, computes the loss, runs the backward pass and takes a fused AdamW step. Target: under 3 %, so the
+step takes at least 33.3x the time.
 
     python benchmarks/tokenizer.py [--pairs N]
 """
@@ -40,7 +39,7 @@ def run(pairs: int = 6) -> Comparison:
         step_of(model, our_loss(model, images)),
         pairs=pairs,
         target=1 / SHARE,
-        min_seconds=0,  # the step is long: one call of each a pair
+        min_seconds=0,  # the step is long, so each pair times one call of each
     )
     share = 1 / result.median
     print(

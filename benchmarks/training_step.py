@@ -1,9 +1,8 @@
-"""
-One pre-training step against a bare transformers ViT of the same total depth and width.
+"""Compare a pre-training step with that of a bare transformers ViT of the same total depth and width.
 
-Ours draws its corruption, corrupts, predicts, computes the loss, goes backward and steps; the peer, an IJepaModel with
-the blocks of encoder and decoder together, computes the mean square of its output, goes backward and steps. Both use
-fused AdamW, the same attention (sdpa) and activation, and the same images. Target: 0.9x.
+Ours draws its corruption, corrupts, predicts, computes the loss, runs the backward pass and steps. The peer, an
+IJepaModel with the blocks of encoder and decoder together, computes the mean square of its output, runs the backward
+pass and steps. Both use fused AdamW, the same attention (sdpa) and activation, and the same images. Target: 0.9x.
 
     python benchmarks/training_step.py [--pairs N]
 """
@@ -24,7 +23,7 @@ CASES = [("tiny", 32, 4, 64, 9), ("base", 256, 16, 4, 7)]
 
 
 def build_models(size: str, image_size: int, patch_size: int) -> tuple[LDAEForPreTraining, IJepaModel]:
-    """The whole denoiser as it starts, and its peer of the same total depth and width."""
+    """Build the whole untrained denoiser, and its peer of the same total depth and width."""
     torch.manual_seed(0)
     config = LDAEConfig.from_size(size, image_size=image_size, patch_size=patch_size, latent_dim=16)
     peer = ijepa_like(config, config.total_num_hidden_layers)

@@ -1,8 +1,7 @@
-"""
-A diffusion network that ends at a tap in the middle of its up path (DDAEModel) against the whole network's forward.
+"""Compare a diffusion network that ends at a tap in the middle of its up path (DDAEModel) with the whole forward.
 
-The target follows from the floating-point operations of both, counted on them: the cut network takes at most its share
-of the whole forward, plus 5 % of it, as a ratio 1 / (share + 0.05).
+The target follows from the counted floating-point operations: the cut network takes at most its share of the whole
+forward, plus 5 % of it, which is a ratio of 1 / (share + 0.05).
 
     python benchmarks/truncation.py [--pairs N]
 """
@@ -42,7 +41,7 @@ def count_flops(call: Callable[[], Any]) -> int:
 
 
 def forwards(kind: type, fields: dict[str, Any], batch: int) -> tuple[str, Callable[[], Any], Callable[[], Any]]:
-    """The tap in the middle of the up path, the forward that ends there, and the whole one, on the same input."""
+    """Return the tap in the middle of the up path, the forward that ends there, and the whole one, on one input."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     network = kind(**fields).eval().to(device)
@@ -72,7 +71,7 @@ def run(pairs: int | None = None) -> list[Comparison]:
     for name, kind, fields, batch, default_pairs in CASES:
         tap, ours, peer = forwards(kind, fields, batch)
         share = count_flops(ours) / count_flops(peer)
-        print(f"{name}: up to {tap} are {share:.1%} of the operations of a whole forward", flush=True)
+        print(f"{name}: the network up to {tap} takes {share:.1%} of the operations", flush=True)
         target = 1 / (share + ALLOWANCE)
         results.append(compare(f"{name}, batch {batch}", ours, peer, pairs=pairs or default_pairs, target=target))
     return results

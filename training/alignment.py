@@ -1,4 +1,4 @@
-"""Alignment and uniformity of a checkpoint's features: python training/alignment.py CHECKPOINT [options]."""
+"""Measure alignment and uniformity of a checkpoint's features: python training/alignment.py CHECKPOINT [options]."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Accuracy and FID of every checkpoint of a run: python training/checkpoint_sweep.py RUN --fid 10000 [options]."""
+"""Measure accuracy and FID of every checkpoint of a run: python training/checkpoint_sweep.py RUN --fid 10000."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""One table of several encoders: python training/compare.py CHECKPOINT [CHECKPOINT ...] [--dataset NAME] [options]."""
+"""Compare several encoders in one table: python training/compare.py CHECKPOINT [CHECKPOINT ...] [--dataset NAME]."""
 
 import sys
 

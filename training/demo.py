@@ -1,4 +1,4 @@
-"""A page to look at a checkpoint with: python training/demo.py CHECKPOINT [--export-space DIR] [options]."""
+"""Serve a page that shows what a checkpoint does: python training/demo.py CHECKPOINT [--export-space DIR]."""
 
 import sys
 

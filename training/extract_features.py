@@ -1,4 +1,4 @@
-"""Features of a data set as a table: python training/extract_features.py CHECKPOINT --output_dir DIR [options]."""
+"""Write the features of a data set as a table: python training/extract_features.py CHECKPOINT --output_dir DIR."""
 
 import sys
 

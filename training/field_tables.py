@@ -1,4 +1,4 @@
-"""Write the tables of fields in training/README.md anew: python training/field_tables.py"""
+"""Regenerate the tables of fields in training/README.md: python training/field_tables.py"""
 
 import re
 from pathlib import Path

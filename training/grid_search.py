@@ -1,4 +1,4 @@
-"""Best layer and time step of a checkpoint: python training/grid_search.py CHECKPOINT [--dataset NAME] [options]."""
+"""Find the best layer and time step of a checkpoint: python training/grid_search.py CHECKPOINT [--dataset NAME]."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""kNN accuracy of a checkpoint's features: python training/knn.py CHECKPOINT [--dataset NAME] [options]."""
+"""Measure the kNN accuracy of a checkpoint's features: python training/knn.py CHECKPOINT [--dataset NAME]."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Accuracy over the noise levels: python training/noise_classification.py CHECKPOINT [--finetune] [options]."""
+"""Measure accuracy over the noise levels: python training/noise_classification.py CHECKPOINT [--finetune]."""
 
 import sys
 

@@ -36,7 +36,7 @@ RECIPE = Path(__file__).parent / "recipes" / "digits.yaml"
 SHOTS, DRAWS = 5, 20
 SHOWN = 5  # test digits whose neighbours are drawn
 
-# What a user of the finished folder writes; run in a process of its own.
+# Code of a user of the finished folder; it runs in its own process.
 LOAD_BACK = """
 import sys, numpy, PIL.Image
 import ldae
@@ -58,7 +58,7 @@ assert error < 1e-5
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: features, where they are read, and their test accuracies."""
+    """A row of the table: features, where they are read, and their test accuracies."""
 
     name: str
     layer: Any
@@ -69,17 +69,17 @@ class Row:
 
     @property
     def place(self) -> str:
-        """Block and time step in words; a dash for features that have neither."""
+        """Block and time step as text; a dash for features that have neither."""
         return "-" if self.layer is None else f"block {self.layer}, t = {self.timestep}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train, search, compare and draw, on the embedded digits.")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/quickstart"), help="the run's folder")
-    parser.add_argument("--seeds", default="0", help="several, such as 0,1,2, have a folder each and a summary")
+    parser.add_argument("--seeds", default="0", help="several, such as 0,1,2, get one folder each and a summary")
     options = parser.parse_args()
     seeds = [int(seed) for seed in options.seeds.split(",")]
-    disable_progress_bar()  # of transformers' loading and saving: the pre-training shows its own
+    disable_progress_bar()  # of transformers' loading and saving; pre-training shows its own
     if len(seeds) == 1:
         run(options.output_dir, seeds[0])
         return
@@ -91,8 +91,8 @@ def run(folder: Path, seed: int) -> list[Row]:
     """Do the whole quick start once and return its table."""
     started = time.perf_counter()
     if folder.exists():
-        shutil.rmtree(folder)  # a quick start starts
-    # The pre-training's own search has all labels; here is one for a few.
+        shutil.rmtree(folder)  # a quick start always starts from nothing
+    # Pre-training's own search uses all labels; this quick start searches with few.
     recipe = load_recipe(RECIPE, {"output_dir": str(folder), "seed": str(seed), "select_features": "false"})
     pretrain(recipe)
     rows, search, train, test = compare(folder, recipe)
@@ -111,7 +111,7 @@ def run(folder: Path, seed: int) -> list[Row]:
 
 
 def compare(folder: Path, recipe: Recipe) -> tuple[list[Row], FeatureSearch, list[Batch], list[Batch]]:
-    """Search the trained and the untrained network alike, then score both, the paper's point and what has no block."""
+    """Search the trained and the untrained network, then score both, the paper's point, pixels and mean latents."""
     model = LDAEForPreTraining.from_pretrained(folder).eval()
     size = {"image_size": model.config.image_size, "num_channels": model.config.num_channels, "batch_size": 256}
     train, test = (list(iterate_once(source, **size)) for source in open_probe_images(recipe.data))
@@ -136,14 +136,14 @@ def compare(folder: Path, recipe: Recipe) -> tuple[list[Row], FeatureSearch, lis
 
 
 def score(name: str, fitted: Features, scored: Any, index: int) -> Row:
-    """Probe one cell of features; every name sees the same draws of labels."""
+    """Probe one cell of features; every row uses the same draws of labels."""
     data = (fitted.flat[:, index], fitted.classes, scored.flat[:, index], scored.classes)
     mean, stderr = mean_and_stderr(few_shot_ridge(*data, shots=SHOTS, draws=DRAWS))
     return Row(name, *fitted.columns[index], mean, stderr or 0.0, knn_accuracy(*data))
 
 
 def table(rows: list[Row]) -> str:
-    """The comparison as text."""
+    """Format the comparison as text."""
     lines = [
         f"\n{'features':29s} {'read at':17s} {f'ridge, {SHOTS} labels a class':>25s} {'kNN, all labels':>16s}",
         *(f"{r.name:29s} {r.place:17s} {r.few_shot:16.1%} ± {r.few_shot_stderr:6.1%} {r.knn:16.1%}" for r in rows),
@@ -153,7 +153,7 @@ def table(rows: list[Row]) -> str:
 
 
 def verdict(rows: list[Row]) -> str:
-    """Say what the trained encoder beats, and what it does not."""
+    """Name the rows that the trained encoder beats, and those that it does not."""
     trained, others = rows[0], rows[1:]
     beaten = [r.name for r in others if trained.few_shot > r.few_shot]
     unbeaten = [r.name for r in others if trained.few_shot <= r.few_shot]
@@ -219,7 +219,7 @@ def draw(folder: Path, search: FeatureSearch, train: list[Batch], test: list[Bat
 
 
 def summary(tables: list[list[Row]]) -> str:
-    """Mean over seeds of each row, and by how many standard errors the trained encoder is ahead of it."""
+    """Format the mean over seeds of each row, and the trained encoder's lead over it with its standard error."""
     lines = [f"\nOver {len(tables)} seeds, {SHOTS} labels a class:"]
     for rows in zip(*tables, strict=True):
         values = [r.few_shot for r in rows]

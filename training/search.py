@@ -1,4 +1,4 @@
-"""The images nearest to an image: python training/search.py FOLDER IMAGE [options]."""
+"""Find the images nearest to an image: python training/search.py FOLDER IMAGE [options]."""
 
 import sys
 
