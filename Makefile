@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The environment is made once; it is updated only when one of these two files is newer than the stamp.
 STAMP := $(VENV)/.installed
-# transformers' own tests of models come with its source archive only, so that of the tested version is fetched.
+# transformers' common model tests are only in its source archive, so the archive of the tested version is fetched.
 TRANSFORMERS := $(shell sed -n 's/^transformers==/transformers-/p' constraints.txt)
 COMMON_TESTS := $(VENV)/$(TRANSFORMERS)
 

@@ -27,20 +27,20 @@ class DataConfig:
         split: Split that training reads.
         eval_split: Split that probes are scored on; by default `test`, else `validation` or `val`, else every tenth
             row of `split`.
-        image_column: Column of the images; by default the one of the type image.
-        label_column: Column of the labels; by default the one of the type class label. Labels are only needed by
-            methods that use them.
+        image_column: Column of the images; by default the one with the image type.
+        label_column: Column of the labels; by default the one with the class label type. Only methods that use labels
+            need them.
         streaming: Read shard after shard, without preparing the data set on disk first.
         shuffle_window: When streaming, how many undecoded examples each worker holds and shuffles at a time.
         num_workers: Worker processes of each process's loader; 0 decodes in the process itself.
         decode_size: Side in pixels to which images are resized and centre-cropped when they are decoded; by default
-            the model's `image_size`. Where it is given, random crops are cut from this square.
+            the model's `image_size`. If it is given, random crops are cut from this square.
         random_resized_crop: Crop a random box and resize it to `image_size`, antialiased. The box is drawn from the
             whole image, which need not be square, unless `decode_size` is given.
-        crop_scale: Smallest and largest share of the area that the box keeps.
+        crop_scale: Smallest and largest share of the image's area in the box.
         horizontal_flip: Mirror half of the images.
-        geometric_augmentation: Probability of each of EDM's geometric transformations, of which a DDAE with
-            `augmentation_labels` is told; 0 turns them off.
+        geometric_augmentation: Probability of each of EDM's geometric transformations, which a DDAE with
+            `augmentation_labels` is conditioned on; 0 turns them off.
         cache_dir: Folder in which `datasets` keeps what it downloads and prepares.
 
     Raises:
@@ -93,14 +93,14 @@ class TokenizerConfig:
     Args:
         tokenizer: A fitted latent tokenizer: a `train_tokenizer` folder, a run, or for `conv_vae` a folder or Hub id
             of an `AutoencoderKL`; by default one is fitted or trained first.
-        tokenizer_images: Images that it is fitted on, or the budget in images seen of its training.
+        tokenizer_images: Images that it is fitted on, or the budget of its training in images seen.
         tokenizer_batch_size: Images in an optimizer step of its training.
         tokenizer_learning_rate: Peak learning rate of its training with Adam, not scaled by the batch.
         tokenizer_warmup_images: Images over which the rate rises from 0; then it falls as a half-cycle cosine.
-        kl_weight: Weight of a VAE's KL divergence beside the squared error, both summed over an image (Sec. 4.2 has 1;
-            the autoencoders of latent diffusion 1e-6).
+        kl_weight: Weight of a VAE's KL divergence relative to the squared error, both summed over an image (1 in
+            Sec. 4.2, 1e-6 in the autoencoders of latent diffusion).
         perceptual_weight: Weight of the perceptual loss of a convolutional VAE (row 2 of the trajectory turns it off).
-        perceptual_model: Network of that loss: folder or Hub id of a supervised backbone of transformers.
+        perceptual_model: Network of that loss: folder or Hub id of a supervised transformers backbone.
         adversarial_weight: Weight of the adversarial loss of a convolutional VAE, times an adaptive factor (row 3
             turns it off).
         adversarial_start_images: Images seen before the discriminator and the adversarial loss begin.
@@ -124,9 +124,9 @@ class TrainingConfig:
 
     Args:
         output_dir: The run's folder.
-        images: Budget: images to see in all.
+        images: Budget: total number of images to see.
         total_batch_size: Images in an optimizer step, over all processes and accumulated micro-batches.
-        micro_batch_size: Images in one forward on one device; by default all of its share.
+        micro_batch_size: Images in one forward on one device; by default its whole share.
         base_learning_rate: Peak learning rate for a total batch of 256; the peak is this times total_batch_size / 256
             (App. A: 1e-4).
         warmup_images: Images over which the learning rate rises linearly from 0; then it falls as a half-cycle cosine.
@@ -136,20 +136,20 @@ class TrainingConfig:
         mixed_precision: Precision of the forward pass; with `bf16`, weights, schedule and loss stay in float32.
         compile: Compile the model with `torch.compile`.
         activation_checkpointing: Compute the blocks' activations again in the backward pass, to save memory.
-        ema_decay: Decay of an exponential moving average of the weights, which is then exported; `null` for none. The
-            paper does not mention one.
+        ema_decay: Decay of an exponential moving average of the weights, which is then exported; `null` for none (the
+            paper mentions none).
         latent_cache: Folder in which the latents of a convolutional VAE are kept, so that each image is encoded once
             and not in every epoch. It is filled before the first step. By default every step encodes.
         seed: Seed of initial weights, data order, augmentation, time steps and noise.
         log_every_images: Interval of lines in metrics.jsonl.
         checkpoint_every_images: Interval of checkpoints; by default a tenth of the budget.
-        keep_checkpoints: Number of checkpoints that are kept.
-        probe_every_images: Interval of the online probe (kNN and ridge), where there are labels; by default a tenth of
+        keep_checkpoints: Number of checkpoints to keep.
+        probe_every_images: Interval of the online probe (kNN and ridge), if there are labels; by default a tenth of
             the budget, 0 for never.
         probe_train_examples: Training images of the online probe, a fixed subset.
         probe_eval_examples: Test images of the online probe, a fixed subset.
         select_features: End pre-training by a search of all blocks and time steps for the best features, on held-out
-            images of the probe's training subset, and write the choice into config.json; by default where there are
+            images of the probe's training subset, and write the choice into config.json; by default if there are
             labels.
         report_to: Trackers of Accelerate: `tensorboard`, `trackio`, `wandb`, ...
         push_to_hub: Hub repository that receives the folder at checkpoints and at the end.
@@ -216,17 +216,17 @@ class FineTuningConfig:
     """The `finetuning:` section. Defaults are those of the l-DAE paper (App. B).
 
     Args:
-        checkpoint: The checkpoint that is fine-tuned: a folder or Hub id of an l-DAE, a DDAE, or a saved probe. A
+        checkpoint: The checkpoint to fine-tune: a folder or Hub id of an l-DAE, a DDAE, or a saved probe. A
             run's recipe.yaml has the path relative to the run's folder.
         from_scratch: Start from untrained weights, for comparison; the tokenizer or autoencoder stays.
         new_head: Replace the head of a saved probe or classifier.
-        frozen_blocks: First blocks that do not train, with the embeddings before them.
-        lora_rank: Rank of LoRA factors that train instead of the encoder's weights; `null` trains the weights.
-        layer_decay: Factor on the learning rate from one block to the one before it; by default 0.85 (App. B for
-            ViT-B; 0.65 for ViT-L), and 1 with from_scratch or lora_rank.
+        frozen_blocks: Number of first blocks that are not trained, together with the embeddings before them.
+        lora_rank: Rank of LoRA factors that are trained instead of the encoder's weights; `null` trains the weights.
+        layer_decay: Ratio of the learning rates of a block and the one after it; by default 0.85 (App. B for ViT-B;
+            0.65 for ViT-L), and 1 with from_scratch or lora_rank.
         drop_path: Probability of dropping a residual branch of the last block; it rises linearly from 0 at the first.
-        mixup: Beta distribution's parameter of mixup; 0 turns it off.
-        cutmix: Beta distribution's parameter of CutMix; 0 turns it off.
+        mixup: Parameter of MixUp's Beta distribution; 0 turns it off.
+        cutmix: Parameter of CutMix's Beta distribution; 0 turns it off.
         rand_augment: Magnitude of RandAugment, with a standard deviation of 0.5; `null` turns it off.
         label_smoothing: Share of the target that is spread over all classes.
     """
@@ -263,10 +263,10 @@ class ResNetClassifierConfig:
         total_batch_size: Images in an optimizer step.
         learning_rate: Peak learning rate, not scaled by the batch.
         weight_decay: Weight decay of AdamW.
-        hidden_sizes: Widths of the stages; every stage but the first halves the map.
+        hidden_sizes: Widths of the stages; every stage except the first halves the map.
         depths: Basic blocks in each stage.
-        embedding_size: Width of the first convolution, which with its pooling takes a quarter of the side.
-        horizontal_flip: Mirror half of the images; not for digits.
+        embedding_size: Width of the first convolution, which with its pooling reduces each side to a quarter.
+        horizontal_flip: Mirror half of the images; turn off for digits.
     """
 
     images: int = Field(50_000, ge=1)

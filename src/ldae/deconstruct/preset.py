@@ -56,8 +56,8 @@ class ProbeOptions:
             lies at an end.
         seeds: Seeds of Adam's probes.
         crop_scale: Smallest and largest share of the area kept by the crops of the `paper` protocol.
-        horizontal_flip: Mirror images; not for digits or letters.
-        forward_batch_size: Images in a forward.
+        horizontal_flip: Mirror images; turn off for digits and letters.
+        forward_batch_size: Images in a forward pass.
         baselines: Probe the untrained network, the mean latents and raw pixels too.
         study_rows: Rows of the block and time-step sweeps (App. A).
         blocks: Blocks of that sweep; by default all of a stack of up to 12, else the paper's 9 to 15 of 24 in
@@ -125,7 +125,7 @@ class SweepOptions:
 
     Args:
         dimensions: Latent dimensions by tokenizer: `{pca: [8, 16], pixel: [12, 48]}`.
-        row: Row that they are tried on; with `conv_vae` its input and target must be in latent space.
+        row: Row on which they are tried; with `conv_vae` its input and target must be in latent space.
     """
 
     dimensions: dict[str, list[int]] = field(default_factory=dict)
@@ -147,12 +147,12 @@ class GenerationOptions:
 
     Args:
         num_images: Images drawn for FID and KID.
-        reference_images: Training images they are compared with; by default all.
+        reference_images: Training images that they are compared with; by default all.
         steps: Steps of the sampler.
         batch_size: Images drawn at a time, in each process.
         guidance_scale: Scale of classifier-free guidance in class-conditional rows; 1 turns it off.
         grid: Images in the picture.
-        rows: Rows that samples are drawn from; by default all.
+        rows: Rows from which samples are drawn; by default all.
         extractor: Network whose features FID and KID compare: a folder or Hub id for `AutoModel`, or `inception`; by
             default the preset's classifier if it has one, else `inception`.
     """

@@ -29,7 +29,7 @@ class ReferenceOptions:
     Args:
         dataset: `digits`, a Hub id, a folder of images, or a folder or glob of parquet or webdataset files.
         dataset_config: Configuration of a Hub data set that has several.
-        image_column: Column of the images; by default the one of the type image.
+        image_column: Column of the images; by default the one with the image type.
         streaming: Read shard after shard, without preparing the data set on disk first.
         num_workers: Worker processes of the loader; 0 decodes in the process itself.
         cache_dir: Folder in which `datasets` keeps what it downloads and prepares.

@@ -133,7 +133,7 @@ class DemoOptions:
         dataset: Images for examples and neighbours; by default those of the run's recipe.yaml, `none` for no images.
         dataset_config: Configuration of a Hub data set that has several.
         split: Split that is read.
-        image_column: Column of the images; by default the one of the type image.
+        image_column: Column of the images; by default the one with the image type.
         label_column: Column of the labels; by default the one of the type class label.
         streaming: Read shard after shard, without preparing the data set on disk first.
         cache_dir: Folder in which `datasets` keeps what it downloads and prepares.
