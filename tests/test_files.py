@@ -146,6 +146,18 @@ def test_a_process_that_lost_its_claim_is_told_and_leaves_the_new_one(tmp_path):
     assert FolderClaim(tmp_path).holder() == "process 1 on elsewhere"
 
 
+def test_the_claim_of_another_machine_is_taken_if_it_is_not_renewed(tmp_path):
+    write_claim(tmp_path, 1, "elsewhere", QUICK["seconds"])
+    assert FolderClaim(tmp_path, **QUICK).take(poll_seconds=0.02)
+
+
+def test_a_claim_that_another_machine_renews_is_left_to_it(tmp_path):
+    write_claim(tmp_path, 1, "elsewhere", QUICK["seconds"])
+    threading.Timer(0.1, os.utime, [tmp_path / CLAIM_FILE]).start()
+    claim = FolderClaim(tmp_path, **QUICK)
+    assert not claim.take(poll_seconds=0.02) and claim.holder() == "process 1 on elsewhere"
+
+
 def test_only_one_of_many_takes_an_expired_claim(tmp_path):
     write_claim(tmp_path, 2**30, HERE, 60.0)  # no such process
     claims = [FolderClaim(tmp_path) for _ in range(16)]

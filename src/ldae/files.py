@@ -154,6 +154,29 @@ class FolderClaim:
         while not self.acquire():
             time.sleep(poll_seconds)
 
+    def take(self, poll_seconds: float = 0.5) -> bool:
+        """Take the claim unless its holder is alive, and return `True` if this process now holds it.
+
+        A holder on this machine is alive if its process runs. One on another machine is watched until it renews its
+        claim, which shows that it is, or until the claim expires.
+        """
+        if self.acquire() or self._lease.is_lock_held_by_us:  # perhaps through another object, further up
+            return True
+        owner, first = self._lease.owner, self._renewed()
+        if owner is not None and owner.hostname.partition("?")[0] == socket.gethostname():
+            return False
+        while not self.acquire():
+            time.sleep(poll_seconds)
+            if self._renewed() != first:
+                return False
+        return True
+
+    def _renewed(self) -> int | None:
+        """Return when the claim was renewed last, by the clock of the file system."""
+        with suppress(FileNotFoundError):
+            return os.stat(self._lease.lock_file).st_mtime_ns
+        return None
+
     def release(self) -> None:
         """Give the claim up; do nothing if it is not held or another process has taken it over."""
         self._lease.release()

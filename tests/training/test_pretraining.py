@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from ldae import LDAEForPreTraining
@@ -81,7 +82,7 @@ def test_images_are_cropped_once_while_decoding_or_afterwards(make_recipe):
 
     def first_pixels(name, **fields):
         recipe = make_recipe(name, horizontal_flip=False, **fields)
-        run = Run(DenoisingTask(recipe), recipe.training, RunFolder.from_recipe(recipe))
+        run = Run(DenoisingTask(recipe), recipe.training, RunFolder.from_recipe(recipe), (), Accelerator())
         batch = next(run.loader)
         return batch, run.task.pixels(batch, batch.positions)
 

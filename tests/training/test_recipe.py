@@ -84,12 +84,12 @@ def test_a_resolved_recipe_is_a_recipe_and_says_everything(recipe_file, tmp_path
     assert set(yaml.safe_load((tmp_path / "resolved.yaml").read_text())["model"]) == set(model_fields("ldae"))
 
 
-def test_differences_name_what_matters_and_nothing_else(recipe_file):
+def test_differences_name_what_matters_and_nothing_else(recipe_file, tmp_path):
     ours = load_recipe(recipe_file).resolved()
     theirs = load_recipe(recipe_file, {"num_workers": "3", "images": "512", "output_dir": "x"}).resolved()
-    assert differences(ours, theirs) == []
+    assert differences(ours, theirs, tmp_path) == []
     theirs = load_recipe(recipe_file, {"latent_dim": "5", "seed": "1"}).resolved()
-    assert differences(ours, theirs) == ["model.latent_dim: 5 -> 4", "training.seed: 1 -> 0"]
+    assert differences(ours, theirs, tmp_path) == ["model.latent_dim: 5 -> 4", "training.seed: 1 -> 0"]
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,10 @@ def test_a_recipe_can_be_the_difference_from_another(tmp_path):
     (tmp_path / "sub" / "second.yaml").write_text("base: ../whole.yaml\nmodel: {latent_dim: 16}\n")
     (tmp_path / "third.yaml").write_text("base: sub/second.yaml\ntraining: {seed: 3}\n")
     whole, third = load_recipe(tmp_path / "whole.yaml"), load_recipe(tmp_path / "third.yaml")
-    assert differences(third.resolved(), whole.resolved()) == ["model.latent_dim: 8 -> 16", "training.seed: 0 -> 3"]
+    assert differences(third.resolved(), whole.resolved(), tmp_path) == [
+        "model.latent_dim: 8 -> 16",
+        "training.seed: 0 -> 3",
+    ]
 
     (tmp_path / "lost.yaml").write_text("base: nowhere.yaml\n")
     with pytest.raises(

@@ -1,10 +1,30 @@
 """A run's folder: when its recipe counts, which recipes are the same, who holds it, and what it resumes from."""
 
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
+from PIL import Image
 
 from ldae.errors import RunError
+from ldae.files import CLAIM_FILE, FolderClaim
+from ldae.training.finetuning import FineTuningTask
+from ldae.training.finetuning_recipe import load_finetuning_recipe
 from ldae.training.pretraining import DenoisingTask, pretrain
-from tests.training.conftest import stop_after
+from ldae.training.recipe import differences
+from ldae.training.run_folder import RunFolder
+from ldae.training.tokenizer_training import train_tokenizer
+from tests.data.image_files import random_pixels
+from tests.training.conftest import After, stop_after, train_task
+
+
+def write_images(folder: Path, count: int) -> None:
+    folder.mkdir()
+    for index in range(count):
+        Image.fromarray(random_pixels(16, 16, seed=index)).save(folder / f"{index}.png")
 
 
 @pytest.mark.parametrize(
@@ -38,3 +58,95 @@ def test_a_model_without_its_checkpoints_keeps_its_recipe(make_recipe):
         path.rmdir()
     with pytest.raises(RunError, match="another recipe"):
         pretrain(make_recipe(images=32, seed=1))
+
+
+def test_a_relative_and_an_absolute_path_are_the_same_data_set(make_recipe, tmp_path, monkeypatch):
+    write_images(tmp_path / "images", count=40)
+    monkeypatch.chdir(tmp_path)
+    stop_after(DenoisingTask(make_recipe(dataset="images")), 1)
+    folder = RunFolder.from_recipe(make_recipe())
+    for dataset in (str(tmp_path / "images"), "./images", "run/../images"):
+        folder.check_recipe(make_recipe(dataset=dataset))
+    write_images(tmp_path / "others", count=1)
+    for dataset in ("others", "digits", "images2"):
+        with pytest.raises(RunError, match=r"data\.dataset: 'images' -> "):
+            folder.check_recipe(make_recipe(dataset=dataset))
+
+
+def test_a_glob_and_a_tokenizer_are_compared_by_where_they_lead(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tokens").mkdir()
+
+    def sections(dataset: str, tokenizer: str) -> dict:
+        return {"data": {"dataset": dataset}, "tokenizer": {"tokenizer": tokenizer}}
+
+    ours = sections(f"{tmp_path}/images/*.parquet", f"{tmp_path}/tokens")
+    assert differences(ours, sections("images/*.parquet", "tokens"), tmp_path / "run") == []
+    assert len(differences(ours, sections("images/*.tar", "namespace/tokens"), tmp_path / "run")) == 2
+
+
+def test_a_fine_tuning_is_extended_though_its_warm_up_follows_the_budget(make_recipe, tmp_path):
+    run = pretrain(make_recipe("pretrained", images=32)).path
+    fields = {"total_batch_size": 32, "num_workers": 0, "probe_every_images": 0, "output_dir": str(tmp_path / "tuned")}
+
+    def recipe(images: int, path=None, checkpoint=run, **changes):
+        return load_finetuning_recipe(checkpoint, path, fields | {"images": images} | changes)
+
+    stop_after(FineTuningTask(recipe(64)), 1)
+    folder = RunFolder(tmp_path / "tuned")
+    folder.check_recipe(recipe(6400))
+    folder.check_recipe(recipe(6400, checkpoint=os.path.relpath(run)))
+    folder.check_recipe(recipe(6400, layer_decay=0.85))  # the default, given
+    from_file = recipe(6400, folder.recipe)
+    assert from_file.training.warmup_images == 320
+    folder.check_recipe(from_file)
+    for changes in ({"warmup_images": 100}, {"layer_decay": 0.5}):
+        with pytest.raises(RunError, match=next(iter(changes))):
+            folder.check_recipe(recipe(6400, **changes))
+
+
+HOLD = """
+import pathlib, sys, time
+from ldae.files import FolderClaim
+claim = FolderClaim(pathlib.Path(sys.argv[1]))
+assert claim.acquire()
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("train", [pretrain, train_tokenizer])
+def test_a_folder_in_use_is_refused_and_taken_over_from_a_killed_run(make_recipe, tmp_path, train):
+    def start():
+        train(make_recipe(images=32))
+
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    try:
+        with pytest.raises(RunError) as error:
+            start()
+        place = f"process {holder.pid} on {socket.gethostname()}"
+        assert f"is in use by {place}, which trains there" in str(error.value)
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [CLAIM_FILE]
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdout.close()
+    start()
+    assert not (tmp_path / "run" / CLAIM_FILE).exists()
+
+
+def test_a_run_that_lost_its_folder_writes_no_checkpoint(make_recipe):
+    def lose(run):
+        (run.folder.path / CLAIM_FILE).write_text("filelock/2\npid=1\nhost=elsewhere\nmode=lease\ntoken=" + "0" * 32)
+
+    with pytest.raises(RunError, match="was taken over by"):
+        train_task(DenoisingTask(make_recipe()), After(2, lose))
+
+
+def test_a_run_inside_a_claim_of_its_own_process_goes_on(make_recipe, tmp_path):
+    claim = FolderClaim(tmp_path / "run")
+    assert claim.acquire()
+    pretrain(make_recipe(images=32))
+    claim.check()
+    claim.release()

@@ -10,7 +10,15 @@ import yaml
 
 from ldae.options import Option, build, convert_fields, describe, plain
 from ldae.sections import DataConfig, FineTuningConfig, TokenizerConfig, TrainingConfig
-from ldae.training.recipe import Recipe, check_names, model_fields, model_options, override, read_sections
+from ldae.training.recipe import (
+    Recipe,
+    check_names,
+    has_derived_warmup,
+    model_fields,
+    model_options,
+    override,
+    read_sections,
+)
 
 
 if TYPE_CHECKING:
@@ -168,6 +176,8 @@ def _sections(base: Any, path: Any, overrides: dict[str, Any]) -> dict[str, dict
     if sections["tokenizer"]:
         raise ValueError("fine-tuning has no section 'tokenizer': the checkpoint brings its own; leave it out.")
     sections["finetuning"].pop("checkpoint", None)  # that of the run whose recipe.yaml this is
+    if has_derived_warmup(sections["training"]):
+        del sections["training"]["warmup_images"]  # it follows the budget, which may be overridden
     free = (*CUTS[base.model_type], *(["hidden_size"] if base.model_type == "ddae" else []))  # depends on the tap
     for name, value in sections["model"].items():  # a run's recipe.yaml has all of them
         if name not in free and value != getattr(base, name, None):

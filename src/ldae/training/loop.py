@@ -67,14 +67,19 @@ def train(task: Task, options: TrainingConfig, folder: RunFolder, callbacks: Seq
     if folder.finished(options.images):
         print(f"{folder.path} is finished ({options.images:,} images); nothing to do.")
         return
-    run = Run(task, options, folder, callbacks)
-    batches = run.start()
+    accelerator = Accelerator(mixed_precision=options.mixed_precision)
+    with folder.held(task.recipe, accelerator):
+        _train(Run(task, options, folder, callbacks, accelerator))
+
+
+def _train(run: "Run") -> None:
+    batches, options = run.start(), run.options
     with StopSignal() as stop, run.bar, closing(run.loader):
         while not run.at_end:
             run.step(batches)
             if run.due(options.log_every_images):
                 run.log_step()
-            for callback in callbacks:
+            for callback in run.callbacks:
                 callback.after_step(run)
             stopping = run.stopping(stop)
             if run.due(options.checkpoint_every_images or max(1, options.images // 10)) or stopping:
@@ -88,23 +93,27 @@ def train(task: Task, options: TrainingConfig, folder: RunFolder, callbacks: Seq
 class Run:
     """State of a task in training: network, optimizer, averaged weights, position in the data, images seen.
 
-    The constructor resumes from the newest checkpoint in the folder. Arguments are those of [`train`].
+    The constructor resumes from the newest checkpoint in the folder. Arguments are those of [`train`], and the
+    processes.
     """
 
     loader: ImageLoader
     losses: list[torch.Tensor]  # that have not been logged
     last_step: tuple[int, torch.Tensor, Any, float] | None = None  # images before, loss, gradient norm, learning rate
 
-    def __init__(self, task: Task, options: TrainingConfig, folder: RunFolder, callbacks: Sequence[Callback] = ()):
+    def __init__(
+        self,
+        task: Task,
+        options: TrainingConfig,
+        folder: RunFolder,
+        callbacks: Sequence[Callback],
+        accelerator: Accelerator,
+    ):
         self.task, self.options, self.folder, self.callbacks = task, options, folder, callbacks
-        self.accelerator = Accelerator(mixed_precision=options.mixed_precision)
+        self.accelerator = accelerator
         self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
         self.end = options.steps * options.total_batch_size  # the budget in whole steps
         self.micro_batch_size, self.accumulation = options.batch_layout(self.accelerator.num_processes)
-        if self.is_main:
-            folder.claim(task.recipe)
-        self.accelerator.wait_for_everyone()
-
         newest = latest_checkpoint(folder.checkpoints)
         checkpoint = load_checkpoint(newest) if newest else None
         task.setup(self.accelerator, checkpoint)
@@ -163,6 +172,8 @@ class Run:
     def save(self) -> None:
         """Write a checkpoint; before the end also export the current model."""
         self._check_finite()
+        if self.is_main:
+            self.folder.claim.check()
         self.seconds += time.perf_counter() - self._since
         self._since = time.perf_counter()
         state = {

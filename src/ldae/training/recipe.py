@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from glob import has_magic
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ MODEL_OPTIONS = (
         "Named size of an l-DAE (nano, tiny, small, base, 12L, large): its width, depth and heads.",
     ),
 )
+PATH_FIELDS = ("dataset", "tokenizer", "perceptual_model", "checkpoint")  # compared by where they lead
 PACKAGE = Path(__file__).parents[1]
 
 
@@ -195,14 +197,44 @@ def field_owners(model_type: str = "ldae") -> dict[str, str]:
     return owners
 
 
-def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    """List the fields in which two resolved recipes differ and on which trained numbers depend, as `field: a -> b`."""
-    return [
-        f"{section}.{name}: {theirs.get(section, {}).get(name)!r} -> {value!r}"
-        for section, fields in ours.items()
-        for name, value in fields.items()
-        if name not in FREE_FIELDS and theirs.get(section, {}).get(name) != value
-    ]
+def differences(ours: dict[str, Any], theirs: dict[str, Any], folder: Path) -> list[str]:
+    """List the fields in which two resolved recipes differ and on which trained numbers depend, as `field: a -> b`.
+
+    Args:
+        ours (`dict`): The recipe of this start.
+        theirs (`dict`): The recipe of the run's folder.
+        folder (`Path`): The run's folder, from which a fine-tuning's checkpoint may be given.
+    """
+    derived = ours.get("training"), theirs.get("training")
+    changed = []
+    for section, fields in ours.items():
+        for name, value in fields.items():
+            before = theirs.get(section, {}).get(name)
+            if name in FREE_FIELDS or value == before:
+                continue
+            if name in PATH_FIELDS and _same_place(value, before, folder):
+                continue
+            if name == "warmup_images" and "finetuning" in ours and all(map(has_derived_warmup, derived)):
+                continue
+            changed.append(f"{section}.{name}: {before!r} -> {value!r}")
+    return changed
+
+
+def has_derived_warmup(training: Mapping[str, Any] | None) -> bool:
+    """Return true if `warmup_images` is what fine-tuning derives from the budget: 5 of 100 epochs."""
+    images, warmup = (training or {}).get("images"), (training or {}).get("warmup_images")
+    return isinstance(images, int) and warmup == images // 20
+
+
+def _same_place(first: Any, second: Any, folder: Path) -> bool:
+    """Tell whether two values are paths, from here or from a run's folder, that lead to the same place."""
+    if not (isinstance(first, str) and isinstance(second, str)):
+        return False
+    places = []
+    for value in (first, second):
+        own = Path(value).expanduser()
+        places.append({path.resolve() for path in (own, folder / own) if path.exists() or has_magic(value)})
+    return bool(places[0] & places[1])
 
 
 def read_sections(path: str | Path | None, extra: Iterable[str] = ()) -> dict[str, Any]:

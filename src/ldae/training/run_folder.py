@@ -4,16 +4,20 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 
 from ldae.data.image_processor import save_image_processor
 from ldae.errors import RunError
-from ldae.files import move_into, write_whole
+from ldae.files import FolderClaim, move_into, write_whole
 from ldae.hub.remote_code import save_with_code
 from ldae.tokenizers.files import TOKENIZER_FILE
 from ldae.training.checkpoint import INCOMPLETE_PREFIX, complete_checkpoints
@@ -27,7 +31,7 @@ class RunFolder:
     """The folder of a run.
 
     Args:
-        path (`str` or path): The folder; [`~RunFolder.claim`] creates it.
+        path (`str` or path): The folder; [`~RunFolder.held`] creates it.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -36,6 +40,7 @@ class RunFolder:
         self.pictures = self.path / "pictures"
         self.metrics = self.path / "metrics.jsonl"
         self.recipe = self.path / "recipe.yaml"
+        self.claim = FolderClaim(self.path)
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> "RunFolder":
@@ -54,7 +59,7 @@ class RunFolder:
         """
         if not (self.recipe.is_file() and self.holds_weights()):
             return
-        changed = differences(recipe.resolved(), yaml.safe_load(self.recipe.read_text()))
+        changed = differences(recipe.resolved(), yaml.safe_load(self.recipe.read_text()), self.path)
         if changed:
             raise RunError(
                 f"output_dir={str(self.path)!r} holds a run of another recipe ({'; '.join(changed)}). Give another "
@@ -67,13 +72,48 @@ class RunFolder:
             (self.path / name).is_file() for name in ("model.safetensors", TOKENIZER_FILE)
         )
 
-    def claim(self, recipe: Recipe) -> None:
-        """Create the folder, remove what a killed run left half-written, and write the recipe.
+    @contextmanager
+    def held(self, recipe: Recipe, accelerator: Accelerator) -> Iterator[None]:
+        """Hold the folder for a run. The main process claims it and prepares it; the others wait for the outcome.
+
+        Args:
+            recipe ([`Recipe`]): The recipe that is written into the folder.
+            accelerator (`Accelerator`): Gives the processes.
 
         Raises:
-            RunError: If the folder cannot be written to.
+            RunError: If another run holds the folder, or it cannot be written to.
+            SystemExit: In the other processes, if the main process could not claim it.
+        """
+        error: RunError | None = None
+        if accelerator.is_main_process:
+            try:
+                self.prepare(recipe)
+            except RunError as raised:
+                self.claim.release()
+                error = raised
+        (failed,) = broadcast_object_list([error is not None])
+        if error is not None:
+            raise error
+        if failed:
+            raise SystemExit(2)
+        try:
+            yield
+        finally:
+            if accelerator.is_main_process:
+                self.claim.release()
+
+    def prepare(self, recipe: Recipe) -> None:
+        """Claim the folder, remove what a killed run left half-written, and write the recipe.
+
+        Raises:
+            RunError: If another run holds the folder, or it cannot be written to.
         """
         try:
+            if not self.claim.take():
+                raise RunError(
+                    f"output_dir={str(self.path)!r} is in use by {self.claim.holder() or 'another process'}, which "
+                    "trains there. Wait for it or stop it, or give another output_dir."
+                )
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self.pictures.mkdir(exist_ok=True)
             for left in (*self.path.glob(f"{EXPORT_PREFIX}*"), *self.checkpoints.glob(f"{INCOMPLETE_PREFIX}*")):

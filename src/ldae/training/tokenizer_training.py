@@ -118,12 +118,11 @@ def train_tokenizer(recipe: Recipe, output_dir: str | Path | None = None) -> Pat
         train(TokenizerTask(own), own.training, folder, tracking(own.training))
     else:
         accelerator = Accelerator()
-        if accelerator.is_main_process:
-            folder.claim(own)
-        tokenizer = fit_on_source(open_images(own.data, own.data.split), own, accelerator)
-        if accelerator.is_main_process:
-            finish_tokenizer(folder.path, own, tokenizer)
-        accelerator.wait_for_everyone()
+        with folder.held(own, accelerator):
+            tokenizer = fit_on_source(open_images(own.data, own.data.split), own, accelerator)
+            if accelerator.is_main_process:
+                finish_tokenizer(folder.path, own, tokenizer)
+            accelerator.wait_for_everyone()
     return folder.path
 
 
