@@ -1,6 +1,7 @@
 """A run's folder: when its recipe counts, which recipes are the same, who holds it, and what it resumes from."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,11 +15,18 @@ from ldae.files import CLAIM_FILE, FolderClaim
 from ldae.training.finetuning import FineTuningTask
 from ldae.training.finetuning_recipe import load_finetuning_recipe
 from ldae.training.pretraining import DenoisingTask, pretrain
-from ldae.training.recipe import differences
+from ldae.training.recipe import build_recipe, differences
 from ldae.training.run_folder import RunFolder
 from ldae.training.tokenizer_training import train_tokenizer
 from tests.data.image_files import random_pixels
-from tests.training.conftest import After, stop_after, train_task
+from tests.training.conftest import TINY, After, stop_after, train_task
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory) -> Path:
+    """The folder of a finished run with averaged weights and two checkpoints, at 96 and 128 images."""
+    fields = {"images": 128, "ema_decay": 0.5, "checkpoint_every_images": 32}
+    return pretrain(build_recipe(TINY, fields | {"output_dir": str(tmp_path_factory.mktemp("whole") / "run")})).path
 
 
 def write_images(folder: Path, count: int) -> None:
@@ -150,3 +158,47 @@ def test_a_run_inside_a_claim_of_its_own_process_goes_on(make_recipe, tmp_path):
     pretrain(make_recipe(images=32))
     claim.check()
     claim.release()
+
+
+def damage(file: Path, how: str) -> None:
+    if how == "missing":
+        file.unlink()
+    else:
+        os.truncate(file, 0 if how == "empty" else file.stat().st_size - 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("model.safetensors", "truncated"),
+        ("optimizer.safetensors", "empty"),
+        ("optimizer.safetensors", "missing"),
+        ("ema.safetensors", "missing"),
+        ("state.json", "truncated"),
+        ("state.json", "missing"),
+    ],
+)
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(make_recipe, whole_run, tmp_path, capsys, name, how):
+    fields = {"ema_decay": 0.5, "checkpoint_every_images": 32}
+    folder = RunFolder(shutil.copytree(whole_run, tmp_path / "run"))
+    (folder.path / "metrics.jsonl").write_text("")
+    damage(folder.checkpoints / "images-000000000128" / name, how)
+    pretrain(make_recipe(images=128, **fields))
+    said = [line for line in capsys.readouterr().out.splitlines() if "is damaged" in line or "Resuming" in line]
+    assert len(said) == 2 and "images-000000000128 is damaged (" in said[0] and said[1] == "Resuming from 96 images."
+    model = "model.safetensors"
+    assert (folder.path / model).read_bytes() == (whole_run / model).read_bytes()
+    names = sorted(path.name for path in folder.checkpoints.iterdir())
+    assert names == ["damaged-images-000000000128", "images-000000000096", "images-000000000128"]
+
+
+def test_a_run_without_a_sound_checkpoint_is_one_clear_error(make_recipe, whole_run, tmp_path):
+    folder = RunFolder(shutil.copytree(whole_run, tmp_path / "run"))
+    (folder.path / "metrics.jsonl").write_text("")
+    for path in folder.checkpoints.iterdir():
+        damage(path / "model.safetensors", "truncated")
+    with pytest.raises(
+        RunError, match=r"images-000000000128 is damaged .*, and no other checkpoint in .* can be read"
+    ):
+        pretrain(make_recipe(images=128, ema_decay=0.5, checkpoint_every_images=32))
+    assert len(list(folder.checkpoints.glob("images-*"))) == 2

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from ldae.files import open_permissions
 
 
 INCOMPLETE_PREFIX = ".incomplete-"  # of a checkpoint that is being written
+DAMAGED_PREFIX = "damaged-"  # of a checkpoint that could not be read when a run resumed
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
@@ -137,10 +139,52 @@ def exported_weights(path: Path, raw: bool = False) -> dict[str, torch.Tensor]:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint onto the CPU."""
-    parts = {part: path / f"{part}.safetensors" for part in ("model", "optimizer", "ema")}
-    tensors = {part: load_file(file) if file.exists() else {} for part, file in parts.items()}
-    return Checkpoint(**tensors, state=json.loads((path / "state.json").read_text()))
+    """Read a checkpoint onto the CPU.
+
+    Raises:
+        RunError: If a file is missing or damaged.
+    """
+    try:
+        state = json.loads((path / "state.json").read_text())
+        expected = {"model": True, "optimizer": state["images_seen"] > 0, "ema": state.get("ema_steps", 0) > 0}
+        parts = {part: path / f"{part}.safetensors" for part in expected}
+        tensors = {part: load_file(file) if expected[part] or file.exists() else {} for part, file in parts.items()}
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} is damaged ({str(error).partition(chr(10))[0]})") from error
+    return Checkpoint(**tensors, state=state)
+
+
+def load_newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
+    """Read the newest sound checkpoint of a `checkpoints/` folder, and set damaged ones that are newer aside.
+
+    Args:
+        folder (`Path`): The folder. The damaged checkpoints in it are renamed, so that they count no more.
+        say (`Callable[[str], None]`): Prints a line about each.
+
+    Returns:
+        [`Checkpoint`], or `None` if nothing was saved there.
+
+    Raises:
+        RunError: If every checkpoint is damaged; all are then left in place.
+    """
+    damaged: list[tuple[Path, RunError]] = []
+    for path in reversed(complete_checkpoints(folder)):
+        try:
+            checkpoint = load_checkpoint(path)
+        except RunError as error:
+            damaged.append((path, error))
+            continue
+        for bad, error in damaged:
+            say(f"{error}; resuming from the checkpoint before it.")
+            shutil.rmtree(aside := bad.with_name(f"{DAMAGED_PREFIX}{bad.name}"), ignore_errors=True)
+            os.replace(bad, aside)
+        return checkpoint
+    if damaged:
+        raise RunError(
+            f"{damaged[0][1]}, and no other checkpoint in {folder} can be read. Restore one from a copy, or give "
+            "another output_dir to start again."
+        )
+    return None
 
 
 def _flush(path: Path) -> None:

@@ -20,7 +20,7 @@ from ldae.training.checkpoint import (
     collect_model,
     collect_optimizer,
     latest_checkpoint,
-    load_checkpoint,
+    load_newest,
     restore,
     save_checkpoint,
 )
@@ -114,8 +114,8 @@ class Run:
         self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
         self.end = options.steps * options.total_batch_size  # the budget in whole steps
         self.micro_batch_size, self.accumulation = options.batch_layout(self.accelerator.num_processes)
-        newest = latest_checkpoint(folder.checkpoints)
-        checkpoint = load_checkpoint(newest) if newest else None
+        with self.accelerator.main_process_first():  # which sets damaged checkpoints aside
+            checkpoint = load_newest(folder.checkpoints, self.say)
         task.setup(self.accelerator, checkpoint)
         optimizer = torch.optim.AdamW(
             task.parameter_groups(),
