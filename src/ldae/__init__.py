@@ -3,11 +3,21 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForPreTraining,
+)
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from ldae.models.backbone_ddae import DDAEBackbone
 from ldae.models.configuration_ddae import DDAEConfig
 from ldae.models.configuration_ldae import LDAEConfig
+from ldae.models.image_pipelines_ldae import LDAEImageClassificationPipeline, LDAEImageFeatureExtractionPipeline
+from ldae.models.image_processing_ldae import LDAEImageProcessor
 from ldae.models.modeling_ddae import DDAEForImageClassification, DDAEModel
 from ldae.models.modeling_ldae import (
     LDAEBackbone,
@@ -58,6 +68,15 @@ AutoModelForPreTraining.register(DDAEConfig, DDAEForPreTraining, exist_ok=True)
 AutoModelForImageClassification.register(DDAEConfig, DDAEForImageClassification, exist_ok=True)
 AutoBackbone.register(DDAEConfig, DDAEBackbone, exist_ok=True)
 
+# One class under both names: the pixels must not depend on whether torchvision is installed.
+_backends: dict[str, type] = {"pil": LDAEImageProcessor, "torchvision": LDAEImageProcessor}
+for _config_class in (LDAEConfig, DDAEConfig):
+    AutoImageProcessor.register(_config_class, image_processor_classes=_backends, exist_ok=True)
+# Both behave as transformers' own with any other image processor. They are set here and not by `register_pipeline`,
+# which would warn, and would make `save_pretrained` of every model's pipeline ask for remote code.
+PIPELINE_REGISTRY.supported_tasks["image-feature-extraction"]["impl"] = LDAEImageFeatureExtractionPipeline
+PIPELINE_REGISTRY.supported_tasks["image-classification"]["impl"] = LDAEImageClassificationPipeline
+
 __all__ = [
     "DDAEBackbone",
     "DDAEConfig",
@@ -70,6 +89,7 @@ __all__ = [
     "LDAEForImageClassification",
     "LDAEForPreTraining",
     "LDAEForPreTrainingOutput",
+    "LDAEImageProcessor",
     "LDAEModel",
     "LDAEPipeline",
     "LDAEScheduler",

@@ -1,7 +1,7 @@
 """Decode an image to pixels: unusual kinds are converted and counted, and only unreadable ones refused.
 
-Resizing and cropping give exactly the pixels of transformers' `ViTImageProcessor` (PIL backend, bicubic, shortest edge
-to `decode_size`, centre crop), so that training and the saved image processor see the same images.
+Resizing and cropping give exactly the pixels of `LDAEImageProcessor` (PIL backend, bicubic, shortest edge to
+`decode_size`, centre crop), so that training and the saved image processor see the same images.
 """
 
 import io
@@ -11,16 +11,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+
+from ldae.models.image_conversion_ldae import convert_image, crop_narrow_image
 
 
 # Trying every known format takes longer than decoding a small image.
 _MAGIC = ((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG"), (b"GIF8", "GIF"))
-# Looking for an orientation is slow too; Pillow sets one of these keys if there may be one.
-_ORIENTATION_KEYS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
-# A longer side is cut to this many times the shorter one before resizing: a 1 x 10,000 image would otherwise be
-# enlarged to hundreds of millions of pixels, of which the centre crop keeps one square.
-MAX_ASPECT_RATIO = 16
 
 
 class UnreadableImageError(ValueError):
@@ -93,24 +90,19 @@ def decode_whole_image(record: Any, num_channels: int) -> tuple[Image.Image, tup
     """
     notes: list[str] = []
     with _opened(record, notes) as image:
-        return _to_mode(image, "RGB" if num_channels == 3 else "L", notes).copy(), tuple(notes)
+        return convert_image(image, "RGB" if num_channels == 3 else "L", notes).copy(), tuple(notes)
 
 
 @contextmanager
 def _opened(record: Any, notes: list[str]) -> Iterator[Image.Image]:
-    """Yield a record's image, loaded and upright; any error with it, also in the block, is an UnreadableImageError."""
+    """Yield a record's image; any error with it, also in the block, is an UnreadableImageError."""
     data = _read_bytes(record)
     # A damaged file makes Pillow's plugins raise almost anything (OSError, SyntaxError, struct.error, ...).
     try:
         with Image.open(io.BytesIO(data), formats=_guess_formats(data)) as opened:
             if getattr(opened, "is_animated", False):
                 notes.append("animated")
-            opened.load()
-            image: Image.Image = opened
-            if _is_rotated(opened):
-                image = ImageOps.exif_transpose(opened)
-                notes.append("rotated by EXIF")
-            yield image
+            yield opened
     except UnidentifiedImageError as error:
         raise UnreadableImageError("not an image") from error
     except Image.DecompressionBombError as error:
@@ -135,7 +127,7 @@ def image_to_pixels(
         `np.ndarray` of shape `(num_channels, size, size)` in uint8.
     """
     notes = [] if notes is None else notes
-    image = _to_mode(image, "RGB" if num_channels == 3 else "L", notes)
+    image = convert_image(image, "RGB" if num_channels == 3 else "L", notes)
     if crop is None:
         image = _resize_and_crop(image, size, notes)
     else:
@@ -182,64 +174,13 @@ def _guess_formats(data: bytes) -> list[str] | None:
     return None  # all that Pillow knows
 
 
-def _is_rotated(image: Image.Image) -> bool:
-    if not any(key in image.info for key in _ORIENTATION_KEYS):
-        return False  # Pillow turns a TIFF by itself when loading it
-    return image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
-
-
-def _to_mode(image: Image.Image, mode: str, notes: list[str]) -> Image.Image:
-    """Convert to `"RGB"` or `"L"`, and append the conversions to `notes`."""
-    if image.mode == mode and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I") or image.mode == "F":
-        image = _to_8_bit(image, notes)
-    elif image.mode == "CMYK":
-        notes.append("CMYK")
-    elif image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        notes.append("transparency")
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
-    elif image.mode == "P":
-        notes.append("palette")
-        image = image.convert("RGB")
-    elif image.mode in ("L", "1"):
-        notes.append("greyscale")
-    elif image.mode == "RGB":
-        notes.append("colour to luminance")
-    else:
-        notes.append("colour space")
-        image = image.convert("RGB")  # Pillow cannot convert LAB and HSV to luminance directly
-    return image.convert(mode)
-
-
-def _to_8_bit(image: Image.Image, notes: list[str]) -> Image.Image:
-    """Scale integer or floating-point greyscale; Pillow's own conversion would clip the values at 255."""
-    values = np.asarray(image).astype(np.float64)
-    if image.mode == "F":
-        notes.append("floating point")
-        scale = 255.0 if np.nanmax(values) <= 1 else 1.0
-    else:
-        notes.append("16-bit")
-        # Files of 16 bits may come as 32-bit integers; only larger values show that all 32 are in use.
-        scale = 255 / 65535 if values.max() <= 65535 else 255 / (2**32 - 1)
-    values = np.nan_to_num(values * scale)
-    return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
-
-
 def _resize_and_crop(image: Image.Image, size: int, notes: list[str]) -> Image.Image:
     """Resize the shortest edge to `size` and crop the centre, with the rounding of transformers."""
     width, height = image.size
     if (width, height) == (size, size):
         return image
-    longest = MAX_ASPECT_RATIO * min(width, height)
-    if max(width, height) > longest:
-        notes.append("very narrow")
-        crop_width, crop_height = min(width, longest), min(height, longest)
-        left, top = (width - crop_width) // 2, (height - crop_height) // 2
-        image = image.crop((left, top, left + crop_width, top + crop_height))
-        width, height = image.size
+    image = crop_narrow_image(image, notes)
+    width, height = image.size
     if width <= height:
         new_width, new_height = size, int(size * height / width)
     else:

@@ -1,4 +1,4 @@
-"""The image processor of a checkpoint: transformers' own, with the settings of the training data."""
+"""The image processor of a checkpoint, with the settings of the training data."""
 
 import json
 import os
@@ -7,10 +7,11 @@ from typing import Any
 
 from ldae.models.configuration_ddae import DDAEConfig
 from ldae.models.configuration_ldae import LDAEConfig
+from ldae.models.image_processing_ldae import LDAEImageProcessor
 
 
 def image_processor_settings(config: LDAEConfig | DDAEConfig) -> dict[str, Any]:
-    """Return the settings of transformers' `ViTImageProcessor`: shortest edge (bicubic), centre crop, [-1, 1].
+    """Return a checkpoint's settings of `LDAEImageProcessor`: shortest edge (bicubic), centre crop, [-1, 1].
 
     Args:
         config (`LDAEConfig` or `DDAEConfig`): Gives `image_size` and `num_channels`.
@@ -20,7 +21,8 @@ def image_processor_settings(config: LDAEConfig | DDAEConfig) -> dict[str, Any]:
     """
     size, channels = config.image_size, config.num_channels or 3
     return {
-        "image_processor_type": "ViTImageProcessor",
+        "image_processor_type": LDAEImageProcessor.__name__,
+        "auto_map": {"AutoImageProcessor": "image_processing_ldae.LDAEImageProcessor"},  # where ldae is not installed
         "do_convert_rgb": channels == 3,
         "do_resize": True,
         "size": {"shortest_edge": size},

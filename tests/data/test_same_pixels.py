@@ -1,0 +1,150 @@
+"""One image file gives the same pixels, and so the same features, by every way into a model."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, ViTImageProcessorPil, pipeline
+
+from ldae import LDAEConfig, LDAEForImageClassification, LDAEModel, save_image_processor
+from ldae.data import decode_image
+from ldae.demo.model import DemoModel
+from ldae.pipelines.images import to_pixels
+from tests.models.small_models import open_gates, small_config
+
+
+Way = Callable[[Path], torch.Tensor]  # from a file to pixels (1, C, S, S)
+
+
+def picture(height: int = 40, width: int = 30) -> np.ndarray:
+    """A picture `(H, W, 3)` in [0, 1] without any symmetry."""
+    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
+    return np.stack([x, (y + x**2) / 2, np.sin(5 * x + 3 * y) ** 2], axis=-1)
+
+
+def write_files(folder: Path) -> None:
+    values = picture()
+    rgb = Image.fromarray((255 * values).astype(np.uint8))
+    grey, sixteen = rgb.convert("L"), (65535 * values[..., 1]).astype(np.uint16)
+    alpha = Image.fromarray((255 * picture()[::-1, :, 2]).astype(np.uint8))
+    rgba, grey_alpha = rgb.copy(), grey.copy()
+    rgba.putalpha(alpha)
+    grey_alpha.putalpha(alpha)
+    palette = rgb.quantize(16)
+    images: dict[str, tuple[Image.Image, dict]] = {
+        "rgb.png": (rgb, {}),
+        "rgb.jpg": (rgb, {}),
+        "rgb.bmp": (rgb, {}),
+        "rgb.webp": (rgb, {"lossless": True}),
+        "rgba.png": (rgba, {}),
+        "rgba.webp": (rgba, {"lossless": True}),
+        "grey_alpha.png": (grey_alpha, {}),
+        "grey.png": (grey, {}),
+        "grey.jpg": (grey, {}),
+        "one_bit.png": (grey.convert("1"), {}),
+        "palette.png": (palette, {}),
+        "palette_transparent.png": (palette, {"transparency": 3}),
+        "palette_alphas.png": (palette, {"transparency": bytes(range(0, 256, 16))}),
+        "palette.gif": (palette, {}),
+        "rgb_transparent.png": (rgb, {"transparency": rgb.getpixel((3, 5))}),
+        "grey_transparent.png": (grey, {"transparency": grey.getpixel((3, 5))}),
+        "sixteen_bit.png": (Image.fromarray(sixteen), {}),
+        "sixteen_bit.tif": (Image.fromarray(sixteen), {}),
+        "thirty_two_bit.tif": (Image.fromarray(sixteen.astype(np.int32)), {}),
+        "cmyk.jpg": (rgb.convert("CMYK"), {}),
+        "cmyk.tif": (rgb.convert("CMYK"), {}),
+        "lab.tif": (Image.merge("LAB", rgb.split()), {}),
+        "float_in_one.tif": (Image.fromarray(values[..., 1].astype(np.float32)), {}),
+        "float_in_255.tif": (Image.fromarray((255 * values[..., 1]).astype(np.float32)), {}),
+        "narrow.png": (Image.fromarray((255 * picture(400, 5)).astype(np.uint8)), {}),
+    }
+    for orientation in (3, 5, 6):
+        for name in ("jpg", "png"):
+            exif = Image.Exif()
+            exif[0x0112] = orientation
+            images[f"rotated_{orientation}.{name}"] = (rgb, {"exif": exif})
+    for name, (image, options) in images.items():
+        image.save(folder / name, **options)
+
+
+@pytest.fixture(scope="module", params=[3, 1], ids=["colour", "luminance"])
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LDAEConfig]:
+    """The folder of an encoder and a classifier, with the files."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    config = small_config(num_channels=request.param)
+    for name, kind in (("encoder", LDAEModel), ("classifier", LDAEForImageClassification)):
+        open_gates(kind(config)).save_pretrained(folder / name)
+        save_image_processor(folder / name, config)
+    write_files(folder)
+    return folder, config
+
+
+def ways_in(folder: Path, config: LDAEConfig) -> dict[str, Way]:
+    channels, size = config.num_channels, config.image_size
+    processor = AutoImageProcessor.from_pretrained(folder / "encoder")
+    extract = pipeline("image-feature-extraction", model=str(folder / "encoder"))
+    classify = pipeline("image-classification", model=str(folder / "classifier"))
+    demo = DemoModel("shown", extract.model, None)
+
+    def scaled(pixels: np.ndarray) -> torch.Tensor:
+        return torch.tensor(pixels)[None] / 127.5 - 1
+
+    return {
+        "verbs": lambda file: scaled(decode_image(file.read_bytes(), channels, size)[0]),
+        "demo": lambda file: scaled(demo.read(file)[0]),
+        "denoise": lambda file: to_pixels(Image.open(file), size, channels),
+        "processor, image": lambda file: processor(Image.open(file), return_tensors="pt").pixel_values,
+        "processor, path": lambda file: processor(str(file), return_tensors="pt").pixel_values,
+        "extraction, image": lambda file: extract.preprocess(Image.open(file))["pixel_values"],
+        "extraction, path": lambda file: extract.preprocess(str(file))["pixel_values"],
+        "classification, image": lambda file: classify.preprocess(Image.open(file))["pixel_values"],
+        "classification, path": lambda file: classify.preprocess(str(file))["pixel_values"],
+    }
+
+
+def test_a_file_gives_the_same_pixels_by_every_way(checkpoint: tuple[Path, LDAEConfig]) -> None:
+    folder, config = checkpoint
+    ways = ways_in(folder, config)
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    assert len(files) == 31
+    apart = []
+    for file in files:
+        pixels = {name: way(file) for name, way in ways.items()}
+        expected = pixels["verbs"]
+        assert expected.shape == (1, config.num_channels, 16, 16) and expected.std() > 0.1, file.name
+        for name, found in pixels.items():
+            if found.shape != expected.shape or not torch.allclose(found, expected, atol=1e-5):
+                apart.append(f"{file.name} by {name}: {found.shape}")
+    assert not apart, "\n".join(apart)
+
+
+@torch.no_grad()
+def test_a_pipeline_gives_the_features_of_the_verbs(checkpoint: tuple[Path, LDAEConfig]) -> None:
+    folder, config = checkpoint
+    model = LDAEModel.from_pretrained(folder / "encoder")
+    extract = pipeline("image-feature-extraction", model=str(folder / "encoder"), pool=True)
+    for name in ("sixteen_bit.png", "rgba.png", "cmyk.jpg", "rotated_6.jpg", "float_in_one.tif"):
+        pixels = torch.tensor(decode_image((folder / name).read_bytes(), config.num_channels, 16)[0])
+        expected = model(pixels[None] / 127.5 - 1).pooler_output
+        found = torch.tensor(extract(str(folder / name)))
+        assert torch.cosine_similarity(found, expected).item() >= 0.9999, name
+
+
+def test_pipelines_of_other_image_processors_stay_as_they_are(checkpoint: tuple[Path, LDAEConfig]) -> None:
+    folder, _ = checkpoint
+    file, model = folder / "sixteen_bit.png", LDAEForImageClassification.from_pretrained(folder / "classifier")
+    theirs = ViTImageProcessorPil(size={"height": 16, "width": 16})
+    classify = pipeline("image-classification", model=model, image_processor=theirs)
+    expected = theirs(Image.open(file).convert("RGB"), return_tensors="pt").pixel_values
+    assert torch.equal(classify.preprocess(str(file))["pixel_values"], expected)
+
+
+def test_a_saved_processor_is_loaded_again(checkpoint: tuple[Path, LDAEConfig], tmp_path: Path) -> None:
+    folder, _ = checkpoint
+    processor = AutoImageProcessor.from_pretrained(folder / "encoder")
+    processor.save_pretrained(tmp_path)
+    again = AutoImageProcessor.from_pretrained(tmp_path)
+    assert type(again) is type(processor) and again.to_dict() == processor.to_dict()
