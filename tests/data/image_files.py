@@ -97,3 +97,55 @@ def write_tars(folder: Path, sizes: list[int]) -> Path:
                     archive.addfile(member, io.BytesIO(data))
         number += size
     return folder
+
+
+def picture(height: int = 40, width: int = 30) -> np.ndarray:
+    """A picture `(H, W, 3)` in [0, 1] without any symmetry."""
+    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
+    return np.stack([x, (y + x**2) / 2, np.sin(5 * x + 3 * y) ** 2], axis=-1)
+
+
+def write_every_kind(folder: Path) -> None:
+    """Write one picture as 31 files: modes, depths, kinds of transparency, orientations and formats."""
+    values = picture()
+    rgb = Image.fromarray((255 * values).astype(np.uint8))
+    grey, sixteen = rgb.convert("L"), (65535 * values[..., 1]).astype(np.uint16)
+    alpha = Image.fromarray((255 * picture()[::-1, :, 2]).astype(np.uint8))
+    rgba, grey_alpha = rgb.copy(), grey.copy()
+    rgba.putalpha(alpha)
+    grey_alpha.putalpha(alpha)
+    palette = rgb.quantize(16)
+    images: dict[str, tuple[Image.Image, dict]] = {
+        "rgb.png": (rgb, {}),
+        "rgb.jpg": (rgb, {}),
+        "rgb.bmp": (rgb, {}),
+        "rgb.webp": (rgb, {"lossless": True}),
+        "rgba.png": (rgba, {}),
+        "rgba.webp": (rgba, {"lossless": True}),
+        "grey_alpha.png": (grey_alpha, {}),
+        "grey.png": (grey, {}),
+        "grey.jpg": (grey, {}),
+        "one_bit.png": (grey.convert("1"), {}),
+        "palette.png": (palette, {}),
+        "palette_transparent.png": (palette, {"transparency": 3}),
+        "palette_alphas.png": (palette, {"transparency": bytes(range(0, 256, 16))}),
+        "palette.gif": (palette, {}),
+        "rgb_transparent.png": (rgb, {"transparency": rgb.getpixel((3, 5))}),
+        "grey_transparent.png": (grey, {"transparency": grey.getpixel((3, 5))}),
+        "sixteen_bit.png": (Image.fromarray(sixteen), {}),
+        "sixteen_bit.tif": (Image.fromarray(sixteen), {}),
+        "thirty_two_bit.tif": (Image.fromarray(sixteen.astype(np.int32)), {}),
+        "cmyk.jpg": (rgb.convert("CMYK"), {}),
+        "cmyk.tif": (rgb.convert("CMYK"), {}),
+        "lab.tif": (Image.merge("LAB", rgb.split()), {}),
+        "float_in_one.tif": (Image.fromarray(values[..., 1].astype(np.float32)), {}),
+        "float_in_255.tif": (Image.fromarray((255 * values[..., 1]).astype(np.float32)), {}),
+        "narrow.png": (Image.fromarray((255 * picture(400, 5)).astype(np.uint8)), {}),
+    }
+    for orientation in (3, 5, 6):
+        for name in ("jpg", "png"):
+            exif = Image.Exif()
+            exif[0x0112] = orientation
+            images[f"rotated_{orientation}.{name}"] = (rgb, {"exif": exif})
+    for name, (image, options) in images.items():
+        image.save(folder / name, **options)
