@@ -1,8 +1,16 @@
 """Weighted k-nearest-neighbour classification of features: no training, no choices to tune."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch.nn import functional as F
 
+from ldae.data import Batch
+from ldae.results import Result
+
+from .encoder import as_encoder
+from .features import extract_features
 from .metrics import accuracy
 
 
@@ -70,3 +78,57 @@ def knn_accuracy(
     """Top-1 accuracy of [`knn_predict`] on a test set; arguments as there, and the true classes `(m,)`."""
     predictions = knn_predict(train_features, train_labels, test_features, k=k, temperature=temperature)
     return accuracy(predictions, test_labels)
+
+
+def run_knn(
+    model: Any,
+    train_batches: Iterable[Batch],
+    test_batches: Iterable[Batch],
+    about: dict[str, Any],
+    *,
+    k: int = 20,
+    temperature: float = 0.07,
+    noisy: bool = False,
+    device: torch.device | str | None = None,
+    **reading: Any,
+) -> list[Result]:
+    """Measure weighted kNN at every chosen layer and time step; nothing is trained and nothing chosen.
+
+    Args:
+        model ([`~ldae.evaluation.encoder.Encoder`] or `PreTrainedModel`): Its features are measured.
+        train_batches (`Iterable[Batch]`): Training images with labels, as [`~ldae.data.iterate_once`] yields them.
+        test_batches (`Iterable[Batch]`): Test images with labels.
+        about (`dict`): `dataset`, `split` and `checkpoint` of the results.
+        k, temperature: See [`knn_predict`].
+        noisy (`bool`, defaults to `False`): Corrupt the input at t.
+        device (`torch.device` or `str`, *optional*): Device to compute on; by default the model's.
+        **reading: `layers`, `timesteps` and `dtype`, as of [`~ldae.evaluation.features.extract_features`].
+
+    Returns:
+        `list[Result]`: a test accuracy for each layer and time step.
+
+    Raises:
+        ValueError: If labels are missing, or a layer, a time step or k does not exist.
+    """
+    encoder = as_encoder(model)
+    train, test = (
+        extract_features(encoder, batches, noisy=noisy, device=device, **reading)
+        for batches in (train_batches, test_batches)
+    )
+    results = []
+    for index, (layer, timestep) in enumerate(train.columns):
+        x = train.flat[:, index].to(device or encoder.device)
+        value = knn_accuracy(x, train.classes, test.flat[:, index], test.classes, k=k, temperature=temperature)
+        protocol = {
+            "name": "knn",
+            "k": k,
+            "temperature": temperature,
+            "similarity": "cosine",
+            "layer": layer,
+            "timestep": timestep,
+            "input": "noisy" if noisy else "clean",
+            "pooling": encoder.pooling,
+            "train_images": len(train.classes),
+        }
+        results.append(Result("accuracy", value, protocol=protocol, n=len(test.classes), **about))
+    return results

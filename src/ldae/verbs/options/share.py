@@ -23,6 +23,7 @@ class ExportOptions:
         image_size: Side of the images in pixels; by default the config's.
         repo_id: Hub id that the model card names; by default the folder's name.
         license: The weights' licence; by default that of the checkpoint's card, or apache-2.0.
+        config: YAML file of these options, by name; the command line wins.
     """
 
     checkpoint: Annotated[str, Positional]
@@ -33,6 +34,7 @@ class ExportOptions:
     image_size: int | None = Field(None, ge=1)
     repo_id: str | None = None
     license: str | None = None
+    config: str | None = None
 
 
 @options
@@ -44,12 +46,14 @@ class CardOptions:
         repo_id: Hub id that the card names; by default the folder's name.
         license: The weights' licence as the Hub spells it; by default apache-2.0.
         update_metadata: Bring the metadata of a card that was written by hand up to date; its text stays.
+        config: YAML file of these options, by name; the command line wins.
     """
 
     checkpoint: Annotated[str, Positional]
     repo_id: str | None = None
     license: str | None = None
     update_metadata: bool = False
+    config: str | None = None
 
 
 @options
@@ -65,6 +69,7 @@ class PushToHubOptions:
         token: Write token; by default the one that is logged in.
         with_code: Add the model's code.
         commit_message: Title of the commit.
+        config: YAML file of these options, by name; the command line wins.
     """
 
     checkpoint: Annotated[str, Positional]
@@ -75,6 +80,7 @@ class PushToHubOptions:
     token: str | None = None
     with_code: bool = True
     commit_message: str | None = None
+    config: str | None = None
 
 
 @options

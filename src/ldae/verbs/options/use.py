@@ -55,6 +55,7 @@ class SearchOptions:
         device: Device such as cuda, cpu or mps; by default cuda where there is one.
         cache_dir: Folder in which `datasets` keeps the table as it reads it.
         output: File of the picture; by default pictures/search.png in the folder.
+        config: YAML file of these options, by name; the command line wins.
     """
 
     folder: Annotated[str, Positional]
@@ -66,6 +67,7 @@ class SearchOptions:
     device: str | None = None
     cache_dir: str | None = None
     output: str | None = None
+    config: str | None = None
 
 
 @options
@@ -141,6 +143,7 @@ class DemoOptions:
         host: Address to listen on; by default 127.0.0.1. 0.0.0.0 lets other machines in.
         port: Port; by default the first free one from 7860.
         export_space: Folder to write a Space of the Hub to, without starting a page.
+        config: YAML file of these options, by name; the command line wins.
     """
 
     checkpoint: Annotated[str, Positional]
@@ -155,3 +158,4 @@ class DemoOptions:
     host: str | None = None
     port: int | None = Field(None, ge=0, le=65535)
     export_space: str | None = None
+    config: str | None = None
