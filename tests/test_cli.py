@@ -1,6 +1,8 @@
 """The `ldae` command: what it says of itself, what it says of mistakes, and the launchers in training/."""
 
+import os
 import runpy
+import signal
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -10,6 +12,7 @@ import pytest
 
 from ldae.cli import VERBS, main
 from ldae.errors import RunError
+from ldae.training.recipe import load_recipe
 
 
 ROOT = Path(__file__).parents[1]
@@ -104,3 +107,30 @@ def test_every_verb_has_its_launcher(verb, capsys, monkeypatch):
 def test_installing_the_package_gives_the_command():
     (command,) = entry_points(group="console_scripts", name="ldae")
     assert command.value == "ldae_cli:main" and callable(command.load())
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
+)
+@pytest.mark.parametrize("verb", ["train_tokenizer", "recipes"])
+def test_a_signal_ends_a_verb_in_one_line(verb, number, status, monkeypatch, tmp_path, capfd):
+    def read(*_args, **_kwargs):
+        os.kill(os.getpid(), number)
+        return load_recipe(DIGITS, {"output_dir": str(tmp_path / "run")})
+
+    monkeypatch.setattr("ldae.verbs.train_tokenizer.load_recipe", read)
+    monkeypatch.setattr("ldae.verbs.recipes.run", read)
+    arguments = ["--config", DIGITS] if verb == "train_tokenizer" else []
+    assert main([verb, *arguments]) == status
+    error = capfd.readouterr().err
+    assert error.startswith(f"ldae {verb}: received {signal.Signals(number).name}, stopping")
+    assert error.count("\n") == 1
+
+
+def test_an_interrupt_is_one_line(monkeypatch, capsys):
+    def interrupt(_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ldae.verbs.recipes.run", interrupt)
+    assert main(["recipes"]) == 130
+    assert capsys.readouterr().err == "ldae recipes: interrupted.\n"

@@ -1,11 +1,13 @@
 """The `ldae` command: it reads a verb's options, then imports what the verb needs and runs it."""
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
+from ldae import stopping
 from ldae.errors import RunError
 from ldae.options import did_you_mean, parse
 from ldae.options.help import help_text, option_groups
@@ -43,6 +45,7 @@ GROUPS = {
 }
 VERBS = {verb: meaning for group in GROUPS.values() for verb, meaning in group.items()}
 HELP = ("-h", "--help")
+AT_ONCE = {"search", "demo", "export", "card", "push_to_hub", "recipes"}  # have no batches to stop between
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments (`Sequence[str]`, *optional*): The verb and its arguments; by default the command line's.
 
     Returns:
-        `int`: The exit status: 0; 2 if the arguments were wrong or the run failed for a reason the user can mend.
+        `int`: The exit status: 0; 2 if the arguments were wrong or the run failed for a reason the user can mend; 130
+        or 143 after SIGINT or SIGTERM.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in HELP:
@@ -80,8 +84,14 @@ def run_verb(verb: str, arguments: Sequence[str]) -> int:
         return 0
     try:
         options: Any = parse(kind, arguments)
-        finish_import()
-        return import_module(f"ldae.verbs.{verb}").run(options)
+        with stopping.handling(f"ldae {verb}", at_once=verb in AT_ONCE):
+            finish_import()
+            return import_module(f"ldae.verbs.{verb}").run(options)
+    except stopping.Stopped as stopped:
+        return int(stopped.code or 0)
+    except KeyboardInterrupt:
+        print(f"ldae {verb}: interrupted.", file=sys.stderr)
+        return 128 + signal.SIGINT
     except (ValueError, RunError) as error:
         if os.environ.get("LDAE_TRACEBACK") == "1":
             raise

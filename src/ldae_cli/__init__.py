@@ -11,10 +11,13 @@ from importlib.util import find_spec, module_from_spec
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the `ldae` command; see [`ldae.cli.main`]."""
-    if "ldae" not in sys.modules:
-        spec = find_spec("ldae")
-        assert spec is not None
-        sys.modules["ldae"] = module_from_spec(spec)
-    from ldae.cli import main as run
+    try:
+        if "ldae" not in sys.modules:
+            spec = find_spec("ldae")
+            assert spec is not None
+            sys.modules["ldae"] = module_from_spec(spec)
+        from ldae.cli import main as run
 
-    return run(arguments)
+        return run(arguments)
+    except KeyboardInterrupt:
+        return 130

@@ -20,6 +20,7 @@ import torch
 import torch.utils.data
 from datasets import Dataset, DatasetInfo, Features, Value
 
+from .. import stopping
 from ..files import ShardFolder, ShardWriter, choose_rows_per_shard, hash_tensors, shard_ranges, write_whole
 from ..models.tokenizer_conv_ldae import ConvVAETokenizer
 from .augment import prepare_images
@@ -207,6 +208,7 @@ def _encoded(
 ) -> Iterator[dict[str, Any]]:
     """Yield the columns of the next `count` rows, batch after batch; an unreadable row has no latents."""
     while count:
+        stopping.check()
         rows, item = next(batches)
         counts.update(item.counts)
         at = item.batch.positions.numpy() - rows[0]  # the rows of a chunk are consecutive

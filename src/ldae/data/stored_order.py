@@ -9,6 +9,8 @@ from typing import Any
 import torch
 import torch.utils.data
 
+from ldae import stopping
+
 from .augment import RandomCrop
 from .batch import Batch, Decoder, WorkerBatch
 from .loader import make_torch_loader
@@ -112,6 +114,7 @@ def _full_batches(chunks: Any, batch_size: int, source: ImageSource, counts: Cou
     kept: Batch | None = None
     found, read = False, False
     for item in chunks:
+        stopping.check()
         read = True
         counts.update(item.counts)
         if not len(item.batch.images):

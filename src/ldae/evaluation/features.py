@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from ldae import stopping
 from ldae.data import Batch, prepare_images
 
 from .encoder import Encoder, Layer, as_encoder
@@ -135,6 +136,7 @@ def iterate_features(
     chosen_layers, chosen_steps = encoder.choices(layers, timesteps, noisy)
     prepare = prepare or centre_crop(encoder.image_size)
     for batch in batches:
+        stopping.check()
         with encoder.evaluating(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             positions = batch.positions.to(device)
             pixels = prepare(batch.images.to(device), positions)  # (b, C, S, S)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ldae import stopping
 from ldae.data import Batch
 from ldae.pipelines.run_folder import RunFolderPipeline
 from ldae.results import Result
@@ -74,6 +75,7 @@ def generate_images(
     """
     mine = torch.arange(num_images)[rank::world_size]
     for begin in range(0, len(mine), sampling.batch_size):
+        stopping.check()
         positions = mine[begin : begin + sampling.batch_size]  # (b,)
         labels = sampling.labels(positions, pipeline.model.config.num_class_embeds)
         output: Any = pipeline(  # type: ignore[operator] # each pipeline's own call

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import torch
 
+from ldae import stopping
 from ldae.data import Batch, ImageSource, iterate_once
 from ldae.data.augment import RandomCrop
 
@@ -57,6 +58,7 @@ class ImageSet:
         """
         begin = 0
         for batch in self._all_batches(skip_positions):
+            stopping.check()
             end = begin + len(batch.images)
             chosen = slice(None) if mask is None else mask[begin:end]
             begin = end

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from ldae import stopping
+
 from .feature_store import Rows, pieces_of
 
 
@@ -152,6 +154,7 @@ def train_linear_probes(
 
     step = 0
     for epoch in range(settings.epochs):
+        stopping.check()
         features = epoch_features(epoch)
         if len(features.shape) != 3 or len(features) != n:
             raise ValueError(f"features must be (n, F, C) for n={n} labels; got {tuple(features.shape)}.")

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from ldae import stopping
+
 from .feature_store import pieces_of
 from .grid_probes import Moments, Part
 
@@ -188,6 +190,7 @@ def solve_logistic(
     iterations, active = torch.zeros(count, dtype=torch.long), everything
     at = problem.point(active, weight, bias)
     for step in range(max_iterations + 1):
+        stopping.check()
         norm = problem.norm(at)
         loss[active] = at.loss
         gradient[active] = torch.where(reference[active] > 0, norm / reference[active], norm)

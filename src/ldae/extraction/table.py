@@ -12,6 +12,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
+from ldae import stopping
 from ldae.data import ImageSource
 from ldae.data.loader import make_torch_loader
 from ldae.data.rows import hash_source
@@ -226,6 +227,7 @@ def _write(
     writers: dict[Shard, FeatureShardWriter] = {}
     try:
         for piece in pieces:
+            stopping.check()
             if piece.shard not in writers:
                 writers[piece.shard] = FeatureShardWriter(place.shard_path(piece.shard), features, reader.columns)
             values = {}

@@ -174,8 +174,8 @@ def load_newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
         except RunError as error:
             damaged.append((path, error))
             continue
-        for bad, error in damaged:
-            say(f"{error}; resuming from the checkpoint before it.")
+        for bad, reason in damaged:
+            say(f"{reason}; resuming from the checkpoint before it.")
             shutil.rmtree(aside := bad.with_name(f"{DAMAGED_PREFIX}{bad.name}"), ignore_errors=True)
             os.replace(bad, aside)
         return checkpoint

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, gather_object
 from diffusers.training_utils import EMAModel
 
+from ldae import stopping
 from ldae.data import Batch, ImageLoader, check_disjoint, describe_counts
 from ldae.errors import RunError
 from ldae.sections import TrainingConfig
@@ -25,9 +26,9 @@ from ldae.training.checkpoint import (
     save_checkpoint,
 )
 from ldae.training.learning_rate import learning_rate
-from ldae.training.progress import StopSignal, Stopwatch, hardware, progress_bar
+from ldae.training.progress import Stopwatch, hardware, progress_bar
 from ldae.training.run_folder import RunFolder
-from ldae.training.task import Task, trained_parameters
+from ldae.training.task import Task, batch_statistics, trained_parameters
 
 
 class Callback:
@@ -68,25 +69,28 @@ def train(task: Task, options: TrainingConfig, folder: RunFolder, callbacks: Seq
         print(f"{folder.path} is finished ({options.images:,} images); nothing to do.")
         return
     accelerator = Accelerator(mixed_precision=options.mixed_precision)
-    with folder.held(task.recipe, accelerator):
+    with stopping.handling(task.activity), folder.held(task.recipe, accelerator):
         _train(Run(task, options, folder, callbacks, accelerator))
 
 
 def _train(run: "Run") -> None:
     batches, options = run.start(), run.options
-    with StopSignal() as stop, run.bar, closing(run.loader):
+    # Several processes agree on a stop between steps: one that left alone would leave the others waiting.
+    with run.bar, closing(run.loader), stopping.deferred(run.accelerator.num_processes > 1):
+        if run.callbacks_due:
+            run.call_back()
         while not run.at_end:
-            run.step(batches)
-            if run.due(options.log_every_images):
-                run.log_step()
-            for callback in run.callbacks:
-                callback.after_step(run)
-            stopping = run.stopping(stop)
-            if run.due(options.checkpoint_every_images or max(1, options.images // 10)) or stopping:
+            if run.step(batches):
+                if run.due(options.log_every_images):
+                    run.log_step()
+                run.call_back()
+            stop = run.asked_to_stop()
+            every = options.checkpoint_every_images or max(1, options.images // 10)
+            if run.images_seen > run.images_saved and (stop or run.due(every)):
                 run.save()
-            if stopping and not run.at_end:
-                run.say(f"Stopped by a signal; saved at {run.images_seen:,} images. Run the same command to resume.")
-                raise SystemExit(128 + (stop.received or 0))
+            if stop and not run.at_end:
+                run.say(f"Stopped by a signal; saved at {run.images_saved:,} images. Run the same command to resume.")
+                raise stopping.Stopped(128 + (stopping.received() or 0))
     run.finish()
 
 
@@ -97,6 +101,8 @@ class Run:
     processes.
     """
 
+    images_seen: int
+    seconds: float  # spent training, over all starts
     loader: ImageLoader
     losses: list[torch.Tensor]  # that have not been logged
     last_step: tuple[int, torch.Tensor, Any, float] | None = None  # images before, loss, gradient norm, learning rate
@@ -138,14 +144,23 @@ class Run:
         self.bar = progress_bar(self.end, self.images_seen, self.is_main, self.task.activity)
         return self._first_batch_checked(self.loader)
 
-    def step(self, batches: Iterator[Batch]) -> None:
-        """Take one optimizer step: batch, loss, backward, clip, step, average."""
+    def step(self, batches: Iterator[Batch]) -> bool:
+        """Take one optimizer step: batch, loss, backward, clip, step, average.
+
+        Returns:
+            `bool`: False if a signal ended it between two micro-batches, which leaves the run as before the step.
+        """
         t = self.options
+        statistics = batch_statistics(self.task.module) if self.accumulation > 1 else []
         rate = learning_rate(self.images_seen, t)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
         loss = torch.zeros((), device=self.device)
         for index in range(self.accumulation):
+            if index and self.accelerator.num_processes == 1 and stopping.received():
+                for buffer, before in statistics:
+                    buffer.copy_(before)
+                return False
             batch = self.watch.next(batches)
             positions = batch.positions.to(self.device, non_blocking=True)
             # Dropout draws from torch's generators: seeded by the batch's position, a resumed run draws the same.
@@ -168,6 +183,17 @@ class Run:
         self.images_seen += t.total_batch_size
         self.watch.images += t.total_batch_size
         self.bar.update(t.total_batch_size)
+        self.position = self.loader.state_dict()
+        return True
+
+    def call_back(self) -> None:
+        """Call the callbacks after a step; if a signal interrupts them, the resumed run calls them again."""
+        try:
+            for callback in self.callbacks:
+                callback.after_step(self)
+            self.callbacks_due = False
+        except stopping.Stopped:
+            self.callbacks_due = True
 
     def save(self) -> None:
         """Write a checkpoint; before the end also export the current model."""
@@ -179,11 +205,11 @@ class Run:
         state = {
             "images_seen": self.images_seen,
             "seconds": self.seconds,
-            "ranks": gather_object(
-                [{"loader": self.loader.state_dict(), "losses": [loss.item() for loss in self.losses]}]
-            ),
+            "ranks": gather_object([{"loader": self.position, "losses": [loss.item() for loss in self.losses]}]),
             "ema_steps": self.ema.optimization_step if self.ema else 0,
         }
+        if self.callbacks_due:
+            state["callbacks_due"] = True
         weights = collect_model(self.task.network)
         optimizer = collect_optimizer(self.task.network, self.optimizer.optimizer)
         if self.is_main:
@@ -192,6 +218,7 @@ class Run:
             save_checkpoint(self.folder.checkpoints, checkpoint, self.options.keep_checkpoints)
             if not self.at_end:  # at the end, the task's `finish` writes it
                 self.task.export(self.folder, {**weights, **average})
+        self.images_saved = self.images_seen
         self.accelerator.wait_for_everyone()
         for callback in self.callbacks:
             callback.saved(self)
@@ -272,16 +299,18 @@ class Run:
         if self.is_main:
             print(text, flush=True)
 
-    def stopping(self, stop: StopSignal) -> bool:
+    def asked_to_stop(self) -> bool:
         """Return whether any process has received a signal; all processes agree at every tenth step."""
         if self.accelerator.num_processes == 1:
-            return stop.received is not None
+            return stopping.received() is not None
         if (self.images_seen // self.options.total_batch_size) % 10:
             return False
-        anyone = self.accelerator.reduce(torch.tensor(float(stop.received is not None), device=self.device), "sum")
-        if anyone.item() and stop.received is None:
-            stop.received = signal.SIGTERM  # another process received it
-        return stop.received is not None
+        anyone = self.accelerator.reduce(
+            torch.tensor(float(stopping.received() is not None), device=self.device), "sum"
+        )
+        if anyone.item():
+            stopping.request(signal.SIGTERM)  # another process may have received it
+        return bool(anyone.item())
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
@@ -303,7 +332,8 @@ class Run:
 
     def _resume(self, checkpoint: Checkpoint | None) -> None:
         """Set the state of a run from a checkpoint, or for a new run."""
-        self.images_seen = checkpoint.images_seen if checkpoint else 0
+        self.images_seen = self.images_saved = checkpoint.images_seen if checkpoint else 0
+        self.callbacks_due = bool(checkpoint and checkpoint.state.get("callbacks_due"))
         self.seconds = checkpoint.state["seconds"] if checkpoint else 0.0
         if checkpoint:
             restore(checkpoint, self.task.network, self.optimizer.optimizer)
@@ -333,6 +363,7 @@ class Run:
             seed=self.options.seed,
             start=own["loader"],
         )
+        self.position = self.loader.state_dict()  # after the last whole step
 
     def _first_batch_checked(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Check that no two processes read the same images."""

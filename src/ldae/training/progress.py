@@ -1,38 +1,14 @@
-"""Signals, timing and the progress bar of a run."""
+"""Timing and the progress bar of a run."""
 
 import resource
-import signal
 import sys
 import time
 from collections.abc import Iterator
-from types import FrameType, TracebackType
 
 import torch
 from tqdm.auto import tqdm
 
 from ldae.data import Batch
-
-
-class StopSignal:
-    """Context in which SIGTERM and SIGINT set `received` instead of ending the process; a second SIGINT ends it."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._before: dict[int, object] = {}
-
-    def __enter__(self) -> "StopSignal":
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.received is not None:
-            raise KeyboardInterrupt
-        self.received = number
 
 
 class Stopwatch:

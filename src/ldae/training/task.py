@@ -144,3 +144,9 @@ class Task:
 def trained_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that train, by name."""
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def batch_statistics(module: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return the running statistics of BatchNorms, which a forward pass changes, with a copy of each."""
+    norms = [norm for norm in module.modules() if getattr(norm, "track_running_stats", False)]
+    return [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]

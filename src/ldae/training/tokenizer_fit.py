@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 from accelerate import Accelerator
 
+from ldae import stopping
 from ldae.data import ImageLoader, ImageSource, prepare_images
 from ldae.models.tokenizer_conv_ldae import ConvVAETokenizer
 from ldae.models.tokenizer_ldae import PatchPCA, PatchPixels, patchify
@@ -38,6 +39,7 @@ def sample_images(source: ImageSource, recipe: Recipe, accelerator: Accelerator)
         seed=recipe.training.seed,
     )
     for batch in loader:
+        stopping.check()
         chosen = batch.positions < wanted
         if not chosen.any():
             break
