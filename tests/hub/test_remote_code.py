@@ -41,6 +41,11 @@ with torch.no_grad():
     assert backbone(pixels).feature_maps[0].shape == (1, 128, 4, 4)
 extract = pipeline("image-feature-extraction", model=source, pool=True, **remote)
 assert len(extract(Image.new("RGB", (20, 30)))[0]) == 128
+processor = AutoImageProcessor.from_pretrained(source, **remote)
+assert type(processor).__module__.startswith("transformers_modules.")
+image = Image.new("I;16", (16, 16), 32896)  # 128 of 8 bits
+for prepared in (processor(image, return_tensors="pt"), extract.preprocess(image)):
+    assert (prepared["pixel_values"] * 127.5 + 127.5 - 128).abs().max() < 1e-3, "16 bits"
 print(json.dumps({
     "classes": [cls.__name__ for cls in classes],
     "modules": [cls.__module__ for cls in classes],
@@ -86,10 +91,13 @@ def test_imported_ldae_runs_no_code_of_the_folder(run_folder: Path, run_python: 
     script = """
 import sys
 import ldae
-from transformers import AutoModel, AutoModelForPreTraining
+from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining, pipeline
 for arguments in ({}, {"trust_remote_code": True}):
     assert type(AutoModel.from_pretrained(sys.argv[1], **arguments)) is ldae.LDAEModel
     assert type(AutoModelForPreTraining.from_pretrained(sys.argv[1], **arguments)) is ldae.LDAEForPreTraining
+    assert type(AutoImageProcessor.from_pretrained(sys.argv[1], **arguments)) is ldae.LDAEImageProcessor
+    extract = pipeline("image-feature-extraction", model=sys.argv[1], **arguments)
+    assert type(extract).__module__ == "ldae.models.image_pipelines_ldae"
 assert not any(name.startswith("transformers_modules.") for name in sys.modules)
 """
     run_python(script, run_folder)

@@ -4,9 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ldae.models import backbone_ddae, image_processing_ldae, modeling_ldae, pretraining_ddae
+from ldae.models import backbone_ddae, image_pipelines_ldae, image_processing_ldae, modeling_ldae, pretraining_ddae
 from ldae.models.configuration_ddae import DDAEConfig
 from ldae.models.configuration_ldae import LDAEConfig
+
+
+IMAGE_FILES = (image_processing_ldae.__file__, image_pipelines_ldae.__file__)
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ FAMILIES = {
   journal = {arXiv preprint arXiv:2401.14404},
   year    = {2024}
 }""",
-        entry_files=(modeling_ldae.__file__, image_processing_ldae.__file__),
+        entry_files=(modeling_ldae.__file__, *IMAGE_FILES),
         auto_map={
             "AutoConfig": "configuration_ldae.LDAEConfig",
             "AutoModel": "modeling_ldae.LDAEModel",
@@ -83,7 +86,7 @@ FAMILIES = {
   booktitle = {Proceedings of the IEEE/CVF International Conference on Computer Vision},
   year      = {2023}
 }""",
-        entry_files=(pretraining_ddae.__file__, backbone_ddae.__file__, image_processing_ldae.__file__),
+        entry_files=(pretraining_ddae.__file__, backbone_ddae.__file__, *IMAGE_FILES),
         auto_map={
             "AutoConfig": "configuration_ddae.DDAEConfig",
             "AutoModel": "modeling_ddae.DDAEModel",

@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .configuration_ldae import LDAEConfig, refuse_unknown_fields
+from .configuration_ldae import LDAEConfig, RemotePipelinesMixin, refuse_unknown_fields
 from .noise_ddae import DDPM, NOISE_PROCESSES, NoiseProcess
 
 
@@ -46,7 +46,7 @@ UNSUPPORTED_CONDITIONS = ("class_embed_type", "encoder_hid_dim_type", "addition_
 
 
 @strict
-class DDAEConfig(PreTrainedConfig):
+class DDAEConfig(RemotePipelinesMixin, PreTrainedConfig):
     r"""Configuration of [`DDAEModel`] and [`DDAEForImageClassification`].
 
     The defaults are the 35.7M UNet of the paper's DDPM runs on CIFAR-10 (Xiang et al. 2023, arXiv 2303.09769).

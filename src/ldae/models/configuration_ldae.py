@@ -64,8 +64,29 @@ def refuse_unknown_fields(config_class: type, given: dict[str, Any]) -> None:
         raise ValueError(f"{key}={value!r}: {config_class.__name__} has no such field; {hint}")
 
 
+class RemotePipelinesMixin:
+    """Configuration whose remote code brings its own image pipeline; where ldae is imported, it registers them."""
+
+    @property
+    def custom_pipelines(self) -> dict[str, Any]:
+        """The image pipeline that converts images as training does, by task; empty outside remote code."""
+        given = self.__dict__.get("custom_pipelines")
+        if given is not None or not type(self).__module__.startswith("transformers_modules"):
+            return given or {}
+        # One pipeline, so that transformers can also choose the task by it.
+        if any("Classification" in name for name in getattr(self, "architectures", None) or ()):
+            task, name, auto_class = "image-classification", "Classification", "AutoModelForImageClassification"
+        else:
+            task, name, auto_class = "image-feature-extraction", "FeatureExtraction", "AutoModel"
+        return {task: {"impl": f"image_pipelines_ldae.LDAEImage{name}Pipeline", "pt": (auto_class,)}}
+
+    @custom_pipelines.setter
+    def custom_pipelines(self, pipelines: dict[str, Any]) -> None:
+        self.__dict__["custom_pipelines"] = pipelines
+
+
 @strict
-class LDAEConfig(BackboneConfigMixin, PreTrainedConfig):
+class LDAEConfig(RemotePipelinesMixin, BackboneConfigMixin, PreTrainedConfig):
     r"""Configuration of [`LDAEModel`], [`LDAEForPreTraining`], [`LDAEForImageClassification`] and [`LDAEBackbone`].
 
     The defaults are l-DAE itself, pre-trained on ImageNet 256x256 with a ViT-Base encoder (Chen et al. 2024,

@@ -12,6 +12,8 @@ from transformers import ImageClassificationPipeline, ImageFeatureExtractionPipe
 class LDAEImageFeatureExtractionPipeline(ImageFeatureExtractionPipeline):
     """`pipeline("image-feature-extraction")` with the conversion of the model's image processor."""
 
+    _load_video_processor = False  # transformers would look for one by the image processor's name, in remote code
+
     def preprocess(  # type: ignore[override] # as transformers' own does
         self, image: Any, timeout: float | None = None, **image_processor_kwargs: Any
     ) -> Any:
@@ -22,6 +24,8 @@ class LDAEImageFeatureExtractionPipeline(ImageFeatureExtractionPipeline):
 
 class LDAEImageClassificationPipeline(ImageClassificationPipeline):
     """`pipeline("image-classification")` with the conversion of the model's image processor."""
+
+    _load_video_processor = False
 
     def preprocess(self, image: Any, timeout: float | None = None) -> Any:  # type: ignore[override]
         """Convert an image, and prepare it as transformers does."""
