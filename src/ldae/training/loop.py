@@ -2,6 +2,7 @@
 
 import math
 import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
@@ -16,6 +17,7 @@ from ldae import stopping
 from ldae.data import Batch, ImageLoader, check_disjoint, describe_counts
 from ldae.errors import RunError
 from ldae.sections import TrainingConfig
+from ldae.training.budget import budget_warnings
 from ldae.training.checkpoint import (
     Checkpoint,
     collect_model,
@@ -97,8 +99,7 @@ def _train(run: "Run") -> None:
 class Run:
     """State of a task in training: network, optimizer, averaged weights, position in the data, images seen.
 
-    The constructor resumes from the newest checkpoint in the folder. Arguments are those of [`train`], and the
-    processes.
+    The constructor resumes from the newest sound checkpoint. Arguments are those of [`train`], and the processes.
     """
 
     images_seen: int
@@ -140,6 +141,8 @@ class Run:
         for callback in self.callbacks:
             callback.start(self)
         self.say(f"{self.task.source.description}\n{self.task.describe()}\n{self._describe_batch()}")
+        for warning in budget_warnings(self.options, self.task.source.num_examples) if self.is_main else ():
+            print(f"Warning: {self.task.activity}: {warning}", file=sys.stderr, flush=True)
         self.watch, self._since = Stopwatch(), time.perf_counter()
         self.bar = progress_bar(self.end, self.images_seen, self.is_main, self.task.activity)
         return self._first_batch_checked(self.loader)
@@ -305,9 +308,8 @@ class Run:
             return stopping.received() is not None
         if (self.images_seen // self.options.total_batch_size) % 10:
             return False
-        anyone = self.accelerator.reduce(
-            torch.tensor(float(stopping.received() is not None), device=self.device), "sum"
-        )
+        asked = torch.tensor(float(stopping.received() is not None), device=self.device)
+        anyone = self.accelerator.reduce(asked, "sum")
         if anyone.item():
             stopping.request(signal.SIGTERM)  # another process may have received it
         return bool(anyone.item())
@@ -347,9 +349,8 @@ class Run:
         # Each process's position in the data, and its losses that have not been logged.
         ranks = checkpoint.state["ranks"] if checkpoint else [{"loader": None, "losses": []}]
         rank = self.accelerator.process_index
-        own = ranks[
-            rank if rank < len(ranks) else 0
-        ]  # with more processes than before, the loader checks whether it can resume
+        # With more processes than before, the loader checks whether it can resume.
+        own = ranks[rank if rank < len(ranks) else 0]
         self.losses = [torch.tensor(loss, device=self.device) for loss in own["losses"]]
         self.loader = ImageLoader(
             self.task.examples,
