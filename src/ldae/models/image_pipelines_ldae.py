@@ -12,7 +12,7 @@ from transformers import ImageClassificationPipeline, ImageFeatureExtractionPipe
 class LDAEImageFeatureExtractionPipeline(ImageFeatureExtractionPipeline):
     """`pipeline("image-feature-extraction")` with the conversion of the model's image processor."""
 
-    _load_video_processor = False  # transformers would look for one by the image processor's name, in remote code
+    _load_video_processor = False  # type: ignore[assignment] # transformers would look for one in remote code
 
     def preprocess(  # type: ignore[override] # as transformers' own does
         self, image: Any, timeout: float | None = None, **image_processor_kwargs: Any
@@ -25,7 +25,7 @@ class LDAEImageFeatureExtractionPipeline(ImageFeatureExtractionPipeline):
 class LDAEImageClassificationPipeline(ImageClassificationPipeline):
     """`pipeline("image-classification")` with the conversion of the model's image processor."""
 
-    _load_video_processor = False
+    _load_video_processor = False  # type: ignore[assignment]
 
     def preprocess(self, image: Any, timeout: float | None = None) -> Any:  # type: ignore[override]
         """Convert an image, and prepare it as transformers does."""
