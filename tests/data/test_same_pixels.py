@@ -1,5 +1,9 @@
 """One image file gives the same pixels, and so the same features, by every way into a model."""
 
+import base64
+import functools
+import http.server
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, ViTImageProcessorPil, pipeline
+from transformers import AutoConfig, AutoImageProcessor, ViTImageProcessorPil, pipeline
 
-from ldae import LDAEConfig, LDAEForImageClassification, LDAEModel, save_image_processor
+from ldae import LDAEConfig, LDAEForImageClassification, LDAEImageProcessor, LDAEModel, save_image_processor
 from ldae.data import decode_image
 from ldae.demo.model import DemoModel
 from ldae.pipelines.images import to_pixels
@@ -98,3 +102,30 @@ def test_a_saved_processor_is_loaded_again(checkpoint: tuple[Path, LDAEConfig], 
     processor.save_pretrained(tmp_path)
     again = AutoImageProcessor.from_pretrained(tmp_path)
     assert type(again) is type(processor) and again.to_dict() == processor.to_dict()
+
+
+def test_an_address_and_base64_give_the_pixels_of_the_file(checkpoint: tuple[Path, LDAEConfig]) -> None:
+    folder, _ = checkpoint
+    file = folder / "sixteen_bit.png"
+    extract = pipeline("image-feature-extraction", model=str(folder / "encoder"))
+    expected = extract.preprocess(str(file))["pixel_values"]
+    text = base64.b64encode(file.read_bytes()).decode()
+    for source in (text, f"data:image/png;base64,{text}"):
+        assert torch.equal(extract.preprocess(source)["pixel_values"], expected)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/{file.name}"
+        assert torch.equal(extract.preprocess(address, timeout=10)["pixel_values"], expected)
+        server.shutdown()
+    with pytest.raises(ValueError, match=r"'no/such\.png' is no existing file"):
+        extract.preprocess("no/such.png")
+
+
+@pytest.mark.parametrize("name", ["ldae", "ddae"])
+def test_a_checkpoint_of_an_earlier_version_loads_and_can_be_updated(name: str, tmp_path: Path) -> None:
+    stored = Path(__file__).parents[1] / "fixtures" / name
+    assert type(AutoImageProcessor.from_pretrained(stored)) is ViTImageProcessorPil
+    pipeline("image-feature-extraction", model=str(stored))(Image.new("RGB", (20, 30)))
+    save_image_processor(tmp_path, AutoConfig.from_pretrained(stored))
+    assert type(AutoImageProcessor.from_pretrained(tmp_path)) is LDAEImageProcessor

@@ -29,9 +29,9 @@ def open_image(source: str | Image.Image, timeout: float | None = None) -> Image
     if isinstance(source, Image.Image):
         return source
     if source.startswith(("http://", "https://")):
-        from huggingface_hub.utils import get_session
+        from transformers.image_utils import httpx  # the client of its own `load_image`
 
-        return Image.open(BytesIO(get_session().get(source, timeout=timeout, follow_redirects=True).content))
+        return Image.open(BytesIO(httpx.get(source, timeout=timeout, follow_redirects=True).content))
     if os.path.isfile(source):
         return Image.open(source)
     encoded = source.split(",")[1] if source.startswith("data:image/") else source
