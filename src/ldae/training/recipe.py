@@ -256,8 +256,12 @@ def read_sections(path: str | Path | None, extra: Iterable[str] = ()) -> dict[st
     while path is not None:
         path = find_recipe(path)
         if not path.is_file():
-            named = f"; it is the base of {files[-1][0]}" if files else ", such as training/recipes/*.yaml"
-            raise ValueError(f"config={str(path)!r} is not a file; give the path of a recipe{named}.")
+            if files:
+                raise ValueError(f"config={str(path)!r} is not a file; it is the base of {files[-1][0]}.")
+            known = [file.stem for file in recipes_folder().glob("*.yaml")]
+            raise ValueError(
+                f"config={str(path)!r} is neither a file nor a recipe of ldae{did_you_mean(str(path), known)}"
+            )
         if any(path.samefile(other) for other, _ in files):
             raise ValueError(f"{path}: its bases lead back to it.")
         content = read_yaml(path)

@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from ldae.checkpoints import refuse_missing_folder
 from ldae.data.image_processor import save_image_processor
 from ldae.evaluation.grid_search import write_choice
 from ldae.files import move_into
@@ -25,6 +26,7 @@ def make_encoder(options: Any) -> None:
         ValueError: If no `output_dir` is given, or [`DDAEModel.from_diffusers`] does not know the source.
     """
     source = options.checkpoint
+    refuse_missing_folder(source)
     if not is_diffusers_source(source):
         return
     if options.output_dir is None:
