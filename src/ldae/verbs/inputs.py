@@ -95,6 +95,7 @@ def open_inputs(
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("probes run in one process; start this without `accelerate launch`, or with one process.")
+    results_place(options)  # refuses a Hub id without an output_dir before the Hub is asked for it
     make_encoder(options)
     output_dir, checkpoint_name = results_place(options)
     data = data_config(options)
