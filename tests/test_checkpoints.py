@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, ResNetConfig, ResNetModel, ViTImageProcessorPil
 
 from ldae import LDAEConfig, LDAEModel
-from ldae.checkpoints import is_local, open_config, open_model
+from ldae.checkpoints import is_local, load_backbone, open_config, open_model
 
 
 @pytest.fixture
@@ -64,3 +64,16 @@ def test_a_broken_configuration_is_one_line(folder):
     with pytest.raises(ValueError, match="cannot be loaded") as error:
         open_config(folder)
     assert "\n" not in str(error.value)
+
+
+def test_another_network_with_weights_that_are_not_finite_is_named(tmp_path):
+    config = ResNetConfig(
+        embedding_size=8, hidden_sizes=[8], depths=[1], num_channels=3, downsample_in_first_stage=False
+    )
+    network = ResNetModel(config)
+    with torch.no_grad():
+        next(network.parameters()).fill_(float("inf"))
+    network.save_pretrained(tmp_path)
+    ViTImageProcessorPil().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"perceptual_model='.*' has \d+ values in .* that are not finite numbers"):
+        load_backbone(tmp_path, "perceptual_model")

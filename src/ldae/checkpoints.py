@@ -114,7 +114,8 @@ def load_backbone(source: str | os.PathLike[str], field: str) -> tuple[Any, Any,
         layer, which many classifiers' do not.
 
     Raises:
-        ValueError: If it cannot be loaded, or has other weights missing, which would be drawn at random.
+        ValueError: If it cannot be loaded, has other weights missing, which would be drawn at random, or has weights
+            that are not finite numbers.
     """
     name = os.fspath(source)
     try:
@@ -134,6 +135,7 @@ def load_backbone(source: str | os.PathLike[str], field: str) -> tuple[Any, Any,
             f"{field}={name!r} lacks {len(missing)} weights, such as {missing[0]}: its features would be random. "
             "Give a checkpoint of the whole network."
         )
+    refuse_non_finite(model, f"{field}={name!r}")
     return model.requires_grad_(False).eval(), processor, not pooler
 
 
