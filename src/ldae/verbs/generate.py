@@ -111,11 +111,8 @@ def count_scored(options: Any) -> int:
     """Return the number of images that FID and KID are measured on; 0 for none.
 
     Raises:
-        ValueError: If a number is below 2, or they are given different ones.
+        ValueError: If they are given different numbers.
     """
-    for name in ("fid", "kid"):
-        if (count := getattr(options, name)) is not None and count < 2:
-            raise ValueError(f"{name}={count} must be 2 or more.")
     if options.fid is not None and options.kid is not None and options.fid != options.kid:
         raise ValueError(f"fid={options.fid} and kid={options.kid} use the same images; give both the same number.")
     return options.fid or options.kid or 0
