@@ -242,7 +242,7 @@ def _grid_tab(demo: DemoModel, image: gr.State) -> TabUpdate:
         picture = _picture("", "patch features by layer and time step, as colours", "grid")
 
     @_with_messages
-    def draw(pixels: np.ndarray | None, progress: Any = gr.Progress()) -> tuple[Any, str]:  # noqa: B008 - Gradio finds it there
+    def draw(pixels: np.ndarray | None, progress: Any = gr.Progress()) -> tuple[Any, str]:  # noqa: B008 - for Gradio
         image = _require_image(pixels)
         begin = time.monotonic()
         return demo.feature_grid(image, progress), f"{ready} Drawn in {time.monotonic() - begin:.1f} s."
@@ -275,7 +275,7 @@ def _neighbours_tab(demo: DemoModel, image: gr.State) -> TabUpdate:
         )
 
     @_with_messages
-    def find(pixels: np.ndarray | None, progress: Any = gr.Progress()) -> tuple[Any, str]:  # noqa: B008 - Gradio finds it there
+    def find(pixels: np.ndarray | None, progress: Any = gr.Progress()) -> tuple[Any, str]:  # noqa: B008 - for Gradio
         image = _require_image(pixels)
         begin = time.monotonic()
         found = demo.neighbours(image, report=progress)

@@ -42,7 +42,7 @@ class SweepPoint:
 
 
 def best_points(points: list[SweepPoint]) -> dict[str, SweepPoint]:
-    """The best checkpoint by each measure: accuracies by their held-out value, distances by themselves.
+    """Find the best checkpoint by each measure: accuracies by their held-out value, distances by themselves.
 
     Example:
         >>> early, late = SweepPoint(100, "knn", 0.7, held_out=0.8), SweepPoint(200, "knn", 0.75, held_out=0.7)
@@ -66,7 +66,7 @@ def knn_scores(train: Features, test: Features, device: torch.device) -> tuple[f
 
 
 def ridge_scores(train: Features, test: Features) -> tuple[float, float]:
-    """Accuracies of a ridge probe: on the held-out training images that chose its penalty, and on the test set."""
+    """Compute a ridge probe's accuracy on held-out training images, which chose its penalty, and on the test set."""
     probes = probe_features("ridge", train, test)
     return probes.held_out_score(0), probes.score(0)[0]
 
@@ -74,7 +74,7 @@ def ridge_scores(train: Features, test: Features) -> tuple[float, float]:
 def linear_protocol(
     layer: Any, timestep: int | None, epochs: int, horizontal_flip: bool, seeds: tuple[int, ...]
 ) -> Protocol:
-    """How the linear probes of a sweep train: on features computed once, by the best of three learning rates."""
+    """Build the protocol of a sweep's linear probes: features computed once, the best of three learning rates."""
     return Protocol(
         name="cached",
         layers=None if layer is None else (layer,),

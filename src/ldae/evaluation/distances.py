@@ -1,4 +1,4 @@
-"""How far two sets of images are apart: FID and KID, streamed, over any number of processes."""
+"""Distances between two sets of images: FID and KID, streamed, over any number of processes."""
 
 import warnings
 from collections.abc import Iterable

@@ -58,7 +58,8 @@ class FeatureStore:
         self._pieces.append(rows.float().to(self.device))
         if self._file is not None or self._rows * self._row_bytes > self.memory:
             if self._file is None:
-                self._file = tempfile.TemporaryFile(buffering=0, dir=self.folder)  # noqa: SIM115 - closed with the store
+                # closed with the store
+                self._file = tempfile.TemporaryFile(buffering=0, dir=self.folder)  # noqa: SIM115
             self._file.seek(0, os.SEEK_END)
             for piece in self._pieces:
                 # Not all of a large piece need be written by one call.

@@ -1,4 +1,4 @@
-"""Generating images for a score: each one a function of a seed and its number, whatever the processes and batches."""
+"""Images generated for a score; each depends on a seed and its number, not on processes and batches."""
 
 import hashlib
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from .extractor import FeatureExtractor
 
 @dataclass(frozen=True)
 class Sampling:
-    """How images are generated.
+    """Settings of generation.
 
     Args:
         steps (`int`, *optional*): Steps of the chain; by default the pipeline's.

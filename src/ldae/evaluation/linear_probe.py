@@ -19,7 +19,7 @@ MIN_STEPS_PER_EPOCH = 64
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """How linear probes are trained. The defaults are the paper's (App. A, as in MAE) where it says something.
+    """Settings of linear probes. The defaults are the paper's (App. A, as in MAE) where it gives them.
 
     Args:
         epochs (`int`, defaults to 90): Passes over the training features.

@@ -22,7 +22,7 @@ SPLIT_SEED = 0  # of that share: the same images choose in every run
 
 @dataclass(frozen=True)
 class Reading:
-    """How images are read and features computed and kept; nothing of it changes a result but `dtype`.
+    """Settings of reading images and of computing and keeping features; only `dtype` changes results.
 
     Args:
         decode_size (`int`, *optional*, in pixels): Side of the centre crops that random resized crops are cut from; by

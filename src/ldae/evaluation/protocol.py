@@ -13,7 +13,7 @@ CROPS = ("resized", "padded")
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a model is probed: by default as l-DAE's paper does (App. A).
+    """Protocol of a probe: by default that of l-DAE's paper (App. A).
 
     Args:
         name (`str`, defaults to `"paper"`): `"paper"`: features are computed anew in each epoch, from images under

@@ -1,4 +1,4 @@
-"""How well a latent tokenizer gives images back: MSE, PSNR and SSIM over one pass."""
+"""Reconstruction by a latent tokenizer: MSE, PSNR and SSIM over one pass."""
 
 from collections.abc import Iterable
 

@@ -88,7 +88,7 @@ def choose_probe(options: LinearProbeOptions) -> str:
 
 
 def show_progress(done: int, epochs: int) -> None:
-    """How many epochs are done, on a terminal."""
+    """Show on a terminal how many epochs are done."""
     if sys.stderr.isatty():
         print(f"\repoch {done}/{epochs}", end="\n" if done == epochs else "", file=sys.stderr, flush=True)
 
