@@ -4,7 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ldae.models import backbone_ddae, image_pipelines_ldae, image_processing_ldae, modeling_ldae, pretraining_ddae
+from ldae.models import (
+    backbone_ddae,
+    backbone_ldae,
+    image_pipelines_ldae,
+    image_processing_ldae,
+    pretraining_ddae,
+    pretraining_ldae,
+)
 from ldae.models.configuration_ddae import DDAEConfig
 from ldae.models.configuration_ldae import LDAEConfig
 
@@ -62,13 +69,13 @@ FAMILIES = {
   journal = {arXiv preprint arXiv:2401.14404},
   year    = {2024}
 }""",
-        entry_files=(modeling_ldae.__file__, *IMAGE_FILES),
+        entry_files=(pretraining_ldae.__file__, backbone_ldae.__file__, *IMAGE_FILES),
         auto_map={
             "AutoConfig": "configuration_ldae.LDAEConfig",
             "AutoModel": "modeling_ldae.LDAEModel",
-            "AutoModelForPreTraining": "modeling_ldae.LDAEForPreTraining",
+            "AutoModelForPreTraining": "pretraining_ldae.LDAEForPreTraining",
             "AutoModelForImageClassification": "modeling_ldae.LDAEForImageClassification",
-            "AutoBackbone": "modeling_ldae.LDAEBackbone",
+            "AutoBackbone": "backbone_ldae.LDAEBackbone",
         },
     ),
     "ddae": Family(

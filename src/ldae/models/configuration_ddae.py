@@ -7,7 +7,8 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .configuration_ldae import LDAEConfig, RemotePipelinesMixin, refuse_unknown_fields
+from .configuration_ldae import LDAEConfig
+from .configuration_shared_ldae import RemotePipelinesMixin, refuse_unknown_fields
 from .noise_ddae import DDPM, NOISE_PROCESSES, NoiseProcess
 
 

@@ -151,6 +151,39 @@ class FeatureExtractionMixin:
         raise NotImplementedError
 
 
+def check_images(pixel_values: torch.Tensor, config: Any, multiple: int, any_size: bool) -> None:
+    """
+    Check the shape of a batch of images.
+
+    Args:
+        pixel_values (`torch.Tensor`): The images, to be of shape `(B, C, H, W)`.
+        config: Configuration with `num_channels` and `image_size`.
+        multiple (`int`): Number of pixels that height and width must be multiples of.
+        any_size (`bool`): Take images of any such size, and not only of `config.image_size`.
+
+    Raises:
+        ValueError: If the shape does not fit, with the shape and the remedy.
+    """
+    if pixel_values.ndim != 4:
+        hint = "; for one image, give pixel_values[None]" if pixel_values.ndim == 3 else ""
+        raise ValueError(
+            f"pixel_values has shape {tuple(pixel_values.shape)}; it must be (batch_size, num_channels, height, width)"
+            f"{hint}."
+        )
+    channels, height, width = pixel_values.shape[1:]
+    if channels != config.num_channels:
+        raise ValueError(
+            f"pixel_values has {channels} channels; the model was made for num_channels={config.num_channels}."
+        )
+    if not any_size and (height, width) != (config.image_size, config.image_size):
+        raise ValueError(
+            f"pixel_values is {height}x{width}; the model was made for image_size={config.image_size}. Resize the "
+            f"images, or pass interpolate_pos_encoding=True for any multiple of {multiple}."
+        )
+    if height % multiple or width % multiple:
+        raise ValueError(f"pixel_values is {height}x{width}; both must be multiples of {multiple}.")
+
+
 def check_choices(
     feature_layers: dict[Any, tuple[int, ...]],
     num_train_timesteps: int,

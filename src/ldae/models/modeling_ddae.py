@@ -16,7 +16,7 @@ from transformers.utils import TransformersKwargs, auto_docstring, can_return_tu
 from .conditioning_ddae import AUGMENTATION_LABELS, SelfConditioning
 from .configuration_ddae import DDAEConfig
 from .diffusers_ddae import build_network, diffusers_class
-from .features_ldae import FeatureExtractionMixin, tokens_of
+from .features_ldae import FeatureExtractionMixin, check_images, tokens_of
 from .initialization_ddae import initialize
 from .networks_ddae import ADAPTERS, NetworkAdapter
 from .noise_ddae import NoiseProcess
@@ -237,7 +237,7 @@ class DDAEModel(FeatureExtractionMixin, DDAEPreTrainedModel):
             >>> outputs.last_hidden_state.shape, outputs.pooler_output.shape
             (torch.Size([2, 64, 16]), torch.Size([2, 16]))
         """
-        self._check_images(pixel_values, bool(interpolate_pos_encoding))
+        check_images(pixel_values, self.config, self.stride, bool(interpolate_pos_encoding))
         if timesteps is None:
             timesteps = self._shared_timestep(self.config.feature_timestep, pixel_values)
         x0 = self.encode(pixel_values)
@@ -268,7 +268,7 @@ class DDAEModel(FeatureExtractionMixin, DDAEPreTrainedModel):
 
     def prepare_input(self, pixel_values: torch.Tensor, noise: torch.Tensor | None, any_size: bool) -> torch.Tensor:
         """Check images `(B, C, H, W)` and return the network's clean input x_0."""
-        self._check_images(pixel_values, any_size)
+        check_images(pixel_values, self.config, self.stride, any_size)
         return self.encode(pixel_values)
 
     def activations(
@@ -310,21 +310,6 @@ class DDAEModel(FeatureExtractionMixin, DDAEPreTrainedModel):
     @staticmethod
     def _width(shape: tuple[int, ...]) -> int:
         return shape[0] if len(shape) == 3 else shape[-1]  # of a map (C, H, W), or of tokens (N, C)
-
-    def _check_images(self, pixel_values: torch.Tensor, any_size: bool) -> None:
-        channels, height, width = pixel_values.shape[1:]
-        c = self.config
-        if channels != c.num_channels:
-            raise ValueError(
-                f"pixel_values has {channels} channels; the model was made for num_channels={c.num_channels}."
-            )
-        if not any_size and (height, width) != (c.image_size, c.image_size):
-            raise ValueError(
-                f"pixel_values is {height}x{width}; the model was made for image_size={c.image_size}. Resize the "
-                f"images, or pass interpolate_pos_encoding=True for any multiple of {self.stride}."
-            )
-        if height % self.stride or width % self.stride:
-            raise ValueError(f"pixel_values is {height}x{width}; both must be multiples of {self.stride}.")
 
 
 @auto_docstring(

@@ -1,7 +1,6 @@
-"""The l-DAE models (Chen et al. 2024, arXiv 2401.14404): pre-training, encoder, classifier, backbone."""
+"""The l-DAE models (Chen et al. 2024, arXiv 2401.14404): the encoder, and a classifier on it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,50 +8,27 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
-from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring, can_return_tuple
+from transformers.utils import TransformersKwargs, auto_docstring, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_ldae import LDAEConfig
-from .corruption_ldae import LDAECorruption, draw_noise
-from .features_ldae import FeatureExtractionMixin
+from .corruption_ldae import LDAECorruption
+from .features_ldae import FeatureExtractionMixin, check_images
 from .hidden_states_ldae import hidden_states_by_index, record_every
-from .objective_ldae import LDAEObjective, clean_latent, loss_weight_table
-from .randomness_ldae import CLASS_DROPOUT, TIMESTEPS, keyed_uniform
+from .objective_ldae import LDAEObjective, loss_weight_table
 from .tokenizer_conv_ldae import ConvVAETokenizer, build_tokenizer
-from .tokenizer_ldae import PatchTokenizer, patchify, unpatchify
+from .tokenizer_ldae import PatchTokenizer, patchify
 from .transformer_ldae import (
     LDAEAttention,
     LDAEConditioning,
     LDAEEmbeddings,
-    LDAEHead,
     LDAEHeadProjection,
     LDAELayer,
     LDAEModulation,
 )
-
-
-@auto_docstring(custom_intro="Output of [`LDAEForPreTraining`].")
-@dataclass
-class LDAEForPreTrainingOutput(ModelOutput):
-    r"""
-    loss (`torch.FloatTensor` of shape `()`):
-        Mean over examples, tokens and dimensions of lambda_t * w_i * r_i^2 (eq. 2 to 4).
-    prediction (`torch.FloatTensor` of shape `(batch_size, num_patches, output_dim)`):
-        What the network predicts, in the target's space: d values a token for noise and latent, D for images.
-    reconstruction (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
-        The clean image that the prediction stands for, in pixels. `None` in training mode where the tokenizer is a
-        convolutional VAE, whose decoder costs more than the step.
-    """
-
-    loss: torch.Tensor | None = None
-    prediction: torch.Tensor | None = None
-    reconstruction: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @auto_docstring
@@ -202,7 +178,7 @@ class LDAEModel(FeatureExtractionMixin, LDAEPreTrainedModel):
             `torch.Tensor`: clean latents `(B, N, d)`, or the patches `(B, N, D)` where no noise is added and
             `config.project_clean_input` is false.
         """
-        self._grid_of(pixel_values, any_size)
+        check_images(pixel_values, self.config, self.config.patch_size, any_size)
         if noise is None and not self.config.project_clean_input:
             return patchify(pixel_values, self.config.patch_size)
         return self.encode(pixel_values)
@@ -268,170 +244,6 @@ class LDAEModel(FeatureExtractionMixin, LDAEPreTrainedModel):
         names = ("output_hidden_states", "output_attentions")
         return any(kwargs.get(name) or getattr(self.config, name, False) for name in names)
 
-    def _grid_of(self, pixel_values: torch.Tensor, any_size: bool) -> tuple[int, int]:
-        channels, height, width = pixel_values.shape[1:]
-        c, p = self.config, self.config.patch_size
-        if channels != c.num_channels:
-            raise ValueError(
-                f"pixel_values has {channels} channels; the model was made for num_channels={c.num_channels}."
-            )
-        if not any_size and (height, width) != (c.image_size, c.image_size):
-            raise ValueError(
-                f"pixel_values is {height}x{width}; the model was made for image_size={c.image_size}. Resize the "
-                "images, or pass interpolate_pos_encoding=True for any multiple of the patch size."
-            )
-        if height % p or width % p:
-            raise ValueError(f"pixel_values is {height}x{width}; both must be multiples of patch_size={p}.")
-        return height // p, width // p
-
-
-@auto_docstring(
-    custom_intro="""
-    The whole l-DAE for pre-training: encoder and decoder in one stack of blocks, which predicts the clean image from
-    one whose patches' latents are noisy.
-    """
-)
-class LDAEForPreTraining(LDAEPreTrainedModel):
-    def __init__(self, config: LDAEConfig):
-        super().__init__(config)
-        self.ldae = LDAEModel(config, num_layers=config.total_num_hidden_layers)
-        self.head = LDAEHead(config)
-        self.objective = LDAEObjective(config, **self.ldae.corruption.tables())
-        self.post_init()
-
-    @merge_with_config_defaults
-    @hidden_states_by_index
-    @capture_outputs(tie_last_hidden_states=False)
-    @auto_docstring
-    def forward(
-        self,
-        pixel_values: torch.Tensor | None,
-        timesteps: torch.Tensor,
-        noise: torch.Tensor,
-        class_labels: torch.Tensor | None = None,
-        latents: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> LDAEForPreTrainingOutput:
-        r"""
-        timesteps (`torch.LongTensor` of shape `(batch_size,)`):
-            Time step of each image, as [`~LDAEForPreTraining.draw_corruption`] draws them.
-        noise (`torch.FloatTensor` of shape `(batch_size, num_patches, latent_dim)`):
-            The noise eps.
-        class_labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-            Classes to condition on; refused where `config.num_class_embeds` is `None`.
-        latents (`torch.FloatTensor` of shape `(batch_size, num_patches, latent_dim)`, *optional*):
-            What [`~LDAEModel.encode`] gives for the images, computed before; `pixel_values` is then `None`. Not where
-            the original image is predicted.
-
-        Example:
-
-        ```python
-        >>> import torch
-        >>> from ldae import LDAEConfig, LDAEForPreTraining
-        >>> model = LDAEForPreTraining(LDAEConfig.from_size("nano", image_size=16, patch_size=4, latent_dim=8))
-        >>> timesteps, noise = model.draw_corruption(torch.arange(2), seed=0)
-        >>> outputs = model(torch.zeros(2, 3, 16, 16), timesteps, noise)
-        >>> outputs.prediction.shape, outputs.reconstruction.shape
-        (torch.Size([2, 16, 48]), torch.Size([2, 3, 16, 16]))
-
-        ```
-        """
-        if class_labels is not None and self.config.num_class_embeds is None:
-            raise ValueError(
-                "class_labels was given, but num_class_embeds=None: this model is trained without labels."
-            )
-        x0 = None
-        if latents is not None:
-            if pixel_values is not None or self.config.prediction_target == "image":
-                raise ValueError("latents take the place of pixel_values, and not where prediction_target='image'.")
-            z0 = latents.float()
-        else:
-            if pixel_values is None:
-                raise ValueError("pixel_values is missing; give the images, or their latents.")
-            self.ldae._grid_of(pixel_values, any_size=False)
-            x0 = patchify(pixel_values, self.config.patch_size).float()  # (B, N, D)
-            z0 = self.ldae.encode(pixel_values)  # (B, N, d)
-        zt = self.ldae.corruption(z0, noise, timesteps)  # (B, N, d)
-        prediction = self.denoise(zt, timesteps, class_labels, **kwargs)  # (B, N, output_dim)
-
-        with torch.autocast(prediction.device.type, enabled=False):
-            prediction = prediction.float()
-            clean: dict[str, Any] = {"x0": x0, "z0": z0, "eps": noise.to(z0.dtype)}
-            loss = self.objective(prediction, **clean, timesteps=timesteps, tokenizer=self.ldae.tokenizer)
-            costly = self.training and self.config.latent_tokenizer == "conv_vae"
-            reconstruction = None if costly else self.predicted_images(prediction, zt, timesteps)
-        return LDAEForPreTrainingOutput(loss=loss, prediction=prediction, reconstruction=reconstruction)
-
-    def denoise(
-        self, zt: torch.Tensor, timesteps: torch.Tensor, class_labels: torch.Tensor | None = None, **kwargs: Any
-    ) -> torch.Tensor:
-        """
-        Predict from noisy latents, by the network without the loss.
-
-        Args:
-            zt (`torch.FloatTensor` of shape `(B, num_patches, latent_dim)`): Noisy latents.
-            timesteps (`torch.LongTensor` of shape `(B,)` or `(1,)`): Time step of each, or the shared one.
-            class_labels (`torch.LongTensor` of shape `(B,)`, *optional*): Classes; the null class by default.
-
-        Returns:
-            `torch.Tensor` of shape `(B, num_patches, output_dim)`: in the target's space.
-        """
-        grid = self.config.image_size // self.config.patch_size
-        hidden = self.ldae.embeddings(self.ldae.blocks_input(zt), grid, grid)  # (B, N, C)
-        conditioning = self.ldae.conditioning(timesteps, class_labels)  # (B, c)
-        for layer in self.ldae.layers:
-            hidden = layer(hidden, conditioning, **kwargs)
-        return self.head(hidden, conditioning)  # (B, N, output_dim)
-
-    def predicted_latents(self, prediction: torch.Tensor, zt: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """Convert a prediction, in the target's space, to clean latents `(B, N, d)`."""
-        target, corruption = self.config.prediction_target, self.ldae.corruption
-        if target == "noise":
-            return clean_latent(prediction, zt, corruption.gammas[timesteps], corruption.sigmas[timesteps])
-        return prediction if target == "latent" else self.ldae.tokenizer.encode(prediction)
-
-    def predicted_images(self, prediction: torch.Tensor, zt: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """Convert a prediction, in the target's space, to clean images `(B, C, H, W)`."""
-        c = self.config
-        size = (c.image_size, c.image_size)
-        if c.prediction_target in ("image", "projected_image"):
-            return unpatchify(prediction, c.patch_size, *size)
-        return self.ldae.tokenizer.decode_images(self.predicted_latents(prediction, zt, timesteps), *size)
-
-    def draw_corruption(self, example_positions: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        Draw time steps and noise, as a pure function of each example's position in the run: not of the process, nor of
-        the micro-batch. Call it outside the (compiled) forward.
-
-        Args:
-            example_positions (`torch.LongTensor` of shape `(B,)`): Position of each example in the run.
-            seed (`int`): Seed of the run.
-
-        Returns:
-            `timesteps`, a `torch.LongTensor` of shape `(B,)`, uniform over 0 .. T - 1, and `noise`, a
-            `torch.FloatTensor` of shape `(B, num_patches, latent_dim)`, on the device of `example_positions`.
-        """
-        u = keyed_uniform(seed, TIMESTEPS, example_positions, 1)[:, 0]
-        timesteps = (u * self.config.num_train_timesteps).long()
-        return timesteps, draw_noise(self.config, example_positions, seed)
-
-    def drop_labels(self, class_labels: torch.Tensor, example_positions: torch.Tensor, seed: int) -> torch.Tensor:
-        """
-        Replace a share `class_dropout_prob` of the labels by the null class, as a pure function of the positions.
-
-        Args:
-            class_labels (`torch.LongTensor` of shape `(B,)`).
-            example_positions, seed: as of [`~LDAEForPreTraining.draw_corruption`].
-
-        Returns:
-            `torch.LongTensor` of shape `(B,)`.
-        """
-        null_class = self.config.num_class_embeds
-        if null_class is None:
-            raise ValueError("num_class_embeds=None: this model is not conditioned on labels, there are none to drop.")
-        u = keyed_uniform(seed, CLASS_DROPOUT, example_positions, 1)[:, 0]
-        return torch.where(u < self.config.class_dropout_prob, null_class, class_labels)
-
 
 @auto_docstring(
     custom_intro="""
@@ -473,40 +285,4 @@ class LDAEForImageClassification(LDAEPreTrainedModel):
         )
 
 
-@auto_docstring(custom_intro="An l-DAE encoder as a backbone of dense tasks: maps of the chosen blocks' features.")
-class LDAEBackbone(BackboneMixin, LDAEPreTrainedModel):
-    def __init__(self, config: LDAEConfig):
-        super().__init__(config)
-        self.ldae = LDAEModel(config)
-        self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
-        self.post_init()
-
-    @hidden_states_by_index
-    @can_return_tuple
-    @filter_output_hidden_states
-    @auto_docstring
-    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
-        r"""
-        Returns:
-            Feature maps of shape `(batch_size, hidden_size, height / patch_size, width / patch_size)`, one for each of
-            `out_features`, for images of any size that is a multiple of the patch size.
-        """
-        kwargs["output_hidden_states"] = True
-        outputs = self.ldae(pixel_values, interpolate_pos_encoding=True, **kwargs)
-        grid = [side // self.config.patch_size for side in pixel_values.shape[2:]]
-        maps = tuple(
-            self.ldae.normalize(hidden).transpose(1, 2).unflatten(2, grid)  # (B, C, H / P, W / P)
-            for stage, hidden in zip(self.stage_names, outputs.hidden_states, strict=True)
-            if stage in self.out_features
-        )
-        return BackboneOutput(feature_maps=maps, hidden_states=outputs.hidden_states, attentions=outputs.attentions)
-
-
-__all__ = [
-    "LDAEBackbone",
-    "LDAEForImageClassification",
-    "LDAEForPreTraining",
-    "LDAEForPreTrainingOutput",
-    "LDAEModel",
-    "LDAEPreTrainedModel",
-]
+__all__ = ["LDAEForImageClassification", "LDAEModel", "LDAEPreTrainedModel"]

@@ -7,8 +7,9 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring, can_return_tuple
 
 from .configuration_ddae import DDAEConfig
+from .features_ldae import check_images
 from .modeling_ddae import DDAEModel, DDAEPreTrainedModel
-from .modeling_ldae import LDAEForPreTrainingOutput
+from .pretraining_ldae import LDAEForPreTrainingOutput
 from .randomness_ldae import NOISE, keyed_normal
 
 
@@ -75,7 +76,7 @@ class DDAEForPreTraining(DDAEPreTrainedModel):
             raise ValueError("class_labels was given, but a DDAE is trained without labels; leave it out.")
         if augmentation_labels is not None and not self.config.augmentation_labels:
             raise ValueError("augmentation_labels was given, but config.augmentation_labels is False; set it to True.")
-        self.ddae._check_images(pixel_values, any_size=False)
+        check_images(pixel_values, self.config, self.ddae.stride, any_size=False)
         process = self.ddae.corruption
         noisy = process.add_noise(pixel_values, noise, timesteps)  # (B, C, H, W)
         prediction = process.predict(self._network(augmentation_labels), noisy, timesteps)

@@ -12,7 +12,8 @@ from transformers.utils import cached_file, logging
 
 from .configuration_ddae import DENOISERS, ldae_fields
 from .diffusers_ddae import diffusers_class, field_names
-from .modeling_ldae import LDAEForPreTraining, LDAEModel
+from .modeling_ldae import LDAEModel
+from .pretraining_ldae import LDAEForPreTraining
 
 
 logger = logging.get_logger(__name__)

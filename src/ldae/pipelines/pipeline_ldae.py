@@ -7,7 +7,7 @@ import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 
-from ldae.models.modeling_ldae import LDAEForPreTraining
+from ldae.models.pretraining_ldae import LDAEForPreTraining
 from ldae.models.tokenizer_ldae import unpatchify
 from ldae.pipelines.images import OUTPUT_TYPES, Generators, Images, Labels, from_pixels, require_known
 from ldae.pipelines.run_folder import RunFolderPipeline

@@ -14,7 +14,7 @@ from transformers import AutoModelForPreTraining
 
 from ldae.data import ImageSource, iterate_once, prepare_images
 from ldae.models.corruption_ldae import draw_noise
-from ldae.models.modeling_ldae import LDAEForPreTraining
+from ldae.models.pretraining_ldae import LDAEForPreTraining
 from ldae.models.tokenizer_conv_ldae import ConvVAETokenizer
 from ldae.models.tokenizer_ldae import PatchTokenizer
 
