@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from ldae.cli import VERBS, main
+from ldae.cli import main
 from ldae.errors import RunError
 from ldae.training.recipe import load_recipe
+from ldae.verbs import VERBS
 
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +25,7 @@ def test_help_names_every_verb_with_its_meaning(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("usage: ldae COMMAND")
     listed = dict(line.split(maxsplit=1) for line in lines if line.startswith("  "))
-    assert listed == VERBS
+    assert listed == {name: verb.summary for name, verb in VERBS.items()}
 
 
 def test_no_verb_shows_the_help_and_fails(capsys):

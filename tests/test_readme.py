@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ldae.cli import VERBS
 from ldae.options import parse
 from ldae.training.pretraining import pretrain
 from ldae.training.recipe import load_recipe
-from ldae.verbs.options import GROUPS
+from ldae.verbs import VERBS
 
 
 ROOT = Path(__file__).parents[1]
@@ -75,7 +74,7 @@ def test_commands_name_what_exists_and_options_that_exist(command, monkeypatch):
         words = ["ldae", Path(words[launcher]).stem, *words[launcher + 1 :]]
     assert words[0] == "ldae" and words[1] in VERBS
     monkeypatch.chdir(ROOT)
-    parse(next(group[words[1]] for group in GROUPS.values() if words[1] in group), words[2:])
+    parse(VERBS[words[1]].options, words[2:])
 
 
 def test_links_and_pictures_exist():

@@ -11,41 +11,10 @@ from ldae import stopping
 from ldae.errors import RunError
 from ldae.options import did_you_mean, parse
 from ldae.options.help import help_text, option_groups
+from ldae.verbs import GROUPS, VERBS
 
 
-# What each verb is for. Its options and its help are a class in ldae.verbs.options.
-GROUPS = {
-    "train": {
-        "train_tokenizer": "fit the latent tokenizer of a recipe",
-        "pretrain": "pre-train from a recipe; the same command resumes",
-        "finetune": "fine-tune a checkpoint's encoder as an image classifier",
-        "deconstruct": "run the paper's trajectory from DiT to l-DAE and report it",
-    },
-    "measure": {
-        "linear_probe": "linear probes over blocks, time steps and learning rates",
-        "grid_search": "find the best block and time step, and write them into the config",
-        "knn": "nearest-neighbour accuracy",
-        "compare": "one table of several encoders under the same probes",
-        "alignment": "alignment and uniformity by block and time step",
-        "noise_classification": "accuracy over the noise levels",
-        "checkpoint_sweep": "accuracy and FID of every checkpoint of a run",
-    },
-    "use": {
-        "extract_features": "features of a whole data set as a table, with an index if wanted",
-        "search": "images of a table that are nearest to an image",
-        "generate": "sample images, and measure their FID and KID",
-        "demo": "a page to look at a checkpoint with, here or as a Space of the Hub",
-    },
-    "share": {
-        "export": "a checkpoint for transformers, timm, ONNX or torch.export",
-        "card": "write a checkpoint's model card from its results",
-        "push_to_hub": "upload a checkpoint's folder to the Hub",
-        "recipes": "list and print the recipes that come with ldae",
-    },
-}
-VERBS = {verb: meaning for group in GROUPS.values() for verb, meaning in group.items()}
 HELP = ("-h", "--help")
-AT_ONCE = {"search", "demo", "export", "card", "push_to_hub", "recipes"}  # have no batches to stop between
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,15 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_verb(verb: str, arguments: Sequence[str]) -> int:
     """Run one verb. Errors that the user can mend are one line on stderr, with LDAE_TRACEBACK=1 a traceback."""
-    from ldae.verbs.options import GROUPS as OPTIONS
-
-    kind = next(group[verb] for group in OPTIONS.values() if verb in group)
+    kind = VERBS[verb].options
     if any(word in HELP for word in arguments):
         print(verb_help(verb, kind))
         return 0
     try:
         options: Any = parse(kind, arguments)
-        with stopping.handling(f"ldae {verb}", at_once=verb in AT_ONCE):
+        with stopping.handling(f"ldae {verb}", at_once=VERBS[verb].at_once):
             finish_import()
             return import_module(f"ldae.verbs.{verb}").run(options)
     except stopping.Stopped as stopped:
@@ -125,5 +92,5 @@ def _overview() -> str:
     lines = ["usage: ldae COMMAND ...   (ldae COMMAND --help explains its options)"]
     for group, verbs in GROUPS.items():
         lines += ["", f"{group}:"]
-        lines += [f"  {verb:20s} {meaning}" for verb, meaning in verbs.items()]
+        lines += [f"  {name:20s} {verb.summary}" for name, verb in verbs.items()]
     return "\n".join(lines)

@@ -8,16 +8,15 @@ import pytest
 import yaml
 from pydantic import Field
 
-from ldae.cli import GROUPS as SUMMARIES
 from ldae.cli import main, verb_help
 from ldae.options import Positional, build, describe, describe_source, documented_arguments, options, parse, read_yaml
 from ldae.options.help import json_schema
 from ldae.training.recipe import PACKAGE, model_class
-from ldae.verbs.options import GROUPS
+from ldae.verbs import VERBS
 from ldae.verbs.recipes import recipe_schema
 
 
-VERBS = {verb: kind for group in GROUPS.values() for verb, kind in group.items()}
+OPTIONS = {name: verb.options for name, verb in VERBS.items()}
 
 
 @options
@@ -168,26 +167,22 @@ def test_fields_read_from_source_are_those_of_the_imported_class(model_type):
     assert all(documented_arguments(kind.__doc__)[name] for name in read)
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", OPTIONS)
 def test_every_option_is_explained_and_help_fits_a_terminal(verb, capsys):
-    assert [o.name for o in describe(VERBS[verb]) if not o.help] == []
+    assert [o.name for o in describe(OPTIONS[verb]) if not o.help] == []
     assert main([verb, "--help"]) == 0
     shown = capsys.readouterr().out
-    assert shown == verb_help(verb, VERBS[verb]) + "\n"
+    assert shown == verb_help(verb, OPTIONS[verb]) + "\n"
     assert max(map(len, shown.splitlines())) <= 80
     assert shown.startswith(f"usage: ldae {verb}")
-    for option in describe(VERBS[verb]):
+    for option in describe(OPTIONS[verb]):
         assert (option.name.upper() if option.positional else f"--{option.name} ") in shown
-
-
-def test_every_verb_is_summarised_and_has_options():
-    assert {group: list(verbs) for group, verbs in SUMMARIES.items()} == {g: list(v) for g, v in GROUPS.items()}
 
 
 def test_the_help_of_pretrain_shows_every_field_of_a_recipe(capsys):
     main(["pretrain", "--help"])
     shown = capsys.readouterr().out
-    for fields in VERBS["pretrain"].sections().values():
+    for fields in OPTIONS["pretrain"].sections().values():
         assert all(f"--{option.name} " in shown for option in fields)
     for text in ("(1 or more; default: 1000000)", "one of no, bf16; default: no", "model, with model_type: ddae:"):
         assert text in " ".join(shown.split()) or text in shown
@@ -228,4 +223,4 @@ def test_recipes_are_listed_printed_and_found_by_name(capsys):
     assert yaml.safe_load(capsys.readouterr().out)["data"]["dataset"] == "digits"
     assert main(["recipes", "digts"]) == 2
     assert "name='digts'" in capsys.readouterr().err
-    assert parse(VERBS["pretrain"], ["--config", "digits"]).config == "digits"
+    assert parse(OPTIONS["pretrain"], ["--config", "digits"]).config == "digits"
