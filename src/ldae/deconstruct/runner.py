@@ -25,6 +25,7 @@ from ldae.evaluation.extractor import INCEPTION
 from ldae.files import FolderClaim
 from ldae.hub.model_card import write_model_card
 from ldae.training.pretraining import pretrain
+from ldae.training.progress import describe_seconds
 from ldae.training.recipe import Recipe
 
 
@@ -154,7 +155,7 @@ class Deconstruction:
     def _work(self, run: Run) -> None:
         """Train, probe and sample a run; steps that are finished cost nothing."""
         preset, folder = self.preset, run.folder
-        recipe = self._recipe(run)
+        recipe = self.recipe(run)
         needs_classifier = (
             recipe.tokenizer.perceptual_weight > 0 and "perceptual_model" not in preset.sections["tokenizer"]
         )
@@ -209,7 +210,8 @@ class Deconstruction:
         studied = run.variant.key in self.preset.probe.study_rows
         return [recipe.resolved(), studied, probe, preset["generation"], preset["classifier"]]
 
-    def _recipe(self, run: Run) -> Recipe:
+    def recipe(self, run: Run) -> Recipe:
+        """Build the recipe of a run."""
         recipe = variant_recipe(run.variant, self.preset, run.seed, run.folder.path, self.num_classes)
         conditional = recipe.model_config().num_class_embeds is not None
         if conditional and self.num_classes is None and "num_class_embeds" not in self.preset.sections["model"]:
@@ -264,22 +266,6 @@ def count_classes(source: ImageSource) -> int:
             "or leave the row out (--rows)."
         )
     return max(source.dataset.with_format(None)[source.label_column]) + 1
-
-
-def describe_seconds(seconds: float) -> str:
-    """Describe a duration in words.
-
-    Example:
-    ```python
-    >>> from ldae.deconstruct.runner import describe_seconds
-    >>> describe_seconds(40), describe_seconds(600), describe_seconds(9000)
-    ('40 s', '10 min', '2.5 h')
-
-    ```
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _with_tokenizer(recipe: Recipe, **fields: Any) -> Recipe:

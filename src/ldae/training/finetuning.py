@@ -20,9 +20,11 @@ from ldae.training.blocks import depth_of, encoder_blocks, parameter_groups
 from ldae.training.callbacks import AtEnd, sharing
 from ldae.training.checkpoint import Checkpoint
 from ldae.training.drop_path import DropPath
+from ldae.training.estimate import Estimate
 from ldae.training.finetuning_recipe import FineTuningRecipe
 from ldae.training.loop import Callback, Run, train
 from ldae.training.lora import add_lora, merged
+from ldae.training.rehearsal import Rehearsal, rehearse
 from ldae.training.run_folder import RunFolder
 from ldae.training.task import Task, trained_parameters
 
@@ -231,6 +233,19 @@ def load_classifier(recipe: FineTuningRecipe) -> Any:
     return model
 
 
+def rehearse_finetuning(recipe: FineTuningRecipe) -> Rehearsal:
+    """Take the first steps of a recipe and print what the whole run takes, without writing anything.
+
+    Args:
+        recipe ([`FineTuningRecipe`]): As [`~ldae.training.finetuning_recipe.load_finetuning_recipe`] returns it.
+
+    Raises:
+        ValueError, RunError: As of [`~ldae.training.rehearsal.rehearse`].
+    """
+    sharing(recipe.training, "Fine-tuned")  # which checks what it needs
+    return rehearse(FineTuningTask(recipe))
+
+
 def finetune(recipe: FineTuningRecipe) -> RunFolder:
     """Run a recipe to its end. The same call resumes, and changes nothing once the run is finished.
 
@@ -253,6 +268,6 @@ def finetune(recipe: FineTuningRecipe) -> RunFolder:
     """
     folder, task = RunFolder.from_recipe(recipe), FineTuningTask(recipe)
     pictures = AtEnd(lambda run: draw_finetuning_pictures(run.folder.path))
-    callbacks = [MeasureAccuracy(task), pictures, *sharing(recipe.training, "Fine-tuned")]
+    callbacks = [Estimate(), MeasureAccuracy(task), pictures, *sharing(recipe.training, "Fine-tuned")]
     train(task, recipe.training, folder, callbacks)
     return folder

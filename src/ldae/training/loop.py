@@ -137,12 +137,12 @@ class Run:
         self._resume(checkpoint)
 
     def start(self) -> Iterator[Batch]:
-        """Start the callbacks, print what is trained, and return the batches."""
+        """Print what is trained, start the callbacks, and return the batches."""
+        self.say(f"{self.task.source.description}\n{self.task.describe()}\n{self._describe_batch()}")
+        for warning in budget_warnings(self.options, self.task.source.num_examples):
+            self.warn(warning)
         for callback in self.callbacks:
             callback.start(self)
-        self.say(f"{self.task.source.description}\n{self.task.describe()}\n{self._describe_batch()}")
-        for warning in budget_warnings(self.options, self.task.source.num_examples) if self.is_main else ():
-            print(f"Warning: {self.task.activity}: {warning}", file=sys.stderr, flush=True)
         self.watch, self._since = Stopwatch(), time.perf_counter()
         self.bar = progress_bar(self.end, self.images_seen, self.is_main, self.task.activity)
         return self._first_batch_checked(self.loader)
@@ -301,6 +301,11 @@ class Run:
         """Print in the main process."""
         if self.is_main:
             print(text, flush=True)
+
+    def warn(self, text: str) -> None:
+        """Print a warning on stderr, in the main process."""
+        if self.is_main:
+            print(f"Warning: {self.task.activity}: {text}", file=sys.stderr, flush=True)
 
     def asked_to_stop(self) -> bool:
         """Return whether any process has received a signal; all processes agree at every tenth step."""

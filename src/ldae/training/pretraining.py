@@ -11,12 +11,19 @@ from ldae.reports.ddae_pictures import ddae_figures
 from ldae.reports.run_pictures import draw_run_pictures, ldae_figures
 from ldae.training.callbacks import AtEnd, FeatureProbe, sharing
 from ldae.training.checkpoint import Checkpoint
+from ldae.training.estimate import Estimate
 from ldae.training.latent_cache import latent_source
 from ldae.training.loop import Run, train
 from ldae.training.recipe import Recipe
+from ldae.training.rehearsal import Rehearsal, rehearse
 from ldae.training.run_folder import RunFolder
 from ldae.training.task import Task
-from ldae.training.tokenizer_training import obtain_tokenizer
+from ldae.training.tokenizer_training import (
+    obtain_tokenizer,
+    rehearse_tokenizer,
+    rehearsed_tokenizer,
+    trains_tokenizer,
+)
 
 
 class DenoisingTask(Task):
@@ -34,13 +41,16 @@ class DenoisingTask(Task):
         tokenizer = getattr(model.base_model, "tokenizer", None)
         if tokenizer is not None:
             prefix = f"{model.base_model_prefix}.tokenizer."
-            if checkpoint is None:
+            if self.rehearsing:
+                fitted = rehearsed_tokenizer(self.recipe, self.source, self.accelerator).state_dict()
+            elif checkpoint is None:
                 fitted = obtain_tokenizer(self.recipe, self.source, self.accelerator).state_dict()
             else:
                 weights = checkpoint.model.items()
                 fitted = {name.removeprefix(prefix): value for name, value in weights if name.startswith(prefix)}
             tokenizer.load_state_dict(fitted)
-            self.examples = latent_source(self.recipe, tokenizer, self.source, self.accelerator)
+            if not self.rehearsing:
+                self.examples = latent_source(self.recipe, tokenizer, self.source, self.accelerator)
         return self.optimized(model)
 
     def loss(self, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
@@ -86,6 +96,21 @@ class DenoisingTask(Task):
         )
 
 
+def rehearse_pretraining(recipe: Recipe) -> Rehearsal:
+    """Take the first steps of a recipe and print what the whole run takes, without writing anything.
+
+    Args:
+        recipe ([`Recipe`]): Its `training.output_dir` may be missing.
+
+    Raises:
+        ValueError, RunError: As of [`~ldae.training.rehearsal.rehearse`].
+    """
+    sharing(recipe.training, "Trained")  # which checks what it needs
+    if trains_tokenizer(recipe):
+        rehearse_tokenizer(recipe)
+    return rehearse(DenoisingTask(recipe))
+
+
 def pretrain(recipe: Recipe) -> RunFolder:
     """Run a recipe to its end. The same call resumes, and changes nothing once the run is finished.
 
@@ -100,7 +125,7 @@ def pretrain(recipe: Recipe) -> RunFolder:
     """
     folder = RunFolder.from_recipe(recipe)
     probe = FeatureProbe(recipe.data, recipe.training)
-    callbacks = [probe, AtEnd(_draw), *sharing(recipe.training, "Trained")]
+    callbacks = [Estimate(), probe, AtEnd(_draw), *sharing(recipe.training, "Trained")]
     train(DenoisingTask(recipe), recipe.training, folder, callbacks)
     return folder
 

@@ -53,6 +53,36 @@ def hardware() -> str:
     return f"CPU, {torch.get_num_threads()} threads"
 
 
+def describe_seconds(seconds: float) -> str:
+    """Describe a duration in words.
+
+    Example:
+    ```python
+    >>> from ldae.training.progress import describe_seconds
+    >>> describe_seconds(40), describe_seconds(600), describe_seconds(9000)
+    ('40 s', '10 min', '2.5 h')
+
+    ```
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def describe_bytes(count: float) -> str:
+    """Describe a size of memory in words.
+
+    Example:
+    ```python
+    >>> from ldae.training.progress import describe_bytes
+    >>> describe_bytes(3 * 2**29), describe_bytes(2**27)
+    ('1.5 GiB', '128 MiB')
+
+    ```
+    """
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
 def progress_bar(images: int | None, seen: int, shown: bool, activity: str) -> tqdm:
     """Return a bar over images; into a file or a pipe it is written every half minute."""
     interval = 0.5 if sys.stderr.isatty() else 30.0

@@ -29,10 +29,12 @@ class Task:
         module (`nn.Module`): The module to train.
         network (`nn.Module`): The module as wrapped by Accelerate; the loss must call this one.
         parts (`dict[str, torch.Tensor]`): Terms of the last loss by name, for the log.
+        rehearsing (`bool`): True in a rehearsal, which fits no tokenizer and writes no file.
     """
 
     activity = "training"
     product = "the model"
+    rehearsing = False
     module: Any
     network: Any
 

@@ -24,14 +24,17 @@ from ldae.tokenizers.linear_autoencoder import LinearAutoencoderTraining
 from ldae.tokenizers.perceptual import PerceptualLoss
 from ldae.training.callbacks import tracking
 from ldae.training.checkpoint import Checkpoint
+from ldae.training.estimate import Estimate
 from ldae.training.loop import train
 from ldae.training.recipe import Recipe
+from ldae.training.rehearsal import Rehearsal, rehearse
 from ldae.training.run_folder import RunFolder
 from ldae.training.task import Task
 from ldae.training.tokenizer_fit import fit_on_source, latent_variance, measure_latents, patch_moments
 
 
 TEST_IMAGES = 10_000  # at most, to measure reconstructions on
+FEW_IMAGES = 64  # on which a rehearsal fits
 FITTED = ("pca", "pixel")  # the others are trained by gradient
 # The fields of a model that its tokenizer depends on.
 TOKENIZER_FIELDS = (
@@ -93,6 +96,48 @@ def obtain_tokenizer(recipe: Recipe, source: ImageSource, accelerator: Accelerat
     return tokenizer.cpu()
 
 
+def trains_tokenizer(recipe: Recipe) -> bool:
+    """Return whether a run of a recipe begins by training its tokenizer by gradient."""
+    tokenizer = getattr(recipe.model_config(), "latent_tokenizer", None)
+    return tokenizer is not None and tokenizer not in FITTED and recipe.tokenizer.tokenizer is None
+
+
+def rehearsed_tokenizer(recipe: Recipe, source: ImageSource, accelerator: Accelerator) -> Any:
+    """Return a tokenizer for the first steps of a rehearsal: the one that the recipe names, or one of the same size.
+
+    PCA and pixels are fitted on a few images; a tokenizer that would be trained stays untrained.
+    """
+    config, own = recipe.model_config(), tokenizer_recipe(recipe)
+    if recipe.tokenizer.tokenizer is None and config.latent_tokenizer in FITTED:
+        return fit_on_source(source, _on_few_images(own), accelerator).cpu()
+    if recipe.tokenizer.tokenizer is not None:
+        tokenizer = load_tokenizer(recipe.tokenizer.tokenizer, config)
+    else:
+        tokenizer = build_tokenizer(config)
+    tokenizer.fitted.fill_(True)
+    return tokenizer
+
+
+def _on_few_images(recipe: Recipe) -> Recipe:
+    return dataclasses.replace(recipe, tokenizer=dataclasses.replace(recipe.tokenizer, tokenizer_images=FEW_IMAGES))
+
+
+def rehearse_tokenizer(recipe: Recipe) -> Rehearsal | None:
+    """Take the first steps of a tokenizer's training, or fit it on a few images, without writing anything.
+
+    Args:
+        recipe ([`Recipe`]): Recipe of the tokenizer, or of a denoiser.
+
+    Returns:
+        [`~ldae.training.rehearsal.Rehearsal`], or `None` for one that is fitted in one pass.
+    """
+    own = tokenizer_recipe(recipe)
+    if own.model_config().latent_tokenizer not in FITTED:
+        return rehearse(TokenizerTask(own))
+    rehearsed_tokenizer(own, open_images(own.data, own.data.split), Accelerator())
+    return None
+
+
 def train_tokenizer(recipe: Recipe, output_dir: str | Path | None = None) -> Path:
     """Fit or train the latent tokenizer of a recipe in a folder of its own. The same call resumes.
 
@@ -115,7 +160,7 @@ def train_tokenizer(recipe: Recipe, output_dir: str | Path | None = None) -> Pat
         load_tokenizer(folder.path, config)
         Accelerator().print(f"{folder.path} holds a fitted tokenizer already; nothing to do.")
     elif config.latent_tokenizer not in FITTED:
-        train(TokenizerTask(own), own.training, folder, tracking(own.training))
+        train(TokenizerTask(own), own.training, folder, [Estimate(), *tracking(own.training)])
     else:
         accelerator = Accelerator()
         with folder.held(own, accelerator):
@@ -148,7 +193,8 @@ class TokenizerTask(Task):
                 perceptual_weight=k.perceptual_weight,
                 adversarial_weight=k.adversarial_weight,
             )
-        self.moments = patch_moments(self.source, self.recipe, self.accelerator)
+        recipe = _on_few_images(self.recipe) if self.rehearsing else self.recipe
+        self.moments = patch_moments(self.source, recipe, self.accelerator)
         return LinearAutoencoderTraining(
             config.patch_size,
             config.num_channels,

@@ -4,6 +4,7 @@ import shlex
 from pathlib import Path
 
 from ldae.deconstruct.preset import load_preset
+from ldae.deconstruct.rehearsal import rehearse_rows
 from ldae.deconstruct.runner import Deconstruction
 from ldae.verbs.options.train import DeconstructOptions
 
@@ -21,6 +22,9 @@ def run(options: DeconstructOptions) -> int:
         rows=options.rows,
         command=shlex.join(command),
     )
+    if options.dry_run:
+        rehearse_rows(launch)
+        return 0
     failures = launch.run()
     launch.say(f"\nReport: {launch.output_dir / 'report.html'}")
     if failures:

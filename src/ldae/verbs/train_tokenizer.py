@@ -3,12 +3,16 @@
 from accelerate import Accelerator
 
 from ldae.training.recipe import load_recipe
-from ldae.training.tokenizer_training import train_tokenizer
+from ldae.training.tokenizer_training import rehearse_tokenizer, train_tokenizer
 from ldae.verbs.options.train import TrainTokenizerOptions
 
 
 def run(options: TrainTokenizerOptions) -> int:
     """Run the verb; a folder that already holds a fitting tokenizer stays unchanged."""
-    folder = train_tokenizer(load_recipe(options.config, options.overrides))
+    recipe = load_recipe(options.config, options.overrides)
+    if options.dry_run:
+        rehearse_tokenizer(recipe)
+        return 0
+    folder = train_tokenizer(recipe)
     Accelerator().print(f"Finished: pre-train with --tokenizer {folder}")
     return 0

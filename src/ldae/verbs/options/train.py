@@ -18,9 +18,11 @@ class PretrainOptions:
 
     Args:
         config: The recipe: a YAML file, or the name of one that comes with ldae (`ldae recipes` lists them).
+        dry_run: Take the first steps, print what the whole run takes, and write nothing.
     """
 
     config: str | None = None
+    dry_run: bool = False
     overrides: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -38,6 +40,7 @@ class TrainTokenizerOptions(PretrainOptions):
 
     Args:
         config: The recipe: a YAML file, or the name of one that comes with ldae (`ldae recipes` lists them).
+        dry_run: Take the first steps, or fit on a few images, print what it takes, and write nothing.
     """
 
 
@@ -53,6 +56,7 @@ class FinetuneOptions:
         compare_from_scratch: Fine-tune, and train the same network from scratch, with each seed at one budget, and
             compare.
         seeds: Seeds of the comparison; by default 0,1,2.
+        dry_run: Take the first steps, print what the whole run takes, and write nothing.
     """
 
     checkpoint: Annotated[str, Positional]
@@ -60,6 +64,7 @@ class FinetuneOptions:
     epochs: int | None = Field(None, ge=1)
     compare_from_scratch: bool = False
     seeds: list[int] | None = None
+    dry_run: bool = False
     overrides: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -83,12 +88,14 @@ class DeconstructOptions:
         output_dir: Folder for everything.
         rows: Rows that this launch works on, such as 0,7,12a; by default the preset's.
         seeds: Seeds of pre-training, such as 0,1,2; by default the preset's.
+        dry_run: Take the first steps of every row, print what the whole launch takes, and write nothing.
     """
 
     config: str
     output_dir: str
     rows: list[str] | None = None
     seeds: list[int] | None = None
+    dry_run: bool = False
     overrides: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
