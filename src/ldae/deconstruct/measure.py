@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel
+from transformers import AutoModel
 
 import ldae  # noqa: F401 - registers the models with transformers
+from ldae.checkpoints import open_config, open_model
 from ldae.data import iterate_once, open_probe_images
 from ldae.deconstruct.preset import ProbeOptions
 from ldae.deconstruct.steps import StepFolder, StepRecorder
@@ -44,7 +45,7 @@ class RunProbes:
         A converged probe is reported at the block and time step that ridge probes choose on held-out training images
         (`"point": "searched"`), and at the recipe's own (`"point": "paper"`); Adam's probe only at the latter.
         """
-        config, options = AutoConfig.from_pretrained(self.folder.path), self.options
+        config, options = open_config(self.folder.path), self.options
         own = (config.feature_layer or config.num_hidden_layers, config.feature_timestep)
         grid = None
         if options.probe == "logistic":
@@ -68,7 +69,7 @@ class RunProbes:
 
     def sweep(self) -> None:
         """Sweep blocks (step `blocks`), and time steps with clean and noisy input (step `timesteps`; App. A)."""
-        config = AutoConfig.from_pretrained(self.folder.path)
+        config = open_config(self.folder.path)
         blocks = tuple(self.options.blocks or swept_blocks(config.total_num_hidden_layers))
         settings = [self._settings(), blocks]
         if not self.folder.is_done("blocks", settings):
@@ -121,7 +122,7 @@ class RunProbes:
     def _load(self, num_blocks: int | None = None) -> Any:
         """Load the encoder, with a given number of blocks."""
         cut: dict[str, Any] = {} if num_blocks is None else {"num_hidden_layers": num_blocks, "feature_layer": None}
-        return AutoModel.from_pretrained(self.folder.path, **cut).to(self.device)
+        return open_model(AutoModel, self.folder.path, **cut).to(self.device)
 
     def _settings(self) -> list[Any]:
         """Collect what a probe's number depends on besides its blocks and time steps."""

@@ -6,16 +6,44 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoModel, AutoModelForImageClassification, PreTrainedModel
 
 import ldae  # noqa: F401 - registers the models with transformers
+from ldae.checkpoints import open_config, open_model
 from ldae.data.image_processor import save_image_processor
 from ldae.files import open_permissions
-from ldae.models.configuration_ddae import DDAEConfig
-from ldae.models.configuration_ldae import LDAEConfig
-from ldae.models.modeling_ddae import DDAEForImageClassification, DDAEModel
-from ldae.models.modeling_ldae import LDAEForImageClassification, LDAEModel
 
 from .encoder import Layer
+
+
+def open_as_classifier(
+    checkpoint: str | os.PathLike[str], layer: Layer, class_names: Sequence[str], **fields: Any
+) -> PreTrainedModel:
+    """Load a checkpoint's encoder, cut after a block, under a new linear classifier of its pooled features.
+
+    Args:
+        checkpoint (`str` or `os.PathLike`): Folder or Hub id of a pre-trained l-DAE or of a DDAE.
+        layer (`int` or `str`): Block of an l-DAE, counted from 1, or tap of a DDAE; it becomes the encoder's last.
+        class_names (`Sequence[str]`): Names of the classes.
+        **fields: Other fields of the configuration.
+
+    Returns:
+        [`LDAEForImageClassification`] or [`DDAEForImageClassification`], its classifier untrained.
+
+    Raises:
+        ValueError: If the checkpoint cannot be loaded, or does not reach as far as the block.
+    """
+    names: dict[str, Any] = {
+        "id2label": dict(enumerate(class_names)),
+        "label2id": {name: i for i, name in enumerate(class_names)},
+    }
+    config = open_config(checkpoint, **open_config(checkpoint).cut_fields(layer), **names, **fields)
+    if hasattr(config, "auto_map"):
+        del config.auto_map  # names the checkpoint's copy of the code, which the classifier's folder does not hold
+    encoder = open_model(AutoModel, checkpoint, config=config)
+    model = AutoModelForImageClassification.from_config(encoder.config)
+    setattr(model, model.base_model_prefix, encoder)
+    return model
 
 
 def build_classifier(
@@ -26,18 +54,18 @@ def build_classifier(
     layer: Layer,
     timestep: int,
     class_names: Sequence[str],
-) -> LDAEForImageClassification | DDAEForImageClassification:
+) -> PreTrainedModel:
     """Join an encoder, cut after the block that was probed, and a linear layer of its pooled features.
 
     Args:
         checkpoint (`str` or `os.PathLike`): Folder or Hub id of a pre-trained l-DAE or of a DDAE.
-        weight (`torch.Tensor` of shape `(K, C)`): Of raw pooled features: see
-            [`~ldae.evaluation.linear_probe.LinearProbes.folded`]. Of a DDAE's tap C may be larger than its width: taps
-            that were probed together with wider ones had their features filled up with zeros, and only the weights of
-            the tap's own are kept.
+        weight (`torch.Tensor` of shape `(K, C)`): Weights for raw pooled features, as
+            [`~ldae.evaluation.linear_probe.LinearProbes.folded`] gives them. C may be larger than the width of a
+            DDAE's tap: taps that were probed together with wider ones had their features filled up with zeros, and
+            only the weights of the tap's own are kept.
         bias (`torch.Tensor` of shape `(K,)`).
-        layer (`int` or `str`): Block that was probed, of an l-DAE counted from 1, of a DDAE by its name; it becomes
-            the encoder's last.
+        layer (`int` or `str`): Block of an l-DAE, counted from 1, or tap of a DDAE that was probed; it becomes the
+            encoder's last.
         timestep (`int`): Time step of the features; it becomes `feature_timestep`.
         class_names (`Sequence[str]`): Names of the K classes.
 
@@ -46,53 +74,25 @@ def build_classifier(
         probe's, of a clean input.
 
     Raises:
-        ValueError: If the shapes do not fit, or the checkpoint does not reach as far as the tap.
+        ValueError: If the shapes do not fit, or the checkpoint does not reach as far as the block.
     """
-    fields: dict[str, Any] = {
-        "feature_timestep": timestep,
-        "id2label": dict(enumerate(class_names)),
-        "label2id": {name: index for index, name in enumerate(class_names)},
-    }
-    config: Any
-    if isinstance(layer, int):
-        config = LDAEConfig.from_pretrained(checkpoint, num_hidden_layers=layer, feature_layer=None, **fields)
-    else:
-        config = DDAEConfig.from_pretrained(checkpoint, feature_layer=layer, **fields)
-    if hasattr(config, "auto_map"):
-        del config.auto_map  # names the checkpoint's copy of the code, which the classifier's folder does not hold
-    model: Any
-    if isinstance(layer, int):
-        _check_shapes(weight, bias, len(class_names), config.hidden_size)
-        encoder: Any = LDAEModel.from_pretrained(checkpoint, config=config)
-        model = LDAEForImageClassification(config).eval()
-        model.ldae = encoder
-    else:
-        encoder = DDAEModel.from_pretrained(checkpoint, config=config)
-        model = DDAEForImageClassification(encoder.config).eval()
-        model.ddae = encoder
-        width = model.config.hidden_size
-        _check_shapes(weight[:, :width], bias, len(class_names), width)
-        weight = weight[:, :width]
+    model: Any = open_as_classifier(checkpoint, layer, class_names, feature_timestep=timestep).eval()
+    expected = tuple(model.classifier.weight.shape)  # (K, C)
+    width = expected[1]
+    if tuple(weight[:, :width].shape) != expected or tuple(bias.shape) != expected[:1]:
+        raise ValueError(
+            f"weight {tuple(weight.shape)} and bias {tuple(bias.shape)} do not fit {expected[0]} classes and "
+            f"hidden_size={width}; a probe of this checkpoint has weight {expected}."
+        )
     with torch.no_grad():
-        model.classifier.weight.copy_(weight)
+        model.classifier.weight.copy_(weight[:, :width])
         model.classifier.bias.copy_(bias)
-    model.classifier.to(next(encoder.parameters()).dtype)
+    model.classifier.to(next(model.base_model.parameters()).dtype)
     return model
 
 
-def save_classifier(
-    model: LDAEForImageClassification | DDAEForImageClassification, folder: str | os.PathLike[str]
-) -> None:
+def save_classifier(model: Any, folder: str | os.PathLike[str]) -> None:
     """Write a classifier and its image processor to a folder, for `AutoModelForImageClassification` and pipelines."""
     model.save_pretrained(folder)
     save_image_processor(folder, model.config)
     open_permissions(Path(folder) / "model.safetensors")
-
-
-def _check_shapes(weight: torch.Tensor, bias: torch.Tensor, num_classes: int, width: int) -> None:
-    expected = (num_classes, width)
-    if tuple(weight.shape) != expected or tuple(bias.shape) != expected[:1]:
-        raise ValueError(
-            f"weight {tuple(weight.shape)} and bias {tuple(bias.shape)} do not fit {num_classes} classes and "
-            f"hidden_size={width}; a probe of this checkpoint has weight {expected}."
-        )

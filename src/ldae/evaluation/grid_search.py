@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from ldae.checkpoints import open_config
 from ldae.files import write_whole
-from ldae.models.configuration_ldae import LDAEConfig
 
 from .encoder import Layer
 from .probing import ProbeResult
@@ -83,16 +83,10 @@ def write_choice(folder: str | os.PathLike[str], layer: Layer, timestep: int) ->
     """
     path = Path(folder) / "config.json"
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if isinstance(layer, int):
-        # Written through the configuration, which re-cuts the stack and checks the rest.
-        cut = LDAEConfig.from_pretrained(folder, num_hidden_layers=layer, feature_layer=None)
-        fields = ("num_hidden_layers", "decoder_num_hidden_layers", "feature_layer", "out_features", "out_indices")
-        described = cut.to_dict()
-        config |= {name: described[name] for name in fields if name in config or described.get(name) is not None}
-        config |= {"stage_names": cut.stage_names}
-    else:
-        config["feature_layer"] = layer
-    config["feature_timestep"] = timestep
+    before = open_config(folder)
+    # Through the configuration, which re-cuts an l-DAE's stack and checks the rest; only what changes is written.
+    cut = open_config(folder, **before.cut_fields(layer), feature_timestep=timestep).to_dict()
+    config |= {name: value for name, value in cut.items() if value != before.to_dict().get(name)}
     write_whole(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 

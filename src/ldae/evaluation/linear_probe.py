@@ -99,11 +99,23 @@ class LinearProbes:
         Returns:
             `(weight (K, C), bias (K,))` in float32 on the CPU, as `torch.nn.Linear` holds them.
         """
-        scale = (self.var[seed_index, feature_index].double() + BN_EPS).rsqrt()  # (C,)
-        weight = self.weight[seed_index, feature_index, lr_index].double().T * scale  # (K, C)
-        bias = self.bias[seed_index, feature_index, lr_index].double()
-        bias = bias - weight @ self.mean[seed_index, feature_index].double()  # (K,)
+        place = (seed_index, feature_index)
+        weight, bias = fold_batch_norm(
+            self.weight[*place, lr_index].T, self.bias[*place, lr_index], self.mean[place], self.var[place]
+        )
         return weight.float().cpu(), bias.float().cpu()
+
+
+def fold_batch_norm(
+    weight: torch.Tensor, bias: torch.Tensor, mean: torch.Tensor, var: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fold a BatchNorm without parameters, of running `mean` and `var` `(C,)`, into the linear layer behind it.
+
+    Returns:
+        `(weight (K, C), bias (K,))` in float64.
+    """
+    weight = weight.double() * (var.double() + BN_EPS).rsqrt()
+    return weight, bias.double() - weight @ mean.double()
 
 
 def train_linear_probes(

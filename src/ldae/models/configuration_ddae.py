@@ -215,6 +215,10 @@ class DDAEConfig(RemotePipelinesMixin, PreTrainedConfig):
         """Return the fields by which an encoder loads that reaches given taps: the network as far as it is saved."""
         return {"feature_layer": "last"}
 
+    def cut_fields(self, layer: str) -> dict[str, Any]:
+        """Return the fields by which an encoder loads that ends after a tap."""
+        return {"feature_layer": layer}
+
     @property
     def num_class_embeds(self) -> None:
         """The number of classes to generate images of: none, as a DDAE is trained without labels."""

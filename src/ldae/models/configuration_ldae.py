@@ -69,8 +69,7 @@ class LDAEConfig(RemotePipelinesMixin, BackboneConfigMixin, PreTrainedConfig):
             (App. A; DiT has the whole).
         latent_tokenizer (`str`, defaults to `"pca"`): How patches become latents (Sec. 4.2): patch-wise `"pca"`,
             `"ae"` or `"vae"`, a convolutional `"conv_vae"` whose latent is cut into patches, or `"pixel"`, the patches
-            of the
-            image resized to fewer pixels (Fig. 5).
+            of the image resized to fewer pixels (Fig. 5).
         latent_dim (`int`, defaults to 32): Dimension d of a patch's latent (Tab. 2). With `"conv_vae"` it follows from
             the network, latent_channels * (patch_size / stride)^2; with `"pixel"` it is num_channels * q^2 for a q
             that divides `patch_size`.
@@ -259,6 +258,10 @@ class LDAEConfig(RemotePipelinesMixin, BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"layers={','.join(map(str, layers))} do not exist; this model has blocks 1 to {depth}.")
         return {"num_hidden_layers": max(layers or blocks), "feature_layer": None}
 
+    def cut_fields(self, layer: int) -> dict[str, Any]:
+        """Return the fields by which an encoder loads that ends after a block."""
+        return {"num_hidden_layers": layer, "feature_layer": None}
+
     @property
     def conv_vae_stride(self) -> int:
         """Side in pixels of the cell that one value of a convolutional VAE's latent map covers."""
@@ -321,8 +324,7 @@ class LDAEConfig(RemotePipelinesMixin, BackboneConfigMixin, PreTrainedConfig):
             (
                 "feature_layer",
                 self.feature_layer is None or 0 < self.feature_layer <= self.num_hidden_layers,
-                f"None or from 1 to num_hidden_layers={self.num_hidden_layers} (num_hidden_layers re-cuts the "
-                "encoder)",
+                f"None or from 1 to num_hidden_layers={self.num_hidden_layers} (which re-cuts the encoder)",
             ),
             ("beta_start", 0 < self.beta_start <= self.beta_end < 1, "such that 0 < beta_start <= beta_end < 1"),
             ("residual_weight", 0 <= self.residual_weight <= 1, "between 0 and 1"),

@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from transformers import AutoModelForPreTraining
 
+from ldae.checkpoints import open_model
 from ldae.data import ImageSource, iterate_once, prepare_images
 from ldae.models.corruption_ldae import draw_noise
 from ldae.models.pretraining_ldae import LDAEForPreTraining
@@ -39,7 +40,7 @@ def draw_run_pictures(
     folder = Path(folder)
     pictures = folder / "pictures"
     pictures.mkdir(exist_ok=True)
-    model = AutoModelForPreTraining.from_pretrained(folder).eval()
+    model = open_model(AutoModelForPreTraining, folder).eval()
     size = {"image_size": model.config.image_size, "num_channels": model.config.num_channels}
     batch = next(iterate_once(source, batch_size=images, limit=images, **size))
     pixels = prepare_images(batch.images, batch.positions, 0, image_size=batch.images.shape[-1])  # (B, C, H, W)

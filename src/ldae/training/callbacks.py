@@ -11,6 +11,7 @@ from accelerate.utils import ProjectConfiguration
 from PIL import Image
 from transformers import AutoModelForPreTraining
 
+from ldae.checkpoints import open_model
 from ldae.data import DataConfig
 from ldae.evaluation.grid_search import name_layer, write_choice
 from ldae.evaluation.online import OnlineProbe
@@ -62,7 +63,7 @@ class FeatureProbe(Callback):
         if probe is None:  # no image of the label column has a label; `open` has logged that
             return
         folder = run.folder.path
-        search = probe.search(_encoder(AutoModelForPreTraining.from_pretrained(folder).to(run.device)))
+        search = probe.search(_encoder(open_model(AutoModelForPreTraining, folder).to(run.device)))
         accuracies = search.probes.held_out.tolist()
         for index in dict.fromkeys((search.chosen, search.paper)):
             result = Result(

@@ -8,13 +8,13 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModel, AutoModelForImageClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 import ldae  # noqa: F401 - registers the models with transformers
-from ldae.checkpoints import open_config, open_model
 from ldae.data import Batch, DataConfig
+from ldae.evaluation.classifier import open_as_classifier
 from ldae.evaluation.encoder import Layer
-from ldae.evaluation.linear_probe import BN_EPS
+from ldae.evaluation.linear_probe import BN_EPS, fold_batch_norm
 from ldae.evaluation.untrained import untrained_like
 from ldae.models.randomness_ldae import TIMESTEPS, keyed_uniform
 from ldae.sections import TokenizerConfig
@@ -78,9 +78,8 @@ class NormalizedClassifier(nn.Module):
 def fold(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Fold the BatchNorm of a [`NormalizedClassifier`] into its plain classifier, which has the same logits."""
     plain = {name.removeprefix("plain."): w for name, w in weights.items() if name.startswith("plain.")}
-    scale = (weights["norm.running_var"].double() + BN_EPS).rsqrt()  # (C,)
-    weight = plain["classifier.weight"].double() * scale  # (K, C)
-    bias = plain["classifier.bias"].double() - weight @ weights["norm.running_mean"].double()  # (K,)
+    statistics = weights["norm.running_mean"], weights["norm.running_var"]
+    weight, bias = fold_batch_norm(plain["classifier.weight"], plain["classifier.bias"], *statistics)
     dtype = plain["classifier.weight"].dtype
     return {**plain, "classifier.weight": weight.to(dtype), "classifier.bias": bias.to(dtype)}
 
@@ -128,15 +127,7 @@ def build_noise_classifier(classifier: NoiseClassifierConfig) -> PreTrainedModel
     A tokenizer or autoencoder in front of the network keeps the checkpoint's weights in either case.
     """
     c = classifier
-    cut = {"num_hidden_layers": c.layer, "feature_layer": None} if isinstance(c.layer, int) else {}
-    names = {"id2label": dict(enumerate(c.class_names)), "label2id": {n: i for i, n in enumerate(c.class_names)}}
-    fields: dict[str, Any] = {"feature_layer": c.layer} | cut | names
-    config: Any = open_config(c.checkpoint, **fields)
-    if hasattr(config, "auto_map"):
-        del config.auto_map  # it names code that the classifier's folder does not hold
-    encoder = open_model(AutoModel, c.checkpoint, config=config)
-    model = AutoModelForImageClassification.from_config(encoder.config)
-    setattr(model, model.base_model_prefix, encoder)
+    model = open_as_classifier(c.checkpoint, c.layer, c.class_names)
     return model if c.pretrained else untrained_like(model, c.seed, random_gates=False)
 
 

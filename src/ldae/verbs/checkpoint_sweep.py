@@ -29,8 +29,7 @@ from ldae.reports.checkpoint_course import checkpoint_course
 from ldae.results import Result, add_result, read_results
 from ldae.training.checkpoint_models import checkpoint_models
 from ldae.training.run_folder import RunFolder
-from ldae.verbs.generate import count_scored, weights_kind
-from ldae.verbs.inputs import ProbeInputs, open_inputs, table
+from ldae.verbs.inputs import ProbeInputs, count_scored, open_inputs, table, weights_kind
 from ldae.verbs.options.measure import CheckpointSweepOptions
 
 

@@ -18,12 +18,7 @@ from ldae.pipelines.run_folder import HEUN, RunFolderPipeline
 from ldae.reports.samples import sample_grid
 from ldae.results import Result, add_result
 from ldae.training.progress import progress_bar
-from ldae.training.recipe import load_recipe
-from ldae.verbs.inputs import (
-    data_config,
-    results_place,
-    table,
-)
+from ldae.verbs.inputs import count_scored, data_config, results_place, table, weights_kind
 from ldae.verbs.options.use import GenerateOptions
 
 
@@ -77,14 +72,6 @@ def run(options: GenerateOptions) -> int:
     return 0
 
 
-def weights_kind(checkpoint: str) -> str:
-    """Return "ema" or "raw" weights by the run's recipe.yaml, "unknown" if it has none."""
-    recipe = Path(checkpoint) / "recipe.yaml"
-    if not recipe.is_file():
-        return "unknown"
-    return "raw" if load_recipe(recipe).training.ema_decay is None else "ema"
-
-
 def _samplings(options: GenerateOptions) -> list[Sampling]:
     """List the sampler of the options, or all that are compared."""
     shared: dict[str, Any] = {
@@ -105,17 +92,6 @@ def _samplings(options: GenerateOptions) -> list[Sampling]:
     if not all(name and (not colon or steps.isdecimal()) for name, colon, steps in chosen):
         raise ValueError(f"samplers={options.samplers!r} must be names and steps, such as ddim:50,heun:18.")
     return [Sampling(sampler=name, steps=int(steps) if steps else None, **shared) for name, _, steps in chosen]
-
-
-def count_scored(options: Any) -> int:
-    """Return the number of images that FID and KID are measured on; 0 for none.
-
-    Raises:
-        ValueError: If they are given different numbers.
-    """
-    if options.fid is not None and options.kid is not None and options.fid != options.kid:
-        raise ValueError(f"fid={options.fid} and kid={options.kid} use the same images; give both the same number.")
-    return options.fid or options.kid or 0
 
 
 def _reference_data(options: GenerateOptions) -> DataConfig:

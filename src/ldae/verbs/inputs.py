@@ -198,3 +198,22 @@ def _list_columns(data: DataConfig) -> str:
     except ValueError as error:
         return f"{str(error).partition('; ')[2]}. Name it with --label_column, or choose another --dataset."
     raise AssertionError("a column without a name was found")
+
+
+def count_scored(options: Any) -> int:
+    """Return the number of images that FID and KID are measured on; 0 for none.
+
+    Raises:
+        ValueError: If they are given different numbers.
+    """
+    if options.fid is not None and options.kid is not None and options.fid != options.kid:
+        raise ValueError(f"fid={options.fid} and kid={options.kid} use the same images; give both the same number.")
+    return options.fid or options.kid or 0
+
+
+def weights_kind(checkpoint: str) -> str:
+    """Return "ema" or "raw" weights by the run's recipe.yaml, "unknown" if it has none."""
+    recipe = Path(checkpoint) / "recipe.yaml"
+    if not recipe.is_file():
+        return "unknown"
+    return "raw" if load_recipe(recipe).training.ema_decay is None else "ema"

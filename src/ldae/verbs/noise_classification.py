@@ -7,6 +7,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from transformers import AutoModelForImageClassification
 
+from ldae.checkpoints import open_model
 from ldae.evaluation.linear_probe import ProbeSettings
 from ldae.evaluation.metrics import mean_and_stderr
 from ldae.evaluation.noise_classification import (
@@ -135,7 +136,7 @@ class _Comparison:
             )
             data = dataclasses.replace(inputs.data, horizontal_flip=self.horizontal_flip)
             folder = train_noise_classifier(classifier, data, inputs.output_dir / place / f"seed-{seed}")
-            model = AutoModelForImageClassification.from_pretrained(folder)
+            model = open_model(AutoModelForImageClassification, folder)
             scores.append(noisy_accuracy(model, self.test, self.timesteps, device=inputs.device, dtype=inputs.dtype))
         details = {
             "classifier": f"the network up to the block, BatchNorm and a linear layer, {name}, one for all levels",
