@@ -82,6 +82,8 @@ sys.exit(f"imported {heavy}" if heavy else status)
         ("--help", 0),
         ("pretrain --help", 0),
         ("knn --help", 0),
+        ("init --help", 0),
+        ("init folder --minutes 0", 2),
         ("finetune --help", 0),
         ("deconstruct --help", 0),
         ("pretrain --config digits --images 0", 2),

@@ -11,6 +11,7 @@ from .latents import cache_latents, open_latents
 from .loader import ImageLoader
 from .sources import ImageSource, list_splits, open_images, open_probe_images
 from .stored_order import iterate_once
+from .survey import ImageSurvey, survey_images
 
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "DataConfig",
     "ImageLoader",
     "ImageSource",
+    "ImageSurvey",
     "UnreadableImageError",
     "augment_geometry",
     "cache_latents",
@@ -32,4 +34,5 @@ __all__ = [
     "open_probe_images",
     "prepare_images",
     "prepare_latents",
+    "survey_images",
 ]

@@ -4,10 +4,12 @@ Resizing and cropping give exactly the pixels of `LDAEImageProcessor` (PIL backe
 `decode_size`, centre crop), so that training and the saved image processor see the same images.
 """
 
+import hashlib
 import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,8 @@ from ldae.models.image_conversion_ldae import convert_image, crop_narrow_image
 
 # Trying every known format takes longer than decoding a small image.
 _MAGIC = ((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG"), (b"GIF8", "GIF"))
+
+GREY_TOLERANCE = 8  # of 255: JPEG's rounding leaves a trace of colour in grey images
 
 
 class UnreadableImageError(ValueError):
@@ -91,6 +95,44 @@ def decode_whole_image(record: Any, num_channels: int) -> tuple[Image.Image, tup
     notes: list[str] = []
     with _opened(record, notes) as image:
         return convert_image(image, "RGB" if num_channels == 3 else "L", notes).copy(), tuple(notes)
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What a file says of its image, and what its pixels show.
+
+    Args:
+        width, height: Size in pixels, upright.
+        mode: Pillow's mode of the stored pixels, such as `RGB` or `I;16`.
+        has_colour: False if all pixels are grey, also in a file with three channels.
+        digest: Hash of the file, the same for exact duplicates.
+    """
+
+    width: int
+    height: int
+    mode: str
+    has_colour: bool
+    digest: str
+
+
+def examine_image(record: Any) -> ImageFacts:
+    """Decode one image and describe it.
+
+    Args:
+        record: See [`decode_image`].
+
+    Returns:
+        [`ImageFacts`].
+
+    Raises:
+        UnreadableImageError: If the file is missing, empty, truncated, too large or no image.
+    """
+    data = _read_bytes(record)
+    with _opened(data, []) as image:
+        mode, upright = image.mode, convert_image(image)
+        small = np.asarray(upright.resize((32, 32))).astype(int)  # (32, 32, 3)
+        has_colour = bool((small.max(axis=2) - small.min(axis=2)).max() > GREY_TOLERANCE)
+        return ImageFacts(*upright.size, mode, has_colour, hashlib.sha256(data).hexdigest())
 
 
 @contextmanager

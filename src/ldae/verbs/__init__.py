@@ -27,6 +27,10 @@ class Verb:
 
 
 GROUPS: dict[str, dict[str, Verb]] = {
+    "start": {
+        "init": Verb("look at your images and this machine, and write a recipe that fits both", "start.InitOptions"),
+        "recipes": Verb("list and print the recipes that come with ldae", "start.RecipesOptions", at_once=True),
+    },
     "train": {
         "train_tokenizer": Verb("fit the latent tokenizer of a recipe", "train.TrainTokenizerOptions"),
         "pretrain": Verb("pre-train from a recipe; the same command resumes", "train.PretrainOptions"),
@@ -60,7 +64,6 @@ GROUPS: dict[str, dict[str, Verb]] = {
         ),
         "card": Verb("write a checkpoint's model card from its results", "share.CardOptions", at_once=True),
         "push_to_hub": Verb("upload a checkpoint's folder to the Hub", "share.PushToHubOptions", at_once=True),
-        "recipes": Verb("list and print the recipes that come with ldae", "share.RecipesOptions", at_once=True),
     },
 }
 VERBS: dict[str, Verb] = {name: verb for group in GROUPS.values() for name, verb in group.items()}

@@ -4,7 +4,7 @@ import json
 
 from ldae.options.help import json_schema
 from ldae.training.recipe import recipe_options, recipes_folder
-from ldae.verbs.options.share import RecipesOptions
+from ldae.verbs.options.start import RecipesOptions
 
 
 def run(options: RecipesOptions) -> int:

@@ -1,4 +1,4 @@
-"""Options of the verbs that share checkpoints and recipes."""
+"""Options of the verbs that share checkpoints."""
 
 from typing import Annotated, Literal
 
@@ -81,16 +81,3 @@ class PushToHubOptions:
     with_code: bool = True
     commit_message: str | None = None
     config: str | None = None
-
-
-@options
-class RecipesOptions:
-    """List the recipes that come with ldae, print one, or print the JSON schema with which editors complete recipes.
-
-    Args:
-        name: Recipe to print, such as digits; by default all are listed.
-        schema: Print the JSON schema of recipes.
-    """
-
-    name: Annotated[str | None, Positional] = None
-    schema: bool = False

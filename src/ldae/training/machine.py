@@ -1,0 +1,60 @@
+"""The machine that a run is planned for: cores, memory and accelerator."""
+
+import os
+from dataclasses import dataclass
+
+import psutil
+import torch
+from accelerate import PartialState
+
+from ldae.training.estimate import free_memory
+from ldae.training.progress import describe_bytes
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run can use.
+
+    Args:
+        cores: Cores of the CPU that this process may use.
+        memory: Memory in bytes.
+        free: Free memory in bytes.
+        device: Type of the device that training chooses: `cuda`, `mps`, `cpu`, ...
+        accelerators: Their names, empty on a CPU.
+        bf16: Whether the accelerator computes in bfloat16.
+    """
+
+    cores: int
+    memory: int
+    free: int
+    device: str
+    accelerators: list[str]
+    bf16: bool
+
+    @property
+    def on_cpu(self) -> bool:
+        """True if training runs on the CPU."""
+        return self.device == "cpu"
+
+    def __str__(self) -> str:
+        accelerators = ", ".join(self.accelerators) or "no GPU"
+        return (
+            f"{self.cores} {'core' if self.cores == 1 else 'cores'}, {describe_bytes(self.memory)} of memory "
+            f"({describe_bytes(self.free)} free), {accelerators}"
+        )
+
+
+def look_at_machine() -> Machine:
+    """Describe this machine as training would use it."""
+    device = PartialState().device.type
+    names = (
+        [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if device == "cuda" else []
+    )
+    return Machine(
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        memory=psutil.virtual_memory().total,
+        free=free_memory(torch.device("cpu")),
+        device=device,
+        accelerators=names or ([] if device == "cpu" else [device]),
+        bf16=device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False),
+    )

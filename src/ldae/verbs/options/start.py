@@ -1,0 +1,53 @@
+"""Options of the verbs before training."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ldae.options import Positional, options
+
+
+@options
+class InitOptions:
+    """Look at a folder of images and at this machine, measure training steps, and write a recipe that trains in the
+    time given: size of the images and the network, batch, learning rate and budget, each with its reason. Nothing is
+    trained.
+
+    Args:
+        folder: Folder of images, with or without sub-folders; also a folder or glob of parquet files, or a Hub id.
+        minutes: Time for everything that the recipe runs here, start and probes included.
+        output: File of the recipe; by default FOLDER.yaml here, by the folder's name.
+        output_dir: The run's folder that the recipe names; by default runs/FOLDER.
+        size: Size of the network; by default the largest that sees enough images in the time.
+        image_size: Side of the images in pixels; by default what the images and this machine allow.
+        split: Split that is read.
+        image_column: Column of the images; by default the one with the image type.
+        label_column: Column of the labels; by default the one with the class label type.
+        examine: Images that are decoded at most, spread over the folder.
+        overwrite: Replace the recipe if there is one.
+    """
+
+    folder: Annotated[str, Positional]
+    minutes: float = Field(60.0, gt=0)
+    output: str | None = None
+    output_dir: str | None = None
+    size: Literal["nano", "tiny", "small", "base", "12L", "large"] | None = None
+    image_size: int | None = Field(None, ge=8)
+    split: str = "train"
+    image_column: str | None = None
+    label_column: str | None = None
+    examine: int = Field(2000, ge=10)
+    overwrite: bool = False
+
+
+@options
+class RecipesOptions:
+    """List the recipes that come with ldae, print one, or print the JSON schema with which editors complete recipes.
+
+    Args:
+        name: Recipe to print, such as digits; by default all are listed.
+        schema: Print the JSON schema of recipes.
+    """
+
+    name: Annotated[str | None, Positional] = None
+    schema: bool = False
