@@ -32,6 +32,7 @@ BENCHMARKS = (
     "latent_cache",
     "pca",
     "data",
+    "decoding",
     "extraction",
 )
 FOLDER = Path(__file__).parent

@@ -35,6 +35,8 @@ class DataConfig:
         num_workers: Worker processes of each process's loader; 0 decodes in the process itself.
         decode_size: Side in pixels to which images are resized and centre-cropped when they are decoded; by default
             the model's `image_size`. If it is given, random crops are cut from this square.
+        reduced_decoding: Decode a JPEG file at a half, a quarter or an eighth of its size if that is at least three
+            times the size needed: about three times faster for photographs, and equal to within a grey level.
         random_resized_crop: Crop a random box and resize it to `image_size`, antialiased. The box is drawn from the
             whole image, which need not be square, unless `decode_size` is given.
         crop_scale: Smallest and largest share of the image's area in the box.
@@ -65,6 +67,7 @@ class DataConfig:
     shuffle_window: int = Field(1024, ge=1)
     num_workers: int = Field(2, ge=0)
     decode_size: int | None = Field(None, ge=1)
+    reduced_decoding: bool = True
     random_resized_crop: bool = False
     crop_scale: tuple[float, float] = (0.2, 1.0)
     horizontal_flip: bool = False

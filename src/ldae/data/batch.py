@@ -67,11 +67,13 @@ class Decoder:
         num_channels (`int`): 3 (RGB) or 1 (luminance).
         size (`int`, in pixels): Side of the result.
         crop ([`~ldae.data.augment.RandomCrop`], *optional*): Crops a random box of the image instead of its centre.
+        reduced (`bool`, defaults to `True`): Decode large JPEG files at a reduced scale, see [`decode_image`].
     """
 
     num_channels: int
     size: int
     crop: RandomCrop | None = None
+    reduced: bool = True
 
     def __post_init__(self) -> None:
         if self.num_channels not in (1, 3):
@@ -85,7 +87,7 @@ class Decoder:
                 raise ValueError("position=None must be the example's position in the run, which draws its crop.")
             box = partial(self.crop.box, position)
         try:
-            pixels, notes = decode_image(record, self.num_channels, self.size, box)
+            pixels, notes = decode_image(record, self.num_channels, self.size, box, reduced=self.reduced)
         except UnreadableImageError as error:
             counts[f"{SKIPPED} {error.reason}"] += 1
             return None

@@ -1,7 +1,8 @@
 """Decode an image to pixels: unusual kinds are converted and counted, and only unreadable ones refused.
 
 Resizing and cropping give exactly the pixels of `LDAEImageProcessor` (PIL backend, bicubic, shortest edge to
-`decode_size`, centre crop), so that training and the saved image processor see the same images.
+`decode_size`, centre crop), so that training and the saved image processor see the same images. Large JPEG files are
+decoded at a reduced scale, and then differ by a fraction of a grey level.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ldae.models.image_conversion_ldae import convert_image, crop_narrow_image
+from ldae.models.image_conversion_ldae import MAX_ASPECT_RATIO, convert_image, crop_narrow_image, read_orientation
 
 
 # Trying every known format takes longer than decoding a small image.
@@ -32,12 +33,16 @@ class UnreadableImageError(ValueError):
         self.reason = reason
 
 
+# Decoders of JPEG can leave out high frequencies, which reduces the image by one of these factors and saves time.
+REDUCTIONS = (8, 4, 2)
+MARGIN = 3  # a reduced image is still this many times larger than the result, so that resizing decides how that looks
+
 # From the width and height of an image to a box (left, top, right, bottom).
 Crop = Callable[[int, int], tuple[float, float, float, float]]
 
 
 def decode_image(
-    record: Any, num_channels: int, decode_size: int, crop: Crop | None = None
+    record: Any, num_channels: int, decode_size: int, crop: Crop | None = None, *, reduced: bool = True
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Decode one image.
 
@@ -51,6 +56,8 @@ def decode_image(
         crop (`Callable`, *optional*): From the image's width and height to the box `(left, top, right, bottom)` that
             is resized to the result, bilinearly with antialiasing. By default the shortest edge is resized and the
             centre cropped.
+        reduced (`bool`, defaults to `True`): Decode a JPEG file at a half, a quarter or an eighth of its size if that
+            is at least three times the size needed.
 
     Returns:
         The pixels, a `np.ndarray` of shape `(num_channels, decode_size, decode_size)` in uint8, and the names of the
@@ -77,7 +84,8 @@ def decode_image(
         raise ValueError(f"num_channels={num_channels} must be 3 (RGB) or 1 (luminance).")
     notes: list[str] = []
     with _opened(record, notes) as image:
-        return image_to_pixels(image, num_channels, decode_size, notes, crop), tuple(notes)
+        whole = reduce_jpeg(image, decode_size, crop) if reduced else None
+        return image_to_pixels(image, num_channels, decode_size, notes, crop, whole), tuple(notes)
 
 
 def decode_whole_image(record: Any, num_channels: int) -> tuple[Image.Image, tuple[str, ...]]:
@@ -153,8 +161,40 @@ def _opened(record: Any, notes: list[str]) -> Iterator[Image.Image]:
         raise UnreadableImageError("truncated or damaged") from error
 
 
+def reduce_jpeg(image: Image.Image, size: int, crop: Crop | None = None) -> tuple[int, int, int] | None:
+    """Let the decoder reduce a JPEG file that is much larger than needed; call it before the image is loaded.
+
+    Args:
+        image (`PIL.Image.Image`): An opened file.
+        size, crop: See [`image_to_pixels`].
+
+    Returns:
+        Width and height of the whole upright image, and the factor of the reduction; `None` for an image that is
+        decoded whole.
+    """
+    if image.format not in ("JPEG", "MPO"):
+        return None
+    orientation = read_orientation(image)
+    width, height = image.size if orientation < 5 else image.size[::-1]
+    left, top, right, bottom = (0, 0, width, height) if crop is None else crop(width, height)
+    needed, shorter = MARGIN * size, min(right - left, bottom - top)
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        return None
+    for factor in REDUCTIONS:
+        # A side that is no multiple ends in a partial pixel, which would come first in a turned image.
+        exact = orientation == 1 or not (width % factor or height % factor)
+        if exact and shorter >= factor * needed and image.draft(None, (image.width // factor, image.height // factor)):
+            return width, height, factor
+    return None
+
+
 def image_to_pixels(
-    image: Image.Image, num_channels: int, size: int, notes: list[str] | None = None, crop: Crop | None = None
+    image: Image.Image,
+    num_channels: int,
+    size: int,
+    notes: list[str] | None = None,
+    crop: Crop | None = None,
+    whole: tuple[int, int, int] | None = None,
 ) -> np.ndarray:
     """Convert a decoded image of any kind to pixels: shortest edge to `size` and centre crop, or a box.
 
@@ -164,16 +204,22 @@ def image_to_pixels(
         size (`int`): Side of the result in pixels.
         notes (`list[str]`, *optional*): The names of the conversions that were needed are appended to it.
         crop (`Callable`, *optional*): See [`decode_image`].
+        whole (`tuple[int, int, int]`, *optional*): What [`reduce_jpeg`] returned for the image.
 
     Returns:
         `np.ndarray` of shape `(num_channels, size, size)` in uint8.
     """
     notes = [] if notes is None else notes
     image = convert_image(image, "RGB" if num_channels == 3 else "L", notes)
+    if whole is None:
+        image = crop_narrow_image(image, notes) if crop is None else image
+        whole = (*image.size, 1)
     if crop is None:
-        image = _resize_and_crop(image, size, notes)
+        image = _resize_and_crop(image, size, *whole)
     else:
-        image = image.resize((size, size), Image.Resampling.BILINEAR, box=crop(*image.size))
+        width, height, factor = whole
+        left, top, right, bottom = (edge / factor for edge in crop(width, height))
+        image = image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
     pixels = np.asarray(image)
     if num_channels == 1:
         return pixels[None]  # (1, S, S)
@@ -216,19 +262,20 @@ def _guess_formats(data: bytes) -> list[str] | None:
     return None  # all that Pillow knows
 
 
-def _resize_and_crop(image: Image.Image, size: int, notes: list[str]) -> Image.Image:
-    """Resize the shortest edge to `size` and crop the centre, with the rounding of transformers."""
-    width, height = image.size
+def _resize_and_crop(image: Image.Image, size: int, width: int, height: int, factor: int) -> Image.Image:
+    """Resize the shortest edge to `size` and crop the centre, with the rounding of transformers.
+
+    `width` and `height` are those of the whole image, which `image` may be reduced from by `factor`.
+    """
     if (width, height) == (size, size):
         return image
-    image = crop_narrow_image(image, notes)
-    width, height = image.size
     if width <= height:
         new_width, new_height = size, int(size * height / width)
     else:
         new_width, new_height = int(size * width / height), size
     if (new_width, new_height) != (width, height):
-        image = image.resize((new_width, new_height), Image.Resampling.BICUBIC)
+        box = (0.0, 0.0, width / factor, height / factor)
+        image = image.resize((new_width, new_height), Image.Resampling.BICUBIC, box=box)
     left, top = (new_width - size) // 2, (new_height - size) // 2
     if (new_width, new_height) == (size, size):
         return image

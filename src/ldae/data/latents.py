@@ -116,7 +116,7 @@ def cache_latents(
     rows_per_shard = rows_per_shard or choose_rows_per_shard(count)
     views, grid = 1 + horizontal_flip, image_size // tokenizer.patch_size
     shape = (views, grid**2, tokenizer.latent_dim)  # (V, N, d)
-    decoder = Decoder(num_channels, decode_size or image_size)
+    decoder = Decoder(num_channels, decode_size or image_size, reduced=source.reduced_decoding)
     cache = ShardFolder(Path(folder), "latent_cache", "latents", IDENTITY_FILE)
     network = (tokenizer.patch_size, tokenizer.num_channels, tokenizer.latent_scaling, tokenizer.conv_vae_config)
     identity = {
@@ -127,6 +127,7 @@ def cache_latents(
         "has_labels": source.label_column is not None,
         "image_size": image_size,
         "decode_size": decoder.size,
+        "reduced_decoding": decoder.reduced,
         "num_channels": num_channels,
         "shape": list(shape),
         "dtype": dtype,

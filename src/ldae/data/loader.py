@@ -88,7 +88,7 @@ class ImageLoader:
         self.counts: Counter[str] = Counter()  # conversions and skips of the first epoch, in this process
         crop = RandomCrop(seed, config.crop_scale) if config.crops_whole_images else None
         self._decoder: Any = (
-            Decoder(num_channels, config.decode_size or image_size, crop)
+            Decoder(num_channels, config.decode_size or image_size, crop, source.reduced_decoding)
             if source.latent_cache is None
             else CachedLatents()
         )

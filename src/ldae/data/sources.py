@@ -45,6 +45,7 @@ class ImageSource:
         latent_cache (`str`, *optional*): Folder of a cache of latents, which `image_column` then holds instead of
             images; see [`open_latents`].
         other_columns (`tuple[str, ...]`, *optional*): Further columns that were asked for.
+        reduced_decoding (`bool`): Large JPEG files are decoded at a reduced scale.
     """
 
     dataset: Dataset | IterableDataset
@@ -57,6 +58,7 @@ class ImageSource:
     split: str
     latent_cache: str | None = None
     other_columns: tuple[str, ...] = ()
+    reduced_decoding: bool = True
 
     @property
     def description(self) -> str:
@@ -200,6 +202,7 @@ def _open_split(
         name=config.dataset if config.dataset_config is None else f"{config.dataset}, {config.dataset_config}",
         split=split,
         other_columns=others,
+        reduced_decoding=config.reduced_decoding,
     )
 
 

@@ -71,7 +71,7 @@ def iterate_once(
             f"batch_size={batch_size} and limit={limit} must be at least 1, and rank={rank} from 0 to "
             f"{world_size - 1}."
         )
-    decoder = Decoder(num_channels, decode_size or image_size, crop)
+    decoder = Decoder(num_channels, decode_size or image_size, crop, source.reduced_decoding)
     rows = StoredOrder(source, decoder, batch_size, rank, world_size, limit, skip_positions)
     loader = make_torch_loader(rows, min(num_workers, 1) if source.streaming else num_workers)
     return _full_batches(loader, batch_size, source, Counter() if counts is None else counts)

@@ -30,13 +30,15 @@ class CroppedPixels:
 
     num_channels: int
     size: int
+    reduced: bool = True
 
     def __call__(self, record: Any) -> tuple[np.ndarray, tuple[str, ...]]:
         """Return the pixels of a record, and what was converted."""
-        return decode_image(record, self.num_channels, self.size)
+        return decode_image(record, self.num_channels, self.size, reduced=self.reduced)
 
     def __str__(self) -> str:
-        return f"centre crop, {self.num_channels} x {self.size} x {self.size}"
+        decoding = ", JPEG files decoded at reduced scale" if self.reduced else ""
+        return f"centre crop, {self.num_channels} x {self.size} x {self.size}{decoding}"
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ def extract_table(
         if value is not None and value < 1:
             raise ValueError(f"{name}={value} must be at least 1.")
     state = PartialState()
-    pixels = pixels or CroppedPixels(reader.encoder.num_channels, reader.encoder.image_size)
+    pixels = pixels or CroppedPixels(reader.encoder.num_channels, reader.encoder.image_size, source.reduced_decoding)
     rows = RowReader(source, pixels, named=_first_name(source) is not None, root=root)
     features = table_features(rows.features, reader.columns, dtype)
     place = FeatureFolder(Path(folder), _split_name(source), source.streaming)

@@ -60,7 +60,7 @@ def convert_image(image: Image.Image, mode: str = "RGB", notes: list[str] | None
     """
     notes = [] if notes is None else notes
     image.load()  # some formats store the orientation or the transparency after the pixels
-    if _is_rotated(image):
+    if read_orientation(image) != 1:
         image = ImageOps.exif_transpose(image)
         notes.append("rotated by EXIF")
     if image.mode == mode and "transparency" not in image.info:
@@ -100,10 +100,12 @@ def crop_narrow_image(image: Image.Image, notes: list[str] | None = None) -> Ima
     return image.crop((left, top, left + crop_width, top + crop_height))
 
 
-def _is_rotated(image: Image.Image) -> bool:
+def read_orientation(image: Image.Image) -> int:
+    """Read the EXIF orientation, 1 to 8; 1 is upright. Rows and columns are exchanged from 5 on."""
     if not any(key in image.info for key in _ORIENTATION_KEYS):
-        return False  # Pillow turns a TIFF by itself when loading it
-    return image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+        return 1  # Pillow turns a TIFF by itself when loading it
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return orientation if orientation in range(2, 9) else 1
 
 
 def _to_8_bit(image: Image.Image, notes: list[str]) -> Image.Image:

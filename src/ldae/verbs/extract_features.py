@@ -1,5 +1,6 @@
 """`ldae extract_features CHECKPOINT --output_dir DIR`: the features of a whole data set as a table."""
 
+import dataclasses
 import io
 import os
 from collections import Counter
@@ -48,6 +49,8 @@ def run(options: ExtractFeaturesOptions) -> int:
         data = data_config(options)
         source = open_images(data, other_columns=[] if options.columns == ["none"] else options.columns)
         reader, pixels = open_reader(options, accelerator.device if accelerator.num_processes > 1 else device)
+        if isinstance(pixels, CroppedPixels):
+            pixels = dataclasses.replace(pixels, reduced=source.reduced_decoding)
     done = _extract(options, data, source, reader, pixels, accelerator)
     status = 0
     if accelerator.is_main_process:
