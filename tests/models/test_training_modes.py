@@ -5,8 +5,16 @@ import copy
 import pytest
 import torch
 
-from ldae import LDAEForPreTraining, LDAEModel
+from ldae import (
+    DDAEConfig,
+    DDAEForPreTraining,
+    DDAEModel,
+    LDAEForImageClassification,
+    LDAEForPreTraining,
+    LDAEModel,
+)
 from tests.models.small_models import draw_corruption, draw_images, open_gates, small_config
+from tests.models.test_ddae_pretraining import UNET
 
 
 def gradients(model: LDAEForPreTraining, step: LDAEForPreTraining | None = None) -> dict[str, torch.Tensor]:
@@ -99,3 +107,49 @@ def test_a_few_steps_lower_the_loss() -> None:
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
+
+
+def ddae() -> DDAEForPreTraining:
+    return DDAEForPreTraining(DDAEConfig(denoiser_config=UNET))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("make", [lambda: open_gates(LDAEForPreTraining(small_config())), ddae], ids=["ldae", "ddae"])
+def test_corruption_that_is_not_given_is_drawn_by_torchs_generator(make, training: bool) -> None:
+    model = make().train(training)
+
+    def loss(seed: int, **given: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return model(draw_images(), **given).loss
+
+    assert torch.equal(loss(0), loss(0)) and not torch.equal(loss(0), loss(1))
+    torch.manual_seed(0)
+    timesteps, noise = model.draw_corruption(torch.randint(2**40, (3,)), seed=0)
+    assert torch.equal(loss(0), loss(1, timesteps=timesteps, noise=noise))
+    assert torch.equal(loss(0), loss(0, timesteps=timesteps)) and torch.equal(loss(0), loss(0, noise=noise))
+    assert not torch.equal(loss(0), loss(1, timesteps=timesteps))
+
+
+def test_a_step_that_draws_its_corruption_compiles(denoiser: LDAEForPreTraining) -> None:
+    compiled = torch.compile(copy.deepcopy(denoiser), fullgraph=True, backend="aot_eager")
+    compiled(draw_images()).loss.backward()
+    assert compiled(draw_images()).loss != compiled(draw_images()).loss
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: LDAEModel(small_config()),
+        lambda: LDAEForPreTraining(small_config()),
+        lambda: LDAEForImageClassification(small_config()),
+        ddae,
+        lambda: DDAEModel(DDAEConfig(denoiser_config=UNET)),
+    ],
+    ids=["LDAEModel", "LDAEForPreTraining", "LDAEForImageClassification", "DDAEForPreTraining", "DDAEModel"],
+)
+def test_an_image_without_a_batch_is_one_line_with_its_shape(make) -> None:
+    with pytest.raises(
+        ValueError, match=r"^pixel_values has shape \(3, 16, 16\).* give pixel_values\[None\]\.$"
+    ) as said:
+        make()(draw_images()[0])
+    assert "\n" not in str(said.value)

@@ -6,7 +6,13 @@ import pytest
 import torch
 from transformers import AutoModelForImageClassification, Trainer, TrainingArguments
 
-from ldae import DDAEConfig, DDAEForImageClassification, LDAEForImageClassification, LDAEForPreTraining
+from ldae import (
+    DDAEConfig,
+    DDAEForImageClassification,
+    DDAEForPreTraining,
+    LDAEForImageClassification,
+    LDAEForPreTraining,
+)
 from tests.models.small_models import draw_images, open_gates, small_config
 from tests.models.test_ddae_pretraining import UNET
 
@@ -92,6 +98,21 @@ def test_pre_training_is_trained_evaluated_and_saved(tmp_path):
     training.save_model()
     loaded = LDAEForPreTraining.from_pretrained(tmp_path)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["ldae", "ddae"])
+def test_pre_training_needs_no_collator(kind, tmp_path):
+    torch.manual_seed(0)
+    model = (
+        open_gates(LDAEForPreTraining(small_config()))
+        if kind == "ldae"
+        else DDAEForPreTraining(DDAEConfig(denoiser_config=UNET))
+    )
+    fields = {"max_steps": 30, "optim": "adamw_torch", "label_names": ["pixel_values"]}
+    training = trainer(model, tmp_path, examples(), **fields)
+    before = training.evaluate()["eval_loss"]
+    training.train()
+    assert training.evaluate()["eval_loss"] < 0.9 * before
 
 
 @pytest.mark.parametrize("kind", ["ldae", "ddae"])

@@ -9,7 +9,7 @@ from transformers.utils import TransformersKwargs, auto_docstring, can_return_tu
 from .configuration_ddae import DDAEConfig
 from .features_ldae import check_images
 from .modeling_ddae import DDAEModel, DDAEPreTrainedModel
-from .pretraining_ldae import LDAEForPreTrainingOutput
+from .pretraining_ldae import LDAEForPreTrainingOutput, drawn_where_missing
 from .randomness_ldae import NOISE, keyed_normal
 
 
@@ -39,18 +39,19 @@ class DDAEForPreTraining(DDAEPreTrainedModel):
     def forward(
         self,
         pixel_values: torch.Tensor,
-        timesteps: torch.Tensor,
-        noise: torch.Tensor,
+        timesteps: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
         class_labels: torch.Tensor | None = None,
         augmentation_labels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LDAEForPreTrainingOutput:
         r"""
-        timesteps (`torch.LongTensor` of shape `(batch_size,)`):
+        timesteps (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
             Time step of each image, as [`~DDAEForPreTraining.draw_corruption`] draws it; for EDM the noise level
-            sigma, a `torch.FloatTensor`.
-        noise (`torch.FloatTensor` of the shape of `pixel_values`):
-            The noise eps.
+            sigma, a `torch.FloatTensor`. By default drawn anew by torch's generator in every call, in training and in
+            evaluation alike.
+        noise (`torch.FloatTensor` of the shape of `pixel_values`, *optional*):
+            The noise eps; by default drawn as the time steps are.
         class_labels (*optional*):
             Refused: the model is trained without labels.
         augmentation_labels (`torch.FloatTensor` of shape `(batch_size, 9)`, *optional*):
@@ -77,6 +78,7 @@ class DDAEForPreTraining(DDAEPreTrainedModel):
         if augmentation_labels is not None and not self.config.augmentation_labels:
             raise ValueError("augmentation_labels was given, but config.augmentation_labels is False; set it to True.")
         check_images(pixel_values, self.config, self.ddae.stride, any_size=False)
+        timesteps, noise = drawn_where_missing(self, pixel_values, timesteps, noise)
         process = self.ddae.corruption
         noisy = process.add_noise(pixel_values, noise, timesteps)  # (B, C, H, W)
         prediction = process.predict(self._network(augmentation_labels), noisy, timesteps)

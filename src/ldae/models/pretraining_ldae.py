@@ -40,6 +40,28 @@ class LDAEForPreTrainingOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
+def drawn_where_missing(
+    model: Any, examples: torch.Tensor, timesteps: torch.Tensor | None, noise: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Draw time steps, noise or both where they were not given, by torch's generator.
+
+    Args:
+        model: A model with `draw_corruption`, which is called for random positions.
+        examples (`torch.Tensor` of shape `(B, ...)`): Gives number and device.
+        timesteps (`torch.Tensor` of shape `(B,)`, *optional*), noise (`torch.Tensor` of shape `(B, ...)`, *optional*):
+            What was given.
+
+    Returns:
+        `timesteps` and `noise`.
+    """
+    if timesteps is not None and noise is not None:
+        return timesteps, noise
+    positions = torch.randint(2**40, (len(examples),), device=examples.device)
+    drawn_timesteps, drawn_noise = model.draw_corruption(positions, seed=0)
+    return drawn_timesteps if timesteps is None else timesteps, drawn_noise if noise is None else noise
+
+
 @auto_docstring(
     custom_intro="""
     The whole l-DAE for pre-training: encoder and decoder in one stack of blocks, which predicts the clean image from
@@ -60,18 +82,19 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
     @auto_docstring
     def forward(
         self,
-        pixel_values: torch.Tensor | None,
-        timesteps: torch.Tensor,
-        noise: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
+        timesteps: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
         class_labels: torch.Tensor | None = None,
         latents: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LDAEForPreTrainingOutput:
         r"""
-        timesteps (`torch.LongTensor` of shape `(batch_size,)`):
-            Time step of each image, as [`~LDAEForPreTraining.draw_corruption`] draws them.
-        noise (`torch.FloatTensor` of shape `(batch_size, num_patches, latent_dim)`):
-            The noise eps.
+        timesteps (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+            Time step of each image, as [`~LDAEForPreTraining.draw_corruption`] draws them; by default drawn anew by
+            torch's generator in every call, in training and in evaluation alike.
+        noise (`torch.FloatTensor` of shape `(batch_size, num_patches, latent_dim)`, *optional*):
+            The noise eps; by default drawn as the time steps are.
         class_labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
             Classes to condition on; refused where `config.num_class_embeds` is `None`.
         latents (`torch.FloatTensor` of shape `(batch_size, num_patches, latent_dim)`, *optional*):
@@ -88,6 +111,8 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
         >>> outputs = model(torch.zeros(2, 3, 16, 16), timesteps, noise)
         >>> outputs.prediction.shape, outputs.reconstruction.shape
         (torch.Size([2, 16, 48]), torch.Size([2, 3, 16, 16]))
+        >>> model(torch.zeros(2, 3, 16, 16)).loss.shape  # at time steps and noise that it draws by itself
+        torch.Size([])
 
         ```
         """
@@ -106,6 +131,7 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
             check_images(pixel_values, self.config, self.config.patch_size, any_size=False)
             x0 = patchify(pixel_values, self.config.patch_size).float()  # (B, N, D)
             z0 = self.ldae.encode(pixel_values)  # (B, N, d)
+        timesteps, noise = drawn_where_missing(self, z0, timesteps, noise)
         zt = self.ldae.corruption(z0, noise, timesteps)  # (B, N, d)
         prediction = self.denoise(zt, timesteps, class_labels, **kwargs)  # (B, N, output_dim)
 
