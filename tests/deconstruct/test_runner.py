@@ -265,4 +265,4 @@ def test_wrong_arguments_are_one_line(write_preset, tmp_path, capsys):
 def test_a_tokenizers_name_says_what_it_is(write_preset, tmp_path):
     preset = load_preset(write_preset(rows=[7]))
     run = Deconstruction(preset, tmp_path).runs[0]
-    assert re.fullmatch(r"pca-d4-[0-9a-f]{8}", tokenizer_name(Deconstruction(preset, tmp_path)._recipe(run)))
+    assert re.fullmatch(r"pca-d4-[0-9a-f]{8}", tokenizer_name(Deconstruction(preset, tmp_path).recipe(run)))

@@ -4,13 +4,11 @@ import dataclasses
 import gc
 import time
 from contextlib import nullcontext
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, parse_flag_from_env
+from accelerate.utils import broadcast_object_list
 
 from ldae.data import ImageSource, open_images
 from ldae.deconstruct.collect import BASELINES, run_path
@@ -24,6 +22,7 @@ from ldae.deconstruct.variants import Variant, list_variants, variant_recipe
 from ldae.evaluation.extractor import INCEPTION
 from ldae.files import FolderClaim
 from ldae.hub.model_card import write_model_card
+from ldae.processes import join_processes
 from ldae.training.pretraining import pretrain
 from ldae.training.progress import describe_seconds
 from ldae.training.recipe import Recipe
@@ -69,9 +68,7 @@ class Deconstruction:
         command: str = "",
     ) -> None:
         self.preset, self.output_dir, self.command = preset, Path(output_dir), command
-        # Only the main process probes and draws, however long that takes; the others wait for it.
-        fresh = {"cpu": parse_flag_from_env("ACCELERATE_USE_CPU"), "timeout": timedelta(days=7)}
-        self.state = PartialState(**({} if PartialState._shared_state else fresh))
+        self.state = join_processes()
         self.device = torch.device("cpu") if self.state.device.type == "mps" else self.state.device
         self.num_classes: int | None = None
         variants = list_variants(preset)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from ldae.data import Batch, iterate_once, open_images
@@ -17,6 +16,7 @@ from ldae.evaluation.distances import image_distances
 from ldae.evaluation.extractor import load_extractor
 from ldae.evaluation.generation import Sampling, generate_images, generation_results
 from ldae.pipelines.pipeline_ldae import LDAEPipeline
+from ldae.processes import join_processes
 from ldae.reports.samples import sample_grid
 from ldae.training.recipe import Recipe
 
@@ -38,7 +38,7 @@ def measure_samples(
             [`~ldae.evaluation.extractor.load_extractor`].
         device (`torch.device`): Device to draw on.
     """
-    state = PartialState()
+    state = join_processes()
     config = recipe.model_config()
     chosen = {name: value for name, value in dataclasses.asdict(options).items() if name not in ("rows", "extractor")}
     settings = [chosen, Path(extractor).name, recipe.training.images]

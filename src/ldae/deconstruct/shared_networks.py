@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
-from accelerate import PartialState
 
 from ldae.deconstruct.preset import Preset
 from ldae.deconstruct.variants import tokenizer_name
 from ldae.files import FolderClaim, hash_settings, write_whole
+from ldae.processes import join_processes
 from ldae.training.recipe import Recipe
 from ldae.training.resnet_classifier import train_resnet_classifier
 from ldae.training.tokenizer_training import tokenizer_recipe, train_tokenizer
@@ -33,7 +33,7 @@ def shared_tokenizer(recipe: Recipe, output_dir: Path, say: Callable[[str], None
     own = tokenizer_recipe(recipe, folder)
     with claimed(folder, say):
         update_paths(folder, own)
-        PartialState().wait_for_everyone()
+        join_processes().wait_for_everyone()
         train_tokenizer(own)
     return folder
 
@@ -54,14 +54,14 @@ def shared_classifier(preset: Preset, recipe: Recipe, output_dir: Path, say: Cal
     )
     first_seed = dataclasses.replace(recipe.training, seed=0)
     with claimed(folder, say):
-        PartialState().wait_for_everyone()
+        join_processes().wait_for_everyone()
         return train_resnet_classifier(dataclasses.replace(recipe, training=first_seed), preset.classifier, folder)
 
 
 @contextmanager
 def claimed(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Claim a folder for this launch while the block runs; only its main process does, the others pass."""
-    if not PartialState().is_main_process:
+    if not join_processes().is_main_process:
         yield
         return
     claim = FolderClaim(folder)
@@ -80,7 +80,7 @@ def update_paths(folder: Path, recipe: Recipe) -> None:
     A run is compared with the recipe that it began with; the place of its tokenizer makes no difference to it.
     """
     file = folder / "recipe.yaml"
-    if not file.is_file() or not PartialState().is_main_process:
+    if not file.is_file() or not join_processes().is_main_process:
         return
     stored = yaml.safe_load(file.read_text())
     for name in ("tokenizer", "perceptual_model"):

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather, pad_across_processes
 from torch import nn
 from torchmetrics import Metric
@@ -14,6 +13,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from ldae.data import Batch
+from ldae.processes import join_processes
 
 from .extractor import FeatureExtractor
 
@@ -58,7 +58,7 @@ def read_reference(batches: Iterable[Batch], extractor: FeatureExtractor, *, kid
     Raises:
         ValueError: If there are fewer than two images.
     """
-    PartialState()  # knows of the other processes
+    join_processes()  # knows of the other processes
     # torchmetrics' sums are in float64, which Apple's GPUs do not have, and NCCL reduces on the GPU alone.
     device = extractor.device if extractor.device.type == "cuda" else torch.device("cpu")
     metric = FrechetInceptionDistance(feature=AsTheyAre(extractor.num_features)).to(device)

@@ -17,6 +17,7 @@ from ldae.data import ImageSource
 from ldae.data.loader import make_torch_loader
 from ldae.data.rows import hash_source
 from ldae.files import hash_tensors, shard_ranges
+from ldae.processes import join_processes
 
 from .folder import (
     DATA_FOLDER,
@@ -120,8 +121,8 @@ def extract_table(
     for name, value in {"batch_size": batch_size, "rows_per_shard": rows_per_shard}.items():
         if value is not None and value < 1:
             raise ValueError(f"{name}={value} must be at least 1.")
-    state = PartialState()
     pixels = pixels or CroppedPixels(reader.encoder.num_channels, reader.encoder.image_size, source.reduced_decoding)
+    state = join_processes()
     rows = RowReader(source, pixels, named=_first_name(source) is not None, root=root)
     features = table_features(rows.features, reader.columns, dtype)
     place = FeatureFolder(Path(folder), _split_name(source), source.streaming)

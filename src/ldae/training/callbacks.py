@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, get_available_trackers
 from accelerate.utils import ProjectConfiguration
 from PIL import Image
@@ -17,6 +16,7 @@ from ldae.evaluation.grid_search import name_layer, write_choice
 from ldae.evaluation.online import OnlineProbe
 from ldae.hub.model_card import write_model_card
 from ldae.hub.push import HubUploader
+from ldae.processes import make_accelerator
 from ldae.results import Result, add_result
 from ldae.sections import TrainingConfig
 from ldae.training.loop import Callback, Run
@@ -158,7 +158,7 @@ class Trackers(Callback):
             run_id = file.read_text() if file.is_file() else uuid.uuid4().hex[:8]
             file.write_text(run_id)
         project = ProjectConfiguration(str(run.folder.path), logging_dir=str(logs))
-        self.accelerator = Accelerator(log_with=self.names, project_config=project)
+        self.accelerator = make_accelerator(log_with=self.names, project_config=project)
         arguments = {
             "wandb": {"id": run_id, "resume": "allow", "name": run.folder.path.name},
             "trackio": {"name": run_id, "resume": "allow"},

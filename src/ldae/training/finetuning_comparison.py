@@ -5,9 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
 from ldae.evaluation.metrics import mean_and_stderr
+from ldae.processes import join_processes
 from ldae.results import Result, add_result, read_results
 from ldae.training.finetuning import finetune
 from ldae.training.finetuning_recipe import load_finetuning_recipe
@@ -83,7 +82,7 @@ def compare_with_scratch(
             chosen = [entry for entry in entries if entry["protocol"]["weights"] == weights]
             runs = ComparedRuns(start, weights, tuple(entry["value"] for entry in chosen))
             compared.append(runs)
-            if PartialState().is_main_process:
+            if join_processes().is_main_process:
                 about: dict[str, Any] = {"seeds": seeds, "checkpoint": start, "stderr": runs.stderr}
                 add_result(output_dir, replace(Result.from_entry(chosen[0]), value=runs.mean, **about))
     return compared

@@ -16,6 +16,7 @@ from diffusers.training_utils import EMAModel
 from ldae import stopping
 from ldae.data import Batch, ImageLoader, check_disjoint, describe_counts
 from ldae.errors import RunError
+from ldae.processes import make_accelerator
 from ldae.sections import TrainingConfig
 from ldae.training.budget import budget_warnings
 from ldae.training.checkpoint import (
@@ -70,7 +71,7 @@ def train(task: Task, options: TrainingConfig, folder: RunFolder, callbacks: Seq
     if folder.finished(options.images):
         print(f"{folder.path} is finished ({options.images:,} images); nothing to do.")
         return
-    accelerator = Accelerator(mixed_precision=options.mixed_precision)
+    accelerator = make_accelerator(mixed_precision=options.mixed_precision)
     with stopping.handling(task.activity), folder.held(task.recipe, accelerator):
         _train(Run(task, options, folder, callbacks, accelerator))
 

@@ -4,10 +4,10 @@ from contextlib import closing
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 
-from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from ldae import stopping
+from ldae.processes import make_accelerator
 from ldae.training.estimate import Estimate
 from ldae.training.loop import Run
 from ldae.training.progress import peak_memory_gib
@@ -57,7 +57,7 @@ def rehearse(task: Task) -> Rehearsal:
     if options.output_dir is not None:
         RunFolder(options.output_dir).check_recipe(task.recipe)
     task.rehearsing = True
-    accelerator = Accelerator(mixed_precision=options.mixed_precision)
+    accelerator = make_accelerator(mixed_precision=options.mixed_precision)
     accelerator.print(f"Dry run of {task.activity}: nothing is written.")
     with stopping.handling(task.activity), TemporaryDirectory() as folder:
         run = Run(task, options, RunFolder(folder), [estimate], accelerator)

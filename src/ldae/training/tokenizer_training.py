@@ -15,6 +15,7 @@ from ldae.data import Batch, ImageSource, iterate_once, open_images, open_probe_
 from ldae.evaluation.reconstruction import reconstruction_quality
 from ldae.models.randomness_ldae import NOISE, keyed_normal
 from ldae.models.tokenizer_conv_ldae import ConvVAETokenizer, build_conv_vae, build_tokenizer
+from ldae.processes import join_processes, make_accelerator
 from ldae.reports.run_pictures import reconstruction_figure
 from ldae.results import Result, add_result
 from ldae.sections import TrainingConfig
@@ -134,7 +135,7 @@ def rehearse_tokenizer(recipe: Recipe) -> Rehearsal | None:
     own = tokenizer_recipe(recipe)
     if own.model_config().latent_tokenizer not in FITTED:
         return rehearse(TokenizerTask(own))
-    rehearsed_tokenizer(own, open_images(own.data, own.data.split), Accelerator())
+    rehearsed_tokenizer(own, open_images(own.data, own.data.split), make_accelerator())
     return None
 
 
@@ -158,11 +159,11 @@ def train_tokenizer(recipe: Recipe, output_dir: str | Path | None = None) -> Pat
     config = own.model_config()
     if (folder.path / TOKENIZER_FILE).is_file() and folder.recipe.is_file():
         load_tokenizer(folder.path, config)
-        Accelerator().print(f"{folder.path} holds a fitted tokenizer already; nothing to do.")
+        join_processes().print(f"{folder.path} holds a fitted tokenizer already; nothing to do.")
     elif config.latent_tokenizer not in FITTED:
         train(TokenizerTask(own), own.training, folder, [Estimate(), *tracking(own.training)])
     else:
-        accelerator = Accelerator()
+        accelerator = make_accelerator()
         with folder.held(own, accelerator):
             tokenizer = fit_on_source(open_images(own.data, own.data.split), own, accelerator)
             if accelerator.is_main_process:

@@ -21,6 +21,7 @@ from ldae.extraction.reader import FeatureReader
 from ldae.extraction.rows import CroppedPixels, Pixels, ProcessedPixels, model_input
 from ldae.extraction.table import Extraction, extract_table
 from ldae.hub.upload import CARD_FILE, upload_files
+from ldae.processes import make_accelerator
 from ldae.training.progress import peak_memory_gib, progress_bar
 from ldae.verbs.inputs import data_config, open_at
 from ldae.verbs.options.use import ExtractFeaturesOptions
@@ -41,7 +42,7 @@ def run(options: ExtractFeaturesOptions) -> int:
         import_faiss()
         if options.pool != "mean":
             raise ValueError("index=true needs pool='mean'; with pool='none' a row has many features.")
-    accelerator = Accelerator(cpu=options.device == "cpu")
+    accelerator = make_accelerator(cpu=options.device == "cpu")
     device = accelerator.device if options.device is None else torch.device(options.device)
     if accelerator.num_processes > 1 and device.type != accelerator.device.type:
         raise ValueError(f"device={options.device} does not go with several processes; leave it out, or give cpu.")

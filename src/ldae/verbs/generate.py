@@ -15,6 +15,7 @@ from ldae.evaluation.extractor import FeatureExtractor, load_extractor
 from ldae.evaluation.generation import Sampling, generate_images, generation_results
 from ldae.pipelines.loading import open_pipeline
 from ldae.pipelines.run_folder import HEUN, RunFolderPipeline
+from ldae.processes import make_accelerator
 from ldae.reports.samples import sample_grid
 from ldae.results import Result, add_result
 from ldae.training.progress import progress_bar
@@ -34,7 +35,7 @@ def run(options: GenerateOptions) -> int:
     output_dir, checkpoint_name = results_place(options)
     samplings = _samplings(options)
     num_scored = count_scored(options)
-    accelerator = Accelerator(cpu=options.device == "cpu", mixed_precision=options.mixed_precision)
+    accelerator = make_accelerator(cpu=options.device == "cpu", mixed_precision=options.mixed_precision)
     with accelerator.main_process_first():  # what is downloaded or prepared is so once
         # What the scores need is opened first: a misspelt name shall not cost the time of the pictures.
         data = _reference_data(options) if num_scored else None

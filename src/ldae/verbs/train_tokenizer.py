@@ -1,7 +1,6 @@
 """`ldae train_tokenizer --config FILE.yaml --output_dir DIR`: fit or train a latent tokenizer for later runs."""
 
-from accelerate import Accelerator
-
+from ldae.processes import join_processes
 from ldae.training.recipe import load_recipe
 from ldae.training.tokenizer_training import rehearse_tokenizer, train_tokenizer
 from ldae.verbs.options.train import TrainTokenizerOptions
@@ -14,5 +13,5 @@ def run(options: TrainTokenizerOptions) -> int:
         rehearse_tokenizer(recipe)
         return 0
     folder = train_tokenizer(recipe)
-    Accelerator().print(f"Finished: pre-train with --tokenizer {folder}")
+    join_processes().print(f"Finished: pre-train with --tokenizer {folder}")
     return 0
