@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import psutil
 import torch
-from accelerate import PartialState
 
+from ldae.processes import join_processes
 from ldae.training.estimate import free_memory
 from ldae.training.progress import describe_bytes
 
@@ -46,7 +46,7 @@ class Machine:
 
 def look_at_machine() -> Machine:
     """Describe this machine as training would use it."""
-    device = PartialState().device.type
+    device = join_processes().device.type
     names = (
         [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if device == "cuda" else []
     )
