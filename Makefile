@@ -9,10 +9,10 @@ TRANSFORMERS := $(shell sed -n 's/^transformers==/transformers-/p' constraints.t
 COMMON_TESTS := $(VENV)/$(TRANSFORMERS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow check format bench clean
+.PHONY: help install quickstart test test-slow check format wheel check-wheel bench clean
 
 help:  ## show this list
-	@awk -F ':.*##' '/^[a-z]+:.*##/ { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP)  ## create .venv with the tested versions and ldae in editable mode
 
@@ -46,6 +46,13 @@ check: $(STAMP)  ## formatting, lint and types
 format: $(STAMP)  ## apply the formatting and the safe lint fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+wheel: $(STAMP)  ## build the wheel in dist/
+	rm -rf dist
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+
+check-wheel: wheel  ## use the wheel in an empty environment, away from this folder
+	.ci/check_wheel $(BIN)/python dist/*.whl
 
 bench: $(STAMP)  ## speed and memory against transformers and scikit-learn, as ratios measured in one run
 	$(BIN)/python benchmarks/run_all.py

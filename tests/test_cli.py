@@ -107,6 +107,14 @@ def test_every_verb_has_its_launcher(verb, capsys, monkeypatch):
     assert f"usage: ldae {verb}" in capsys.readouterr().out
 
 
+def test_a_reader_that_has_seen_enough_ends_the_command_without_a_word():
+    reader, writer = os.pipe()
+    os.close(reader)
+    ran = subprocess.run([sys.executable, "-m", "ldae_cli", "--help"], stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (ran.returncode, ran.stderr) == (128 + signal.SIGPIPE, b"")
+
+
 def test_installing_the_package_gives_the_command():
     (command,) = entry_points(group="console_scripts", name="ldae")
     assert command.value == "ldae_cli:main" and callable(command.load())

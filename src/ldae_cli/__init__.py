@@ -5,6 +5,8 @@ and wrong arguments need none of that: here the package is entered into `sys.mod
 and [`ldae.cli.finish_import`] runs that before a verb starts.
 """
 
+import os
+import signal
 import sys
 from importlib.util import find_spec, module_from_spec
 
@@ -18,6 +20,11 @@ def main(arguments: list[str] | None = None) -> int:
             sys.modules["ldae"] = module_from_spec(spec)
         from ldae.cli import main as run
 
-        return run(arguments)
+        status = run(arguments)
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # the reader has seen enough, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # which the interpreter flushes at its end
+        return 128 + signal.SIGPIPE

@@ -2,11 +2,12 @@
 
 import os
 import shutil
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
 import yaml
+from packaging.requirements import Requirement
 
 import ldae
 from ldae.checkpoints import open_config
@@ -19,8 +20,8 @@ from ldae.hub.push import check_publishable
 
 
 MADE_BY = "Made by `ldae demo --export-space`"
-CHECKPOINT_FOLDER = "checkpoint"  # inside the Space
-# The files of a run's folder that the page reads. Code comes with the package, the card with the Space.
+CHECKPOINT_FOLDER, PACKAGE_FOLDER = "checkpoint", "ldae"  # inside the Space
+# The files of a run's folder that the page reads.
 COPIED_FILES = (
     "config.json",
     "model*.safetensors",
@@ -60,7 +61,8 @@ by layer and time step{more}. To run it on your own machine: `pip install -r req
 
 
 def export_space(checkpoint: str, folder: str | os.PathLike[str], data: DataConfig | None = None) -> list[Path]:
-    """Write a Space: `app.py`, `requirements.txt`, `README.md` with its metadata, and a local checkpoint's files.
+    """Write a Space: `app.py`, `README.md` with its metadata, a copy of ldae with its requirements, and a local
+    checkpoint's files.
 
     Args:
         checkpoint (`str`): A run's folder, which is copied, or a Hub id, which the Space downloads.
@@ -98,6 +100,9 @@ def export_space(checkpoint: str, folder: str | os.PathLike[str], data: DataConf
             target = folder / CHECKPOINT_FOLDER / path.relative_to(local)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
+    shutil.rmtree(folder / PACKAGE_FOLDER, ignore_errors=True)
+    left_out = shutil.ignore_patterns("__pycache__", "recipes")
+    shutil.copytree(Path(ldae.__file__).parent, folder / PACKAGE_FOLDER, ignore=left_out)
     texts = space_texts(name, None if local.is_dir() else checkpoint, family, data)
     for file, text in texts.items():
         write_whole(folder / file, text)
@@ -123,7 +128,7 @@ def space_texts(name: str, repo_id: str | None, family: Family, data: DataConfig
         "app.py": APP.format(
             name=name, made_by=MADE_BY, path_import=path_import, checkpoint=place, images=_as_code(data)
         ),
-        "requirements.txt": f"ldae[demo]=={ldae.__version__}\n",
+        "requirements.txt": "".join(f"{requirement}\n" for requirement in page_requirements()),
         "README.md": README.format(
             metadata=yaml.safe_dump(_metadata(name, repo_id, data), sort_keys=False, allow_unicode=True),
             name=name,
@@ -134,6 +139,13 @@ def space_texts(name: str, repo_id: str | None, family: Family, data: DataConfig
         ),
         ".gitattributes": "*.safetensors filter=lfs diff=lfs merge=lfs -text\n",
     }
+
+
+def page_requirements() -> list[str]:
+    """List what ldae and its page need from the package index."""
+    found = [Requirement(text) for text in requires("ldae") or []]
+    needed = [r for r in found if r.marker is None or r.marker.evaluate({"extra": "demo"})]
+    return sorted(f"{requirement.name}{requirement.specifier}" for requirement in needed)
 
 
 def _metadata(name: str, repo_id: str | None, data: DataConfig | None) -> dict[str, Any]:
