@@ -1,5 +1,7 @@
 """Open checkpoints: what can be wrong with a folder, a Hub id or its weights is refused here, in one line."""
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +11,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig, PreTrainedModel
-from transformers.utils import logging
+from transformers.utils import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+    cached_file,
+    logging,
+)
 
 import ldae  # noqa: F401 - registers the models with transformers
 
@@ -137,6 +146,38 @@ def load_backbone(source: str | os.PathLike[str], field: str) -> tuple[Any, Any,
         )
     refuse_non_finite(model, f"{field}={name!r}")
     return model.requires_grad_(False).eval(), processor, not pooler
+
+
+def hash_weights(checkpoint: str | os.PathLike[str], option: str = "checkpoint") -> str:
+    """Hash a checkpoint's files of weights, which tell one checkpoint from another whatever its config.json chooses.
+
+    Args:
+        checkpoint: Folder or Hub id.
+        option: Name of the option that it was given by, for messages.
+
+    Raises:
+        ValueError: If there are no weights.
+    """
+    name = os.fspath(checkpoint)
+    refuse_missing_folder(name, option)
+
+    def find(file: str) -> str | None:
+        return cached_file(name, file, _raise_exceptions_for_missing_entries=False)
+
+    whole = find(SAFE_WEIGHTS_NAME) or find(WEIGHTS_NAME)
+    index = None if whole else find(SAFE_WEIGHTS_INDEX_NAME) or find(WEIGHTS_INDEX_NAME)
+    if whole is None and index is None:
+        raise ValueError(f"{option}={name!r} has no file of weights, such as {SAFE_WEIGHTS_NAME}.")
+    parts = [whole] if index is None else [find(part) for part in sorted(set(_weight_map(index).values()))]
+    digest = hashlib.sha256()
+    for part in parts:
+        with open(str(part), "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _weight_map(index: str) -> dict[str, str]:
+    return json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Pooled features of images at chosen layers and time steps, computed in one pass over the data."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -59,9 +60,50 @@ class Features:
         return self.labels
 
 
+class StoredFeatures(ABC):
+    """Features that were computed before, of one split of a data set: given in place of images, they are only read.
+
+    Attributes:
+        name (`str`), split (`str`): The data set and its split.
+        label_column (`str`, *optional*): Column of the labels, if there are any.
+        class_names (`list[str]`, *optional*): Names of the classes, if they are known.
+    """
+
+    name: str
+    split: str
+    label_column: str | None
+    class_names: list[str] | None
+
+    @property
+    @abstractmethod
+    def description(self) -> str:
+        """What this is, for messages."""
+
+    @abstractmethod
+    def read(
+        self,
+        layers: Sequence[Layer | None],
+        timesteps: Sequence[int | None],
+        *,
+        noisy: bool,
+        seed: int,
+        dtype: torch.dtype | None,
+    ) -> Iterator[Features]:
+        """Read features a piece at a time, in the order of the images.
+
+        Raises:
+            ValueError: If the features at these layers and time steps, or under this noise and precision, are not
+                there.
+        """
+
+    def batches(self) -> "StoredFeatures":
+        """Return this, as what [`iterate_features`] takes in place of batches of images."""
+        return self
+
+
 def extract_features(
     model: Any,
-    batches: Iterable[Batch],
+    batches: Iterable[Batch] | StoredFeatures,
     *,
     layers: Sequence[Any] | None = None,
     timesteps: Sequence[Any] | None = None,
@@ -80,7 +122,8 @@ def extract_features(
     Args:
         model ([`~ldae.evaluation.encoder.Encoder`] or `PreTrainedModel`): What is read; of a model for pre-training
             the decoder's blocks, too. It is put in evaluation mode meanwhile.
-        batches (`Iterable[Batch]`): uint8 images, as [`~ldae.data.iterate_once`] yields them.
+        batches (`Iterable[Batch]` or [`StoredFeatures`]): uint8 images, as [`~ldae.data.iterate_once`] yields them; or
+            features that the same encoder computed before.
         layers (`Sequence`, *optional*): Some of the encoder's `feature_layers`; by default its own.
         timesteps (`Sequence[int]`, *optional*): Time steps t; by default the encoder's own.
         noisy (`bool`, defaults to `False`): Whether the input is corrupted at t (App. A's second row), with noise that
@@ -111,7 +154,7 @@ def extract_features(
 
 def iterate_features(
     model: Any,
-    batches: Iterable[Batch],
+    batches: Iterable[Batch] | StoredFeatures,
     *,
     layers: Sequence[Any] | None = None,
     timesteps: Sequence[Any] | None = None,
@@ -134,6 +177,11 @@ def iterate_features(
         encoder.to(device)
     device = encoder.device
     chosen_layers, chosen_steps = encoder.choices(layers, timesteps, noisy)
+    if isinstance(batches, StoredFeatures):
+        if prepare is not None:
+            raise ValueError(f"{batches.description} hold features of plain images, not of augmented ones.")
+        yield from batches.read(chosen_layers, chosen_steps, noisy=noisy, seed=seed, dtype=dtype)
+        return
     prepare = prepare or centre_crop(encoder.image_size)
     for batch in batches:
         stopping.check()
@@ -142,11 +190,15 @@ def iterate_features(
             pixels = prepare(batch.images.to(device), positions)  # (b, C, S, S)
             noise = encoder.draw_noise(pixels, positions, seed) if noisy else None
             found = encoder.features(pixels, chosen_layers, chosen_steps, noise)  # (T, b, c) of each layer
-        width = max(values.shape[-1] for values in found.values())
-        padded = [F.pad(found[layer].float(), (0, width - found[layer].shape[-1])) for layer in chosen_layers]
-        values = torch.stack(padded).permute(2, 0, 1, 3).cpu()  # (b, L, T, C)
+        values = stack_layers([found[layer].float() for layer in chosen_layers]).permute(2, 0, 1, 3).cpu()
         labels = None if batch.labels is None else batch.labels.cpu()
         yield Features(values, labels, tuple(chosen_layers), tuple(chosen_steps))
+
+
+def stack_layers(layers: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Stack features of several layers, `(..., C)` each, padding the narrower ones with zeros: `(L, ..., C)`."""
+    width = max(values.shape[-1] for values in layers)
+    return torch.stack([F.pad(values, (0, width - values.shape[-1])) for values in layers])
 
 
 def feature_map(

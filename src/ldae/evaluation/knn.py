@@ -10,7 +10,7 @@ from ldae.data import Batch
 from ldae.results import Result
 
 from .encoder import as_encoder
-from .features import extract_features
+from .features import StoredFeatures, extract_features
 from .metrics import accuracy
 
 
@@ -82,8 +82,8 @@ def knn_accuracy(
 
 def run_knn(
     model: Any,
-    train_batches: Iterable[Batch],
-    test_batches: Iterable[Batch],
+    train_batches: Iterable[Batch] | StoredFeatures,
+    test_batches: Iterable[Batch] | StoredFeatures,
     about: dict[str, Any],
     *,
     k: int = 20,
@@ -96,8 +96,9 @@ def run_knn(
 
     Args:
         model ([`~ldae.evaluation.encoder.Encoder`] or `PreTrainedModel`): Its features are measured.
-        train_batches (`Iterable[Batch]`): Training images with labels, as [`~ldae.data.iterate_once`] yields them.
-        test_batches (`Iterable[Batch]`): Test images with labels.
+        train_batches (`Iterable[Batch]` or `StoredFeatures`): Training images with labels, as
+            [`~ldae.data.iterate_once`] yields them, or features that were computed before.
+        test_batches (`Iterable[Batch]` or `StoredFeatures`): Test images with labels, or their features.
         about (`dict`): `dataset`, `split` and `checkpoint` of the results.
         k, temperature: See [`knn_predict`].
         noisy (`bool`, defaults to `False`): Corrupt the input at t.

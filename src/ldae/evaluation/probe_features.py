@@ -12,7 +12,7 @@ from ldae.data.augment import RandomCrop
 
 from .encoder import Layer, as_encoder
 from .feature_store import FEATURE_MEMORY, FeatureStore, Rows
-from .features import Features, Prepare, iterate_features
+from .features import Features, Prepare, StoredFeatures, iterate_features
 from .images import ImageSet
 from .ridge import HOLDOUT, split_holdout
 
@@ -71,8 +71,8 @@ class ProbeFeatures:
 
 def compute_features(
     model: Any,
-    train_source: ImageSource,
-    test_source: ImageSource,
+    train_source: ImageSource | StoredFeatures,
+    test_source: ImageSource | StoredFeatures,
     protocol: Any,
     reading: Reading,
     *,
@@ -82,7 +82,7 @@ def compute_features(
 
     Args:
         model (`PreTrainedModel`): Whose features.
-        train_source, test_source (`ImageSource`): Images with labels.
+        train_source, test_source (`ImageSource` or `StoredFeatures`): Images with labels, or their features.
         protocol ([`~ldae.evaluation.protocol.Protocol`]): Which features, of which views of the images.
         reading ([`Reading`]): How.
         choosing (`Callable[[int], bool]`): From the number of feature sets to whether images are held out.
@@ -95,8 +95,15 @@ def compute_features(
     for source in (train_source, test_source):
         if source.label_column is None:
             raise ValueError(f"{source.description} has no label column, and a probe needs one.")
+        if isinstance(source, StoredFeatures) and (protocol.name != "cached" or protocol.horizontal_flip):
+            raise ValueError(
+                f"protocol={protocol.name!r} with horizontal_flip={protocol.horizontal_flip} needs images, and "
+                f"{source.description} hold features of plain ones; add --protocol cached --horizontal_flip false."
+            )
 
-    def images(source: ImageSource, size: int, crop: RandomCrop | None = None) -> ImageSet:
+    def images(source: Any, size: int, crop: RandomCrop | None = None) -> Any:
+        if isinstance(source, StoredFeatures):
+            return source
         return ImageSet(
             source,
             image_size=size,

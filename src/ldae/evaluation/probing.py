@@ -10,7 +10,7 @@ from ldae.data import ImageSource
 from ldae.results import Result
 
 from .encoder import Layer, as_encoder
-from .features import Features
+from .features import Features, StoredFeatures
 from .grid_probes import GridProbes, Part
 from .linear_probe import LinearProbes, ProbeReport, ProbeSettings, train_linear_probes
 from .logistic import fit_logistic_grid
@@ -141,8 +141,8 @@ class ProbeResult:
 
 def run_probe(
     model: Any,
-    train_source: ImageSource,
-    test_source: ImageSource,
+    train_source: ImageSource | StoredFeatures,
+    test_source: ImageSource | StoredFeatures,
     protocol: Protocol,
     probe: str = "adam",
     *,
@@ -156,8 +156,9 @@ def run_probe(
 
     Args:
         model ([`~ldae.evaluation.encoder.Encoder`] or `PreTrainedModel`): What is probed.
-        train_source (`ImageSource`): Training images with labels.
-        test_source (`ImageSource`): Test images with labels, scored on their centre crop.
+        train_source (`ImageSource` or `StoredFeatures`): Training images with labels, or features that were computed
+            before, for the protocol "cached" without flips.
+        test_source (`ImageSource` or `StoredFeatures`): Test images with labels, scored on their centre crop.
         protocol ([`~ldae.evaluation.protocol.Protocol`]): Which features, of which views of the images.
         probe (`str`, defaults to `"adam"`): `"adam"` trains as `protocol.settings` say, as in the papers; `"logistic"`
             is solved until it has converged; `"ridge"` has a closed form. The last two need the protocol "cached", and

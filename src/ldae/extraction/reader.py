@@ -82,7 +82,7 @@ class FeatureReader:
         self.timesteps: list[int] | None = self._timesteps if chosen else None
         found = self._read(pixels, torch.zeros(1, dtype=torch.int64, device=pixels.device))
         several = len(found) > 1
-        self.names = {choice: self._name(*choice) if several else FEATURES for choice in found}
+        self.names = {choice: column_name(*choice) if several else FEATURES for choice in found}
         self.columns = {
             self.names[layer, timestep]: FeatureColumn(layer, timestep, tuple(values.shape[1:]))
             for (layer, timestep), values in found.items()
@@ -108,7 +108,8 @@ class FeatureReader:
             found = self.encoder.features(pixels, self._layers, self._timesteps, noise, pool)
         return {(layer, t): found[layer][i] for layer in self._layers for i, t in enumerate(self._timesteps)}
 
-    @staticmethod
-    def _name(layer: Any, timestep: Any) -> str:
-        place = f"layer{layer}" if isinstance(layer, int) else layer.replace(".", "_")
-        return f"{FEATURES}_{place}_t{timestep}"
+
+def column_name(layer: Layer, timestep: int) -> str:
+    """Name the column of one layer and time step among several."""
+    place = f"layer{layer}" if isinstance(layer, int) else layer.replace(".", "_")
+    return f"{FEATURES}_{place}_t{timestep}"

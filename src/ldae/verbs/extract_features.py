@@ -12,6 +12,7 @@ import PIL.Image
 import torch
 from accelerate import Accelerator
 
+from ldae.checkpoints import hash_weights
 from ldae.data import DataConfig, ImageSource, describe_counts, open_images
 from ldae.evaluation.encoder import PooledEncoder
 from ldae.extraction.card import describe_skip, write_dataset_card
@@ -121,7 +122,7 @@ def _extract(
             str(options.output_dir),
             pixels=pixels,
             settings=where if source.streaming else None,  # a stream's images are too far away to be compared
-            notes={"checkpoint": options.checkpoint, **where},
+            notes={"checkpoint": options.checkpoint, "weights": hash_weights(options.checkpoint), **where},
             root=data.dataset if os.path.isdir(data.dataset) else None,
             dtype=options.dtype,
             batch_size=options.batch_size,

@@ -43,10 +43,14 @@ def run(options: GridSearchOptions) -> int:
         raise ValueError(
             f"noisy={options.noisy} only applies to probes; leave it out with --criterion {options.criterion}."
         )
+    if label_free and options.features:
+        raise ValueError(
+            f"features={options.features} only applies to probes; leave it out with --criterion {options.criterion}."
+        )
     inputs = open_inputs(
         options, layers=options.layers, timesteps=options.timesteps, every=not options.layers, labelled=False
     )
-    timesteps = inputs.timesteps if options.timesteps else inputs.encoder.search_timesteps
+    timesteps = inputs.timesteps if options.timesteps else inputs.search_timesteps
     if label_free:
         return _search_by_criterion(inputs, options, timesteps or ())
     for source in (inputs.train_source, inputs.test_source):

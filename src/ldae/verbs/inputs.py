@@ -11,6 +11,7 @@ import torch
 from ldae.data import DataConfig, ImageSource, open_images, open_probe_images
 from ldae.evaluation.encoder import Encoder, open_encoder
 from ldae.evaluation.images import ImageSet
+from ldae.extraction.source import FeatureTable, open_feature_tables
 from ldae.results import Result
 from ldae.training.recipe import build_recipe, load_recipe, read_sections
 from ldae.verbs.diffusers_source import make_encoder
@@ -29,8 +30,8 @@ class ProbeInputs:
     checkpoint: str
     encoder: Encoder
     data: DataConfig
-    train_source: ImageSource
-    test_source: ImageSource
+    train_source: Any  # ImageSource or FeatureTable
+    test_source: Any
     layers: tuple[Any, ...] | None
     timesteps: tuple[int, ...] | None
     device: torch.device
@@ -47,8 +48,18 @@ class ProbeInputs:
         """Make a result of these inputs, an accuracy unless `metric` says otherwise."""
         return Result(**{"metric": "accuracy", "value": value, "protocol": protocol, **self.about, **fields})
 
-    def image_set(self, source: ImageSource, batch_size: int = 256) -> ImageSet:
-        """Read a source at the encoder's size."""
+    @property
+    def search_timesteps(self) -> tuple[int, ...]:
+        """Time steps of a search: those of a feature table, or those that the encoder names."""
+        table = self.train_source
+        return (
+            tuple(table.noted["timesteps"] or ()) if isinstance(table, FeatureTable) else self.encoder.search_timesteps
+        )
+
+    def image_set(self, source: ImageSource | FeatureTable, batch_size: int = 256) -> Any:
+        """Read a source at the encoder's size; a feature table stands for its images."""
+        if isinstance(source, FeatureTable):
+            return source
         size: dict[str, Any] = {"image_size": self.encoder.image_size, "num_channels": self.encoder.num_channels}
         return ImageSet(source, **size, batch_size=batch_size, num_workers=self.data.num_workers)
 
@@ -98,9 +109,17 @@ def open_inputs(
     results_place(options)  # refuses a Hub id without an output_dir before the Hub is asked for it
     make_encoder(options)
     output_dir, checkpoint_name = results_place(options)
-    data = data_config(options)
+    train_source: ImageSource | FeatureTable
+    test_source: ImageSource | FeatureTable
+    if getattr(options, "features", None):
+        train_source, test_source = _open_tables(options)
+        data = DataConfig(train_source.name)
+        if every:
+            layers, every = train_source.noted["layers"], False
+    else:
+        data = data_config(options)
+        train_source, test_source = open_probe_images(data)
     encoder, chosen_layers, chosen_steps = open_at(options.checkpoint, layers, timesteps, every=every, noisy=noisy)
-    train_source, test_source = open_probe_images(data)
     for source in (train_source, test_source):
         if labelled and source.label_column is None:
             raise ValueError(f"{source.description} has no label column, which a probe needs; {_list_columns(data)}")
@@ -119,6 +138,17 @@ def open_inputs(
         output_dir=output_dir,
         checkpoint_name=checkpoint_name,
     )
+
+
+def _open_tables(options: Any) -> tuple[FeatureTable, FeatureTable]:
+    """Open the tables that `features` names, and check that they are the checkpoint's."""
+    if options.dataset is not None:
+        raise ValueError(
+            f"dataset={options.dataset} and features={options.features} are both given; give one of them."
+        )
+    train, test = open_feature_tables(options.features, options.label_column)
+    train.check_checkpoint(options.checkpoint)
+    return train, test
 
 
 def open_at(

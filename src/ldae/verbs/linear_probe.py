@@ -74,6 +74,8 @@ def choose_probe(options: LinearProbeOptions) -> str:
     """
     by_epochs = options.protocol == "paper" and not options.baselines
     probe: str = options.probe or ("adam" if by_epochs else "logistic")
+    if options.features and (options.shots is not None or options.baselines):
+        raise ValueError(f"features={options.features} has no images for baselines or shots; leave it out.")
     if options.shots is not None:
         return probe
     if by_epochs and probe != "adam":

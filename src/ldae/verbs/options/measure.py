@@ -30,7 +30,20 @@ class MemoryOptions:
 
 
 @options
-class LinearProbeOptions(MemoryOptions, FeatureOptions, ImageOptions, CheckpointOptions):
+class TableOptions:
+    """Features that are there.
+
+    Args:
+        features: Feature tables in place of images, so that features are computed once for all probes: the folders
+            that extract_features wrote for the training images and for the test images, or one, of whose rows every
+            tenth is then held out.
+    """
+
+    features: list[str] | None = None
+
+
+@options
+class LinearProbeOptions(TableOptions, MemoryOptions, FeatureOptions, ImageOptions, CheckpointOptions):
     """Linear-probe a checkpoint: a linear layer on standardised, mean-pooled features of a frozen encoder, trained by
     Adam as in the papers or solved to convergence. Blocks, time steps, learning rates and penalties are chosen on a
     tenth of the training images, never on the test set. Results go to results.json; the chosen probe is saved as an
@@ -71,7 +84,7 @@ class LinearProbeOptions(MemoryOptions, FeatureOptions, ImageOptions, Checkpoint
 
 
 @options
-class GridSearchOptions(MemoryOptions, FeatureOptions, ImageOptions, CheckpointOptions):
+class GridSearchOptions(TableOptions, MemoryOptions, FeatureOptions, ImageOptions, CheckpointOptions):
     """Score every block at time steps over the whole schedule, and make the best the checkpoint's default in its
     config.json. A held-out tenth of the training images chooses; the test set is only reported. Without labels, give
     --criterion.
@@ -109,7 +122,7 @@ class GridSearchOptions(MemoryOptions, FeatureOptions, ImageOptions, CheckpointO
 
 
 @options
-class KnnOptions(FeatureOptions, ImageOptions, CheckpointOptions):
+class KnnOptions(TableOptions, FeatureOptions, ImageOptions, CheckpointOptions):
     """Classify test images by their nearest training images in feature space (cosine similarity, votes weighted by
     exp(similarity / temperature)). Nothing is trained and nothing chosen: each block and time step has its row.
 

@@ -1,0 +1,216 @@
+"""Feature tables in place of images: probes read what extract_features wrote."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from datasets import ClassLabel
+from datasets import Features as Columns
+
+from ldae.checkpoints import hash_weights
+from ldae.data.batch import make_labels
+from ldae.data.columns import find_label_column
+from ldae.data.sources import HELD_OUT
+from ldae.evaluation.encoder import Layer
+from ldae.evaluation.features import Features, StoredFeatures, stack_layers
+
+from .folder import DATA_FOLDER, read_identity
+from .reader import FEATURES, column_name
+from .rows import ROW
+
+
+READ_ROWS = 4096  # at a time
+
+
+@dataclass(frozen=True)
+class FeatureTable(StoredFeatures):
+    """The features of one split, from a table of [`~ldae.extraction.table.extract_table`].
+
+    Args:
+        folder (`Path`): The table's folder.
+        noted (`dict`): Content of its `extraction.json`.
+        label_column (`str`, *optional*): Column of the labels.
+        class_names (`list[str]`, *optional*): Names of the classes.
+        held_out (`bool`, *optional*): Only every tenth row (`True`) or only the others (`False`); by default all rows.
+    """
+
+    folder: Path
+    noted: dict[str, Any]
+    label_column: str | None
+    class_names: list[str] | None
+    held_out: bool | None = None
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """The data set, with its configuration if it has several."""
+        data = self.noted["data"]
+        return data["dataset"] if data["dataset_config"] is None else f"{data['dataset']}, {data['dataset_config']}"
+
+    @property
+    def split(self) -> str:  # type: ignore[override]
+        """The split, and which of its rows."""
+        sign = {None: "", True: "==", False: "!="}[self.held_out]
+        rows = f", rows with index % {HELD_OUT} {sign} {HELD_OUT - 1}" if sign else ""
+        return self.noted["data"]["split"] + rows
+
+    @property
+    def description(self) -> str:
+        """What this is, for messages."""
+        return f"features={self.folder} of {self.name} ({self.split})"
+
+    @property
+    def columns(self) -> dict[tuple[Layer | None, int | None], str]:
+        """The column of each layer and time step."""
+        layers, timesteps = (self.noted[name] or [None] for name in ("layers", "timesteps"))
+        places = [(layer, timestep) for layer in layers for timestep in timesteps]
+        return {place: FEATURES if len(places) == 1 else column_name(*place) for place in places}
+
+    @property
+    def files(self) -> list[Path]:
+        """Its parquet files, in the order of the data set."""
+        return sorted((self.folder / DATA_FOLDER).glob("[!.]*.parquet"))
+
+    def read(
+        self,
+        layers: Sequence[Layer | None],
+        timesteps: Sequence[int | None],
+        *,
+        noisy: bool,
+        seed: int,
+        dtype: torch.dtype | None,
+    ) -> Iterator[Features]:
+        """Read features in pieces; see [`~ldae.evaluation.features.StoredFeatures.read`]."""
+        columns = self._find(layers, timesteps)
+        asked = {"noisy": noisy, "compute_dtype": str(dtype or torch.float32).removeprefix("torch.")}
+        for name, value in (asked | ({"seed": seed} if noisy else {})).items():
+            if self.noted[name] != value:
+                raise ValueError(
+                    f"{self.description} have {name}={self.noted[name]}, not {value}; make another table."
+                )
+        others = [ROW, *([] if self.label_column is None else [self.label_column])]
+        for path in self.files:
+            file = pq.ParquetFile(path)
+            missing = [name for name in (*others, *columns) if name not in file.schema_arrow.names]
+            if missing:
+                raise ValueError(f"{path} has no column {missing[0]!r}; make the table anew with extract_features.")
+            for rows in file.iter_batches(READ_ROWS, columns=[*others, *columns]):
+                piece = self._piece(self._selected(rows), columns, len(layers))
+                if piece is not None:
+                    yield replace(piece, layers=tuple(layers), timesteps=tuple(timesteps))
+
+    def check_checkpoint(self, checkpoint: str | os.PathLike[str]) -> None:
+        """Check that the features are those of a checkpoint's weights.
+
+        Raises:
+            ValueError: If they are not, or the table does not tell.
+        """
+        if self.noted.get("weights") != hash_weights(checkpoint):
+            told = (
+                f"by {self.noted.get('checkpoint')!r}"
+                if "weights" in self.noted
+                else "by weights that it does not name"
+            )
+            raise ValueError(
+                f"features={self.folder} were computed {told}, not by the weights of checkpoint={str(checkpoint)!r}; "
+                "make a table of these with extract_features."
+            )
+
+    def _find(self, layers: Sequence[Layer | None], timesteps: Sequence[int | None]) -> list[str]:
+        columns = self.columns
+        for place in ((layer, timestep) for layer in layers for timestep in timesteps):
+            if place not in columns:
+                there = [f"layer {layer} at t = {timestep}" for layer, timestep in columns]
+                raise ValueError(
+                    f"features={self.folder} have {', '.join(there)}, not layer {place[0]} at t = {place[1]}; choose "
+                    "with --layers and --timesteps, or make a table with these."
+                )
+        return [columns[layer, timestep] for layer in layers for timestep in timesteps]
+
+    def _selected(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        if self.held_out is None:
+            return rows
+        last = rows.column(ROW).to_numpy() % HELD_OUT == HELD_OUT - 1
+        return rows.filter(pa.array(last == self.held_out))
+
+    def _piece(self, rows: pa.RecordBatch, columns: list[str], num_layers: int) -> Features | None:
+        if not len(rows):
+            return None
+        found = []
+        for name in columns:
+            values = rows.column(name).flatten().to_numpy(zero_copy_only=False).reshape(len(rows), -1)
+            if not np.isfinite(values).all():
+                bad = rows.column(ROW).to_numpy()[~np.isfinite(values).all(axis=1)]
+                raise ValueError(
+                    f"{self.description} have values in {name} that are not finite numbers, in row {bad[0]} and "
+                    f"{len(bad) - 1} more of these {len(rows)}; make the table anew, without --mixed_precision bf16."
+                )
+            found.append(torch.tensor(values))
+        # Columns come layer by layer, and for each of them time step by time step.
+        values = stack_layers(found).unflatten(0, (num_layers, -1)).permute(2, 0, 1, 3)  # (b, L, T, C)
+        labels = None
+        if self.label_column is not None:
+            labels = torch.tensor(make_labels(rows.column(self.label_column).to_pylist()))
+        return Features(values, labels, (), ())
+
+
+def open_feature_tables(
+    folders: Sequence[str | os.PathLike[str]], label_column: str | None = None
+) -> tuple[FeatureTable, FeatureTable]:
+    """Open the features that probes train on and those they are scored on.
+
+    Args:
+        folders (`Sequence`): The tables of the training images and of the test images; or one, of whose rows every
+            tenth is held out, as of images without a test split.
+        label_column (`str`, *optional*): Column of the labels; by default the one of the type class label.
+
+    Returns:
+        The training and the test features.
+
+    Raises:
+        ValueError: If one is no complete table of pooled float32 features, or they do not belong together.
+    """
+    if len(folders) not in (1, 2):
+        raise ValueError(
+            f"features={list(map(str, folders))} must be one folder, or those of training and test images."
+        )
+    tables = [_open_table(Path(folder), label_column) for folder in folders]
+    train, test = tables[0], tables[-1]
+    if len(tables) == 1:
+        if train.noted["streaming"] or train.noted["noisy"]:
+            kind = "of a stream" if train.noted["streaming"] else "of noisy images"
+            raise ValueError(f"{train.description} are {kind}; give a second table, of the test images.")
+        return replace(train, held_out=False), replace(test, held_out=True)
+    for name in ("weights", "layers", "timesteps", "noisy", "compute_dtype"):
+        ours, theirs = train.noted.get(name), test.noted.get(name)
+        if ours != theirs:
+            raise ValueError(
+                f"features={test.folder} have {name}={theirs}, and {train.folder} {ours}; make both alike."
+            )
+    return train, test
+
+
+def _open_table(folder: Path, label_column: str | None) -> FeatureTable:
+    noted = read_identity(folder)
+    if "rows" not in noted:
+        raise ValueError(f"features={folder} is not complete; repeat the command of extract_features.")
+    if noted["pool"] != "mean":
+        raise ValueError(f"features={folder} holds features of all places; make a table with --pool mean.")
+    table = FeatureTable(folder, noted, None, None)
+    schema = pq.read_schema(table.files[0])
+    missing = [name for name in table.columns.values() if name not in schema.names]
+    if missing:
+        raise ValueError(f"features={folder} has no column {missing[0]!r}; make the table anew with extract_features.")
+    if any("float16" in noted["columns"][name] for name in table.columns.values()):
+        raise ValueError(
+            f"features={folder} holds float16, and probes read float32; make a table with --dtype float32."
+        )
+    columns = Columns.from_arrow_schema(schema)
+    label = find_label_column(Columns({k: v for k, v in columns.items() if k != ROW}), label_column)
+    kind = None if label is None else columns[label]
+    return replace(table, label_column=label, class_names=list(kind.names) if isinstance(kind, ClassLabel) else None)
