@@ -1,4 +1,4 @@
-"""Regenerate the tables of fields in training/README.md: python training/field_tables.py"""
+"""Regenerate the tables of fields in docs/options.md: python docs/field_tables.py"""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ from ldae.sections import DataConfig, FineTuningConfig, ResNetClassifierConfig, 
 from ldae.training.recipe import MODEL_OPTIONS, model_options
 
 
-README = Path(__file__).parent / "README.md"
+PAGE = Path(__file__).parent / "options.md"
 SECTIONS = {
     "data": DataConfig,
     "tokenizer": TokenizerConfig,
@@ -33,10 +33,10 @@ def field_tables() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    text = README.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     for heading, table in field_tables().items():
         start = text.index("\n| ", text.index(f"\n### {heading}\n")) + 1
         end = re.compile(r"\n(?!\|)").search(text, start)
         assert end is not None
         text = text[:start] + table + text[end.end() :]
-    README.write_text(text, encoding="utf-8")
+    PAGE.write_text(text, encoding="utf-8")

@@ -1,0 +1,73 @@
+"""What the site needs beyond mkdocs: pages for files of the repository, and links from names in docstrings."""
+
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+
+import griffe
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files, InclusionLevel
+from mkdocs.structure.pages import Page
+
+
+ROOT = Path(__file__).parents[1]
+SHOWN = (
+    "training/recipes/**/*.yaml",
+    "training/accelerate/*.yaml",
+    "model_cards/**/README.md",
+    "model_cards/*/pictures/*.png",
+    "benchmarks/README.md",
+    "CHANGELOG.md",
+)
+LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#]+)")  # the path of a relative link
+NAME = re.compile(r"\[`~?([\w.]+)`\](?![(\[])")  # [`LDAEModel`], as transformers' docstrings link
+OBJECT = re.compile(r"^::: ([\w.]+)", re.MULTILINE)
+EXAMPLE = re.compile(r"^( *)Example:$", re.MULTILINE)  # griffe's section of code is called Examples
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the files of the repository that pages link to; a YAML file becomes a page."""
+    for path in sorted(path for pattern in SHOWN for path in ROOT.glob(pattern)):
+        name = path.relative_to(ROOT).as_posix()
+        if path.suffix == ".yaml":
+            content = f"# {path.name}\n\n`{name}`\n\n```yaml\n{path.read_text()}```\n"
+            file = File.generated(config, f"{name}.md", content=content)
+        else:
+            file = File.generated(config, name, abs_src_path=str(path))
+        file.inclusion = InclusionLevel.NOT_IN_NAV
+        files.append(file)
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Point links that lead out of docs/ to the pages that `on_files` added."""
+    uri = page.file.src_uri
+    in_docs = page.file.generated_by is None
+    here = posixpath.dirname(f"docs/{uri}" if in_docs else uri)
+
+    def rewrite(match: re.Match[str]) -> str:
+        target = posixpath.normpath(posixpath.join(here, match[1]))
+        if (ROOT / target / "README.md").is_file():
+            target += "/README.md"
+        target = f"{target}.md" if target.endswith(".yaml") else target.removeprefix("docs/")
+        return posixpath.relpath(target, posixpath.dirname(uri) or ".")
+
+    return LINK.sub(rewrite, markdown)
+
+
+class LinkNames(griffe.Extension):
+    """Link [`Name`] in docstrings to the name's place in the reference, where it has one."""
+
+    def __init__(self) -> None:
+        text = "\n".join(path.read_text() for path in sorted((ROOT / "docs" / "api").glob("*.md")))
+        self.places = {name.rpartition(".")[2]: name for name in OBJECT.findall(text)}
+
+    def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
+        """Rewrite the names in an object's docstring."""
+        if obj.docstring is not None:
+            obj.docstring.value = NAME.sub(self._link, EXAMPLE.sub(r"\1Examples:", obj.docstring.value))
+
+    def _link(self, match: re.Match[str]) -> str:
+        name = match[1].rpartition(".")[2]
+        return f"[`{name}`][{self.places[name]}]" if name in self.places else f"`{name}`"
