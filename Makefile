@@ -9,7 +9,7 @@ TRANSFORMERS := $(shell sed -n 's/^transformers==/transformers-/p' constraints.t
 COMMON_TESTS := $(VENV)/$(TRANSFORMERS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow check format wheel check-wheel bench clean
+.PHONY: help install quickstart test test-slow check format docs wheel check-wheel bench clean
 
 help:  ## show this list
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ check: $(STAMP)  ## formatting, lint and types
 format: $(STAMP)  ## apply the formatting and the safe lint fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(STAMP)  ## build the documentation to build/site/index.html; a broken link or name is an error
+	$(BIN)/mkdocs build --strict
 
 wheel: $(STAMP)  ## build the wheel in dist/
 	rm -rf dist

@@ -1,7 +1,7 @@
 """The code of README and site runs, and their commands name verbs, files and options that exist.
 
-Blocks marked `python` and `bash` are run, page by page and in order, where `runs/quickstart` is a short run. Blocks marked
-`sh` need more than that (other data, other machines, minutes); their commands are checked, but not run.
+Blocks marked `python` and `bash` are run, page by page and in order, where `runs/quickstart` is a short run. Blocks
+marked `sh` need more than that (other data, other machines, minutes); their commands are checked, but not run.
 """
 
 import re
@@ -23,7 +23,9 @@ from tests.docs.pages import PAGES, ROOT, blocks, commands, name
 
 
 RUN = {name(page): blocks(page) for page in PAGES if {b.language for b in blocks(page)} & {"python", "bash"}}
-COMMANDS = sorted({c for page in PAGES for b in blocks(page) if b.language in ("sh", "bash") for c in commands(b.code)})
+COMMANDS = sorted(
+    {c for page in PAGES for b in blocks(page) if b.language in ("sh", "bash") for c in commands(b.code)}
+)
 
 
 @pytest.fixture(scope="module")

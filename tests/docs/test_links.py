@@ -43,7 +43,9 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
 
 def test_a_link_to_a_missing_file_or_heading_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text("# A title\n[a](#a-title) [b](#other) [c](missing.md) [d](page.md#a-title) [e](https://example.org)")
+    page.write_text(
+        "# A title\n[a](#a-title) [b](#other) [c](missing.md) [d](page.md#a-title) [e](https://example.org)"
+    )
     assert broken(page) == ["#other", "missing.md"]
 
 
