@@ -83,6 +83,10 @@ sys.exit(f"imported {heavy}" if heavy else status)
         ("pretrain --help", 0),
         ("knn --help", 0),
         ("init --help", 0),
+        ("completion bash", 0),
+        ("completion zsh", 0),
+        ("recipes", 0),
+        ("recipes digits", 0),
         ("init folder --minutes 0", 2),
         ("finetune --help", 0),
         ("deconstruct --help", 0),
@@ -97,7 +101,7 @@ def test_help_and_wrong_arguments_import_neither_torch_nor_transformers(argument
     assert (ran.stdout if status == 0 else ran.stderr).strip()
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "recipes"])
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if not VERBS[verb].light])
 def test_every_verb_has_its_launcher(verb, capsys, monkeypatch):
     launcher = ROOT / "training" / f"{verb}.py"
     monkeypatch.setattr(sys, "argv", [str(launcher), "--help"])

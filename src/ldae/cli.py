@@ -52,7 +52,8 @@ def run_verb(verb: str, arguments: Sequence[str]) -> int:
     try:
         options: Any = parse(kind, arguments)
         with stopping.handling(f"ldae {verb}", at_once=VERBS[verb].at_once):
-            finish_import()
+            if not VERBS[verb].light:
+                finish_import()
             return import_module(f"ldae.verbs.{verb}").run(options)
     except stopping.Stopped as stopped:
         return int(stopped.code or 0)

@@ -287,6 +287,12 @@ def recipes_folder() -> Path:
     return inside if inside.is_dir() else PACKAGE.parents[1] / "training" / "recipes"
 
 
+def recipe_files() -> dict[str, Path]:
+    """Return the files of the recipes and presets that come with ldae, by name, such as `deconstruction/12_ldae`."""
+    folder = recipes_folder()
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
+
+
 def find_recipe(path: str | Path) -> Path:
     """Return the file of a recipe that is given by its path, or by the name of one that comes with ldae."""
     named = recipes_folder() / f"{path}.yaml"

@@ -13,11 +13,13 @@ class Verb:
         summary (`str`): What it does, for the list of commands.
         options_path (`str`): Module and class of its options, in `ldae.verbs.options`.
         at_once (`bool`): Stop at the first signal, since there are no batches to stop between.
+        light (`bool`): Start without torch and the models, since it only reads options and recipes.
     """
 
     summary: str
     options_path: str
     at_once: bool = False
+    light: bool = False
 
     @property
     def options(self) -> Any:
@@ -29,7 +31,12 @@ class Verb:
 GROUPS: dict[str, dict[str, Verb]] = {
     "start": {
         "init": Verb("look at your images and this machine, and write a recipe that fits both", "start.InitOptions"),
-        "recipes": Verb("list and print the recipes that come with ldae", "start.RecipesOptions", at_once=True),
+        "recipes": Verb(
+            "list and print the recipes that come with ldae", "start.RecipesOptions", at_once=True, light=True
+        ),
+        "completion": Verb(
+            "complete commands and options in bash or zsh", "start.CompletionOptions", at_once=True, light=True
+        ),
     },
     "train": {
         "train_tokenizer": Verb("fit the latent tokenizer of a recipe", "train.TrainTokenizerOptions"),

@@ -3,7 +3,7 @@
 import json
 
 from ldae.options.help import json_schema
-from ldae.training.recipe import recipe_options, recipes_folder
+from ldae.training.recipe import recipe_files, recipe_options
 from ldae.verbs.options.start import RecipesOptions
 
 
@@ -12,8 +12,7 @@ def run(options: RecipesOptions) -> int:
     if options.schema:
         print(json.dumps(recipe_schema(), indent=2))
         return 0
-    folder = recipes_folder()
-    known = {str(path.relative_to(folder).with_suffix("")): path for path in sorted(folder.rglob("*.yaml"))}
+    known = recipe_files()
     if options.name is None:
         for name, path in known.items():
             first_line = path.read_text(encoding="utf-8").partition("\n")[0]

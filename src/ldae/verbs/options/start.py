@@ -51,3 +51,15 @@ class RecipesOptions:
 
     name: Annotated[str | None, Positional] = None
     schema: bool = False
+
+
+@options
+class CompletionOptions:
+    """Print the completion of commands, options and names of recipes for a shell. For every new shell, add
+    `eval "$(ldae completion bash)"` to ~/.bashrc, or `eval "$(ldae completion zsh)"` to ~/.zshrc after compinit.
+
+    Args:
+        shell: The shell.
+    """
+
+    shell: Annotated[Literal["bash", "zsh"], Positional]
