@@ -1,10 +1,13 @@
 """The survey of a data set: counts, sizes, kinds, labels, exact duplicates and unreadable files."""
 
+import time
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from ldae.data import DataConfig, open_images, survey_images
+from ldae.data import DataConfig, open_images, survey_images, time_reading
+from ldae.data.batch import Decoder
 from tests.data.image_files import encode, random_pixels, write_odd_folder, write_parquet
 
 
@@ -22,7 +25,7 @@ def test_odd_files_are_counted_by_kind_and_the_unreadable_ones_named(tmp_path):
     }
     lines = "\n".join(found.lines())
     for text in (
-        "Images: 16;",
+        "Images: 16\n",
         "1 CMYK (8 bits)",
         "1 grey (16 bits)",
         "2 palette (8 bits)",
@@ -57,6 +60,14 @@ def test_large_data_sets_are_examined_in_part_and_rows_without_a_path_are_number
     assert found.num_images == 120 and found.num_examined == 12
     assert found.unreadable == [("row 0", "not an image")]
     assert found.lines()[0].startswith("Images: 120, of which 12 were examined")
+
+
+def test_reading_is_timed_at_the_size_of_the_model(tmp_path, monkeypatch):
+    folder = write_parquet(tmp_path, [20], broken=(0,))
+    asked = []
+    monkeypatch.setattr(Decoder, "__call__", lambda self, record, counts: asked.append(self.size) or time.sleep(0.001))
+    assert time_reading(open_images(DataConfig(str(folder))), 8, count=10) > 0.001
+    assert asked == [8] * 10
 
 
 def test_a_folder_without_a_readable_image_is_refused(tmp_path):

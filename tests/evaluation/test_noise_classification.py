@@ -79,6 +79,12 @@ def test_the_verb_compares_heads_and_trained_networks_and_resumes(ddae, tmp_path
     ddae.save_pretrained(tmp_path)
     save_image_processor(tmp_path, ddae.config)
     options = "--dataset digits --num_workers 0 --timesteps 10,500 --images 128 --batch_size 32"
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["noise_classification", str(tmp_path), *options.split(), "--finetune", "--dry_run"]) == 0
+    assert sorted(tmp_path.rglob("*")) == before
+    printed = capsys.readouterr().out
+    assert printed.count("Dry run of noise classifier") == 2 and "The networks of all seeds train for" in printed
+
     assert main(["noise_classification", str(tmp_path), *options.split(), "--finetune", "--draws", "1"]) == 0
     results = read_results(tmp_path)
     kinds = list(dict.fromkeys(r["protocol"]["kind"] for r in results))

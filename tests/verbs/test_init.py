@@ -20,21 +20,26 @@ from tests.data.image_files import encode, random_pixels
 CPU = Machine(8, 2**34, 2**33, "cpu", [], False)
 GPU = Machine(16, 2**36, 2**35, "cuda", ["a GPU"], True)
 FACT = ImageFacts(640, 480, "RGB", True, "")
-PHOTOS = ImageSurvey(10_000, [FACT], [], [], {"cat": 6000, "dog": 4000}, 0.004)
+PHOTOS = ImageSurvey(10_000, [FACT], [], [], {"cat": 6000, "dog": 4000})
 
 
 class Measured(Planner):
-    """A planner for which each image takes a second for so much work as `nano` has in this many milliseconds."""
+    """A planner for which an image takes `nano` so many milliseconds, and its source is the time to read one."""
 
     nano = 5.0
+
+    def _measure_reading(self):
+        return self.source
 
     def _measure(self, own):
         size = own.sections["model"]["size"].value
         return self.nano / 1000 * self._work(size) / self._work("nano")
 
 
-def plan(survey=PHOTOS, machine=CPU, minutes=60.0, **fields):
-    return Measured({"dataset": "photos"}, survey, machine, 60 * minutes, 10.0, "runs/photos", **fields).plan()
+def plan(survey=PHOTOS, machine=CPU, minutes=60.0, reading=0.004, **fields):
+    return Measured(
+        {"dataset": "photos"}, reading, survey, machine, 60 * minutes, 10.0, "runs/photos", **fields
+    ).plan()
 
 
 @pytest.fixture
@@ -54,7 +59,7 @@ def test_init_tells_what_it_found_and_writes_a_recipe_that_trains(photos, tmp_pa
     assert main(["init", "photos", "--minutes", "2", "--size", "nano", "--image_size", "16"]) == 0
     shown = capsys.readouterr().out
     for line in (
-        "Images: 61;",
+        "Images: 61\n",
         "Labels: 2 classes (cats, dogs)",
         "Unreadable: 1,",
         "Machine: ",
@@ -131,4 +136,4 @@ def test_a_gpu_gets_its_precision_and_slow_files_and_short_times_a_note():
     assert training.mixed_precision == "bf16" and training.compile and training.micro_batch_size == 64
     assert plan(minutes=60).notes == []
     assert "which train little" in plan(minutes=0.6).notes[0]
-    assert "training waits for it" in plan(replace(PHOTOS, seconds_per_image=0.2)).notes[0]
+    assert "training waits for it" in plan(reading=0.2).notes[0]

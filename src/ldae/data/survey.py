@@ -10,6 +10,7 @@ import numpy as np
 
 from ldae import stopping
 
+from .batch import Decoder
 from .decode import ImageFacts, UnreadableImageError, examine_image
 from .rows import read_rows
 from .sources import ImageSource
@@ -40,7 +41,6 @@ class ImageSurvey:
         unreadable: Name and reason of each examined image that cannot be read.
         duplicates: Names of files with the same content, a list for each content.
         classes: Images by class; `None` without labels.
-        seconds_per_image: Time to read and decode one.
     """
 
     num_images: int
@@ -48,7 +48,6 @@ class ImageSurvey:
     unreadable: list[tuple[str, str]]
     duplicates: list[list[str]]
     classes: Counter[str] | None
-    seconds_per_image: float
 
     @property
     def num_examined(self) -> int:
@@ -78,7 +77,7 @@ class ImageSurvey:
         kinds = Counter(_kind(fact.mode) for fact in self.facts)
         grey = "" if self.has_colour else "; none shows colour"
         return [
-            f"Images: {self.num_images:,}{part}; {1000 * self.seconds_per_image:.0f} ms to read one",
+            f"Images: {self.num_images:,}{part}",
             f"Sizes: {size}",
             f"Kinds: {', '.join(f'{count:,} {kind}' for kind, count in kinds.most_common())}{grey}",
             f"Labels: {self._describe_classes()}",
@@ -136,7 +135,6 @@ def survey_images(source: ImageSource, examine: int = 2000) -> ImageSurvey:
     rows = np.unique(np.linspace(0, count - 1, min(count, examine)).astype(int)).tolist()
     facts, unreadable = [], []
     names: dict[str, list[str]] = defaultdict(list)  # by content
-    started = time.perf_counter()
     for start in range(0, len(rows), ROWS_AT_ONCE):
         stopping.check()
         some = rows[start : start + ROWS_AT_ONCE]
@@ -148,12 +146,31 @@ def survey_images(source: ImageSource, examine: int = 2000) -> ImageSurvey:
                 unreadable.append((name, error.reason))
             else:
                 names[facts[-1].digest].append(name)
-    seconds = (time.perf_counter() - started) / len(rows)
     if not facts:
         name, reason = unreadable[0]
         raise ValueError(f"{source.description}: none of {len(rows):,} images can be read ({name}: {reason}).")
     duplicates = [group for group in names.values() if len(group) > 1]
-    return ImageSurvey(count, facts, unreadable, duplicates, _count_classes(source), seconds)
+    return ImageSurvey(count, facts, unreadable, duplicates, _count_classes(source))
+
+
+def time_reading(source: ImageSource, image_size: int, num_channels: int = 3, count: int = 64) -> float:
+    """Measure how long a loader takes to read and decode an image to the size of a model.
+
+    Args:
+        source (`ImageSource`): A source that is not streamed, of which some image can be read.
+        image_size (`int`): Side of the result, in pixels.
+        num_channels (`int`): 3 (RGB) or 1 (luminance).
+        count (`int`): Images that are read, spread over the source.
+
+    Returns:
+        `float`: Seconds an image.
+    """
+    decoder, counts = Decoder(num_channels, image_size), Counter[str]()
+    rows = np.unique(np.linspace(0, len(source.dataset) - 1, count).astype(int)).tolist()
+    started = time.perf_counter()
+    for record in read_rows(source, rows)[0]:
+        decoder(record, counts)
+    return (time.perf_counter() - started) / len(rows)
 
 
 def _count_classes(source: ImageSource) -> Counter[str] | None:

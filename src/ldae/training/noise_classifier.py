@@ -19,8 +19,10 @@ from ldae.evaluation.untrained import untrained_like
 from ldae.models.randomness_ldae import TIMESTEPS, keyed_uniform
 from ldae.sections import TokenizerConfig
 from ldae.training.checkpoint import Checkpoint
+from ldae.training.estimate import Estimate
 from ldae.training.loop import train
 from ldae.training.recipe import Recipe, model_fields
+from ldae.training.rehearsal import Rehearsal, rehearse
 from ldae.training.resnet_classifier import classifier_training
 from ldae.training.run_folder import RunFolder
 from ldae.training.task import Task
@@ -148,11 +150,23 @@ def train_noise_classifier(classifier: NoiseClassifierConfig, data: DataConfig, 
     """
     recipe = noise_classifier_recipe(classifier, data, output_dir)
     folder = RunFolder(output_dir)
-    train(NoiseClassifierTask(recipe, classifier), recipe.training, folder)
+    train(NoiseClassifierTask(recipe, classifier), recipe.training, folder, [Estimate()])
     return folder.path
 
 
-def noise_classifier_recipe(classifier: NoiseClassifierConfig, data: DataConfig, output_dir: str | Path) -> Recipe:
+def rehearse_noise_classifier(classifier: NoiseClassifierConfig, data: DataConfig) -> Rehearsal:
+    """Take the first steps of a classifier's training and print what the whole takes, without writing anything.
+
+    Args:
+        classifier, data: As of [`train_noise_classifier`].
+    """
+    recipe = noise_classifier_recipe(classifier, data, None)
+    return rehearse(NoiseClassifierTask(recipe, classifier))
+
+
+def noise_classifier_recipe(
+    classifier: NoiseClassifierConfig, data: DataConfig, output_dir: str | Path | None
+) -> Recipe:
     """Return the recipe of a classifier's training; arguments are those of [`train_noise_classifier`]."""
     c, config = classifier, build_noise_classifier(classifier).config
     fields = {name: getattr(config, name) for name in model_fields(config.model_type)}

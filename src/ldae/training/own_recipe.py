@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ldae.data import ImageSurvey
+from ldae.data import ImageSource, ImageSurvey, time_reading
 from ldae.training.machine import Machine
 from ldae.training.pretraining import DenoisingTask
 from ldae.training.progress import describe_seconds
@@ -88,12 +88,13 @@ class OwnRecipe:
         )
 
 
-@dataclass(frozen=True)
+@dataclass
 class Planner:
-    """Chooses a recipe for images, a machine and a time.
+    """Choice of a recipe for images, a machine and a time.
 
     Args:
         dataset: The images, as a recipe names them, and further fields of the section `data`.
+        source: The same images, opened.
         survey: What they are.
         machine: Where they are trained on.
         seconds: Time for everything.
@@ -104,6 +105,7 @@ class Planner:
     """
 
     data: dict[str, Any]
+    source: ImageSource
     survey: ImageSurvey
     machine: Machine
     seconds: float
@@ -111,10 +113,12 @@ class Planner:
     output_dir: str
     size: str | None = None
     image_size: int | None = None
+    reading: float = field(default=0.0, init=False)  # seconds an image
 
     def plan(self) -> OwnRecipe:
         """Choose the recipe; this takes the first steps of one or two networks."""
         sizes = [self.size] if self.size is not None else SIZES[self.machine.on_cpu]
+        self.reading = self._measure_reading()
         own = self._recipe(sizes[0], BATCHES[self.machine.on_cpu][0])
         per_image = self._measure(own)
         size = self._largest(sizes, per_image)
@@ -218,6 +222,10 @@ class Planner:
         ]
         return fitting[-1] if fitting else sizes[0]
 
+    def _measure_reading(self) -> float:
+        """Measure the time to read an image."""
+        return time_reading(self.source, self._shape()[0])
+
     def _measure(self, own: OwnRecipe) -> float:
         """Measure the time of a step per image."""
         recipe = own.build(output_dir=None)
@@ -230,7 +238,7 @@ class Planner:
     def _budget(self, per_image: float) -> tuple[int, tuple[int, int] | None]:
         """Return the images that fit into the time, and the sizes of the probe's subset that go with it."""
         survey = self.survey
-        reading = survey.seconds_per_image * min(survey.num_images, self._tokenizer_images())
+        reading = self.reading * min(survey.num_images, self._tokenizer_images())
         left = MARGIN * self.seconds - self.started - END_SECONDS - reading
         choices: list[tuple[int, int] | None] = [*PROBES] if survey.classes else []
         for choice in [*choices, None]:
@@ -247,12 +255,12 @@ class Planner:
         train, test = min(choice[0], self.survey.num_images - held_out), min(choice[1], held_out)
         timesteps = len(self._recipe(self.size or "nano", 1).build().model_config().search_timesteps)
         passes = 2 * (train + test) * (1 + len(range(1, timesteps, 3))) + train * timesteps
-        return FORWARD * per_image * passes + self.survey.seconds_per_image * (train + test)
+        return FORWARD * per_image * passes + self.reading * (train + test)
 
     def _tokenizer_images(self) -> int:
         """Return the images that the PCA is fitted on: enough for its few dimensions, and read in a short time."""
-        affordable = int(0.05 * self.seconds / max(self.survey.seconds_per_image, 1e-6))
-        return max(200, min(self.survey.num_images, 10_000, affordable))
+        affordable = int(0.05 * self.seconds / max(self.reading, 1e-6))
+        return min(self.survey.num_images, max(200, min(10_000, affordable)))
 
     def _batch(self, images: int) -> int:
         """Return the largest power of two that leaves enough steps and is no more than half of the images."""
@@ -294,7 +302,7 @@ class Planner:
         own.notes = self._notes(own, images, per_image)
 
     def _notes(self, own: OwnRecipe, images: int, per_image: float) -> list[str]:
-        survey, notes = self.survey, []
+        notes = []
         batch = own.sections["training"]["total_batch_size"].value
         if images < STEPS * batch // 4:
             notes.append(
@@ -302,10 +310,10 @@ class Planner:
                 "--minutes, or a smaller --image_size."
             )
         workers = max(1, own.sections["data"]["num_workers"].value)
-        if survey.seconds_per_image / workers > per_image:
+        if self.reading / workers > per_image:
             side = own.sections["model"]["image_size"].value
             notes.append(
-                f"Reading takes {1000 * survey.seconds_per_image:.0f} ms an image, and training waits for it: with "
+                f"Reading takes {1000 * self.reading:.0f} ms an image, and training waits for it: with "
                 f"copies whose shorter side is {2 * side} pixels, the same time sees more images."
             )
         return notes

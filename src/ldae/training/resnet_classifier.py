@@ -103,13 +103,13 @@ def train_resnet_classifier(recipe: Recipe, classifier: ResNetClassifierConfig, 
     return folder.path
 
 
-def classifier_training(settings: Any, output_dir: str | Path, **fields: Any) -> TrainingConfig:
+def classifier_training(settings: Any, output_dir: str | Path | None, **fields: Any) -> TrainingConfig:
     """Return the `training:` section of a classifier's recipe: AdamW with a half-cycle cosine.
 
     `settings` has `images`, `total_batch_size`, `learning_rate` (not per 256 images) and `weight_decay`.
     """
     return TrainingConfig(
-        output_dir=str(output_dir),
+        output_dir=None if output_dir is None else str(output_dir),
         images=settings.images,
         total_batch_size=settings.total_batch_size,
         base_learning_rate=settings.learning_rate * 256 / settings.total_batch_size,

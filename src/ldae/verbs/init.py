@@ -27,12 +27,14 @@ def run(options: InitOptions) -> int:
     if output.exists() and not options.overwrite:
         raise ValueError(f"output={str(output)!r} exists; give another --output, or --overwrite true.")
     data = _data_fields(options)
-    survey = survey_images(open_images(DataConfig(**data)), options.examine)
+    source = open_images(DataConfig(**data))
+    survey = survey_images(source, options.examine)
     print("\n".join(survey.lines()), flush=True)
     machine = look_at_machine()
     print(f"Machine: {machine}", flush=True)
     planner = Planner(
         data=data,
+        source=source,
         survey=survey,
         machine=machine,
         seconds=60 * options.minutes,

@@ -20,7 +20,12 @@ from ldae.evaluation.noise_classification import (
 from ldae.evaluation.probe_features import HOLDOUT
 from ldae.reports.noise_classification_pictures import noise_curves
 from ldae.results import add_result
-from ldae.training.noise_classifier import NoiseClassifierConfig, train_noise_classifier
+from ldae.training.noise_classifier import (
+    NoiseClassifierConfig,
+    rehearse_noise_classifier,
+    train_noise_classifier,
+)
+from ldae.training.progress import describe_seconds
 from ldae.verbs.inputs import ProbeInputs, open_inputs, table
 from ldae.verbs.options.measure import NoiseClassificationOptions
 
@@ -45,7 +50,11 @@ def run(options: NoiseClassificationOptions) -> int:
     layers = inputs.layers or ()
     if len(layers) != 1:
         raise ValueError(f"layers={','.join(map(str, layers))} must be one block here, such as {layers[0]}.")
-    _Comparison(inputs, options, layers[0], tuple(timesteps)).run()
+    comparison = _Comparison(inputs, options, layers[0], tuple(timesteps))
+    if options.dry_run:
+        comparison.rehearse()
+    else:
+        comparison.run()
     return 0
 
 
@@ -58,6 +67,7 @@ class _Comparison:
         self.inputs, self.options, self.layer, self.timesteps = inputs, options, layer, timesteps
         flip = options.horizontal_flip
         self.horizontal_flip = inputs.data.horizontal_flip if flip is None else flip
+        self.data = dataclasses.replace(inputs.data, horizontal_flip=self.horizontal_flip)
         self.settings = ProbeSettings(
             epochs=1,
             batch_size=options.batch_size,
@@ -72,13 +82,19 @@ class _Comparison:
         self.levels = noise_to_signal(inputs.encoder, timesteps)
         self.curves: dict[str, list[tuple[float, float | None]]] = {}
 
+    def rehearse(self) -> None:
+        """Take the first steps of each network, and print what all of them take."""
+        self._look_at_labels()
+        starts = (False, True) if self.options.finetune else (False,)
+        rehearsals = [rehearse_noise_classifier(self._classifier(start, 0), self.data) for start in starts]
+        seconds = len(self.settings.seeds) * sum(rehearsal.seconds for rehearsal in rehearsals)
+        print(f"The networks of all seeds train for about {describe_seconds(seconds)}; heads come on top.")
+
     def run(self) -> None:
         """Measure all, print the table, draw the picture."""
         inputs, options = self.inputs, self.options
         inputs.show_header(f"Noise-conditional classification after {self.layer}, {len(self.timesteps)} noise levels,")
-        labels = [batch.labels for batch in self.train.batches() if batch.labels is not None]
-        self.num_train = sum(map(len, labels))
-        self.names = tuple(inputs.train_source.class_names or map(str, range(1 + max(int(x.max()) for x in labels))))
+        self._look_at_labels()
         fitted = self.num_train - round(HOLDOUT * self.num_train)
         epochs = max(1, round(options.images / fitted))
         self.settings = dataclasses.replace(self.settings, epochs=epochs)
@@ -88,6 +104,28 @@ class _Comparison:
         if options.finetune:
             self._networks(FINETUNED, pretrained=True)
         self._show()
+
+    def _look_at_labels(self) -> None:
+        """Count the training images and name the classes."""
+        labels = [batch.labels for batch in self.train.batches() if batch.labels is not None]
+        self.num_train = sum(map(len, labels))
+        names = self.inputs.train_source.class_names
+        self.names = tuple(names or map(str, range(1 + max(int(x.max()) for x in labels))))
+
+    def _classifier(self, pretrained: bool, seed: int) -> NoiseClassifierConfig:
+        """Return a network and its training."""
+        options = self.options
+        return NoiseClassifierConfig(
+            checkpoint=self.inputs.checkpoint,
+            layer=self.layer,
+            class_names=self.names,
+            pretrained=pretrained,
+            images=options.images,
+            total_batch_size=options.batch_size,
+            learning_rate=options.learning_rate,
+            mixed_precision=options.mixed_precision,
+            seed=seed,
+        )
 
     def _heads(self, name: str, model: Any, checkpoint: str) -> None:
         options = self.options
@@ -123,19 +161,8 @@ class _Comparison:
         place = Path("noise_classification") / f"{kind}-{self.layer}-{options.images}-images"
         scores = []
         for seed in self.settings.seeds:
-            classifier = NoiseClassifierConfig(
-                checkpoint=inputs.checkpoint,
-                layer=self.layer,
-                class_names=self.names,
-                pretrained=pretrained,
-                images=options.images,
-                total_batch_size=options.batch_size,
-                learning_rate=options.learning_rate,
-                mixed_precision=options.mixed_precision,
-                seed=seed,
-            )
-            data = dataclasses.replace(inputs.data, horizontal_flip=self.horizontal_flip)
-            folder = train_noise_classifier(classifier, data, inputs.output_dir / place / f"seed-{seed}")
+            classifier = self._classifier(pretrained, seed)
+            folder = train_noise_classifier(classifier, self.data, inputs.output_dir / place / f"seed-{seed}")
             model = open_model(AutoModelForImageClassification, folder)
             scores.append(noisy_accuracy(model, self.test, self.timesteps, device=inputs.device, dtype=inputs.dtype))
         details = {

@@ -233,6 +233,7 @@ class NoiseClassificationOptions(ImageOptions, CheckpointOptions):
         horizontal_flip: Mirror images in training; by default as the recipe.
         forward_batch_size: Images in a forward.
         mixed_precision: Precision of all forward passes.
+        dry_run: Take the first steps of each network, print what all of them take, and write nothing.
     """
 
     layers: list[int | str] | None = None
@@ -247,6 +248,7 @@ class NoiseClassificationOptions(ImageOptions, CheckpointOptions):
     horizontal_flip: bool | None = None
     forward_batch_size: int = Field(256, ge=1)
     mixed_precision: Literal["no", "bf16"] = "no"
+    dry_run: bool = False
 
 
 @options
