@@ -2,8 +2,10 @@
 
 All three train on the same data with the same batch, and are scored by the same probes. Each method trains for 1, 4
 and 16 times `--base_seconds` of CPU time on one thread; every budget is a complete run with its own warm-up and
-cosine. Probes of frozen features score it: ridge regression with all labels and with ten a class (mean of five draws),
-and nearest neighbours. Block and time step are chosen by ridge regression on a held-out tenth of the first
+cosine. The methods take their steps in turn, so that a busy machine slows all of them alike.
+
+Probes of frozen features score them: ridge regression with all labels and with ten a class (mean of five draws), and
+nearest neighbours. Block and time step are chosen by ridge regression on a held-out tenth of the first
 `--search_images` training images. The baselines are the untrained networks, searched in the same way, and raw pixels.
 
 Each finished cell (method, budget, seed) is written to results.json at once; the same command continues with the
@@ -24,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contenders import METHODS, Images, Method, Trained, train
+from contenders import METHODS, Images, Method, Trained, Training, train_together
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -85,27 +87,21 @@ def probe(
     }
 
 
-def run_cell(
-    method: Method, train_images: Images, test_images: Images, seed: int, budget: float, searched: int
-) -> dict:
-    """Train a method for a budget in CPU seconds (0: not at all), choose its features and score them.
+def score_cell(
+    method: Method, trained: Trained | None, train_images: Images, test_images: Images, searched: int
+) -> dict[str, Any]:
+    """Choose a method's features and score them.
 
     Returns:
         `dict`: a cell of results.json, without its key.
     """
-    if budget:
-        trained = train(method, train_images, seed, budget)
-    else:
-        method.build(train_images, seed)
-        method.reset(seed)
-        trained = Trained(0.0, 0, float("nan"))
     began = time.process_time()
     block, timestep, held_out = search(method, train_images.first(searched))
     x, test_x = (method.features(part, [(block, timestep)])[:, 0] for part in (train_images, test_images))
     scores = probe(x, train_images.labels, test_x, test_images.labels)
     return {
-        **dataclasses.asdict(trained),
-        "loss": trained.loss if budget else None,
+        **dataclasses.asdict(trained or Trained(0.0, 0, float("nan"))),
+        "loss": trained.loss if trained else None,
         "weights": sum(weight.numel() for weight in method.model.parameters()),
         "block": block,
         "timestep": timestep,
@@ -230,27 +226,41 @@ def run(options: argparse.Namespace) -> None:
     results = ResultsFile(folder, options)
     finished = {(cell["method"], cell["budget"], cell["seed"]) for cell in results.cells}
     # Seed by seed and budget by budget, so that a stopped benchmark has compared all methods.
-    units = [(m, budget, seed) for seed in options.seeds for budget in (0, *options.budgets) for m in options.methods]
-    units = [unit for unit in [("pixels", 0, 0), *units] if unit not in finished]
-    if not units:
+    rounds = [(0, 0, ["pixels"]), *((b, s, options.methods) for s in options.seeds for b in (0, *options.budgets))]
+    rounds = [(b, s, [name for name in names if (name, b, s) not in finished]) for b, s, names in rounds]
+    rounds = [round for round in rounds if round[2]]
+    if not rounds:
         print("all cells are finished")
         write_report(results, folder, options.base_seconds)
         return
     train_images, test_images = load_images(options)
-    for name, budget, seed in units:
-        if name == "pixels":
-            x, test_x = (part.pixels.float().flatten(1) / 127.5 - 1 for part in (train_images, test_images))
-            nothing = {"cpu_seconds": 0.0, "images_seen": 0, "block": None, "timestep": None}
-            cell = {**nothing, **probe(x, train_images.labels, test_x, test_images.labels)}
-        else:
-            method = METHODS[name]()
-            method.rate = options.rates.get(name, method.rate)
-            seconds = budget * options.base_seconds
-            cell = run_cell(method, train_images, test_images, seed, seconds, options.search_images)
+
+    def record(name: str, budget: int, seed: int, cell: dict[str, Any]) -> None:
         results.add({"method": name, "budget": budget, "seed": seed, **cell})
         write_report(results, folder, options.base_seconds)
         scores = ", ".join(f"{title} {cell[key]:.1%}" for key, title in PROBES.items())
         print(f"{name} x{budget} seed {seed}: {cell['images_seen']:,} images, {_choice(cell)}; {scores}", flush=True)
+
+    for budget, seed, names in rounds:
+        if names == ["pixels"]:
+            x, test_x = (part.pixels.float().flatten(1) / 127.5 - 1 for part in (train_images, test_images))
+            nothing = {"cpu_seconds": 0.0, "images_seen": 0, "block": None, "timestep": None}
+            record("pixels", 0, 0, {**nothing, **probe(x, train_images.labels, test_x, test_images.labels)})
+            continue
+        methods = [METHODS[name]() for name in names]
+        for method in methods:
+            method.rate = options.rates.get(method.name, method.rate)
+        trained: list[Trained | None] = [None] * len(methods)
+        if budget:
+            trainings = [Training(method, train_images, seed, budget * options.base_seconds) for method in methods]
+            train_together(trainings)
+            trained = [training.result() for training in trainings]
+        for method, reached in zip(methods, trained, strict=True):
+            if reached is None:
+                method.build(train_images, seed)
+                method.reset(seed)
+            cell = score_cell(method, reached, train_images, test_images, options.search_images)
+            record(method.name, budget, seed, cell)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

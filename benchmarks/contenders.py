@@ -230,57 +230,80 @@ class Trained:
     loss: float
 
 
-def train(method: Method, images: Images, seed: int, cpu_seconds: float) -> Trained:
-    """Build and train a method for a budget of CPU seconds of this process.
+class Training:
+    """One training for a budget of CPU seconds of this process, a step at a time.
 
-    The learning rate is a function of the used share of the budget, so each budget is a complete run.
-    Building the network and fitting before the first step count.
+    The learning rate is a function of the used share of the budget, so each budget is a complete run. Only the time of
+    building the network, of fitting before the first step, and of the steps counts.
 
     Args:
         method ([`Method`]): What to train; its network is built here.
         images ([`Images`]): Training images.
         seed (`int`): Seed of weights, order, flips, time steps and noise.
         cpu_seconds (`float`): The budget, of `time.process_time`.
-
-    Returns:
-        [`Trained`].
-
-    Raises:
-        FloatingPointError: If the loss is not finite.
     """
-    start = time.process_time()
-    method.build(images, seed)
-    method.model.train()
-    weights = [weight for weight in method.model.parameters() if weight.requires_grad]
-    groups = [
-        {"params": [weight for weight in weights if weight.ndim > 1], "weight_decay": method.weight_decay},
-        {"params": [weight for weight in weights if weight.ndim <= 1], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
-    losses, seen = [], 0
-    for index in _order(len(images.labels), seed):
-        used = (time.process_time() - start) / cpu_seconds
-        if used >= 1:
-            break
-        for group in optimizer.param_groups:
-            group["lr"] = method.rate * schedule(used)
-        positions = torch.arange(seen, seen + len(index))
-        pixels = prepare_images(images.pixels[index], positions, seed, image_size=images.size, horizontal_flip=True)
-        loss = method.loss(pixels, positions, seed)
+
+    def __init__(self, method: Method, images: Images, seed: int, cpu_seconds: float) -> None:
+        start = time.process_time()
+        self.method, self.images, self.seed, self.cpu_seconds = method, images, seed, cpu_seconds
+        method.build(images, seed)
+        method.model.train()
+        self.weights = [weight for weight in method.model.parameters() if weight.requires_grad]
+        groups = [
+            {"params": [weight for weight in self.weights if weight.ndim > 1], "weight_decay": method.weight_decay},
+            {"params": [weight for weight in self.weights if weight.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+        self.order = _order(len(images.labels), seed)
+        self.losses: list[float] = []
+        self.seen = 0
+        self.spent = time.process_time() - start
+
+    @property
+    def used(self) -> float:
+        """Share of the budget that is spent."""
+        return self.spent / self.cpu_seconds
+
+    def step(self) -> None:
+        """Take one optimizer step."""
+        start = time.process_time()
+        index = next(self.order)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.method.rate * schedule(self.used)
+        positions = torch.arange(self.seen, self.seen + len(index))
+        size = self.images.size
+        pixels = prepare_images(self.images.pixels[index], positions, self.seed, image_size=size, horizontal_flip=True)
+        loss = self.method.loss(pixels, positions, self.seed)
         loss.backward()
-        nn.utils.clip_grad_norm_(weights, MAX_GRAD_NORM)
-        optimizer.step()
-        optimizer.zero_grad()
-        seen += len(index)
-        losses.append(loss.item())
-    spent = time.process_time() - start
-    last = losses[-max(1, len(losses) // 10) :]
-    if not losses or not math.isfinite(sum(last)):
-        raise FloatingPointError(
-            f"{method.name}: no finite loss after {seen} images with rate={method.rate}; lower it (--rates), or raise "
-            "--base_seconds."
-        )
-    return Trained(spent, seen, sum(last) / len(last))
+        nn.utils.clip_grad_norm_(self.weights, MAX_GRAD_NORM)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.seen += len(index)
+        self.losses.append(loss.item())
+        self.spent += time.process_time() - start
+
+    def result(self) -> Trained:
+        """Return what was spent and reached.
+
+        Raises:
+            FloatingPointError: If the loss is not finite.
+        """
+        last = self.losses[-max(1, len(self.losses) // 10) :]
+        if not self.losses or not math.isfinite(sum(last)):
+            raise FloatingPointError(
+                f"{self.method.name}: no finite loss after {self.seen} images with rate={self.method.rate}; lower it "
+                "(--rates), or raise --base_seconds."
+            )
+        return Trained(self.spent, self.seen, sum(last) / len(last))
+
+
+def train_together(trainings: list[Training]) -> None:
+    """Train several methods in turn, always the one that has spent least, to the end of their budgets.
+
+    A second of CPU time does less on a machine that is busy. In turn, all methods meet the same machine.
+    """
+    while active := [training for training in trainings if training.used < 1]:
+        min(active, key=lambda training: training.used).step()
 
 
 def schedule(used: float) -> float:

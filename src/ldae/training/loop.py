@@ -29,7 +29,7 @@ from ldae.training.checkpoint import (
     save_checkpoint,
 )
 from ldae.training.learning_rate import learning_rate
-from ldae.training.progress import Stopwatch, hardware, progress_bar
+from ldae.training.progress import Stopwatch, hardware, print_line, progress_bar
 from ldae.training.run_folder import RunFolder
 from ldae.training.task import Task, batch_statistics, trained_parameters
 
@@ -301,12 +301,12 @@ class Run:
     def say(self, text: str) -> None:
         """Print in the main process."""
         if self.is_main:
-            print(text, flush=True)
+            print_line(text)
 
     def warn(self, text: str) -> None:
         """Print a warning on stderr, in the main process."""
         if self.is_main:
-            print(f"Warning: {self.task.activity}: {text}", file=sys.stderr, flush=True)
+            print_line(f"Warning: {self.task.activity}: {text}", sys.stderr)
 
     def asked_to_stop(self) -> bool:
         """Return whether any process has received a signal; all processes agree at every tenth step."""

@@ -4,6 +4,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
+from typing import TextIO
 
 import torch
 from tqdm.auto import tqdm
@@ -81,6 +82,13 @@ def describe_bytes(count: float) -> str:
     ```
     """
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def print_line(text: str, file: TextIO | None = None) -> None:
+    """Print a line above the progress bar at once, by default on stdout."""
+    file = file or sys.stdout
+    tqdm.write(text, file=file)
+    file.flush()
 
 
 def progress_bar(images: int | None, seen: int, shown: bool, activity: str) -> tqdm:
