@@ -23,6 +23,7 @@ SHOWN = (
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#]+)")  # the path of a relative link
 NAME = re.compile(r"\[`~?([\w.]+)`\](?![(\[])")  # [`LDAEModel`], as transformers' docstrings link
 OBJECT = re.compile(r"^::: ([\w.]+)", re.MULTILINE)
+ARGUMENT = re.compile(r"^( +[\w*, ]+ \()(.+?)(?=\): )", re.MULTILINE)  # name (`int`, *optional*): what it is
 EXAMPLE = re.compile(r"^( *)Example:$", re.MULTILINE)  # griffe's section of code is called Examples
 
 
@@ -66,7 +67,11 @@ class LinkNames(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         """Rewrite the names in an object's docstring."""
         if obj.docstring is not None:
-            obj.docstring.value = NAME.sub(self._link, EXAMPLE.sub(r"\1Examples:", obj.docstring.value))
+            text = EXAMPLE.sub(r"\1Examples:", obj.docstring.value)
+            default = r", defaults to .*" if getattr(obj, "parameters", ()) else r"(?!)"  # a signature has it already
+            plain = re.compile(rf"[`*\[\]~]|{default}")
+            text = ARGUMENT.sub(lambda match: match[1] + plain.sub("", match[2]), text)
+            obj.docstring.value = NAME.sub(self._link, text)
 
     def _link(self, match: re.Match[str]) -> str:
         name = match[1].rpartition(".")[2]

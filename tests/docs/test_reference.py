@@ -4,13 +4,14 @@ import re
 from pathlib import Path
 
 import pytest
-from docs.field_tables import field_tables
+from docs.field_tables import commands_page, field_tables
 
 import ldae
 import ldae.data
 import ldae.evaluation
 import ldae.export
 from ldae.deconstruct.preset import KEYS
+from ldae.verbs import VERBS
 from tests.docs.pages import PAGES, ROOT, name
 
 
@@ -32,9 +33,18 @@ def test_tables_of_fields_are_those_that_the_code_prints(heading: str) -> None:
     assert field_tables()[heading] in section, "run: python docs/field_tables.py"
 
 
+def test_the_page_of_commands_is_what_the_code_prints() -> None:
+    assert (DOCS / "commands.md").read_text() == commands_page(), "run: python docs/field_tables.py"
+
+
 def test_every_key_of_a_preset_is_explained() -> None:
     explained = rows(DOCS / "trajectory.md", "## Your own preset")
     assert [key.strip("`") for key, _, _ in explained] == list(KEYS)
+
+
+def test_commands_in_the_text_are_commands() -> None:
+    named = re.findall(r"`ldae\s+([a-z]\w*)", EVERYTHING)
+    assert len(named) > 50 and set(named) <= set(VERBS)
 
 
 def test_every_explained_message_is_one_of_the_code() -> None:
