@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldae.data import DataConfig, open_images, survey_images, time_reading
+from ldae.data import DataConfig, open_images, survey_images
 from ldae.data.batch import Decoder
+from ldae.data.survey import time_reading
 from tests.data.image_files import encode, random_pixels, write_odd_folder, write_parquet
 
 

@@ -11,7 +11,7 @@ from .latents import cache_latents, open_latents
 from .loader import ImageLoader
 from .sources import ImageSource, list_splits, open_images, open_probe_images
 from .stored_order import iterate_once
-from .survey import ImageSurvey, survey_images, time_reading
+from .survey import ImageSurvey, survey_images
 
 
 __all__ = [
@@ -35,5 +35,4 @@ __all__ = [
     "prepare_images",
     "prepare_latents",
     "survey_images",
-    "time_reading",
 ]

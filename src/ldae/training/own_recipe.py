@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from ldae.data import ImageSource, ImageSurvey, time_reading
+from ldae.data import ImageSource, ImageSurvey
+from ldae.data.survey import time_reading
 from ldae.training.machine import Machine
 from ldae.training.pretraining import DenoisingTask
 from ldae.training.progress import describe_seconds
