@@ -19,6 +19,7 @@ SHOWN = (
     "model_cards/*/pictures/*.png",
     "benchmarks/README.md",
     "CHANGELOG.md",
+    "RELEASING.md",
 )
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#]+)")  # the path of a relative link
 NAME = re.compile(r"\[`~?([\w.]+)`\](?![(\[])")  # [`LDAEModel`], as transformers' docstrings link

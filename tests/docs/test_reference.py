@@ -1,6 +1,7 @@
 """The site keeps step with the code: fields and defaults, error messages, recipes, launch files, public names."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,14 @@ def test_every_explained_message_is_one_of_the_code() -> None:
     messages = [row[0].strip("`") for row in rows(DOCS / "errors.md", "# What an error means")]
     assert len(messages) > 15
     assert [message for message in messages if message not in source] == []
+
+
+def test_every_dependency_has_a_reason() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [name for extra, names in project["optional-dependencies"].items() if extra != "dev" for name in names]
+    names = [re.split(r"[>=<\[]", name)[0] for name in [*project["dependencies"], *extras]]
+    explained = " ".join(row[0] for row in rows(DOCS / "install.md", "## Why each dependency is there"))
+    assert [name for name in names if not re.search(rf"(?<![\w-]){name}(?![\w-])", explained)] == []
 
 
 def test_every_recipe_and_launch_file_is_named() -> None:
