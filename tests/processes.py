@@ -157,14 +157,20 @@ class ForkedProcess:
         return subprocess.CompletedProcess([], self._code, **texts)
 
 
-def run_on_two(script: Path, *arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a script on two processes of one launch, as `torchrun` would, and return what the first one said."""
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "1"}
-    shared["MASTER_PORT"] = str(random.randint(20000, 40000))
+def run_on(count: int, script: Path, *arguments: object, folder: Path) -> list[subprocess.CompletedProcess[str]]:
+    """Run a script on processes of one launch, as `torchrun` would."""
+    shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
+    shared |= {"ACCELERATE_USE_CPU": "1", "MASTER_PORT": str(random.randint(20000, 40000))}
+    ranks = [str(rank) for rank in range(count)]
     processes = [
         ForkedProcess(script, *arguments, folder=folder, env={**shared, "RANK": rank, "LOCAL_RANK": rank})
-        for rank in "01"
+        for rank in ranks
     ]
-    first, second = (process.wait() for process in processes)
+    return [process.wait() for process in processes]
+
+
+def run_on_two(script: Path, *arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script on two processes of one launch, and return what the first one said."""
+    first, second = run_on(2, script, *arguments, folder=folder)
     assert first.returncode == second.returncode == 0, first.stderr[-3000:] + second.stderr[-3000:]
     return first

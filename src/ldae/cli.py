@@ -54,7 +54,13 @@ def run_verb(verb: str, arguments: Sequence[str]) -> int:
         with stopping.handling(f"ldae {verb}", at_once=VERBS[verb].at_once):
             if not VERBS[verb].light:
                 finish_import()
-            return import_module(f"ldae.verbs.{verb}").run(options)
+            run = import_module(f"ldae.verbs.{verb}").run
+            if verb not in GROUPS["measure"]:
+                return run(options)
+            from ldae.shared_work import sharing_work
+
+            with sharing_work(options.device == "cpu"):
+                return run(options)
     except stopping.Stopped as stopped:
         return int(stopped.code or 0)
     except KeyboardInterrupt:

@@ -147,7 +147,7 @@ def test_what_has_no_map_is_refused():
     model = LDAEModel(small_config())
     with pytest.raises(ValueError, match=r"layers=\[0\] must be .* the blocks 1 to"):
         feature_map(model, draw_images(), layer=0)
-    with pytest.raises(ValueError, match="multiples of patch_size=4"):
+    with pytest.raises(ValueError, match="must be multiples of 4"):
         feature_map(model, draw_images(width=18))
     with pytest.raises(ValueError, match="a ViTModel has no feature maps"):
         feature_map(small_vit(), draw_images())

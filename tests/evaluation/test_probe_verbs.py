@@ -161,7 +161,7 @@ def test_shots_and_baselines_of_an_ldae_and_a_ddae(checkpoint, few_digits, tmp_p
     assert pixels[0] == pixels[1] > 0.5  # the same draws
 
 
-def test_what_is_wrong_is_named(checkpoint, tmp_path, capsys, monkeypatch):
+def test_what_is_wrong_is_named(checkpoint, tmp_path, capsys):
     def says(*arguments, verb=linear_probe):
         return error_of(verb, arguments, capsys)
 
@@ -191,5 +191,3 @@ def test_what_is_wrong_is_named(checkpoint, tmp_path, capsys, monkeypatch):
     named.to_parquet(tmp_path / "data" / "train.parquet")
     message = says(checkpoint, "--dataset", tmp_path / "data")
     assert "has no label column" in message and "name (string)" in message and "--label_column" in message
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "one process" in says(checkpoint, *digits)

@@ -27,6 +27,7 @@ def iterate_once(
     num_channels: int = 3,
     rank: int = 0,
     world_size: int = 1,
+    whole_batches: bool = False,
     limit: int | None = None,
     num_workers: int = 0,
     decode_size: int | None = None,
@@ -43,6 +44,8 @@ def iterate_once(
         num_channels (`int`, defaults to 3): 3 (RGB) or 1 (luminance).
         rank (`int`, defaults to 0): This process; it reads the rows i with `i % world_size == rank`.
         world_size (`int`, defaults to 1): Number of processes.
+        whole_batches (`bool`, defaults to `False`): Divide batches and not rows: this process reads the batches i with
+            `i % world_size == rank`, each of the rows that it has in one process, less unreadable images.
         limit (`int`, *optional*): Read only the first `limit` rows, over all processes.
         num_workers (`int`, defaults to 0): Worker processes; a streamed source uses at most one.
         decode_size (`int`, *optional*, in pixels): See [`DataConfig`].
@@ -72,9 +75,10 @@ def iterate_once(
             f"{world_size - 1}."
         )
     decoder = Decoder(num_channels, decode_size or image_size, crop, source.reduced_decoding)
-    rows = StoredOrder(source, decoder, batch_size, rank, world_size, limit, skip_positions)
+    rows = StoredOrder(source, decoder, batch_size, rank, world_size, whole_batches, limit, skip_positions)
     loader = make_torch_loader(rows, min(num_workers, 1) if source.streaming else num_workers)
-    return _full_batches(loader, batch_size, source, Counter() if counts is None else counts)
+    size = None if whole_batches else batch_size
+    return _full_batches(loader, size, source, Counter() if counts is None else counts)
 
 
 @dataclass(eq=False)
@@ -86,6 +90,7 @@ class StoredOrder(torch.utils.data.IterableDataset[WorkerBatch]):
     chunk_size: int
     rank: int
     world_size: int
+    whole_batches: bool
     limit: int | None
     skip: int
 
@@ -97,20 +102,32 @@ class StoredOrder(torch.utils.data.IterableDataset[WorkerBatch]):
         info = torch.utils.data.get_worker_info()
         worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
         count = len(self.source.dataset) if self.limit is None else min(self.limit, len(self.source.dataset))
-        rows = list(range(self.rank, count, self.world_size))
-        chunks = [rows[i : i + self.chunk_size] for i in range(0, len(rows), self.chunk_size)]
+        rows = list(range(count)[self._rows])
+        chunks = [rows[i : i + self.chunk_size] for i in range(0, len(rows), self.chunk_size)][self._chunks]
         for chunk in chunks[worker::num_workers]:
             yield chunk, *read_rows(self.source, chunk)
 
     def _streamed_chunks(self) -> Iterator[tuple[list[int], list[Any], list[int]]]:
-        mine = islice(read_stream(self.source, self.source.dataset), self.rank, self.limit, self.world_size)
-        while chunk := list(islice(mine, self.chunk_size)):
+        every = islice(read_stream(self.source, self.source.dataset), self.limit)
+        mine = islice(every, self._rows.start, None, self._rows.step)
+        chunks = iter(lambda: list(islice(mine, self.chunk_size)), [])
+        for chunk in islice(chunks, self._chunks.start, None, self._chunks.step):
             rows, records, labels = zip(*chunk, strict=True)
             yield list(rows), list(records), list(labels)
 
+    @property
+    def _rows(self) -> slice:
+        """This process's rows, before they are divided into chunks."""
+        return slice(0, None, 1) if self.whole_batches else slice(self.rank, None, self.world_size)
 
-def _full_batches(chunks: Any, batch_size: int, source: ImageSource, counts: Counter[str]) -> Iterator[Batch]:
-    """Join chunks, which lack unreadable images, to batches of `batch_size`."""
+    @property
+    def _chunks(self) -> slice:
+        """This process's chunks of these rows."""
+        return slice(self.rank, None, self.world_size) if self.whole_batches else slice(0, None, 1)
+
+
+def _full_batches(chunks: Any, batch_size: int | None, source: ImageSource, counts: Counter[str]) -> Iterator[Batch]:
+    """Join chunks, which lack unreadable images, to batches of `batch_size`; with `None` leave them as they are."""
     kept: Batch | None = None
     found, read = False, False
     for item in chunks:
@@ -120,6 +137,9 @@ def _full_batches(chunks: Any, batch_size: int, source: ImageSource, counts: Cou
         if not len(item.batch.images):
             continue
         found = True
+        if batch_size is None:
+            yield item.batch
+            continue
         kept = item.batch if kept is None else _concatenate(kept, item.batch)
         if len(kept.images) >= batch_size:
             yield _slice(kept, slice(0, batch_size))

@@ -3,10 +3,13 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch.nn import functional as F
+
+from ldae.shared_work import on_main
 
 from .encoder import Encoder, Layer, as_encoder
 from .features import extract_features
@@ -138,7 +141,21 @@ def measure_alignment(
         raise ValueError(f"seeds={seeds} must be two different ones, for two noisings of an image.")
     encoder = as_encoder(model)
     device = torch.device(device) if device is not None else encoder.device
-    scores = {}
+    scores: dict[Any, SphereScore] = {}
+
+    def score(t: int, first: torch.Tensor, second: torch.Tensor) -> None:
+        if len(first) < 2:
+            raise ValueError(
+                f"{images.source.description} has {len(first)} image, and uniformity is of pairs; name another split "
+                "(eval_split)."
+            )
+        for index, layer in enumerate(layers):
+            x, y = first[:, index].to(device), second[:, index].to(device)
+            if centred:
+                shared = x.mean(dim=0)
+                x, y = x - shared, y - shared
+            scores[layer, t] = SphereScore(layer, t, alignment(x, y), uniformity(x, chunk_size), len(x))
+
     for t in timesteps:
         first, second = (
             extract_features(
@@ -153,15 +170,5 @@ def measure_alignment(
             ).flat
             for seed in seeds
         )  # (n, L, C) each
-        if len(first) < 2:
-            raise ValueError(
-                f"{images.source.description} has {len(first)} image, and uniformity is of pairs; name another split "
-                "(eval_split)."
-            )
-        for index, layer in enumerate(layers):
-            x, y = first[:, index].to(device), second[:, index].to(device)
-            if centred:
-                shared = x.mean(dim=0)
-                x, y = x - shared, y - shared
-            scores[layer, t] = SphereScore(layer, t, alignment(x, y), uniformity(x, chunk_size), len(x))
-    return [scores[layer, t] for layer in layers for t in timesteps]
+        on_main(partial(score, t, first, second))
+    return on_main(lambda: [scores[layer, t] for layer in layers for t in timesteps])

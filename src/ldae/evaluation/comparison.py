@@ -1,9 +1,11 @@
 """A trained encoder beside what it must beat: the same network untrained, its mean latents, raw pixels."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ldae.data import Batch
+from ldae.shared_work import on_main
 
 from .encoder import Encoder, Layer, as_encoder, baselines_of
 from .features import Features, extract_features
@@ -78,20 +80,23 @@ def compare_baselines(
     compared = []
     for name, each in [("trained encoder", encoder), *((other.name, other) for other in baselines_of(encoder))]:
         fitted, scored = (_features(each, batches, choice) for batches in (train, test))
-        if probe == FEW_SHOT:
-            data = (fitted.flat[:, 0], fitted.classes, scored.flat[:, 0], scored.classes)
-            value, stderr = mean_and_stderr(few_shot_ridge(*data, shots=shots, draws=draws))
-            protocol = {"name": "ridge", "labels_per_class": shots, "draws": draws, "penalty": "leave-one-out"}
-            compared.append(Compared(name, value, stderr, 0, protocol))
-            continue
-        probes = probe_features(probe, fitted, scored, settings=settings, names=[name])
-        value, stderr = probes.score(0)
-        details = probes.describe(0)
-        protocol = {"name": probes.name, **{key: details[key] for key in REPORTED[probe]}}
-        compared.append(
-            Compared(name, value, stderr, probes.seeds, {**protocol, "augmentation": [], "holdout": HOLDOUT})
-        )
+        options = {"shots": shots, "draws": draws} if probe == FEW_SHOT else {"settings": settings}
+        compared.append(on_main(partial(_score, name, probe, fitted, scored, **options)))
     return compared
+
+
+def _score(name: str, probe: str, fitted: Features, scored: Features, **options: Any) -> Compared:
+    """Probe one encoder's features."""
+    if probe == FEW_SHOT:
+        data = (fitted.flat[:, 0], fitted.classes, scored.flat[:, 0], scored.classes)
+        value, stderr = mean_and_stderr(few_shot_ridge(*data, **options))
+        protocol = {"name": "ridge", "labels_per_class": options["shots"], "draws": options["draws"]}
+        return Compared(name, value, stderr, 0, {**protocol, "penalty": "leave-one-out"})
+    probes = probe_features(probe, fitted, scored, names=[name], **options)
+    value, stderr = probes.score(0)
+    details = probes.describe(0)
+    protocol = {"name": probes.name, **{key: details[key] for key in REPORTED[probe]}}
+    return Compared(name, value, stderr, probes.seeds, {**protocol, "augmentation": [], "holdout": HOLDOUT})
 
 
 def _features(encoder: Encoder, batches: list[Batch], choice: dict[str, Any]) -> Features:

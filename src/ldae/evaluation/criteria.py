@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ldae.data import Batch
+from ldae.shared_work import on_main
 
 from .alignment import alignment, uniformity
 from .encoder import Layer
@@ -102,11 +103,15 @@ def score_cells(
 
     clean = features()
     views = [features(noisy=True, seed=seed) for seed in (0, 1)] if any(CRITERIA[n].views == 2 for n in names) else []
-    scores = {name: torch.empty(len(layers), len(timesteps), dtype=torch.float64) for name in names}
-    for row in range(len(layers)):
-        for column in range(len(timesteps)):
-            for name in names:
-                used = views if CRITERIA[name].views == 2 else [clean, clean]
-                x, y = (view.values[:, row, column] for view in used)  # (n, C)
-                scores[name][row, column] = CRITERIA[name].score(x, y)
-    return scores
+
+    def score() -> dict[str, torch.Tensor]:
+        scores = {name: torch.empty(len(layers), len(timesteps), dtype=torch.float64) for name in names}
+        for row in range(len(layers)):
+            for column in range(len(timesteps)):
+                for name in names:
+                    used = views if CRITERIA[name].views == 2 else [clean, clean]
+                    x, y = (view.values[:, row, column] for view in used)  # (n, C)
+                    scores[name][row, column] = CRITERIA[name].score(x, y)
+        return scores
+
+    return on_main(score)

@@ -2,9 +2,9 @@
 
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedModel
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from ldae.data import DataConfig, open_probe_images
 from ldae.models.randomness_ldae import NOISE, keyed_normal
 from ldae.results import Result
+from ldae.shared_work import choose_device, on_main
 
 from .encoder import Encoder, Layer, PixelEncoder, as_encoder, open_encoder
 from .features import Features, Prepare, centre_crop, extract_features
@@ -26,6 +27,7 @@ from .ridge import few_shot_ridge
 from .score_table import ScoreTable, column_title
 
 
+T = TypeVar("T")
 Checkpoint = str | os.PathLike[str] | PreTrainedModel | Encoder
 METRICS = ("few_shot", "ridge", "knn", "linear", "retrieval", "robustness")
 RAW_PIXELS = 32  # side of the images whose pixels are compared; those of a large model would be a million numbers
@@ -51,7 +53,7 @@ class Evaluation:
     Encoders are folders or Hub ids of an l-DAE, a DDAE or any vision model of `AutoModel` (ViTMAE, DINOv2, I-JEPA, a
     ResNet), or live models. All are frozen and give one vector an image: of a clean centre crop at the model's own
     size, normalised as its image processor does. The features of the last few encoders are kept, so that a second
-    measure takes no second pass.
+    measure takes no second pass. Within [`~ldae.shared_work.sharing_work`], only the main process gets scores.
 
     Args:
         data (`str` or [`~ldae.data.DataConfig`]): Data set as a recipe names it: `"digits"`, a folder, a Hub id.
@@ -87,7 +89,7 @@ class Evaluation:
         max_test: int | None = None,
     ) -> None:
         self.data = DataConfig(data) if isinstance(data, str) else data
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = choose_device(None if device is None else str(device))
         self.dtype, self.batch_size, self.num_workers = dtype, batch_size, num_workers
         sources = open_probe_images(self.data)
         for source in sources:
@@ -117,57 +119,71 @@ class Evaluation:
             seed (`int`, defaults to 0): Seed of the draws.
             **choice: `layer` and `timestep` of an l-DAE or a DDAE; by default its own.
         """
-        chosen = self._choose(checkpoint, **choice)
-        value, stderr = mean_and_stderr(few_shot_ridge(*self._arrays(chosen), shots=shots, draws=draws, seed=seed))
-        protocol = {"name": "ridge", "labels_per_class": shots, "draws": draws, "penalty": "leave-one-out"}
-        return self._score(chosen, protocol, value, stderr, (seed,))
+
+        def measure(chosen: _Choice) -> Result:
+            value, stderr = mean_and_stderr(few_shot_ridge(*self._arrays(chosen), shots=shots, draws=draws, seed=seed))
+            protocol = {"name": "ridge", "labels_per_class": shots, "draws": draws, "penalty": "leave-one-out"}
+            return self._score(chosen, protocol, value, stderr, (seed,))
+
+        return self._measure(measure, checkpoint, choice)
 
     def ridge(self, checkpoint: Checkpoint, *, seed: int = 0, **choice: Any) -> Result:
         """Accuracy of a ridge probe with all labels, a tenth of the training images choosing its penalty. See
         [`~ldae.evaluation.ridge.fit_ridge_grid`]; arguments as of [`~Evaluation.few_shot`].
         """
-        chosen = self._choose(checkpoint, **choice)
-        probes = probe_features("ridge", *self._both(chosen), seed=seed)
-        protocol = {"name": "ridge", "penalty": float(probes.penalty[0]), "holdout": HOLDOUT}
-        value, stderr = probes.score(0)
-        return self._score(chosen, protocol, value, stderr, (seed,))
+
+        def measure(chosen: _Choice) -> Result:
+            probes = probe_features("ridge", *self._both(chosen), seed=seed)
+            protocol = {"name": "ridge", "penalty": float(probes.penalty[0]), "holdout": HOLDOUT}
+            value, stderr = probes.score(0)
+            return self._score(chosen, protocol, value, stderr, (seed,))
+
+        return self._measure(measure, checkpoint, choice)
 
     def knn(self, checkpoint: Checkpoint, *, k: int = 20, temperature: float = 0.07, **choice: Any) -> Result:
         """Accuracy of the vote of the k nearest training images. See [`~ldae.evaluation.knn.knn_predict`]; nothing is
         random in it.
         """
-        chosen = self._choose(checkpoint, **choice)
-        value = knn_accuracy(*self._arrays(chosen), k=k, temperature=temperature)
-        return self._score(
-            chosen, {"name": "knn", "k": k, "temperature": temperature, "similarity": "cosine"}, value, None, (0,)
-        )
+
+        def measure(chosen: _Choice) -> Result:
+            value = knn_accuracy(*self._arrays(chosen), k=k, temperature=temperature)
+            protocol = {"name": "knn", "k": k, "temperature": temperature, "similarity": "cosine"}
+            return self._score(chosen, protocol, value, None, (0,))
+
+        return self._measure(measure, checkpoint, choice)
 
     def linear(self, checkpoint: Checkpoint, settings: ProbeSettings = LINEAR, **choice: Any) -> Result:
         """Accuracy of linear probes on features computed once: mean and standard error over the settings' seeds, a
         tenth of the training images choosing the learning rate. (The papers' protocols, with augmentation, are
         [`~ldae.evaluation.probing.run_probe`]'s.)
         """
-        chosen = self._choose(checkpoint, **choice)
-        probes = probe_features("adam", *self._both(chosen), settings=settings, device=self.device)
-        details = probes.describe(0)
-        protocol = {
-            "name": "linear",
-            "preset": "features once",
-            **{key: details[key] for key in ("epochs", "batch_size", "learning_rate")},
-            "augmentation": [],
-            "holdout": HOLDOUT,
-        }
-        value, stderr = probes.score(0)
-        return self._score(chosen, protocol, value, stderr, settings.seeds)
+
+        def measure(chosen: _Choice) -> Result:
+            probes = probe_features("adam", *self._both(chosen), settings=settings, device=self.device)
+            details = probes.describe(0)
+            protocol = {
+                "name": "linear",
+                "preset": "features once",
+                **{key: details[key] for key in ("epochs", "batch_size", "learning_rate")},
+                "augmentation": [],
+                "holdout": HOLDOUT,
+            }
+            value, stderr = probes.score(0)
+            return self._score(chosen, protocol, value, stderr, settings.seeds)
+
+        return self._measure(measure, checkpoint, choice)
 
     def retrieval(self, checkpoint: Checkpoint, **choice: Any) -> Result:
         """Mean average precision of test images that look for their class among the training images. See
         [`~ldae.evaluation.retrieval.retrieval_map`]; nothing is random in it.
         """
-        chosen = self._choose(checkpoint, **choice)
-        value = retrieval_map(*self._arrays(chosen))
-        protocol = {"name": "retrieval", "similarity": "cosine", "gallery": "training images"}
-        return replace(self._score(chosen, protocol, value, None, (0,)), metric="map")
+
+        def measure(chosen: _Choice) -> Result:
+            value = retrieval_map(*self._arrays(chosen))
+            protocol = {"name": "retrieval", "similarity": "cosine", "gallery": "training images"}
+            return replace(self._score(chosen, protocol, value, None, (0,)), metric="map")
+
+        return self._measure(measure, checkpoint, choice)
 
     def robustness(
         self,
@@ -205,8 +221,6 @@ class Evaluation:
             raise ValueError(
                 f"timesteps are of l-DAE and DDAE models, which are told of noise; give sigmas for {chosen.name}."
             )
-        probes = probe_features("ridge", *self._both(chosen), seed=seed)
-        truth = self._both(chosen)[1].classes
         noisy: dict[tuple[str, float], torch.Tensor] = {}
         if timesteps is not None:
             found = self._extract(chosen, 1, timesteps=list(timesteps), noisy=True, seed=seed)
@@ -217,12 +231,18 @@ class Evaluation:
                     raise ValueError(f"sigmas={list(sigmas or ())} must be numbers of 0 or more.")
                 found = self._extract(chosen, 1, prepare=_noisy_crop(chosen.encoder.image_size, sigma, seed))
                 noisy["noise_sigma", sigma] = found.flat[:, 0]
-        protocol = {"name": "robustness", "probe": "ridge", "penalty": float(probes.penalty[0])}
-        scores = [self._score(chosen, protocol, probes.score(0)[0], None, (seed,))]
-        for (kind, level), features in noisy.items():
-            value = float((probes.predict(features[:, None])[:, 0] == truth).double().mean())
-            scores.append(self._score(chosen, {**protocol, "input": "noisy", kind: level}, value, None, (seed,)))
-        return scores
+
+        def measure(chosen: _Choice) -> list[Result]:
+            probes = probe_features("ridge", *self._both(chosen), seed=seed)
+            truth = self._both(chosen)[1].classes
+            protocol = {"name": "robustness", "probe": "ridge", "penalty": float(probes.penalty[0])}
+            scores = [self._score(chosen, protocol, probes.score(0)[0], None, (seed,))]
+            for (kind, level), features in noisy.items():
+                value = float((probes.predict(features[:, None])[:, 0] == truth).double().mean())
+                scores.append(self._score(chosen, {**protocol, "input": "noisy", kind: level}, value, None, (seed,)))
+            return scores
+
+        return self._measure(measure, chosen, {})
 
     def compare(
         self,
@@ -270,7 +290,7 @@ class Evaluation:
             scores[name] = {}
             for metric in metrics:
                 given = {key: value for key, value in options.items() if key in taken[metric]}
-                found = getattr(self, metric)(measured, **given)
+                found = getattr(self, metric)(measured, **given) or []
                 for score in found if isinstance(found, list) else [found]:
                     scores[name][column_title(score)] = score
 
@@ -289,6 +309,12 @@ class Evaluation:
                 f"raw pixels, {side} x {side}", _Choice(f"raw pixels, {side} x {side}", PixelEncoder(side), None, None)
             )
         return ScoreTable(scores)
+
+    def _measure(self, measure: Callable[[_Choice], T], checkpoint: Any, choice: dict[str, Any]) -> T:
+        """Compute an encoder's features in all processes, and measure them in the main one."""
+        chosen = self._choose(checkpoint, **choice)
+        self._both(chosen)
+        return on_main(lambda: measure(chosen))
 
     def _choose(self, checkpoint: Any, layer: Layer | None = None, timestep: int | None = None) -> _Choice:
         if isinstance(checkpoint, _Choice):

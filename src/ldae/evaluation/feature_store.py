@@ -92,10 +92,20 @@ class FeatureStore:
         if not self.in_memory:
             rows = self._read(index.flatten().cpu().numpy()).to(self.device)
         else:
-            if len(self._pieces) > 1:
-                self._pieces = [torch.cat(self._pieces)]
+            self._join()
             rows = self._pieces[0].index_select(0, index.flatten().to(self.device))
         return rows.view(*index.shape, *self._row_shape)
+
+    def whole(self) -> torch.Tensor:
+        """All features `(n, F, C)`, without a copy of those in memory."""
+        if not self.in_memory:
+            return self[torch.arange(self._rows)]
+        self._join()
+        return self._pieces[0]
+
+    def _join(self) -> None:
+        if len(self._pieces) > 1:
+            self._pieces = [torch.cat(self._pieces)]
 
     @property
     def _row_bytes(self) -> int:

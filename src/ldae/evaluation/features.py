@@ -1,5 +1,6 @@
 """Pooled features of images at chosen layers and time steps, computed in one pass over the data."""
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,10 +11,13 @@ from torch.nn import functional as F
 
 from ldae import stopping
 from ldae.data import Batch, prepare_images
+from ldae.shared_work import failing_together, gather_objects, gather_to_main, is_main, share
 
 from .encoder import Encoder, Layer, as_encoder
+from .feature_store import FeatureStore
 
 
+SENT_BYTES = 64 * 2**20  # of features that are sent to the main process at once
 Prepare = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -24,13 +28,14 @@ class Features:
     `values` is float32 `(n, L, T, C)` on the CPU; `labels` is int64 `(n,)`, or `None` where the data has none.
     `layers` counts an l-DAE's blocks from 1 and names a DDAE's taps; `layers` and `timesteps` are `(None,)` for an
     encoder without such choices. Where layers differ in width, C is the largest and narrower ones are padded with
-    zeros, which have no variance and change no probe.
+    zeros, which have no variance and change no probe. `positions` `(n,)` are the images' rows in the data set.
     """
 
     values: torch.Tensor
     labels: torch.Tensor | None
     layers: tuple[Layer | None, ...]
     timesteps: tuple[int | None, ...]
+    positions: torch.Tensor
 
     @property
     def columns(self) -> list[tuple[Layer | None, int | None]]:
@@ -41,6 +46,11 @@ class Features:
     def flat(self) -> torch.Tensor:
         """`values` as `(n, F, C)`."""
         return self.values.flatten(1, 2)
+
+    def mask(self, index: torch.Tensor) -> torch.Tensor:
+        """Return which rows of the data set the images `index` are, for an `ImageSet`."""
+        rows = int(self.positions.max()) + 1
+        return torch.zeros(rows, dtype=torch.bool).index_fill_(0, self.positions[index], True)
 
     @property
     def classes(self) -> torch.Tensor:
@@ -115,6 +125,9 @@ def extract_features(
 ) -> Features:
     """Compute features of every image in one pass over the data, without gradients.
 
+    Within [`~ldae.shared_work.sharing_work`], `batches` are this process's share; the main process gets the features
+    of all images in their order, and the others get labels and positions only.
+
     A feature of an l-DAE is the mean over tokens (App. A) of the raw output of a block, after a LayerNorm without
     affine parameters, which is our addition; of a DDAE it is the mean over space or tokens. Other models give their
     `pooler_output`, or the mean over tokens of `last_hidden_state` where they have none.
@@ -141,15 +154,11 @@ def extract_features(
         ValueError: If a layer or time step does not exist, or there are no images.
     """
     options: dict[str, Any] = {"layers": layers, "timesteps": timesteps, "noisy": noisy, "seed": seed}
-    pieces = list(iterate_features(model, batches, **options, device=device, dtype=dtype, prepare=prepare))
-    if not pieces:
-        raise ValueError("there are no images to compute features of: the data set, or the split, is empty.")
-    labels = [piece.labels for piece in pieces if piece.labels is not None]
-    return replace(
-        pieces[0],
-        values=torch.cat([piece.values for piece in pieces]),
-        labels=torch.cat(labels) if labels else None,
-    )
+    store = FeatureStore(memory=sys.maxsize)
+    pieces = iterate_features(model, batches, **options, device=device, dtype=dtype, prepare=prepare)
+    whole = collect_features(pieces, store)
+    values = store.whole().view(-1, *whole.values.shape[1:]) if len(store) else whole.values  # (n, L, T, C)
+    return replace(whole, values=values)
 
 
 def iterate_features(
@@ -180,7 +189,8 @@ def iterate_features(
     if isinstance(batches, StoredFeatures):
         if prepare is not None:
             raise ValueError(f"{batches.description} hold features of plain images, not of augmented ones.")
-        yield from batches.read(chosen_layers, chosen_steps, noisy=noisy, seed=seed, dtype=dtype)
+        if is_main():  # there is nothing to compute and to divide
+            yield from batches.read(chosen_layers, chosen_steps, noisy=noisy, seed=seed, dtype=dtype)
         return
     prepare = prepare or centre_crop(encoder.image_size)
     for batch in batches:
@@ -192,7 +202,58 @@ def iterate_features(
             found = encoder.features(pixels, chosen_layers, chosen_steps, noise)  # (T, b, c) of each layer
         values = stack_layers([found[layer].float() for layer in chosen_layers]).permute(2, 0, 1, 3).cpu()
         labels = None if batch.labels is None else batch.labels.cpu()
-        yield Features(values, labels, tuple(chosen_layers), tuple(chosen_steps))
+        yield Features(values, labels, tuple(chosen_layers), tuple(chosen_steps), batch.positions.cpu())
+
+
+def collect_features(pieces: Iterable[Features], store: FeatureStore, *, labelled: bool = False) -> Features:
+    """Append the features of all images to a store, in the order of the images.
+
+    Within [`~ldae.shared_work.sharing_work`], `pieces` are this process's share, and the main process's store gets
+    those of all processes. The other stores stay empty.
+
+    Args:
+        pieces (`Iterable[Features]`): As [`iterate_features`] yields them.
+        store ([`~ldae.evaluation.feature_store.FeatureStore`]): Gets rows `(b, L * T, C)`.
+        labelled (`bool`, defaults to `False`): Whether every image needs a label.
+
+    Returns:
+        [`Features`] of all images without their values, in every process.
+
+    Raises:
+        ValueError: If there are no images, or labels are missing.
+    """
+    rank, world_size = share()
+    mine = store if world_size == 1 else FeatureStore(store.memory, store.folder)
+    about: list[Features] = []
+    with failing_together():
+        for piece in pieces:
+            if labelled:
+                _ = piece.classes  # refuses missing labels at the first piece without
+            mine.append(piece.flat)
+            about.append(replace(piece, values=piece.values.new_empty(0, *piece.values.shape[1:])))
+    shares = gather_objects(about)
+    every = [piece for pieces_of_one in shares for piece in pieces_of_one]
+    if not every:
+        raise ValueError("there are no images to compute features of: the data set, or the split, is empty.")
+    positions = torch.cat([piece.positions for piece in every])
+    labels = torch.cat([piece.labels for piece in every if piece.labels is not None] or [positions[:0]])
+    whole = replace(every[0], positions=positions, labels=labels if len(labels) else None)
+    if world_size == 1:
+        return whole
+    order = positions.argsort(stable=True)
+    counts = torch.tensor([sum(len(piece.positions) for piece in pieces_of_one) for pieces_of_one in shares])
+    owners = torch.arange(world_size).repeat_interleave(counts)  # (n,), the process that has a row
+    places = torch.cat([torch.arange(int(count)) for count in counts])  # and where it has it
+    size = 4 * every[0].flat.shape[1] * every[0].flat.shape[2]
+    for chosen in order.split(max(1, SENT_BYTES // size)):
+        sent = gather_to_main(mine[places[chosen[owners[chosen] == rank]]].numpy() if len(mine) else None)
+        if is_main():
+            rows = torch.empty(len(chosen), *every[0].flat.shape[1:])
+            for owner, values in enumerate(sent):
+                if values is not None:
+                    rows[owners[chosen] == owner] = torch.from_numpy(values)
+            store.append(rows)
+    return replace(whole, positions=positions[order], labels=None if whole.labels is None else whole.labels[order])
 
 
 def stack_layers(layers: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -8,6 +8,7 @@ import torch
 from ldae import stopping
 from ldae.data import Batch, ImageSource, iterate_once
 from ldae.data.augment import RandomCrop
+from ldae.shared_work import share
 
 
 KEPT_BYTES = 4 * 2**30  # decoded images of one source that are kept in memory between passes
@@ -25,6 +26,8 @@ class ImageSet:
         memory (`int`, defaults to 4 GiB): Bytes of decoded images that are kept between passes.
         crop ([`~ldae.data.augment.RandomCrop`], *optional*): Cuts a random box of each whole image, another one in
             each pass of other `skip_positions`. Nothing is kept then.
+
+    Made within [`~ldae.shared_work.sharing_work`], it reads this process's share of the batches.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class ImageSet:
         self.num_channels = num_channels
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self.rank, self.world_size = share()
         self._kept: list[Batch] | None = None
         self._too_large = crop is not None
 
@@ -52,16 +56,13 @@ class ImageSet:
         """One pass over the images.
 
         Args:
-            mask (`torch.BoolTensor` of shape `(n,)`, *optional*): Which ones, in the order of the pass.
+            mask (`torch.BoolTensor`, *optional*): Which rows of the source.
             skip_positions (`int`, defaults to 0): Added to all positions, so that another pass draws other noise and
                 augmentation.
         """
-        begin = 0
         for batch in self._all_batches(skip_positions):
             stopping.check()
-            end = begin + len(batch.images)
-            chosen = slice(None) if mask is None else mask[begin:end]
-            begin = end
+            chosen = slice(None) if mask is None else mask[batch.positions]
             images = batch.images[chosen]
             if len(images):
                 labels = None if batch.labels is None else batch.labels[chosen]
@@ -77,6 +78,9 @@ class ImageSet:
             image_size=self.image_size,
             num_channels=self.num_channels,
             batch_size=self.batch_size,
+            rank=self.rank,
+            world_size=self.world_size,
+            whole_batches=True,
             num_workers=self.num_workers,
             crop=self.crop,
             skip_positions=skip_positions,

@@ -8,9 +8,10 @@ from torch.nn import functional as F
 
 from ldae.data import Batch
 from ldae.results import Result
+from ldae.shared_work import on_main
 
-from .encoder import as_encoder
-from .features import StoredFeatures, extract_features
+from .encoder import Encoder, as_encoder
+from .features import Features, StoredFeatures, extract_features
 from .metrics import accuracy
 
 
@@ -116,6 +117,19 @@ def run_knn(
         extract_features(encoder, batches, noisy=noisy, device=device, **reading)
         for batches in (train_batches, test_batches)
     )
+    return on_main(lambda: _score_columns(encoder, train, test, about, k, temperature, noisy, device))
+
+
+def _score_columns(
+    encoder: Encoder,
+    train: Features,
+    test: Features,
+    about: dict[str, Any],
+    k: int,
+    temperature: float,
+    noisy: bool,
+    device: torch.device | str | None,
+) -> list[Result]:
     results = []
     for index, (layer, timestep) in enumerate(train.columns):
         x = train.flat[:, index].to(device or encoder.device)

@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ldae.data import prepare_images
+from ldae.shared_work import failing_together, gather_objects, on_main
 
 from .encoder import Layer, as_encoder, evaluating
 from .features import centre_crop, extract_features
@@ -116,29 +117,32 @@ def probe_noise_levels(
     first = extract(train)
     labels, n = first.classes, len(first.classes)
     fitted, held = split_holdout(n, HOLDOUT, SPLIT_SEED)
-    chosen = torch.zeros(n, dtype=torch.bool).index_fill_(0, fitted, True)
-    noisings = [first.flat[fitted]]  # (n, T, C) each
-    noisings += [extract(train, chosen, skip=draw * n).flat for draw in range(1, draws)]
-    choice = extract(train, ~chosen, skip=draws * n, plain=True)
+    more = [extract(train, first.mask(fitted), skip=draw * n).flat for draw in range(1, draws)]  # (n, T, C) each
+    choice = extract(train, first.mask(held), skip=draws * n, plain=True)
     num_classes = int(max(labels.max(), of_test.classes.max())) + 1
-    probes = train_linear_probes(
-        lambda epoch: noisings[epoch % draws],
-        labels[fitted],
-        num_classes=num_classes,
-        settings=settings,
-        device=device,
-    )
-    report = score_probes(probes, (choice.flat, labels[held]), of_test.flat, of_test.classes)
-    index = torch.tensor(report.lr_index).view(1, -1, 1).expand(len(settings.seeds), -1, 1)  # (S, T, 1)
-    rates = settings.learning_rates(len(fitted))
-    held_out: Any = report.choice_accuracy
-    return NoiseHeads(
-        accuracy=report.test_accuracy.gather(2, index)[..., 0],
-        held_out=held_out.gather(2, index)[..., 0],
-        learning_rates=[rates[chosen_rate] for chosen_rate in report.lr_index],
-        num_train=len(fitted),
-        num_test=len(of_test.classes),
-    )
+
+    def train_heads() -> NoiseHeads:
+        noisings = [first.flat[fitted], *more]
+        probes = train_linear_probes(
+            lambda epoch: noisings[epoch % draws],
+            labels[fitted],
+            num_classes=num_classes,
+            settings=settings,
+            device=device,
+        )
+        report = score_probes(probes, (choice.flat, labels[held]), of_test.flat, of_test.classes)
+        index = torch.tensor(report.lr_index).view(1, -1, 1).expand(len(settings.seeds), -1, 1)  # (S, T, 1)
+        rates = settings.learning_rates(len(fitted))
+        held_out: Any = report.choice_accuracy
+        return NoiseHeads(
+            accuracy=report.test_accuracy.gather(2, index)[..., 0],
+            held_out=held_out.gather(2, index)[..., 0],
+            learning_rates=[rates[chosen_rate] for chosen_rate in report.lr_index],
+            num_train=len(fitted),
+            num_test=len(of_test.classes),
+        )
+
+    return on_main(train_heads)
 
 
 def noisy_accuracy(
@@ -168,8 +172,12 @@ def noisy_accuracy(
     if device is not None:
         module.to(device)
     device = next(module.parameters()).device
-    predictions, labels = [], []
-    with evaluating(classifier), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+    predictions, labels = [torch.zeros(len(timesteps), 0, dtype=torch.int64)], [torch.zeros(0, dtype=torch.int64)]
+    with (
+        failing_together(),
+        evaluating(classifier),
+        torch.autocast(device.type, dtype=dtype, enabled=dtype is not None),
+    ):
         for batch in images.batches():
             positions = batch.positions.to(device)
             pixels = prepare(batch.images.to(device), positions)
@@ -178,5 +186,6 @@ def noisy_accuracy(
             predictions.append(torch.stack(logits).argmax(dim=-1).cpu())  # (T, b)
             if batch.labels is not None:
                 labels.append(batch.labels.cpu())
-    truth = torch.cat(labels)
-    return [accuracy(prediction, truth) for prediction in torch.cat(predictions, dim=1)]
+    shares = gather_objects((torch.cat(predictions, dim=1), torch.cat(labels)))
+    truth = torch.cat([share[1] for share in shares])
+    return [accuracy(prediction, truth) for prediction in torch.cat([share[0] for share in shares], dim=1)]

@@ -12,7 +12,7 @@ from ldae.data.augment import RandomCrop
 
 from .encoder import Layer, as_encoder
 from .feature_store import FEATURE_MEMORY, FeatureStore, Rows
-from .features import Features, Prepare, StoredFeatures, iterate_features
+from .features import Features, Prepare, StoredFeatures, collect_features, iterate_features
 from .images import ImageSet
 from .ridge import HOLDOUT, split_holdout
 
@@ -125,19 +125,19 @@ def compute_features(
     )
     centred = images(train_source, image_size)
     store = FeatureStore(reading.memory)
-    columns, labels = _fill(store, extract(centred.batches()))
-    n = len(labels)
+    whole = collect_features(extract(centred.batches()), store, labelled=True)
+    columns, labels, n = whole.columns, whole.classes, len(whole.positions)
     fitted, held = torch.arange(n), torch.arange(0)
     if choosing(len(columns)):
         fitted, held = split_holdout(n, HOLDOUT, SPLIT_SEED)
-    mask = torch.zeros(n, dtype=torch.bool).index_fill_(0, fitted, True)
+    mask = whole.mask(fitted)
 
     every = fitted
     if protocol.name == "cached":
         if protocol.horizontal_flip:
             # The mirror image of the i-th fitted image is row n + i.
             mirrored = _prepare(image_size, mirror=True)
-            _fill(store, extract(centred.batches(mask), prepare=mirrored))
+            collect_features(extract(centred.batches(mask), prepare=mirrored), store)
             every = torch.cat([fitted, torch.arange(n, n + len(fitted))])
         epoch_rows = partial(_cached_rows, store, fitted, n, protocol.horizontal_flip)
     else:
@@ -147,9 +147,9 @@ def compute_features(
                 crops = images(train_source, image_size, RandomCrop(SPLIT_SEED, protocol.crop_scale))
             elif decode_size != image_size:
                 crops = images(train_source, decode_size)
-        epoch_rows = partial(_augmented_rows, extract, crops, mask, protocol, image_size, reading.memory)
+        epoch_rows = partial(_augmented_rows, extract, crops, mask, n, protocol, image_size, reading.memory)
     test = FeatureStore(reading.memory)
-    _, test_labels = _fill(test, extract(images(test_source, image_size).batches()))
+    test_labels = collect_features(extract(images(test_source, image_size).batches()), test, labelled=True).classes
     num_classes = int(max(labels.max(), test_labels.max())) + 1
     if train_source.class_names is not None:
         num_classes = max(num_classes, len(train_source.class_names))
@@ -162,23 +162,9 @@ def compute_features(
         every_label=labels[fitted].repeat(len(every) // len(fitted)),
         held=Rows(store, held),
         held_labels=labels[held],
-        test=Rows(test, torch.arange(len(test))),
+        test=Rows(test, torch.arange(len(test_labels))),
         test_labels=test_labels,
     )
-
-
-def _fill(
-    store: FeatureStore, pieces: Iterator[Features]
-) -> tuple[list[tuple[Layer | None, int | None]], torch.Tensor]:
-    """Write features into a store; the columns, and the images' classes."""
-    columns, labels = None, []
-    for piece in pieces:
-        store.append(piece.flat)
-        columns = piece.columns
-        labels.append(piece.classes)
-    if columns is None:
-        raise ValueError("there are no images to compute features of: the data set, or the split, is empty.")
-    return columns, torch.cat(labels)
 
 
 def _cached_rows(store: FeatureStore, fitted: torch.Tensor, n: int, flip: bool, epoch: int) -> Rows:
@@ -193,6 +179,7 @@ def _augmented_rows(
     extract: Callable[..., Iterator[Features]],
     images: ImageSet,
     mask: torch.Tensor,
+    n: int,
     protocol: Any,
     image_size: int,
     memory: int,
@@ -209,8 +196,8 @@ def _augmented_rows(
         prepare = _prepare(image_size, crop_padding=protocol.crop_padding, flip=protocol.horizontal_flip)
     store = FeatureStore(memory)
     # Other positions draw other crops, flips and noise, also than the passes over the plain images.
-    _fill(store, extract(images.batches(mask, skip_positions=(epoch + 1) * len(mask)), prepare=prepare))
-    return Rows(store, torch.arange(len(store)))
+    pieces = extract(images.batches(mask, skip_positions=(epoch + 1) * n), prepare=prepare)
+    return Rows(store, torch.arange(len(collect_features(pieces, store).positions)))
 
 
 def _prepare(image_size: int, *, mirror: bool = False, flip: bool = False, **crop: Any) -> Prepare:

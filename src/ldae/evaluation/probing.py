@@ -8,6 +8,7 @@ import torch
 
 from ldae.data import ImageSource
 from ldae.results import Result
+from ldae.shared_work import led_by_main, on_main
 
 from .encoder import Layer, as_encoder
 from .features import Features, StoredFeatures
@@ -168,7 +169,7 @@ def run_probe(
             `device`, `dtype`, and `memory`, the bytes that features may take.
 
     Returns:
-        [`ProbeResult`].
+        [`ProbeResult`]. Within [`~ldae.shared_work.sharing_work`] only the main process gets it.
 
     Raises:
         ValueError: If labels are missing, a layer or time step does not exist, or the probe does not suit the
@@ -191,22 +192,27 @@ def run_probe(
     num_fitted, num_held = len(found.fitted_labels), len(found.held_labels)
     counts: dict[str, Any] = {"num_test": len(found.test_labels), "holdout": HOLDOUT if num_held else 0.0}
     counts["pooling"] = encoder.pooling
-    if probe != "adam":
+
+    def solve() -> ProbeResult:
         fitted = (found.every_view, found.every_label)
         names = [f"layer {layer}, t = {timestep}" for layer, timestep in found.columns]
         grid = fit_probes(probe, fitted, held, test, num_classes=found.num_classes, names=names)
         return ProbeResult(protocol, found.columns, grid, num_fitted + num_held, **counts)
-    adam = train_adam_probes(
-        found.fitted,
-        found.fitted_labels,
-        held if num_held else None,
-        test,
-        num_classes=found.num_classes,
-        settings=settings,
-        device=options.device or encoder.device,
-        on_epoch=on_epoch,
-    )
-    return ProbeResult(replace(protocol, settings=adam.settings), found.columns, adam, num_fitted, **counts)
+
+    def train(epoch_features: Callable[[int], Any]) -> ProbeResult:
+        adam = train_adam_probes(
+            epoch_features,
+            found.fitted_labels,
+            held if num_held else None,
+            test,
+            num_classes=found.num_classes,
+            settings=settings,
+            device=options.device or encoder.device,
+            on_epoch=on_epoch,
+        )
+        return ProbeResult(replace(protocol, settings=adam.settings), found.columns, adam, num_fitted, **counts)
+
+    return led_by_main(train, found.fitted) if probe == "adam" else on_main(solve)
 
 
 def fit_probes(

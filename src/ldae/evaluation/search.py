@@ -8,11 +8,12 @@ import torch
 
 from ldae.data import Batch, ImageSource
 from ldae.results import Result
+from ldae.shared_work import on_main
 
 from .encoder import as_encoder
 from .feature_store import FEATURE_MEMORY, FeatureStore, Rows, pieces_of
 from .features import Features, extract_features
-from .probe_features import HOLDOUT, SPLIT_SEED, Reading, compute_features
+from .probe_features import HOLDOUT, SPLIT_SEED, ProbeFeatures, Reading, compute_features
 from .probing import ProbeResult, fit_probes, probe_features
 from .protocol import Protocol
 from .ridge import few_shot_ridge, split_holdout
@@ -195,11 +196,18 @@ def run_searched_probes(
     if missing:
         raise ValueError(f"given={missing} must be cells of the grid; add them to its layers and timesteps.")
     parts = ((found.every_view, found.every_label), (found.held, found.held_labels), (found.test, found.test_labels))
+    return on_main(
+        lambda: _probe_searched(encoder, protocol, found, parts, given, reading.get("memory", FEATURE_MEMORY))
+    )
+
+
+def _probe_searched(
+    encoder: Any, protocol: Protocol, found: ProbeFeatures, parts: Any, given: Sequence[tuple[Any, Any]], memory: int
+) -> SearchedResult:
     counts = (len(found.fitted_labels) + len(found.held_labels), len(found.test_labels), HOLDOUT, encoder.pooling)
     search = ProbeResult(protocol, found.columns, fit_probes("ridge", *parts, num_classes=found.num_classes), *counts)
     cells = list(dict.fromkeys([found.columns[search.best], *given]))
     chosen = torch.tensor([found.columns.index(cell) for cell in cells])
-    memory = reading.get("memory", FEATURE_MEMORY)
     logistic = fit_probes(
         "logistic",
         *((_select(features, chosen, memory), labels) for features, labels in parts),

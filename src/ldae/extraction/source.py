@@ -93,6 +93,7 @@ class FeatureTable(StoredFeatures):
                 raise ValueError(
                     f"{self.description} have {name}={self.noted[name]}, not {value}; make another table."
                 )
+        begin = 0
         others = [ROW, *([] if self.label_column is None else [self.label_column])]
         for path in self.files:
             file = pq.ParquetFile(path)
@@ -102,7 +103,9 @@ class FeatureTable(StoredFeatures):
             for rows in file.iter_batches(READ_ROWS, columns=[*others, *columns]):
                 piece = self._piece(self._selected(rows), columns, len(layers))
                 if piece is not None:
-                    yield replace(piece, layers=tuple(layers), timesteps=tuple(timesteps))
+                    positions = begin + torch.arange(len(piece.values))
+                    yield replace(piece, layers=tuple(layers), timesteps=tuple(timesteps), positions=positions)
+                    begin += len(positions)
 
     def check_checkpoint(self, checkpoint: str | os.PathLike[str]) -> None:
         """Check that the features are those of a checkpoint's weights.
@@ -156,7 +159,7 @@ class FeatureTable(StoredFeatures):
         labels = None
         if self.label_column is not None:
             labels = torch.tensor(make_labels(rows.column(self.label_column).to_pylist()))
-        return Features(values, labels, (), ())
+        return Features(values, labels, (), (), torch.arange(0))
 
 
 def open_feature_tables(

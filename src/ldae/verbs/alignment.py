@@ -9,6 +9,7 @@ from ldae.evaluation.alignment import SphereScore, default_timesteps, measure_al
 from ldae.evaluation.images import fixed_subset
 from ldae.reports.alignment_pictures import sphere_course, sphere_map
 from ldae.results import add_result
+from ldae.shared_work import is_main
 from ldae.training.checkpoint_models import checkpoint_models
 from ldae.verbs.inputs import ProbeInputs, open_inputs, table
 from ldae.verbs.options.measure import AlignmentOptions
@@ -41,8 +42,10 @@ def run(options: AlignmentOptions) -> int:
             device=inputs.device,
             dtype=inputs.dtype,
         )
-        _record(found[seen], inputs, options.centred, name, seen, options.seeds)
-    _show(found, inputs, options.centred)
+        if is_main():
+            _record(found[seen], inputs, options.centred, name, seen, options.seeds)
+    if is_main():
+        _show(found, inputs, options.centred)
     return 0
 
 

@@ -27,6 +27,7 @@ from ldae.evaluation.probing import run_probe
 from ldae.pipelines.loading import build_pipeline
 from ldae.reports.checkpoint_course import checkpoint_course
 from ldae.results import Result, add_result, read_results
+from ldae.shared_work import is_main, main_first, share
 from ldae.training.checkpoint_models import checkpoint_models
 from ldae.training.run_folder import RunFolder
 from ldae.verbs.inputs import ProbeInputs, count_scored, open_inputs, table, weights_kind
@@ -53,7 +54,8 @@ def run(options: CheckpointSweepOptions) -> int:
     points: list[SweepPoint] = []
     for seen, model in models:
         points += sweep.measure(seen, model)
-    _report(points, inputs)
+    if is_main():
+        _report(points, inputs)
     return 0
 
 
@@ -97,6 +99,7 @@ class _Generated:
     def measure(self, model: Any, **about: Any) -> list[Result]:
         """Generate images and compare them with the reference."""
         encoder = self.inputs.encoder
+        rank, world_size = share()
         if self._reference is None:
             batches = iterate_once(
                 self.source,
@@ -105,12 +108,14 @@ class _Generated:
                 batch_size=self.options.batch_size,
                 limit=self.options.reference_images,
                 num_workers=self.inputs.data.num_workers,
+                rank=rank,
+                world_size=world_size,
             )
             self._reference = read_reference(batches, self.extractor, kid=self.options.kid is not None)
         pipeline = build_pipeline(model.to(self.inputs.device))
         pipeline.set_progress_bar_config(disable=True)
         distances = image_distances(
-            generate_images(pipeline, self.count, self.sampling),
+            generate_images(pipeline, self.count, self.sampling, rank=rank, world_size=world_size),
             self._reference,
             self.extractor,
             fid=self.options.fid is not None,
@@ -147,7 +152,8 @@ class _Sweep:
         about = {"dataset": self.inputs.test_source.name, "checkpoint": f"{place}checkpoints/{folder.name}"}
         details = {"images_seen": seen, "weights_hash": _hash_of(folder)}
         shared = about | details
-        held = [e for e in read_results(self.inputs.output_dir) if all(e.get(k) == v for k, v in shared.items())]
+        entries = main_first(lambda: read_results(self.inputs.output_dir))
+        held = [e for e in entries if all(e.get(k) == v for k, v in shared.items())]
         points: dict[str, SweepPoint] = {}
         wanted: dict[str, tuple[str, str, dict[str, Any]]] = {name: self._asked(name) for name in self.probes}
         if self.generated:
@@ -166,6 +172,8 @@ class _Sweep:
         if self.generated and any(name not in points for name in self.generated.metrics):
             generated = self.generated.measure(model, **about, details=details)
             new |= {result.metric: result for result in generated}
+        if not is_main():
+            return []
         for name, result in new.items():
             points[name] = SweepPoint(seen, name, result.value, result.details.get("held_out_value"))
             add_result(self.inputs.output_dir, result)
@@ -190,8 +198,12 @@ class _Sweep:
         for name in names:
             if name == "linear":
                 found = run_probe(encoder, *self._sources, self.linear, **self.reading)
+                if not is_main():
+                    continue
                 own = {**details, "held_out_value": found.probes.held_out_score(0)}
                 results[name] = found.result(0, **self.inputs.about | about, details=own)
+                continue
+            if not is_main():
                 continue
             scores = ridge_scores(train, test) if name == "ridge" else knn_scores(train, test, self.inputs.device)
             held_out, value = scores

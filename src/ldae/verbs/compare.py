@@ -6,6 +6,7 @@ import torch
 
 from ldae.evaluation.evaluate import Evaluation
 from ldae.evaluation.linear_probe import ProbeSettings
+from ldae.shared_work import is_main, main_first
 from ldae.verbs.inputs import data_config
 from ldae.verbs.options.measure import CompareOptions
 
@@ -19,14 +20,16 @@ def run(options: CompareOptions) -> int:
     if len(set(options.checkpoints)) < len(options.checkpoints):
         raise ValueError(f"checkpoints={','.join(options.checkpoints)} names one twice; give each once.")
     config = data_config(options, options.checkpoints[0])
-    evaluation = Evaluation(
-        config,
-        device=options.device,
-        dtype=torch.bfloat16 if options.mixed_precision == "bf16" else None,
-        batch_size=options.forward_batch_size,
-        num_workers=config.num_workers,
-        max_train=options.max_train,
-        max_test=options.max_test,
+    evaluation = main_first(
+        lambda: Evaluation(
+            config,
+            device=options.device,
+            dtype=torch.bfloat16 if options.mixed_precision == "bf16" else None,
+            batch_size=options.forward_batch_size,
+            num_workers=config.num_workers,
+            max_train=options.max_train,
+            max_test=options.max_test,
+        )
     )
     taken: dict[str, dict[str, Any]] = {
         "few_shot": {"shots": options.shots, "draws": options.draws},
@@ -42,6 +45,8 @@ def run(options: CompareOptions) -> int:
         raw_pixels=options.raw_pixels,
         **chosen,
     )
+    if not is_main():
+        return 0
     print(table)
     if options.output_dir is not None:
         print(f"Added to {table.save(options.output_dir)}")

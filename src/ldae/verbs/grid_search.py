@@ -20,7 +20,8 @@ from ldae.evaluation.linear_probe import ProbeSettings
 from ldae.evaluation.probing import ProbeResult, run_probe
 from ldae.evaluation.protocol import Protocol
 from ldae.results import add_result
-from ldae.verbs.inputs import ProbeInputs, open_inputs, table
+from ldae.shared_work import is_main
+from ldae.verbs.inputs import ProbeInputs, count_images, open_inputs, table
 from ldae.verbs.linear_probe import save_probe, show_progress
 from ldae.verbs.options.measure import GridSearchOptions
 
@@ -79,6 +80,8 @@ def run(options: GridSearchOptions) -> int:
     results = [
         run_probe(inputs.encoder, *sources, replace(protocol, noisy=choice), probe, **reading) for choice in noisy
     ]
+    if not is_main():
+        return 0
     scores = grid_scores(results)
     winner = best_score(scores)
     _report(results, scores, winner, inputs)
@@ -159,12 +162,14 @@ def _search_by_criterion(inputs: ProbeInputs, options: GridSearchOptions, timest
     source = fixed_subset(inputs.train_source, MOST_IMAGES, seed=0)
     batches = list(inputs.image_set(source).batches())
     layers = inputs.layers or tuple(inputs.encoder.search_layers)
-    n = sum(len(batch.images) for batch in batches)
+    n = count_images(batches)
     print(f"Search by {name} ({CRITERIA[name].meaning}) of {n:,} images, {len(layers)} blocks x {len(timesteps)} t")
-    found = score_cells(inputs.encoder, batches, [name], layers=layers, timesteps=timesteps)[name]
+    cells = score_cells(inputs.encoder, batches, [name], layers=layers, timesteps=timesteps)
+    if not is_main():
+        return 0
     scores = [
         GridScore(layer, t, False, value, value, None)
-        for layer, values in zip(layers, found.tolist(), strict=True)
+        for layer, values in zip(layers, cells[name].tolist(), strict=True)
         for t, value in zip(timesteps, values, strict=True)
     ]
     winner, paper = best_score(scores), inputs.encoder.paper_point

@@ -1,18 +1,18 @@
 """Inputs of the verbs that measure a checkpoint: its encoder, its images, and the place of results."""
 
-import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ldae.data import DataConfig, ImageSource, open_images, open_probe_images
+from ldae.data import Batch, DataConfig, ImageSource, open_images, open_probe_images
 from ldae.evaluation.encoder import Encoder, open_encoder
 from ldae.evaluation.images import ImageSet
 from ldae.extraction.source import FeatureTable, open_feature_tables
 from ldae.results import Result
+from ldae.shared_work import choose_device, gather_objects, main_first
 from ldae.training.recipe import build_recipe, load_recipe, read_sections
 from ldae.verbs.diffusers_source import make_encoder
 
@@ -80,6 +80,11 @@ class ProbeInputs:
         print(f"training: {self.train_source.description}; test: {self.test_source.description}; on {self.device}")
 
 
+def count_images(batches: Iterable[Batch]) -> int:
+    """Count the images of all processes' shares."""
+    return sum(gather_objects(sum(len(batch.images) for batch in batches)))
+
+
 def open_inputs(
     options: Any,
     *,
@@ -89,7 +94,7 @@ def open_inputs(
     noisy: bool = False,
     labelled: bool = True,
 ) -> ProbeInputs:
-    """Load a checkpoint's encoder and open its images.
+    """Load a checkpoint's encoder and open its images, in the main process before the others.
 
     A diffusion model of diffusers is made an encoder first, in `output_dir`.
 
@@ -104,8 +109,18 @@ def open_inputs(
     Raises:
         ValueError: If an option, the checkpoint or the data is refused.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("probes run in one process; start this without `accelerate launch`, or with one process.")
+    return main_first(lambda: _open_inputs(options, layers, timesteps, every, noisy, labelled))
+
+
+def _open_inputs(
+    options: Any,
+    layers: Sequence[Any] | None,
+    timesteps: Sequence[int] | None,
+    every: bool,
+    noisy: bool,
+    labelled: bool,
+) -> ProbeInputs:
+    device = choose_device(options.device)
     results_place(options)  # refuses a Hub id without an output_dir before the Hub is asked for it
     make_encoder(options)
     output_dir, checkpoint_name = results_place(options)
@@ -124,7 +139,6 @@ def open_inputs(
         if labelled and source.label_column is None:
             raise ValueError(f"{source.description} has no label column, which a probe needs; {_list_columns(data)}")
     output_dir.mkdir(parents=True, exist_ok=True)
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return ProbeInputs(
         checkpoint=options.checkpoint,
         encoder=encoder.to(device),

@@ -2,6 +2,7 @@
 
 from ldae.evaluation.knn import run_knn
 from ldae.results import add_result
+from ldae.shared_work import is_main
 from ldae.verbs.inputs import open_inputs, table
 from ldae.verbs.options.measure import KnnOptions
 
@@ -33,6 +34,8 @@ def run(options: KnnOptions) -> int:
         device=inputs.device,
         dtype=inputs.dtype,
     )
+    if not is_main():
+        return 0
     rows = [["probe", "layer", "t", "input", "accuracy"]]
     for result in results:
         places = [result.protocol[name] for name in ("layer", "timestep")]

@@ -14,6 +14,7 @@ from ldae.evaluation.probing import AdamProbes, ProbeResult, run_probe
 from ldae.evaluation.protocol import Protocol
 from ldae.evaluation.rate_search import MAX_LR_EXTENSIONS
 from ldae.results import add_result
+from ldae.shared_work import is_main
 from ldae.verbs.inputs import ProbeInputs, open_inputs, table
 from ldae.verbs.options.measure import LinearProbeOptions
 from ldae.verbs.probe_baselines import compare_with_baselines
@@ -61,8 +62,9 @@ def run(options: LinearProbeOptions) -> int:
     results = [run_probe(inputs.encoder, *sources, protocol, probe, on_epoch=progress, **reading)]
     if protocol.name == "paper":  # and beside it a converged probe
         results.append(run_probe(inputs.encoder, *sources, replace(protocol, name="cached"), "logistic", **reading))
-    _report(results, inputs)
-    _save(results[0], inputs)
+    if is_main():
+        _report(results, inputs)
+        _save(results[0], inputs)
     return 0
 
 

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from transformers import AutoModelForImageClassification
 
@@ -20,13 +21,14 @@ from ldae.evaluation.noise_classification import (
 from ldae.evaluation.probe_features import HOLDOUT
 from ldae.reports.noise_classification_pictures import noise_curves
 from ldae.results import add_result
+from ldae.shared_work import gather_objects, is_main
 from ldae.training.noise_classifier import (
     NoiseClassifierConfig,
     rehearse_noise_classifier,
     train_noise_classifier,
 )
 from ldae.training.progress import describe_seconds
-from ldae.verbs.inputs import ProbeInputs, open_inputs, table
+from ldae.verbs.inputs import ProbeInputs, count_images, open_inputs, table
 from ldae.verbs.options.measure import NoiseClassificationOptions
 
 
@@ -103,14 +105,15 @@ class _Comparison:
         self._networks(SCRATCH, pretrained=False)
         if options.finetune:
             self._networks(FINETUNED, pretrained=True)
-        self._show()
+        if is_main():
+            self._show()
 
     def _look_at_labels(self) -> None:
         """Count the training images and name the classes."""
-        labels = [batch.labels for batch in self.train.batches() if batch.labels is not None]
-        self.num_train = sum(map(len, labels))
-        names = self.inputs.train_source.class_names
-        self.names = tuple(names or map(str, range(1 + max(int(x.max()) for x in labels))))
+        shares = gather_objects([batch.labels for batch in self.train.batches() if batch.labels is not None])
+        labels = torch.cat([part for share in shares for part in share])
+        self.num_train = len(labels)
+        self.names = tuple(self.inputs.train_source.class_names or map(str, range(1 + int(labels.max()))))
 
     def _classifier(self, pretrained: bool, seed: int) -> NoiseClassifierConfig:
         """Return a network and its training."""
@@ -141,6 +144,8 @@ class _Comparison:
             device=self.inputs.device,
             dtype=self.inputs.dtype,
         )
+        if not is_main():
+            return
         details = {
             "classifier": "a linear head for each level, on frozen features through BatchNorm",
             "noisings": options.draws,
@@ -174,7 +179,9 @@ class _Comparison:
             "learning_rate": options.learning_rate,
             "weight_decay": classifier.weight_decay,
         }
-        n = sum(len(batch.images) for batch in self.test.batches())
+        n = count_images(self.test.batches())
+        if not is_main():
+            return
         by_level = [list(level) for level in zip(*scores, strict=True)]
         self._record(name, place.as_posix(), by_level, details, [{}] * len(self.timesteps), n)
 

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from ldae.data import iterate_once
 from ldae.evaluation.comparison import FEW_SHOT, compare_baselines
 from ldae.evaluation.linear_probe import ProbeSettings
 from ldae.results import add_result
-from ldae.verbs.inputs import ProbeInputs, table
+from ldae.shared_work import is_main
+from ldae.verbs.inputs import ProbeInputs, count_images, table
 from ldae.verbs.options.measure import LinearProbeOptions
 
 
@@ -31,11 +31,11 @@ def compare_with_baselines(
         "timestep": inputs.timesteps and inputs.timesteps[0],
         "noisy": options.noisy,
     }
-    size: dict[str, Any] = {"image_size": inputs.encoder.image_size, "num_channels": inputs.encoder.num_channels}
     train, test = (
-        list(iterate_once(source, **size, batch_size=options.forward_batch_size))
+        list(inputs.image_set(source, options.forward_batch_size).batches())
         for source in (inputs.train_source, inputs.test_source)
     )
+    n = count_images(test)
     shared = {"layer": choice["layer"], "timestep": choice["timestep"], "input": "noisy" if options.noisy else "clean"}
     if options.shots is not None:
         inputs.show_header(f"Ridge probe of {options.shots} labels a class")
@@ -45,9 +45,10 @@ def compare_with_baselines(
     compared = compare_baselines(
         inputs.encoder, train, test, probe, settings=settings, shots=options.shots or 5, draws=options.draws, **choice
     )
+    if not is_main():
+        return 0
     strength = {"adam": ("lr", "learning_rate"), FEW_SHOT: ("", "")}.get(probe, ("penalty", "penalty"))
     rows = [["features", "accuracy", "+-", *strength[:1]]]
-    n = sum(len(batch.images) for batch in test)
     for index, each in enumerate(compared):
         value = [] if probe == FEW_SHOT else [f"{each.protocol[strength[1]]:.2g}"]
         stderr = "-" if each.stderr is None else f"{each.stderr:.2%}"

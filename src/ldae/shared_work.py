@@ -1,0 +1,203 @@
+"""Measuring in all processes of a launch: each computes its share of the batches, and the main one does the rest.
+
+Within [`sharing_work`] all processes run the same code. [`share`] says which batches are this process's,
+[`gather_objects`] and [`gather_to_main`] bring results together, and [`on_main`] runs what only the main process does,
+while the others wait. Outside, and in a single process, all of them do what their names say for one process.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+
+from ldae import stopping
+from ldae.processes import LONGEST_WAIT, join_processes
+
+
+T = TypeVar("T")
+A = TypeVar("A")
+
+_rank, _world_size = 0, 1  # within `sharing_work`
+_own_error: Exception | None = None  # which no other process has
+_group: Any = None  # of CPU tensors, so that features need no room on a GPU
+
+
+def is_launched() -> bool:
+    """Return whether a launcher started this process with others."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+@contextmanager
+def sharing_work(cpu: bool = False) -> Iterator[None]:
+    """Share the work within a context among the processes of the launch. All but the main one print nothing.
+
+    Args:
+        cpu (`bool`, defaults to `False`): Compute on the CPU, also where there is a GPU.
+    """
+    global _rank, _world_size, _group
+    if not is_launched() or _world_size > 1:
+        yield
+        return
+    state = join_processes(cpu)
+    _rank, _world_size = state.process_index, state.num_processes
+    _group = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
+    try:
+        with (
+            open(os.devnull, "w") as nowhere,
+            contextlib.redirect_stdout(nowhere) if _rank else contextlib.nullcontext(),
+        ):
+            yield
+        with _others_ended():
+            gather_objects(None)  # so that the main process is not left alone before it has reported
+    except ValueError as error:
+        if _rank and error is not _own_error:
+            raise SystemExit(2) from error  # all processes have it, and the main one tells of it
+        raise
+    finally:
+        _rank, _world_size, _group = 0, 1, None
+
+
+def share() -> tuple[int, int]:
+    """Return this process's number and the number of processes that share the work: `(0, 1)` outside of a context."""
+    return _rank, _world_size
+
+
+def is_main() -> bool:
+    """Return whether this process goes on with what all have computed."""
+    return _rank == 0
+
+
+def choose_device(name: str | None) -> torch.device:
+    """Choose the device to compute on: the one that is named, or else this process's GPU if it has one.
+
+    Raises:
+        ValueError: If a kind of device is named that is not this process's own.
+    """
+    if _world_size == 1:
+        return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    own = join_processes().device
+    if name is not None and torch.device(name).type != own.type:
+        raise ValueError(f"device={name} does not go with several processes; leave it out, or give cpu.")
+    return own
+
+
+def gather_objects(value: T) -> list[T]:
+    """Gather a small value of each process, in all of them."""
+    if _world_size == 1:
+        return [value]
+    values: list[Any] = [None] * _world_size
+    with _others_ended(again=True):
+        dist.all_gather_object(values, value, group=_group)
+    return values
+
+
+def gather_to_main(value: T) -> list[T]:
+    """Gather a value of each process in the main one; the others get an empty list."""
+    if _world_size == 1:
+        return [value]
+    values: list[Any] | None = [None] * _world_size if _rank == 0 else None
+    with _others_ended(again=True):
+        dist.gather_object(value, values, group=_group)
+    return values or []
+
+
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """End all processes if one fails within a context, in which they do not wait for each other.
+
+    Raises:
+        Exception: The error, in the first process that has one.
+        SystemExit: In the others.
+    """
+    global _own_error
+    if _world_size == 1:
+        yield
+        return
+    error = None
+    try:
+        yield
+    except Exception as raised:
+        error = raised
+    failed = gather_objects(error is not None)
+    if error is not None and failed.index(True) == _rank:
+        _own_error = error
+        raise error
+    if any(failed):
+        raise SystemExit(2)
+
+
+def on_main(function: Callable[[], T]) -> T:
+    """Call a function in the main process while the others wait.
+
+    Returns:
+        What it returns; in the other processes `None`, which their code must not look at.
+    """
+    found = None
+    with failing_together():
+        if is_main():
+            found = function()
+    return cast(T, found)
+
+
+def main_first(function: Callable[[], T]) -> T:
+    """Call a function in all processes, and in the main one before the others, so that it prepares data only once."""
+    found = on_main(function)
+    with failing_together():
+        return found if is_main() else function()
+
+
+def led_by_main(work: Callable[[Callable[[A], T]], Any], step: Callable[[A], T]) -> Any:
+    """Let the main process work, and call `step` in all processes whenever its work does.
+
+    Args:
+        work (`Callable`): Takes a function to call in place of `step`, as often and with what arguments it likes.
+        step (`Callable`): What all processes do, such as computing the features of an epoch.
+
+    Returns:
+        What `work` returns; in the other processes `None`.
+    """
+    if _world_size == 1:
+        return work(step)
+    if not is_main():
+        while True:
+            message: Any = gather_objects(None)[0]
+            kind, argument = message
+            if kind == "failed":
+                raise SystemExit(2)
+            if kind == "end":
+                return None
+            step(argument)
+    within_step = False  # there, an error has been told to the others
+
+    def call(argument: A) -> T:
+        nonlocal within_step
+        gather_objects(("step", argument))
+        within_step = True
+        found = step(argument)
+        within_step = False
+        return found
+
+    try:
+        result = work(call)
+    except Exception:
+        if not within_step:
+            gather_objects(("failed", None))
+        raise
+    gather_objects(("end", None))
+    return result
+
+
+@contextmanager
+def _others_ended(again: bool = False) -> Iterator[None]:
+    """End quietly after the loss of another process, if this one was asked to stop too or has nothing left to do."""
+    try:
+        yield
+    except RuntimeError as error:
+        stopping.check()
+        if again:
+            raise
+        raise SystemExit(2) from error
