@@ -58,4 +58,4 @@ def test_headings_that_are_linked_to_are_not_ambiguous(page: Path) -> None:
 def test_every_page_is_in_the_navigation() -> None:
     navigation = (ROOT / "mkdocs.yml").read_text()
     for page in (ROOT / "docs").rglob("*.md"):
-        assert f"- {page.relative_to(ROOT / 'docs').as_posix()}\n" in navigation, page
+        assert f" {page.relative_to(ROOT / 'docs').as_posix()}\n" in navigation, page
