@@ -1,19 +1,22 @@
 """`ldae init`: what it tells of images and machine, and the recipe that it writes."""
 
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from ldae.cli import main
 from ldae.data import ImageSurvey
 from ldae.data.decode import ImageFacts
-from ldae.training import estimate
+from ldae.training import estimate, own_recipe
 from ldae.training.machine import Machine
 from ldae.training.own_recipe import STEPS, Planner
 from ldae.training.pretraining import pretrain
 from ldae.training.recipe import load_recipe
+from ldae.training.rehearsal import Rehearsal
 from tests.data.image_files import encode, random_pixels
 
 
@@ -105,6 +108,8 @@ def test_probes_are_left_out_where_they_would_take_the_time():
     with_probes, without = plan(minutes=60).build().training, plan(minutes=0.6).build().training
     assert with_probes.probe_every_images == -(-with_probes.images // 2)
     assert without.probe_every_images == 0 and without.select_features is False
+    few = plan(replace(PHOTOS, num_images=99))
+    assert few.build().training.probe_every_images == 0 and "99 images are very few" in few.notes[0]
     unlabelled = plan(replace(PHOTOS, classes=None)).sections["training"]
     assert "probe_every_images" not in unlabelled
 
@@ -129,6 +134,26 @@ def test_grey_images_make_a_network_of_one_channel():
     survey = replace(PHOTOS, facts=[replace(FACT, has_colour=False)])
     config = plan(survey).build().model_config()
     assert config.num_channels == 1 and config.latent_dim == 16
+
+
+def test_the_micro_batch_is_halved_until_it_fits(monkeypatch):
+    tried = []
+
+    def short_of_memory(task):
+        tried.append(task.options.micro_batch_size)
+        if tried[-1] > 16:
+            raise torch.OutOfMemoryError
+        return Rehearsal(1.0, 100, 1000, 1.0)
+
+    monkeypatch.setattr(own_recipe, "rehearse", short_of_memory)
+    planner = Measured({"dataset": "digits"}, 0.0, PHOTOS, GPU, 7200, 10.0, "runs/photos")
+    own = planner._recipe("small", 64)
+    assert Planner._measure(planner, own) == 1 / 64
+    assert tried == [64, 32, 16] and own.build().training.micro_batch_size == 16
+    own.sections["training"]["micro_batch_size"] = own_recipe.Choice(1)
+    monkeypatch.setattr(own_recipe, "rehearse", Mock(side_effect=torch.OutOfMemoryError))
+    with pytest.raises(ValueError, match="size='small' does not fit this accelerator's memory"):
+        Planner._measure(planner, own)
 
 
 def test_a_gpu_gets_its_precision_and_slow_files_and_short_times_a_note():

@@ -6,6 +6,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 import yaml
 
 from ldae.data import ImageSource, ImageSurvey
@@ -29,6 +30,7 @@ STEPS = 1000  # at least, where the time allows it
 BATCHES = {True: (32, 64), False: (64, 1024)}
 FORWARD = 1 / 3  # of the time of a step, which passes backward too
 PROBES = ((5000, 1000), (2000, 500), (1000, 200), (400, 100))  # training and test images of the online probe
+FEW_IMAGES = 100  # so few cannot be divided into training and test
 PROBE_SHARE = 0.2  # of the time
 MARGIN = 0.92  # of the time is planned
 END_SECONDS = 4.0  # pictures, model card, saving
@@ -228,11 +230,22 @@ class Planner:
         return time_reading(self.source, self._shape()[0])
 
     def _measure(self, own: OwnRecipe) -> float:
-        """Measure the time of a step per image."""
-        recipe = own.build(output_dir=None)
-        with redirect_stdout(io.StringIO()):
-            rehearsal = rehearse(DenoisingTask(recipe))
-        return rehearsal.seconds_per_step / recipe.training.total_batch_size
+        """Measure the time of a step per image, at the largest micro-batch that fits the accelerator's memory."""
+        training = own.sections["training"]
+        while True:
+            recipe = own.build(output_dir=None)
+            try:
+                with redirect_stdout(io.StringIO()):
+                    seconds = rehearse(DenoisingTask(recipe)).seconds_per_step
+                return seconds / recipe.training.total_batch_size
+            except torch.OutOfMemoryError:
+                micro = recipe.training.batch_layout(1)[0]
+                if micro == 1:
+                    raise ValueError(
+                        f"size={own.sections['model']['size'].value!r} does not fit this accelerator's memory; give a "
+                        "smaller --size or --image_size."
+                    ) from None
+                training["micro_batch_size"] = Choice(micro // 2, "images at once; more do not fit the memory here")
 
     # -- the budget ---------------------------------------------------------------------------------------------------
 
@@ -241,12 +254,17 @@ class Planner:
         survey = self.survey
         reading = self.reading * min(survey.num_images, self._tokenizer_images())
         left = MARGIN * self.seconds - self.started - END_SECONDS - reading
-        choices: list[tuple[int, int] | None] = [*PROBES] if survey.classes else []
+        choices: list[tuple[int, int] | None] = [*PROBES] if self._can_probe else []
         for choice in [*choices, None]:
             cost = self._probe_seconds(choice, per_image)
             if choice is None or cost <= PROBE_SHARE * left:
                 return max(0, int((left - cost) / per_image)), choice
         raise AssertionError("the last choice always fits")
+
+    @property
+    def _can_probe(self) -> bool:
+        """True if there are labels, and enough images to hold some out."""
+        return bool(self.survey.classes) and self.survey.num_images >= FEW_IMAGES
 
     def _probe_seconds(self, choice: tuple[int, int] | None, per_image: float) -> float:
         """Return the time of two probes (halfway and at the end) and of the search that ends a run."""
@@ -291,7 +309,8 @@ class Planner:
             self._tokenizer_images(), "the PCA is fitted on so many images, once"
         )
         if survey.classes and probe is None:
-            training["probe_every_images"] = Choice(0, "probes with the labels would take too much of this time")
+            reason = "take too much of this time" if self._can_probe else "say nothing about so few images"
+            training["probe_every_images"] = Choice(0, f"probes with the labels would {reason}")
             training["select_features"] = Choice(
                 False, "afterwards: ldae grid_search, which finds the best block and time step"
             )
@@ -304,6 +323,11 @@ class Planner:
 
     def _notes(self, own: OwnRecipe, images: int, per_image: float) -> list[str]:
         notes = []
+        if self.survey.num_images < FEW_IMAGES:
+            notes.append(
+                f"{self.survey.num_images:,} images are very few to learn from; add more, or fine-tune a checkpoint "
+                "that was trained on others."
+            )
         batch = own.sections["training"]["total_batch_size"].value
         if images < STEPS * batch // 4:
             notes.append(

@@ -67,7 +67,7 @@ def _data_fields(options: InitOptions) -> dict[str, Any]:
 
 def _head(options: InitOptions, command: str, facts: str) -> str:
     """Write the comment at the top of a recipe."""
-    return f"""l-DAE on {options.folder}, for {options.minutes:g} minutes; written by `ldae init`.
+    return f"""l-DAE on {options.folder}, for about {describe_seconds(60 * options.minutes)}; written by `ldae init`.
 
   {command}              trains, and resumes where it was stopped
   {command} --dry_run    tells what that takes
