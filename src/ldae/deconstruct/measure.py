@@ -1,6 +1,7 @@
 """Probes of a finished run: its encoder, sweeps over blocks and time steps, and the baselines to beat."""
 
 import dataclasses
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,14 +10,16 @@ from transformers import AutoModel
 
 import ldae  # noqa: F401 - registers the models with transformers
 from ldae.checkpoints import open_config, open_model
-from ldae.data import iterate_once, open_probe_images
+from ldae.data import open_probe_images
 from ldae.deconstruct.preset import ProbeOptions
 from ldae.deconstruct.steps import StepFolder, StepRecorder
 from ldae.evaluation.comparison import compare_baselines
+from ldae.evaluation.images import ImageSet, count_images
 from ldae.evaluation.probing import run_probe
 from ldae.evaluation.search import run_searched_probes
 from ldae.reports.paper_figures import BY_BLOCK, TOTAL_BLOCKS
 from ldae.results import Result
+from ldae.shared_work import gather_objects, is_main
 from ldae.training.recipe import Recipe
 
 
@@ -26,6 +29,8 @@ ALL_BLOCKS_UP_TO = 12  # size of the stacks whose blocks are all swept
 @dataclass(frozen=True)
 class RunProbes:
     """Probes of a finished run, each a step of its folder.
+
+    Within [`~ldae.shared_work.sharing_work`] all processes call the methods, and the main one records.
 
     Args:
         folder ([`StepFolder`]): The run.
@@ -54,9 +59,9 @@ class RunProbes:
             timesteps = config.search_timesteps if given is None else config.scale_timesteps(given)
             grid = (tuple(sorted({*blocks, own[0]})), tuple(sorted({*timesteps, own[1]})))
         settings = [*self._settings(), grid]
-        if self.folder.is_done("row", settings):
+        if _is_done(self.folder, "row", settings):
             return
-        with self.folder.step("row", settings) as recorder:
+        with _step(self.folder, "row", settings) as recorder:
             if grid is None:
                 self._probe(recorder, {"point": "paper"})
             else:
@@ -64,7 +69,7 @@ class RunProbes:
                 protocol = options.make_protocol(*grid)
                 model = self._load(max(grid[0]))
                 found = run_searched_probes(model, train, test, protocol, given=[own], **self._reading())
-                for cell in (None, own):
+                for cell in (None, own) if recorder else ():
                     recorder.add(found.result(cell, dataset=test.name, split=test.split))
 
     def sweep(self) -> None:
@@ -72,13 +77,13 @@ class RunProbes:
         config = open_config(self.folder.path)
         blocks = tuple(self.options.blocks or swept_blocks(config.total_num_hidden_layers))
         settings = [self._settings(), blocks]
-        if not self.folder.is_done("blocks", settings):
-            with self.folder.step("blocks", settings) as recorder:
+        if not _is_done(self.folder, "blocks", settings):
+            with _step(self.folder, "blocks", settings) as recorder:
                 self._probe(recorder, layers=blocks)
         timesteps = config.scale_timesteps(self.options.timesteps)
         settings = [self._settings(), timesteps]
-        if not self.folder.is_done("timesteps", settings):
-            with self.folder.step("timesteps", settings) as recorder:
+        if not _is_done(self.folder, "timesteps", settings):
+            with _step(self.folder, "timesteps", settings) as recorder:
                 for noisy in (False, True):
                     self._probe(recorder, timesteps=timesteps, noisy=noisy)
 
@@ -87,23 +92,24 @@ class RunProbes:
         data, config = self.recipe.data, self.recipe.model_config().to_dict()
         kind, probe = self.options.probe, self.options.make_protocol().settings
         settings = [kind, dataclasses.asdict(probe), dataclasses.asdict(data), config]
-        if baselines.is_done("baselines", settings):
+        if _is_done(baselines, "baselines", settings):
             return
         model = self._load()
         size = {"image_size": model.config.image_size, "num_channels": model.config.num_channels}
         sources = open_probe_images(data)
         reading = {**size, "batch_size": self.options.forward_batch_size, "num_workers": data.num_workers}
-        train, test = (list(iterate_once(source, **reading)) for source in sources)
-        about = {"dataset": sources[1].name, "split": sources[1].split, "n": sum(len(batch.images) for batch in test)}
-        with baselines.step("baselines", settings) as recorder:
-            for each in compare_baselines(model, train, test, kind, settings=probe)[1:]:  # the first is the encoder
+        train, test = (list(ImageSet(source, **reading).batches()) for source in sources)
+        about = {"dataset": sources[1].name, "split": sources[1].split, "n": count_images(test)}
+        with _step(baselines, "baselines", settings) as recorder:
+            compared = compare_baselines(model, train, test, kind, settings=probe)
+            for each in compared[1:] if recorder else ():  # the first is the encoder
                 protocol = {**each.protocol, "features": each.name, **size}
                 fields: dict[str, Any] = {"stderr": each.stderr, "seeds": each.seeds, **about}
                 recorder.add(Result("accuracy", each.accuracy, protocol=protocol, checkpoint=each.name, **fields))
 
     def _probe(
         self,
-        recorder: StepRecorder,
+        recorder: StepRecorder | None,
         described: dict[str, Any] | None = None,
         *,
         layers: tuple[int, ...] | None = None,
@@ -116,6 +122,8 @@ class RunProbes:
         own = (model.config.feature_layer or model.config.num_hidden_layers,)
         protocol = self.options.make_protocol(layers or own, timesteps, noisy)
         result = run_probe(model, train, test, protocol, self.options.probe, **self._reading())
+        if recorder is None:
+            return
         for index in range(len(result.columns)):
             recorder.add(result.result(index, described, dataset=test.name, split=test.split))
 
@@ -137,6 +145,16 @@ class RunProbes:
             "device": self.device,
             "dtype": torch.bfloat16 if self.recipe.training.mixed_precision == "bf16" else None,
         }
+
+
+def _is_done(folder: StepFolder, step: str, settings: Any) -> bool:
+    """Return what the main process finds, before it writes anything."""
+    return gather_objects(folder.is_done(step, settings))[0]
+
+
+def _step(folder: StepFolder, step: str, settings: Any) -> Any:
+    """Open a step's recorder in the main process; the others have `None`."""
+    return folder.step(step, settings) if is_main() else nullcontext()
 
 
 def swept_blocks(total: int) -> list[int]:

@@ -23,6 +23,7 @@ from ldae.evaluation.extractor import INCEPTION
 from ldae.files import FolderClaim
 from ldae.hub.model_card import write_model_card
 from ldae.processes import join_processes
+from ldae.shared_work import sharing_work
 from ldae.training.pretraining import pretrain
 from ldae.training.progress import describe_seconds
 from ldae.training.recipe import Recipe
@@ -165,8 +166,8 @@ class Deconstruction:
         pretrain(recipe)
         if self.state.is_main_process:
             run.claim.check()
+        with sharing_work():
             self._probe(run, recipe)
-        self.state.wait_for_everyone()
         self._sample(run, recipe)
         if self.state.is_main_process:
             write_model_card(folder.path)

@@ -1,6 +1,6 @@
 """The images that probes see: a whole source for as many passes as they need, or a fixed subset of it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import torch
@@ -8,7 +8,7 @@ import torch
 from ldae import stopping
 from ldae.data import Batch, ImageSource, iterate_once
 from ldae.data.augment import RandomCrop
-from ldae.shared_work import share
+from ldae.shared_work import gather_objects, share
 
 
 KEPT_BYTES = 4 * 2**30  # decoded images of one source that are kept in memory between passes
@@ -93,6 +93,11 @@ class ImageSet:
             yield batch
         if not self._too_large:
             self._kept = kept
+
+
+def count_images(batches: Iterable[Batch]) -> int:
+    """Count images, of all processes where they share the work."""
+    return sum(gather_objects(sum(len(batch.images) for batch in batches)))
 
 
 def fixed_subset(source: ImageSource, limit: int, seed: int) -> ImageSource:

@@ -15,13 +15,13 @@ from ldae.evaluation.grid_search import (
     heat_map,
     write_choice,
 )
-from ldae.evaluation.images import fixed_subset
+from ldae.evaluation.images import count_images, fixed_subset
 from ldae.evaluation.linear_probe import ProbeSettings
 from ldae.evaluation.probing import ProbeResult, run_probe
 from ldae.evaluation.protocol import Protocol
 from ldae.results import add_result
 from ldae.shared_work import is_main
-from ldae.verbs.inputs import ProbeInputs, count_images, open_inputs, table
+from ldae.verbs.inputs import ProbeInputs, open_inputs, table
 from ldae.verbs.linear_probe import save_probe, show_progress
 from ldae.verbs.options.measure import GridSearchOptions
 

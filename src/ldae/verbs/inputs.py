@@ -1,18 +1,18 @@
 """Inputs of the verbs that measure a checkpoint: its encoder, its images, and the place of results."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ldae.data import Batch, DataConfig, ImageSource, open_images, open_probe_images
+from ldae.data import DataConfig, ImageSource, open_images, open_probe_images
 from ldae.evaluation.encoder import Encoder, open_encoder
 from ldae.evaluation.images import ImageSet
 from ldae.extraction.source import FeatureTable, open_feature_tables
 from ldae.results import Result
-from ldae.shared_work import choose_device, gather_objects, main_first
+from ldae.shared_work import choose_device, main_first
 from ldae.training.recipe import build_recipe, load_recipe, read_sections
 from ldae.verbs.diffusers_source import make_encoder
 
@@ -78,11 +78,6 @@ class ProbeInputs:
         """Print what is probed on what."""
         print(f"{title} of {self.checkpoint_name if self.checkpoint_name != '.' else self.output_dir}")
         print(f"training: {self.train_source.description}; test: {self.test_source.description}; on {self.device}")
-
-
-def count_images(batches: Iterable[Batch]) -> int:
-    """Count the images of all processes' shares."""
-    return sum(gather_objects(sum(len(batch.images) for batch in batches)))
 
 
 def open_inputs(

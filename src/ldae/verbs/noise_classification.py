@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from transformers import AutoModelForImageClassification
 
 from ldae.checkpoints import open_model
+from ldae.evaluation.images import count_images
 from ldae.evaluation.linear_probe import ProbeSettings
 from ldae.evaluation.metrics import mean_and_stderr
 from ldae.evaluation.noise_classification import (
@@ -28,7 +29,7 @@ from ldae.training.noise_classifier import (
     train_noise_classifier,
 )
 from ldae.training.progress import describe_seconds
-from ldae.verbs.inputs import ProbeInputs, count_images, open_inputs, table
+from ldae.verbs.inputs import ProbeInputs, open_inputs, table
 from ldae.verbs.options.measure import NoiseClassificationOptions
 
 

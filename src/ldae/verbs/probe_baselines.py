@@ -3,10 +3,11 @@
 from typing import Any
 
 from ldae.evaluation.comparison import FEW_SHOT, compare_baselines
+from ldae.evaluation.images import count_images
 from ldae.evaluation.linear_probe import ProbeSettings
 from ldae.results import add_result
 from ldae.shared_work import is_main
-from ldae.verbs.inputs import ProbeInputs, count_images, table
+from ldae.verbs.inputs import ProbeInputs, table
 from ldae.verbs.options.measure import LinearProbeOptions
 
 
