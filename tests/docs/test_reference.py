@@ -55,6 +55,14 @@ def test_every_explained_message_is_one_of_the_code() -> None:
     assert [message for message in messages if message not in source] == []
 
 
+def test_the_numbers_of_the_readme_are_among_the_results() -> None:
+    results = [float(x) for x in re.findall(r"\d+\.\d+", (DOCS / "results.md").read_text())]
+    table = "\n".join(line for line in (ROOT / "README.md").read_text().splitlines() if " % " in line)
+    numbers = [float(x) for x in re.findall(r"(\d+\.\d+)(?= %| ±)", table)]
+    assert len(numbers) == 11
+    assert [x for x in numbers if min(abs(x - y) for y in results) > 0.0501] == []
+
+
 def test_every_dependency_has_a_reason() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = [name for extra, names in project["optional-dependencies"].items() if extra != "dev" for name in names]
