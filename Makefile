@@ -52,7 +52,7 @@ docs: $(STAMP)  ## build the documentation to build/site/index.html; a broken li
 
 wheel: $(STAMP)  ## build the wheel in dist/
 	rm -rf dist
-	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
 
 check-wheel: wheel  ## use the wheel in an empty environment, away from this folder
 	.ci/check_wheel $(BIN)/python dist/*.whl

@@ -29,7 +29,8 @@ VIEWS, FEWEST, ENOUGH = 100, 200_000, 5_000_000  # a size is chosen if it sees e
 STEPS = 1000  # at least, where the time allows it
 BATCHES = {True: (32, 64), False: (64, 1024)}
 FORWARD = 1 / 3  # of the time of a step, which passes backward too
-PROBES = ((5000, 1000), (2000, 500), (1000, 200), (400, 100))  # training and test images of the online probe
+# Training and test images of the online probe, first its defaults.
+PROBES = ((5000, 1000), (2000, 500), (1000, 200), (400, 100))
 FEW_IMAGES = 100  # so few cannot be divided into training and test
 PROBE_SHARE = 0.2  # of the time
 MARGIN = 0.92  # of the time is planned
@@ -318,7 +319,9 @@ class Planner:
             training["probe_every_images"] = Choice(
                 -(-images // 2), "labels are used for probes alone, halfway and at the end: does it learn?"
             )
-            training["probe_train_examples"], training["probe_eval_examples"] = Choice(probe[0]), Choice(probe[1])
+            if probe != PROBES[0]:
+                training["probe_train_examples"] = Choice(probe[0], "as many as take a fifth of the time or less")
+                training["probe_eval_examples"] = Choice(probe[1])
         own.notes = self._notes(own, images, per_image)
 
     def _notes(self, own: OwnRecipe, images: int, per_image: float) -> list[str]:
