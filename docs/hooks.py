@@ -33,7 +33,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path in sorted(path for pattern in SHOWN for path in ROOT.glob(pattern)):
         name = path.relative_to(ROOT).as_posix()
         if path.suffix == ".yaml":
-            content = f"# {path.name}\n\n`{name}`\n\n```yaml\n{path.read_text()}```\n"
+            # In searches behind the guides and the reference.
+            front = "---\nsearch: {boost: 0.2}\n---\n\n"
+            content = f"{front}# {path.name}\n\n`{name}`\n\n```yaml\n{path.read_text()}```\n"
             file = File.generated(config, f"{name}.md", content=content)
         else:
             file = File.generated(config, name, abs_src_path=str(path))
