@@ -9,7 +9,7 @@ TRANSFORMERS := $(shell sed -n 's/^transformers==/transformers-/p' constraints.t
 COMMON_TESTS := $(VENV)/$(TRANSFORMERS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow check format docs wheel check-wheel bench clean
+.PHONY: help install quickstart test test-slow fuzz check format docs wheel check-wheel bench clean
 
 help:  ## show this list
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,10 @@ test: $(STAMP) $(COMMON_TESTS)/PKG-INFO  ## run the tests on up to four cores (a
 
 test-slow: $(STAMP)  ## run the tests that take minutes: kills, several processes, large networks
 	$(PYTEST) -m slow
+
+# FUZZ names families or single cases: make fuzz FUZZ=images:17, make fuzz FUZZ="recipes tables --seed 3".
+fuzz: $(STAMP)  ## damage images, recipes, checkpoints, tables and command lines; report what came of it (3 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz $(FUZZ)
 
 check: $(STAMP)  ## formatting, lint and types
 	$(BIN)/ruff format --check .

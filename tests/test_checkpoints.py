@@ -7,7 +7,8 @@ import torch
 from transformers import AutoModel, ResNetConfig, ResNetModel, ViTImageProcessorPil
 
 from ldae import LDAEConfig, LDAEModel
-from ldae.checkpoints import is_local, load_backbone, open_config, open_model
+from ldae.checkpoints import load_backbone, open_config, open_model
+from ldae.places import is_local
 
 
 @pytest.fixture

@@ -3,13 +3,12 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import (
     SAFE_WEIGHTS_INDEX_NAME,
@@ -21,6 +20,11 @@ from transformers.utils import (
 )
 
 import ldae  # noqa: F401 - registers the models with transformers
+from ldae.errors import one_line
+from ldae.places import check_place, near_path
+
+
+_REMEDY = re.compile(r"\b([Gg]ive|choose|make it) ")  # in the messages of our own models
 
 
 def open_config(checkpoint: str | os.PathLike[str], option: str = "checkpoint", **fields: Any) -> PreTrainedConfig:
@@ -34,36 +38,73 @@ def open_config(checkpoint: str | os.PathLike[str], option: str = "checkpoint", 
     Raises:
         ValueError: If there is no such folder or repository, or no valid config.json in it.
     """
-    refuse_missing_folder(checkpoint, option)
-    try:
+    with loading(checkpoint, option):
         return AutoConfig.from_pretrained(os.fspath(checkpoint), **fields)
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{option}={os.fspath(checkpoint)!r} cannot be loaded: {_first_line(error)}") from error
 
 
-def open_model(kind: Any, checkpoint: str | os.PathLike[str], option: str = "checkpoint", **fields: Any) -> Any:
+def open_model(
+    kind: Any, checkpoint: str | os.PathLike[str], option: str = "checkpoint", new: str | None = None, **fields: Any
+) -> Any:
     """Load a checkpoint's model and check its weights.
 
     Args:
         kind: Class with a `from_pretrained`, such as `AutoModel`.
         checkpoint: Folder or Hub id.
         option: Name of the option that it was given by, for messages.
+        new: Prefix of weights that the checkpoint need not have, such as those of a new head.
         fields: Arguments of `from_pretrained`.
 
     Returns:
-        What `from_pretrained` returns; with `output_loading_info=True` a model and a dictionary.
+        The model.
 
     Raises:
-        ValueError: If it cannot be loaded (missing, truncated, of other shapes than its config.json says), or a weight
-            is not a finite number.
+        ValueError: If it cannot be loaded (missing, truncated, of other shapes than its config.json says), lacks a
+            weight, or has one that is not a finite number.
     """
-    refuse_missing_folder(checkpoint, option)
+    with loading(checkpoint, option):
+        model, report = kind.from_pretrained(os.fspath(checkpoint), output_loading_info=True, **fields)
+    missing = [name for name in report["missing_keys"] if new is None or not name.startswith(new)]
+    _refuse_missing(missing, f"{option}={os.fspath(checkpoint)!r}")
+    refuse_non_finite(model, f"{option}={os.fspath(checkpoint)!r}")
+    return model
+
+
+def _refuse_missing(missing: Iterable[str], where: str) -> None:
+    """Refuse a checkpoint that lacks weights, which transformers would draw at random."""
+    if names := sorted(missing):
+        raise ValueError(
+            f"{where} lacks {len(names)} weights, such as {names[0]}, which would be random. Give a checkpoint of the "
+            "whole network, or of fewer blocks by num_hidden_layers."
+        )
+
+
+@contextmanager
+def loading(checkpoint: str | os.PathLike[str], option: str = "checkpoint") -> Iterator[None]:
+    """Refuse a checkpoint that does not exist, or that the block cannot load, in one line.
+
+    A damaged file makes the libraries raise almost anything, so every error of the block is a refusal.
+
+    Args:
+        checkpoint: Folder or Hub id.
+        option: Name of the option that it was given by, for messages.
+
+    Raises:
+        ValueError: If the checkpoint does not exist, or for any error of the block.
+    """
+    check_place(checkpoint, option)
     try:
-        loaded = kind.from_pretrained(os.fspath(checkpoint), **fields)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{option}={os.fspath(checkpoint)!r} cannot be loaded: {_first_line(error)}") from error
-    refuse_non_finite(loaded[0] if isinstance(loaded, tuple) else loaded, f"{option}={os.fspath(checkpoint)!r}")
-    return loaded
+        with quietly():  # about weights that are missing or of another shape: they are refused in one line
+            yield
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        text = one_line(" ".join(lines[:2]) if lines[0].endswith(":") else lines[0]).rstrip(":. ")
+        if "ignore_mismatched_sizes" in text:
+            text = "its weights have other shapes than its config.json says"
+        name = os.fspath(checkpoint)
+        remedy = "" if _REMEDY.search(text) else ". Give another checkpoint, or restore this one's files."
+        if not os.path.exists(os.path.expanduser(name)):
+            remedy = near_path(name) or ". Give a run's folder or a Hub id such as namespace/name."
+        raise ValueError(f"{option}={name!r} cannot be loaded: {text}{remedy or '.'}") from error
 
 
 def refuse_non_finite(model: PreTrainedModel | torch.nn.Module, where: str) -> None:
@@ -85,32 +126,6 @@ def refuse_non_finite(model: PreTrainedModel | torch.nn.Module, where: str) -> N
             )
 
 
-def refuse_missing_folder(checkpoint: str | os.PathLike[str], option: str = "checkpoint") -> None:
-    """Refuse a local path that does not exist, which would otherwise be looked for on the Hub.
-
-    Raises:
-        ValueError: If the name is a path by its form, or begins with an existing folder, and there is no such folder.
-    """
-    name = os.fspath(checkpoint)
-    if is_local(name) and not Path(name).expanduser().exists():
-        raise ValueError(f"{option}={name!r} does not exist; give a run's folder or a Hub id such as namespace/name.")
-
-
-def is_local(name: str) -> bool:
-    """Return true if a name is a local path and not a Hub id.
-
-    Example:
-        >>> is_local("./run"), is_local("/data/run"), is_local("namespace/name"), is_local("a/b/c")
-        (True, True, False, True)
-    """
-    parts = Path(name).parts
-    return name.startswith((".", "~", os.sep)) or len(parts) > 2 or (len(parts) == 2 and Path(parts[0]).is_dir())
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(":. ") + "."
-
-
 def load_backbone(source: str | os.PathLike[str], field: str) -> tuple[Any, Any, bool]:
     """Load a frozen network in float32 and its image processor.
 
@@ -127,23 +142,12 @@ def load_backbone(source: str | os.PathLike[str], field: str) -> tuple[Any, Any,
             that are not finite numbers.
     """
     name = os.fspath(source)
-    try:
-        with quietly():  # about a head that is not used; what is missing is looked at below
-            loaded: Any = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+    with loading(name, field):
+        loaded: Any = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
         processor = AutoImageProcessor.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{field}={name!r} cannot be loaded: {error} Give the Hub id of an image model, such as "
-            "microsoft/resnet-50, or a folder with config.json, model.safetensors and preprocessor_config.json."
-        ) from error
     model, report = loaded
-    missing = sorted(report["missing_keys"])
-    pooler = [key for key in missing if "pool" in key]
-    if len(missing) > len(pooler):
-        raise ValueError(
-            f"{field}={name!r} lacks {len(missing)} weights, such as {missing[0]}: its features would be random. "
-            "Give a checkpoint of the whole network."
-        )
+    pooler = [key for key in report["missing_keys"] if "pool" in key]
+    _refuse_missing(set(report["missing_keys"]) - set(pooler), f"{field}={name!r}")
     refuse_non_finite(model, f"{field}={name!r}")
     return model.requires_grad_(False).eval(), processor, not pooler
 
@@ -159,7 +163,7 @@ def hash_weights(checkpoint: str | os.PathLike[str], option: str = "checkpoint")
         ValueError: If there are no weights.
     """
     name = os.fspath(checkpoint)
-    refuse_missing_folder(name, option)
+    check_place(name, option)
 
     def find(file: str) -> str | None:
         return cached_file(name, file, _raise_exceptions_for_missing_entries=False)
@@ -177,7 +181,8 @@ def hash_weights(checkpoint: str | os.PathLike[str], option: str = "checkpoint")
 
 
 def _weight_map(index: str) -> dict[str, str]:
-    return json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+    with open(index, encoding="utf-8") as file:
+        return json.load(file)["weight_map"]
 
 
 @contextmanager

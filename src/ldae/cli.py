@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from ldae import stopping
-from ldae.errors import RunError
+from ldae.errors import explain
 from ldae.options import did_you_mean, parse
 from ldae.options.help import help_text, option_groups
 from ldae.verbs import GROUPS, VERBS
@@ -66,15 +66,19 @@ def run_verb(verb: str, arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print(f"ldae {verb}: interrupted.", file=sys.stderr)
         return 128 + signal.SIGINT
-    except (ValueError, RunError) as error:
-        if os.environ.get("LDAE_TRACEBACK") == "1":
+    except Exception as error:
+        explained = explain(error)
+        if explained is None or os.environ.get("LDAE_TRACEBACK") == "1":
             raise
-        print(f"ldae {verb}: {error}", file=sys.stderr)
+        print(f"ldae {verb}: {explained}", file=sys.stderr)
         return 2
 
 
 def finish_import() -> None:
     """Run the package's `__init__`, which registers the models, if `ldae_cli` put that off."""
+    if not sys.stderr.isatty():  # a log takes no bars, and an error is one line
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     package: Any = sys.modules["ldae"]
     if not hasattr(package, "__version__"):
         package.__spec__.loader.exec_module(package)

@@ -245,9 +245,21 @@ class ShardFolder:
     identity_file: str
 
     def identity(self) -> dict[str, Any] | None:
-        """Read what the shards were made from; `None` if nothing was begun here."""
+        """Read what the shards were made from; `None` if nothing was begun here.
+
+        Raises:
+            ValueError: If the file is damaged.
+        """
         file = self.path / self.identity_file
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        if not file.is_file():
+            return None
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            if not isinstance(content, dict):
+                raise ValueError("it is no mapping")
+        except ValueError as error:
+            raise ValueError(f"{file} is damaged ({error}); restore it, or give an empty folder.") from error
+        return content
 
     def claim(self, identity: dict[str, Any], notes: dict[str, Any]) -> None:
         """Write the identity file, or check that it says the same.
@@ -270,7 +282,11 @@ class ShardFolder:
                 )
             self.write_identity({**notes, **identity})
             return
-        changed = [f"{name} was {noted.get(name)} and is {v}" for name, v in identity.items() if noted.get(name) != v]
+        changed = [
+            f"{name} differ" if isinstance(value, dict) else f"{name} was {noted.get(name)} and is {value}"
+            for name, value in identity.items()
+            if noted.get(name) != value
+        ]
         if changed:
             raise ValueError(
                 f"{self.option}={str(self.path)!r} holds {self.content} with other settings ({'; '.join(changed)}); "

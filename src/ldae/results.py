@@ -17,11 +17,13 @@ The file is a JSON list of entries. An entry has these keys, and may have more (
 import json
 import math
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ldae.errors import one_line
 from ldae.files import write_whole
 
 
@@ -101,6 +103,27 @@ class Result:
         }
 
 
+def check_results(folder: str | os.PathLike[str]) -> None:
+    """Check that a folder's results.json can be read and written, before hours are spent on what it is to hold.
+
+    Args:
+        folder (`str` or path): A run's folder; it is created if it does not exist.
+
+    Raises:
+        ValueError: If the file is broken, or the folder cannot be written to.
+    """
+    read_results(folder)
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path, prefix=f".{RESULTS_FILE}.") as probe:
+            probe.write(b"\n" * 4096)
+    except OSError as error:
+        raise ValueError(
+            f"output_dir={str(path)!r} cannot be written to ({error.strerror}); give --output_dir, a folder that can."
+        ) from error
+
+
 def read_results(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Read the entries of a folder's results.json.
 
@@ -111,29 +134,39 @@ def read_results(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
         `list[dict]`: the entries in the order they were first added; empty without a results.json.
 
     Raises:
-        ValueError: If the file is not a JSON list of objects.
+        ValueError: If the file is not a JSON list of results.
     """
     path = Path(folder) / RESULTS_FILE
     if not path.exists():
         return []
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}); restore it or move it away") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({one_line(error)}); restore it or move it away.") from error
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise ValueError(f"{path} holds {type(entries).__name__}, expected a list of objects; move it away")
+        raise ValueError(f"{path} holds {type(entries).__name__}, not a list of objects; restore it or move it away.")
+    for number, entry in enumerate(entries, 1):
+        value, protocol = entry.get("value"), entry.get("protocol")
+        whole = all(isinstance(entry.get(key), str) for key in ("metric", "dataset", "split", "checkpoint"))
+        numeric = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not (whole and numeric and isinstance(protocol, dict) and "name" in protocol):
+            raise ValueError(f"{path}: entry {number} is no result; restore the file or move it away.")
     return entries
 
 
-def add_result(folder: str | os.PathLike[str], result: Result) -> None:
-    """Add a result to a folder's results.json, in place of the one that measured the same thing.
+def add_result(folder: str | os.PathLike[str], *results: Result) -> None:
+    """Add results to a folder's results.json, each in place of the one that measured the same thing.
 
     Two entries measure the same thing if metric, dataset, split, protocol, seeds and checkpoint are equal. The new
     file is written beside the old one and then renamed over it, so a reader never sees half a file.
 
     Args:
         folder (`str` or path): A run's folder; it must exist.
-        result ([`Result`]): What was measured.
+        *results ([`Result`]): What was measured.
+
+    Raises:
+        ValueError: If the present file is broken; it is then unchanged, as after an error in writing.
+        OSError: If the file cannot be written.
 
     Example:
         >>> import tempfile
@@ -143,12 +176,13 @@ def add_result(folder: str | os.PathLike[str], result: Result) -> None:
         >>> [entry["value"] for entry in read_results(folder)]
         [0.75]
     """
-    entry = json.loads(json.dumps(result.entry()))  # compare and keep what the file will hold: tuples become lists
     entries = read_results(folder)
-    identity = [entry.get(key) for key in IDENTITY_KEYS]
-    same = [i for i, old in enumerate(entries) if [old.get(key) for key in IDENTITY_KEYS] == identity]
-    if same:
-        entries[same[0]] = entry
-    else:
-        entries.append(entry)
+    for result in results:
+        entry = json.loads(json.dumps(result.entry()))  # compare and keep what the file will hold: tuples become lists
+        identity = [entry.get(key) for key in IDENTITY_KEYS]
+        same = [i for i, old in enumerate(entries) if [old.get(key) for key in IDENTITY_KEYS] == identity]
+        if same:
+            entries[same[0]] = entry
+        else:
+            entries.append(entry)
     write_whole(Path(folder) / RESULTS_FILE, json.dumps(entries, indent=2) + "\n")

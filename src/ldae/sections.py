@@ -65,7 +65,7 @@ class DataConfig:
     label_column: str | None = None
     streaming: bool = False
     shuffle_window: int = Field(1024, ge=1)
-    num_workers: int = Field(2, ge=0)
+    num_workers: int = Field(2, ge=0, le=1024)
     decode_size: int | None = Field(None, ge=1)
     reduced_decoding: bool = True
     random_resized_crop: bool = False

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from ldae import stopping
+from ldae.errors import one_line
 from ldae.processes import LONGEST_WAIT, join_processes
 
 
@@ -75,8 +76,15 @@ def choose_device(name: str | None) -> torch.device:
     """Choose the device to compute on: the one that is named, or else this process's GPU if it has one.
 
     Raises:
-        ValueError: If a kind of device is named that is not this process's own.
+        ValueError: If there is no such device here, or it is not of this process's own kind.
     """
+    if name is not None:
+        try:
+            torch.zeros(1, device=name)
+        except Exception as error:  # of a misspelt name, of a driver
+            raise ValueError(
+                f"device={name!r} does not work here ({one_line(error)[:200].rstrip('.')}); give cpu, or leave it out."
+            ) from error
     if _world_size == 1:
         return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     own = join_processes().device

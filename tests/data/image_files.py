@@ -1,7 +1,9 @@
 """Data sets that the tests write: odd and broken images, numbered images in parquet, tar and folder form."""
 
 import io
+import struct
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -105,8 +107,19 @@ def picture(height: int = 40, width: int = 30) -> np.ndarray:
     return np.stack([x, (y + x**2) / 2, np.sin(5 * x + 3 * y) ** 2], axis=-1)
 
 
+def sixteen_bit_png(values: np.ndarray) -> bytes:
+    """A PNG of 16 bits a channel from values `(H, W, C)` in [0, 1]: Pillow writes grey ones only."""
+    height, width, channels = values.shape
+    rows = (65535 * values).astype(">u2")
+    data = b"".join(b"\0" + row.tobytes() for row in rows)  # each row begins with its filter, 0 for none
+    header = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(data)), (b"IEND", b""))
+    chunks = (struct.pack(">I", len(d)) + name + d + struct.pack(">I", zlib.crc32(name + d)) for name, d in parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
 def write_every_kind(folder: Path) -> None:
-    """Write one picture as 31 files: modes, depths, kinds of transparency, orientations and formats."""
+    """Write one picture as 40 files: modes, depths, kinds of transparency, orientations, frames and formats."""
     values = picture()
     rgb = Image.fromarray((255 * values).astype(np.uint8))
     grey, sixteen = rgb.convert("L"), (65535 * values[..., 1]).astype(np.uint16)
@@ -141,7 +154,15 @@ def write_every_kind(folder: Path) -> None:
         "float_in_one.tif": (Image.fromarray(values[..., 1].astype(np.float32)), {}),
         "float_in_255.tif": (Image.fromarray((255 * values[..., 1]).astype(np.float32)), {}),
         "narrow.png": (Image.fromarray((255 * picture(400, 5)).astype(np.uint8)), {}),
+        "sixteen_bit.pgm": (Image.fromarray(sixteen), {}),
+        "rgb.jp2": (rgb, {}),
     }
+    endless = values[..., 1].astype(np.float32)
+    endless[3, 5:8] = np.nan, np.inf, -np.inf
+    images["float_not_finite.tif"] = (Image.fromarray(endless), {})
+    frames = {"save_all": True, "append_images": [rgb.rotate(90, expand=True).resize(rgb.size)]}
+    images |= {f"frames.{name}": (rgb, frames) for name in ("gif", "png", "tif")}
+    images["frames.webp"] = (rgb, frames | {"lossless": True})
     for orientation in (3, 5, 6):
         for name in ("jpg", "png"):
             exif = Image.Exif()
@@ -149,3 +170,5 @@ def write_every_kind(folder: Path) -> None:
             images[f"rotated_{orientation}.{name}"] = (rgb, {"exif": exif})
     for name, (image, options) in images.items():
         image.save(folder / name, **options)
+    (folder / "sixteen_bit_rgb.png").write_bytes(sixteen_bit_png(values))
+    (folder / "sixteen_bit_rgba.png").write_bytes(sixteen_bit_png(np.dstack([values, picture()[::-1, :, 2]])))

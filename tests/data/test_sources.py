@@ -106,7 +106,7 @@ def test_evaluation_split_by_name_and_by_default(tmp_path):
 @pytest.mark.parametrize("streaming", [False, True])
 def test_wrong_split_lists_the_splits(tmp_path, streaming):
     folder = write_parquet(tmp_path / "rows", [2])
-    with pytest.raises(ValueError, match=r"split 'evaluation' .*; the splits are train"):
+    with pytest.raises(ValueError, match=r"split='evaluation' .*; the splits are train"):
         open_images(DataConfig(str(folder), streaming=streaming), "evaluation")
     with pytest.raises(ValueError, match="the splits are train, test"):
         open_images(DataConfig("digits", streaming=streaming), "validation")
@@ -123,11 +123,11 @@ def test_what_is_not_there_is_a_clear_error(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.csv").write_text("x\n1\n")
     for dataset, message in (
-        (tmp_path / "missing", "no such folder"),
+        (tmp_path / "missing", "does not exist; give digits"),
         (tmp_path / "empty", "holds no image"),
-        (tmp_path / "*.parquet", "no file matches"),
+        (tmp_path / "*.parquet", "matches no file"),
         (tmp_path / "*.csv", "files of .csv"),
-        ("someone/unreachable", r"could not be opened(.|\n)*the Hub must be reachable"),
+        ("someone/unreachable", "cannot be opened"),
     ):
         with pytest.raises(ValueError, match=message):
             open_images(DataConfig(str(dataset)))

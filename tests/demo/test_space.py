@@ -76,7 +76,7 @@ def test_what_a_space_could_not_read_is_refused(tmp_path: Path, capsys: pytest.C
     (tmp_path / "photos").mkdir()
     with pytest.raises(ValueError, match="is on this machine, where a Space cannot read it"):
         export_space(str(STORED / "ldae"), tmp_path / "space", DataConfig(str(tmp_path / "photos")))
-    with pytest.raises(ValueError, match="neither a folder nor a Hub id"):
+    with pytest.raises(ValueError, match="does not exist"):
         export_space(str(tmp_path / "nothing"), tmp_path / "space")
     assert not (tmp_path / "space").exists(), "nothing is left behind"
     (tmp_path / "full").mkdir()

@@ -162,7 +162,9 @@ def test_what_is_wrong_is_one_line(checkpoint, digit, tmp_path, capsys):
     assert extract(*two, "--index") == 0
     chosen = ("--column", "features_layer2_t10", "--device", "cpu")
     assert "k=0 must be an integer, 1 or more" in error_of(capsys, search, folder, digit, *chosen, "--k", "0")
-    assert "cannot be read: missing or forbidden file" in error_of(capsys, search, folder, tmp_path / "x.png", *chosen)
+    assert "cannot be read (missing or forbidden file)" in error_of(
+        capsys, search, folder, tmp_path / "x.png", *chosen
+    )
     (checkpoint / "model.safetensors").unlink()
     assert "Say with --checkpoint where" in error_of(capsys, search, folder, digit, *chosen)
 

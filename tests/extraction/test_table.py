@@ -115,7 +115,7 @@ def test_other_settings_in_the_same_folder_are_refused(reader, encoder, digits, 
     refused("pool was mean and is none", FeatureReader(encoder, pixels, pool="none"))
     refused("by was me and is you", settings={"by": "you"})
     refused("rows_per_shard was 256 and is 100", rows_per_shard=100)
-    refused("columns was", dtype="float16")
+    refused("columns differ", dtype="float16")
     refused("split was test and is train", source=open_images(DataConfig("digits"), "train"))
     with torch.no_grad():
         encoder.layers[0].mlp.fc1.weight.mul_(1.01)

@@ -98,13 +98,17 @@ def test_many_layers_and_time_steps_share_a_row(run_folder: Path) -> None:
             protocol = {"name": "alignment_uniformity", "layer": layer, "timestep": t, "exponent": 2}
             result = {**entry, "value": -layer - t / 100, "protocol": protocol}
             add_result(run_folder, Result.from_entry(result))
-            if t == 0:  # fewer than a row's worth
+            if t == 0:  # few, in a table that is long without them
                 add_result(run_folder, Result.from_entry({**result, "metric": "alignment"}))
+    for images in (100, 200, 300):
+        result = {**result, "metric": "alignment", "checkpoint": f"checkpoints/images-{images:012d}"}
+        add_result(run_folder, Result.from_entry(result))
     card = str(render_model_card(run_folder))
     table = section(card, "alignment_uniformity")
     row = "layers 1, 2, timesteps 10 (0 to 9), results 20, each in results.json |"
     assert table.count("uniformity |") == 1 and "| uniformity | -2.09 to -1 |" in table and row in table
     assert table.count("| alignment |") == 2
+    assert "| alignment | -2 to -1 |" in table and "| 3 checkpoints of the run | layer 2, timestep 9, " in table
     assert json.dumps(metadata_of(card)).count('"uniformity"') == 0  # the model is read at t = 10, not measured here
 
 

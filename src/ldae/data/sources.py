@@ -11,6 +11,8 @@ from typing import Any
 from datasets import ClassLabel, Dataset, IterableDataset, get_dataset_split_names, load_dataset
 from datasets import Image as ImageFeature
 
+from ldae.errors import one_line
+from ldae.places import check_place, near_path
 from ldae.sections import DataConfig
 
 from . import digits
@@ -167,11 +169,11 @@ def _open_split(
     names = [re.split(r"\[", part)[0].strip() for part in split.split("+")]
     if any(name not in splits for name in names):
         raise ValueError(
-            f"split {split!r} of data.dataset={config.dataset!r} does not exist; the splits are {', '.join(splits)}."
+            f"split={split!r} of data.dataset={config.dataset!r} does not exist; the splits are {', '.join(splits)}."
         )
     if names != [split] and (config.streaming or config.dataset == "digits"):
         raise ValueError(
-            f"split {split!r} is part of a split, which needs data.streaming=false and a data set other than digits."
+            f"split={split!r} is part of a split, which needs data.streaming=false and a data set other than digits."
         )
     dataset = _load(config, split)
     features = dataset.features
@@ -184,7 +186,7 @@ def _open_split(
     label = features[label_column] if label_column is not None else None
     num_examples = _count(dataset, split)
     if num_examples == 0:
-        raise ValueError(f"split {split!r} of data.dataset={config.dataset!r} is empty.")
+        raise ValueError(f"split={split!r} of data.dataset={config.dataset!r} is empty; choose another.")
     main_columns = [image_column] if label_column is None else [image_column, label_column]
     others = find_other_columns(features, main_columns, other_columns)
     dataset = dataset.select_columns([*main_columns, *others])
@@ -226,10 +228,12 @@ def _load(config: DataConfig, split: str) -> Any:
 
 def _unopened(config: DataConfig, error: Exception) -> ValueError:
     return ValueError(
-        f"data.dataset={config.dataset!r} could not be opened: {type(error).__name__}: {error}\n"
-        "It may be digits, a Hub id (the Hub must be reachable; log in with `hf auth login` for a gated one; name one "
-        "of several configurations with data.dataset_config), an image folder, or a folder or glob of parquet or "
-        "webdataset files."
+        f"data.dataset={config.dataset!r} cannot be opened ({one_line(error)[:300]})"
+        + (
+            near_path(config.dataset)
+            or ". Give digits, a folder of images, a folder or glob of parquet or webdataset files, or a Hub id; name "
+            "one of several configurations with data.dataset_config."
+        )
     )
 
 
@@ -246,7 +250,7 @@ def _locate(dataset: str) -> tuple[str, dict[str, Any]]:
     if path.is_dir():
         kind = next(_kinds_of_files(path), None)
         if kind is None:
-            raise ValueError(f"data.dataset={dataset!r}: the folder holds no image, .parquet or .tar file.")
+            raise ValueError(f"data.dataset={dataset!r} holds no image, .parquet or .tar file; give another folder.")
         if kind != "imagefolder":
             return str(path), {}
         return "imagefolder", {"data_dir": str(path), "data_files": _image_folder_splits(path)}
@@ -254,15 +258,14 @@ def _locate(dataset: str) -> tuple[str, dict[str, Any]]:
         files = sorted(name for name in glob.glob(str(path), recursive=True) if os.path.isfile(name))
         suffixes = {Path(name).suffix.lower() for name in files}
         if not files:
-            raise ValueError(f"data.dataset={dataset!r}: no file matches.")
+            raise ValueError(f"data.dataset={dataset!r} matches no file; give a glob of .parquet or .tar files.")
         if len(suffixes) != 1 or not suffixes <= set(FILE_BUILDERS):
             raise ValueError(
                 f"data.dataset={dataset!r} matches files of {', '.join(sorted(suffixes))}; a glob must match either "
                 ".parquet or .tar files. Give an image folder as a folder."
             )
         return FILE_BUILDERS[suffixes.pop()], {"data_files": {"train": files}}
-    if dataset.startswith((".", "/", "~")) or dataset.count("/") > 1:
-        raise ValueError(f"data.dataset={dataset!r}: no such folder.")
+    check_place(dataset, "data.dataset", "dataset")
     return dataset, {}
 
 

@@ -17,6 +17,7 @@ from ldae.files import write_whole
 from ldae.hub.families import Family, family_of
 from ldae.hub.model_card import is_hub_name
 from ldae.hub.push import check_publishable
+from ldae.places import check_place
 
 
 MADE_BY = "Made by `ldae demo --export-space`"
@@ -87,7 +88,8 @@ def export_space(checkpoint: str, folder: str | os.PathLike[str], data: DataConf
     if local.is_dir():
         check_publishable(local)
     elif not is_hub_name(checkpoint):
-        raise ValueError(f"checkpoint={checkpoint!r} is neither a folder nor a Hub id.")
+        check_place(checkpoint)
+        raise ValueError(f"checkpoint={checkpoint!r} is no folder; give a run's folder or a Hub id.")
     family = family_of(open_config(checkpoint).model_type, f"checkpoint={checkpoint!r}", WRONG_FAMILY)
     if data is not None:
         list_splits(data)  # fails here, not in the Space, if the data set does not exist

@@ -13,7 +13,7 @@ from ldae import stopping
 from ldae.data import Batch, prepare_images
 from ldae.shared_work import failing_together, gather_objects, gather_to_main, is_main, share
 
-from .encoder import Encoder, Layer, as_encoder
+from .encoder import Encoder, Layer, as_encoder, check_finite
 from .feature_store import FeatureStore
 
 
@@ -199,7 +199,7 @@ def iterate_features(
             positions = batch.positions.to(device)
             pixels = prepare(batch.images.to(device), positions)  # (b, C, S, S)
             noise = encoder.draw_noise(pixels, positions, seed) if noisy else None
-            found = encoder.features(pixels, chosen_layers, chosen_steps, noise)  # (T, b, c) of each layer
+            found = check_finite(encoder.features(pixels, chosen_layers, chosen_steps, noise))  # (T, b, c) of each
         values = stack_layers([found[layer].float() for layer in chosen_layers]).permute(2, 0, 1, 3).cpu()
         labels = None if batch.labels is None else batch.labels.cpu()
         yield Features(values, labels, tuple(chosen_layers), tuple(chosen_steps), batch.positions.cpu())
@@ -297,7 +297,7 @@ def feature_map(
     layers, timesteps = ([layer] if layer is not None else None), ([timestep] if timestep is not None else None)
     chosen = encoder.choices(layers, timesteps)
     with encoder.evaluating():
-        (found,) = encoder.features(pixels, *chosen, pool="map").values()  # (1, B, F, h, w)
+        (found,) = check_finite(encoder.features(pixels, *chosen, pool="map")).values()  # (1, B, F, h, w)
     return found[0]
 
 

@@ -68,9 +68,7 @@ class ScoreTable:
         """
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
-        for found in self.scores.values():
-            for score in found.values():
-                add_result(place, score)
+        add_result(place, *(score for found in self.scores.values() for score in found.values()))
         (place / "comparison.md").write_text(f"{self}\n", encoding="utf-8")
         return place / "results.json"
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoModel, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
-from ldae.checkpoints import open_config, open_model, refuse_missing_folder
+from ldae.checkpoints import loading, open_config, open_model
 from ldae.export.fold import PlainViT, check_choices, fold, fold_obstacle
 from ldae.export.graph import FixedStep, PlainEncoder, trace
 from ldae.hub.families import Family, family_of
@@ -89,13 +89,10 @@ def open_source(
     Raises:
         ValueError: If the checkpoint cannot be loaded or exported, or does not have a chosen layer, t or size.
     """
-    refuse_missing_folder(checkpoint)
-    try:
+    with loading(checkpoint):
         model_type = PreTrainedConfig.get_config_dict(checkpoint)[0].get("model_type")
-        family = family_of(model_type, f"checkpoint={str(checkpoint)!r}", "Other models cannot be exported.")
-        config: Any = open_config(checkpoint)
-    except OSError as error:
-        raise ValueError(f"checkpoint={str(checkpoint)!r} cannot be loaded: {error}") from error
+    family = family_of(model_type, f"checkpoint={str(checkpoint)!r}", "Other models cannot be exported.")
+    config: Any = open_config(checkpoint)
     is_classifier = any("ForImageClassification" in name for name in config.architectures or [])
     if is_classifier and layer is not None:
         raise ValueError(

@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from datasets import Features
 
 from ldae.data.nested_lists import nested_column, nested_feature
+from ldae.errors import one_line
 from ldae.files import ShardFolder, ShardWriter
 from ldae.files import choose_rows_per_shard as choose_rows
 
@@ -28,6 +29,16 @@ DATA_FOLDER = "data"
 FOOTER = b"ldae"  # key of a shard's metadata in its parquet footer
 ROW_GROUP_BYTES = 2**25  # features held in memory before they are written, about
 SHARD_BYTES = 2**28
+# Entries of the identity file that are read again, with their types.
+NOTED: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("model", "pixels", "split", "pool", "compute_dtype", "source"), (str,)),
+    **dict.fromkeys(("layers", "timesteps"), (list, type(None))),
+    **dict.fromkeys(("noisy", "streaming"), (bool,)),
+    **dict.fromkeys(("seed", "rows_per_shard", "num_parts"), (int,)),
+    "columns": (dict,),
+    "num_examples": (int, type(None)),
+}
+MAKE_AGAIN = "remove the file and repeat the command of extract_features, which writes it anew."
 
 
 @dataclass(frozen=True)
@@ -54,15 +65,20 @@ class FeatureFolder:
         place = f"{shard[0]:05d}-{shard[1]:05d}" if self.streaming else f"{shard[1]:05d}"
         return self.path / DATA_FOLDER / f"{self.split}-{place}.parquet"
 
-    def finished(self) -> dict[Shard, dict[str, Any]]:
-        """Find the written shards, with the rows read, kept and skipped of each, and whether it ends its part."""
+    def finished(self, columns: Mapping[str, str]) -> dict[Shard, dict[str, Any]]:
+        """Find the written shards, with the rows read, kept and skipped of each, and whether it ends its part.
+
+        Args:
+            columns: The type of each column, in words.
+
+        Raises:
+            ValueError: If one is damaged or has other columns.
+        """
         found = {}
         for path in sorted((self.path / DATA_FOLDER).glob(f"{self.split}-*.parquet")):
             match = re.fullmatch(rf"{re.escape(self.split)}-(?:(\d+)-)?(\d+)\.parquet", path.name)
             if match is not None:
-                metadata = pq.read_metadata(path)
-                footer = json.loads((metadata.metadata or {}).get(FOOTER, b"{}"))
-                found[int(match[1] or 0), int(match[2])] = footer | {"kept": metadata.num_rows}
+                found[int(match[1] or 0), int(match[2])] = _read_footer(path, columns)
         return found
 
     def finish(self, shards: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -107,7 +123,11 @@ class FeatureShardWriter(ShardWriter):
         arrays = dict(zip(piece.table.schema.names, piece.table.columns, strict=True))
         for name in self.columns:
             kind = self.schema.field(name).type
-            arrays[name] = nested_column(values[name].float().cpu().numpy().astype(_item(kind), copy=False)).cast(kind)
+            with np.errstate(over="ignore"):
+                numbers = values[name].float().cpu().numpy().astype(_item(kind), copy=False)
+            if not np.isfinite(numbers).all():
+                raise ValueError(f"dtype='{numbers.dtype}' cannot hold the largest {name}; give --dtype float32.")
+            arrays[name] = nested_column(numbers).cast(kind)
         self.held.append(pa.table([arrays[name] for name in self.schema.names], schema=self.schema))
         if sum(table.nbytes for table in self.held) >= ROW_GROUP_BYTES:
             self._write_row_group()
@@ -125,18 +145,65 @@ class FeatureShardWriter(ShardWriter):
             self.held = []
 
 
+def _read_footer(path: Path, columns: Mapping[str, str]) -> dict[str, Any]:
+    """Read what a shard says of itself, and check that it holds that.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    try:
+        metadata = pq.read_metadata(path)
+        footer = json.loads((metadata.metadata or {}).get(FOOTER, b"{}"))
+        kept = footer["read"] - len(footer["skipped"])
+        found = {name: str(kind) for name, kind in Features.from_arrow_schema(pq.read_schema(path)).items()}
+    except Exception as error:  # damaged bytes make pyarrow raise almost anything
+        raise ValueError(f"{path} is damaged ({one_line(error)[:200]}); {MAKE_AGAIN}") from error
+    if kept != metadata.num_rows:
+        raise ValueError(f"{path} has {metadata.num_rows} rows, not the {kept} it was written with; {MAKE_AGAIN}")
+    if found != columns:
+        names = [name for name in {**found, **columns} if found.get(name) != columns.get(name)]
+        raise ValueError(f"{path} differs in its columns ({', '.join(names)}) from its table; {MAKE_AGAIN}")
+    return footer | {"kept": kept}
+
+
 def read_identity(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Read what a feature table was made from.
 
     Raises:
-        ValueError: If the folder holds no table.
+        ValueError: If the folder holds no table, or the file does not describe one.
     """
-    path = Path(folder) / IDENTITY_FILE
-    if not path.is_file():
+    noted = ShardFolder(Path(folder), "folder", "features", IDENTITY_FILE).identity()
+    if noted is None:
         raise ValueError(
             f"{str(folder)!r} holds no features ({IDENTITY_FILE} is missing); make them with extract_features."
         )
-    return json.loads(path.read_text(encoding="utf-8"))
+    for name, kinds in NOTED.items():
+        value = noted.get(name)
+        if not isinstance(value, kinds) or (int in kinds and isinstance(value, bool)):
+            raise ValueError(
+                f"{Path(folder) / IDENTITY_FILE} is damaged ({name}={value!r}); restore it, or make the table anew "
+                "with extract_features in an empty folder."
+            )
+    return noted
+
+
+def read_complete(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read what a feature table was made from, and check that all of it is there.
+
+    Raises:
+        ValueError: If the folder holds no table, or an incomplete or damaged one.
+    """
+    noted = read_identity(folder)
+    if "rows" not in noted:
+        raise ValueError(f"{str(folder)!r} is not complete; repeat the command of extract_features.")
+    shards = FeatureFolder(Path(folder), noted["split"], noted["streaming"]).finished(noted["columns"])
+    rows = sum(shard["kept"] for shard in shards.values())
+    if rows != noted["rows"]:
+        raise ValueError(
+            f"{str(folder)!r} has {rows} of its {noted['rows']} rows; repeat the command of extract_features, which "
+            "writes what is missing."
+        )
+    return noted
 
 
 def table_features(metadata: Features, columns: dict[str, FeatureColumn], dtype: str) -> Features:

@@ -10,8 +10,9 @@ import torch
 from datasets import ClassLabel, Dataset, load_dataset
 
 from ldae.data import ImageSource
+from ldae.errors import one_line
 
-from .folder import read_identity
+from .folder import MAKE_AGAIN, read_complete, read_identity
 from .reader import FEATURES
 from .rows import ROW, SHARD
 
@@ -29,12 +30,15 @@ def open_table(folder: str | os.PathLike[str], cache_dir: str | None = None) -> 
         cache_dir (`str`, *optional*): Folder in which `datasets` keeps its copy of the table.
 
     Raises:
-        ValueError: If the folder holds no table, or an incomplete one.
+        ValueError: If the folder holds no table, or an incomplete or damaged one.
     """
-    noted = read_identity(folder)
-    if "rows" not in noted:
-        raise ValueError(f"{str(folder)!r} is not complete; repeat the command of extract_features.")
-    return load_dataset("parquet", data_dir=str(folder), split=noted["split"], cache_dir=cache_dir)
+    noted = read_complete(folder)
+    try:
+        return load_dataset("parquet", data_dir=str(folder), split=noted["split"], cache_dir=cache_dir)
+    except Exception as error:  # damaged bytes make datasets and pyarrow raise almost anything
+        raise ValueError(
+            f"{str(folder)!r} cannot be read ({one_line(error.__cause__ or error)}); {MAKE_AGAIN}"
+        ) from error
 
 
 def build_index(
@@ -88,6 +92,7 @@ def build_index(
             f"index_factory={factory!r} is not an index of FAISS; give one such as {COSINE!r} or "
             "'L2norm,IVF1024,Flat'."
         ) from error
+    _check_finite(table, column, folder)
     table.add_faiss_index(
         column,
         string_factory=factory,
@@ -100,6 +105,13 @@ def build_index(
     table.save_faiss_index(column, str(partial))
     os.replace(partial, path)
     return path
+
+
+def _check_finite(table: Dataset, column: str, folder: str | os.PathLike[str]) -> None:
+    """Refuse features that are not finite numbers, from which an index would give any answer."""
+    for batch in table.with_format("numpy", columns=[column]).iter(8192):
+        if not np.isfinite(batch[column]).all():
+            raise ValueError(f"{str(folder)!r} has {column} that are not finite numbers; make the table anew.")
 
 
 def nearest_rows(
@@ -133,8 +145,16 @@ def nearest_rows(
     if not path.is_file():
         raise ValueError(f"{str(folder)!r} has no index of {column}; make it with extract_features --index.")
     table = open_table(folder, cache_dir)
-    table.load_faiss_index(column, str(path))
-    scores, rows = table.search(column, vector.float().cpu().numpy().astype(np.float32), k=k)
+    try:
+        table.load_faiss_index(column, str(path))
+        scores, rows = table.search(column, vector.float().cpu().numpy().astype(np.float32), k=k)
+        if not np.isfinite(scores[rows >= 0]).all() or rows.max(initial=0) >= len(table):
+            raise ValueError("its numbers make no sense")
+    except Exception as error:  # FAISS raises RuntimeError, datasets ValueError
+        raise ValueError(
+            f"{path} does not fit the table or is damaged ({one_line(error)[:200]}); make it again with "
+            "extract_features --index."
+        ) from error
     kinds = {name: kind for name, kind in table.features.items() if not name.startswith(FEATURES)}
     metadata = table.select_columns(list(kinds))
     return [

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ldae.evaluation.encoder import Encoder, Layer, PooledEncoder, as_encoder
+from ldae.evaluation.encoder import Encoder, Layer, PooledEncoder, as_encoder, check_finite
 
 
 FEATURES = "features"  # the only column, or the beginning of the names of several
@@ -105,7 +105,7 @@ class FeatureReader:
         with self.encoder.evaluating(), autocast:
             noise = self.encoder.draw_noise(pixels, positions, self.seed) if self.noisy else None
             pool = "map" if self.pool == "none" and self.encoder.has_choices else self.pool
-            found = self.encoder.features(pixels, self._layers, self._timesteps, noise, pool)
+            found = check_finite(self.encoder.features(pixels, self._layers, self._timesteps, noise, pool))
         return {(layer, t): found[layer][i] for layer in self._layers for i, t in enumerate(self._timesteps)}
 
 

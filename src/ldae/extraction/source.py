@@ -17,10 +17,11 @@ from ldae.checkpoints import hash_weights
 from ldae.data.batch import make_labels
 from ldae.data.columns import find_label_column
 from ldae.data.sources import HELD_OUT
+from ldae.errors import one_line
 from ldae.evaluation.encoder import Layer
 from ldae.evaluation.features import Features, StoredFeatures, stack_layers
 
-from .folder import DATA_FOLDER, read_identity
+from .folder import DATA_FOLDER, MAKE_AGAIN, read_complete
 from .reader import FEATURES, column_name
 from .rows import ROW
 
@@ -100,7 +101,11 @@ class FeatureTable(StoredFeatures):
             missing = [name for name in (*others, *columns) if name not in file.schema_arrow.names]
             if missing:
                 raise ValueError(f"{path} has no column {missing[0]!r}; make the table anew with extract_features.")
-            for rows in file.iter_batches(READ_ROWS, columns=[*others, *columns]):
+            try:
+                batches = list(file.iter_batches(READ_ROWS, columns=[*others, *columns]))
+            except OSError as error:
+                raise ValueError(f"{path} is damaged ({one_line(error)[:200]}); {MAKE_AGAIN}") from error
+            for rows in batches:
                 piece = self._piece(self._selected(rows), columns, len(layers))
                 if piece is not None:
                     positions = begin + torch.arange(len(piece.values))
@@ -199,9 +204,10 @@ def open_feature_tables(
 
 
 def _open_table(folder: Path, label_column: str | None) -> FeatureTable:
-    noted = read_identity(folder)
-    if "rows" not in noted:
-        raise ValueError(f"features={folder} is not complete; repeat the command of extract_features.")
+    try:
+        noted = read_complete(folder)
+    except ValueError as error:
+        raise ValueError(f"features={folder}: {error}") from error
     if noted["pool"] != "mean":
         raise ValueError(f"features={folder} holds features of all places; make a table with --pool mean.")
     table = FeatureTable(folder, noted, None, None)

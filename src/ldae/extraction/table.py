@@ -149,7 +149,7 @@ def extract_table(
         }
         place.shards.claim(identity, {"source": source.description, **(notes or {})})
         (place.path / DATA_FOLDER).mkdir(exist_ok=True)
-    finished = broadcast_object_list([place.finished()])[
+    finished = broadcast_object_list([place.finished(identity["columns"])])[
         0
     ]  # as the main process sees it, so that all divide the same rest
     begun_at = time.perf_counter()
@@ -250,7 +250,7 @@ def _write(
 def _conclude(
     place: FeatureFolder, finished: dict[Shard, dict[str, Any]], rows_per_shard: int, source: ImageSource
 ) -> dict[str, Any]:
-    now = place.finished()
+    now = place.finished(read_identity(place.path)["columns"])
     if source.streaming:
         missing = sorted(set(range(source.dataset.num_shards)) - complete_parts(now))
     else:

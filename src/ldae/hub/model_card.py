@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,10 +16,12 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
 
+from ldae.checkpoints import loading
 from ldae.files import write_whole
 from ldae.hub.families import family_of
 from ldae.hub.upload import CARD_FILE, is_sealed_card, seal_card
 from ldae.models.configuration_ldae import MODEL_SIZES
+from ldae.places import check_place
 from ldae.results import read_results
 
 
@@ -32,7 +35,7 @@ TARGETS = {
     "projected_image": "the projection of the clean image onto the latent space",
     "image": "the clean image",
 }
-SHOWN_ROWS = 12  # of results that differ only in the layer and time step; more are summed up in one row
+SHOWN_ROWS = 12  # of a table; in one with more, rows that differ only in layer, time step or checkpoint are one
 COSTS = {
     "images": "{:,} images seen",
     "seconds": "{:,.0f} seconds of training",
@@ -104,11 +107,17 @@ def render_model_card(
     folder = Path(folder)
     config_path = folder / "config.json"
     if not config_path.is_file():
-        raise ValueError(f"{folder} has no config.json; give a run's folder, or one that save_pretrained wrote.")
-    fields = json.loads(config_path.read_text(encoding="utf-8"))
+        check_place(folder)
+        raise ValueError(
+            f"checkpoint={str(folder)!r} has no config.json; give a run's folder, or one that save_pretrained wrote."
+        )
+    with loading(folder):
+        fields = json.loads(config_path.read_text(encoding="utf-8"))
+        model_type = fields.get("model_type")
     remedy = "Write the README.md of another model by hand, and upload the folder with `hf upload`."
-    family = family_of(fields.get("model_type"), config_path, remedy)
-    config = family.config_class.from_dict(fields)
+    family = family_of(model_type, config_path, remedy)
+    with loading(folder):
+        config = family.config_class.from_dict(fields)
     is_classifier = any("Classification" in name for name in config.architectures or [])
     is_denoiser = any("PreTraining" in name for name in config.architectures or [])
     run = _encoder_run(folder) if is_classifier else None  # the run that a probe's encoder comes from
@@ -262,13 +271,17 @@ def _cost(folder: Path) -> str:
 
 
 def _group_results(results: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Group more than `SHOWN_ROWS` results that differ only in value, layer and time step; others stay single."""
+    """Group results that differ only in value, layer, time step and checkpoint of a run, where a kind has more than
+    `SHOWN_ROWS`; others stay single.
+    """
     groups: dict[str, list[dict[str, Any]]] = {}
+    rows = Counter(entry["protocol"]["name"] for entry in results)
     for entry in results:
         protocol = {key: value for key, value in entry["protocol"].items() if key not in ("layer", "timestep")}
-        same = {key: entry.get(key) for key in ("metric", "dataset", "split", "n", "seed", "seeds", "checkpoint")}
+        same = {key: entry.get(key) for key in ("metric", "dataset", "split", "n", "seed", "seeds")}
+        same["checkpoint"] = re.sub(r"images-\d+$", "images-*", entry["checkpoint"])
         groups.setdefault(json.dumps([protocol, same], sort_keys=True, default=str), []).append(entry)
-    large = [group for group in groups.values() if len(group) > SHOWN_ROWS]
+    large = [group for group in groups.values() if len(group) > 1 and rows[group[0]["protocol"]["name"]] > SHOWN_ROWS]
     grouped = {id(entry): group for group in large for entry in group}
     # In the order of their first entries.
     found = [grouped.get(id(entry), [entry]) for entry in results]
@@ -295,9 +308,12 @@ def _tables(groups: list[list[dict[str, Any]]]) -> dict[str, list[list[str]]]:
         if len(group) > 1:
             for key in ("layer", "timestep"):
                 found = dict.fromkeys(each["protocol"].get(key) for each in group)
-                protocol.pop(key, None)
-                protocol[f"{key}s"] = _ends(list(found))
+                if len(found) > 1:
+                    protocol.pop(key, None)
+                    protocol[f"{key}s"] = _ends(list(found))
             protocol["results"] = f"{len(group)}, each in results.json"
+        checkpoints = list(dict.fromkeys(each["checkpoint"] for each in group))
+        source = "this model" if entry["checkpoint"] == "." else Path(entry["checkpoint"]).name
         seeds = entry.get("seeds", entry.get("seed"))
         row = [
             entry["metric"],
@@ -305,7 +321,7 @@ def _tables(groups: list[list[dict[str, Any]]]) -> dict[str, list[list[str]]]:
             f"{_public_name(entry['dataset'])}, {entry['split']}",
             f"{entry['n']:,}" if "n" in entry else "",
             _ends(seeds) if isinstance(seeds, list) else str(seeds),
-            "this model" if entry["checkpoint"] == "." else Path(entry["checkpoint"]).name,
+            source if len(checkpoints) == 1 else f"{len(checkpoints)} checkpoints of the run",
             ", ".join(f"{key} {value}" for key, value in protocol.items() if key != "name"),
         ]
         tables.setdefault(protocol["name"], []).append([str(cell).replace("|", "\\|") for cell in row])

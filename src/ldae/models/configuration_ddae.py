@@ -344,6 +344,9 @@ class DDAEConfig(RemotePipelinesMixin, PreTrainedConfig):
     def _check_unet(self) -> None:
         """Check the fields of a UNet itself."""
         unet = self.denoiser_config or {}
+        for name in ("down_block_types", "up_block_types"):
+            if not isinstance(unet.get(name, []), list | tuple):
+                raise ValueError(f"denoiser_config.{name}={unet[name]!r} must be a list of types of blocks.")
         mid = unet.get("mid_block_type")
         blocks = [*unet.get("down_block_types", []), *unet.get("up_block_types", []), *([mid] if mid else [])]
         unknown = sorted(set(blocks) - UNET_BLOCKS)

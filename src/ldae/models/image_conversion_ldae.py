@@ -24,7 +24,7 @@ def open_image(source: str | Image.Image, timeout: float | None = None) -> Image
         timeout (`float`, *optional*): Seconds to wait for an address.
 
     Raises:
-        ValueError: If the text is none of these.
+        ValueError: If the text is none of these, or the file is damaged or no image.
     """
     if isinstance(source, Image.Image):
         return source
@@ -33,7 +33,12 @@ def open_image(source: str | Image.Image, timeout: float | None = None) -> Image
 
         return Image.open(BytesIO(httpx.get(source, timeout=timeout, follow_redirects=True).content))
     if os.path.isfile(source):
-        return Image.open(source)
+        try:
+            image = Image.open(source)
+            image.load()
+        except Exception as error:  # a damaged file makes Pillow's plugins raise almost anything
+            raise ValueError(f"image={source!r} cannot be read ({error}); give another file.") from error
+        return image
     encoded = source.split(",")[1] if source.startswith("data:image/") else source
     try:
         return Image.open(BytesIO(base64.decodebytes(encoded.encode())))
@@ -109,14 +114,20 @@ def read_orientation(image: Image.Image) -> int:
 
 
 def _to_8_bit(image: Image.Image, notes: list[str]) -> Image.Image:
-    """Scale integer or floating-point greyscale; Pillow's own conversion would clip the values at 255."""
+    """Scale integer or floating-point greyscale; Pillow's own conversion would clip the values at 255.
+
+    Values that are not numbers become black, infinite ones white or black.
+    """
     values = np.asarray(image).astype(np.float64)
     if image.mode == "F":
         notes.append("floating point")
-        scale = 255.0 if np.nanmax(values) <= 1 else 1.0
+        finite = np.isfinite(values)
+        if not finite.all():
+            notes.append("not finite")
+            values[np.isnan(values)] = 0
+        scale = 255.0 if values.max(where=finite, initial=0) <= 1 else 1.0
     else:
         notes.append("16-bit")
         # Files of 16 bits may come as 32-bit integers; only larger values show that all 32 are in use.
         scale = 255 / 65535 if values.max() <= 65535 else 255 / (2**32 - 1)
-    values = np.nan_to_num(values * scale)
-    return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+    return Image.fromarray(np.clip(np.rint(values * scale), 0, 255).astype(np.uint8))

@@ -96,10 +96,11 @@ def build(kind: type[T], values: Mapping[str, Any], section: str = "", what: str
 
 def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
     """End a message about an unknown name with the nearest known one, or with all of them."""
-    known = [str(other) for other in known]
-    close = difflib.get_close_matches(str(name), known, n=1)
+    known = list(dict.fromkeys(str(other) for other in known))
+    lower = {other.lower(): other for other in known}
+    close = difflib.get_close_matches(str(name).lower().replace("-", "_"), lower, n=1)
     if close:
-        return f"; did you mean {prefix}{close[0]}?"
+        return f"; did you mean {prefix}{lower[close[0]]}?"
     if len(known) > LISTED:
         return "; --help lists all of them."
     return f"; known are {', '.join(prefix + other for other in sorted(known))}."

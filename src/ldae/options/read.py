@@ -120,13 +120,16 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         with open(path, encoding="utf-8") as file:
             content = yaml.load(file, _StrictLoader) or {}
     except FileNotFoundError:
-        raise ValueError(f"config={str(path)!r}: there is no such file.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"config={str(path)!r} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
+        raise ValueError(f"config={str(path)!r} does not exist; give a YAML file.") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error}); mend the file, or save it as UTF-8.") from error
+    except OSError as error:
+        raise ValueError(f"config={str(path)!r} cannot be read ({error}); give a YAML file.") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2001-02-30
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark else ""
-        raise ValueError(f"{path}{place}: {getattr(error, 'problem', None) or error}; mend the file.") from None
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise ValueError(f"{path}{place}: {problem}; mend the file.") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold `name: value` lines, not {content!r}.")
     return content

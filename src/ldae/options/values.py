@@ -1,6 +1,7 @@
 """Values of options: YAML text and plain values to the types of fields, and back."""
 
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,7 @@ def convert(value: Any, hint: Any, name: str) -> Any:
     if isinstance(value, str) and str not in alternatives and value not in _choices(alternatives):
         try:
             value = yaml.safe_load(value)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):
             raise ValueError(f"{name}={value!r} is not YAML; quote it.") from None
     if type(None) in alternatives and (value is None or value == "null"):
         return None
@@ -41,7 +42,7 @@ def convert(value: Any, hint: Any, name: str) -> Any:
         elif (
             kind in (int, float) and (number := _number(value)) is not None and (kind is float or number.is_integer())
         ):
-            return kind(number)
+            return int(value) if kind is int and isinstance(value, int) else kind(number)
         elif kind is tuple and parts and parts[-1] is not Ellipsis:
             items = _items(value)
             if items is not None and len(items) == len(parts):
@@ -54,6 +55,8 @@ def convert(value: Any, hint: Any, name: str) -> Any:
             return "no"
         elif kind is Any or (kind not in (int, float) and isinstance(kind, type) and isinstance(value, kind)):
             return value
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name}={value!r} must be finite, {wanted(hint)}.")
     raise ValueError(f"{name}={value!r} must be {wanted(hint)}{_near_choice(value, alternatives)}")
 
 
@@ -137,9 +140,11 @@ def _items(value: Any) -> list[Any] | None:
 
 
 def _number(value: Any) -> float | None:
+    """Return a finite number that 64 bits hold; `None` for everything else."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
-        return float(value)
-    except ValueError:
+        number = float(value)
+    except (ValueError, OverflowError):
         return None
+    return number if math.isfinite(number) and not (isinstance(value, int) and abs(value) >= 2**63) else None

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForPreTraining
+from transformers import AutoModelForPreTraining
 
 import ldae  # noqa: F401 - registers the models with transformers
+from ldae.checkpoints import loading, open_config, refuse_non_finite
 from ldae.training.checkpoint import complete_checkpoints, exported_weights
 from ldae.training.run_folder import RunFolder
 
@@ -41,11 +42,13 @@ def checkpoint_models(folder: str | os.PathLike[str], *, raw: bool = False) -> I
         raise ValueError(
             f"checkpoint={str(folder)!r} has no {config_file.name}; start its run again, which writes it."
         )
-    return _open(checkpoints, AutoConfig.from_pretrained(run.path), raw)
+    return _open(checkpoints, open_config(run.path), raw)
 
 
 def _open(checkpoints: list[Path], config: Any, raw: bool) -> Iterator[tuple[int, Any]]:
     for path in checkpoints:
         model = AutoModelForPreTraining.from_config(config)
-        model.load_state_dict(exported_weights(path, raw))
+        with loading(path):
+            model.load_state_dict(exported_weights(path, raw))
+        refuse_non_finite(model, f"checkpoint={str(path)!r}")
         yield int(path.name.removeprefix("images-")), model.eval()

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ldae.checkpoints import open_model, quietly
+from ldae.checkpoints import open_model
 from ldae.data import Batch, ImageSource, iterate_once, open_probe_images, prepare_images
 from ldae.data.mixing import mix_examples
 from ldae.data.rand_augment import rand_augment
@@ -206,21 +206,14 @@ def load_classifier(recipe: FineTuningRecipe) -> Any:
         ValueError: If the checkpoint lacks weights of the encoder.
     """
     kind, fine, config = CLASSIFIERS[recipe.model_type], recipe.finetuning, recipe.config
-    with quietly():  # about the head; what else is missing is looked at below
-        model, info = open_model(
-            kind,
-            fine.checkpoint,
-            config=config,
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=not recipe.has_head,  # a head for other classes is replaced below
-        )
-    missing = sorted(name for name in info["missing_keys"] if not name.startswith("classifier."))
-    if missing:
-        raise ValueError(
-            f"checkpoint={fine.checkpoint!r} lacks {len(missing)} tensors of the encoder, such as {missing[0]}; it "
-            "was saved with fewer blocks. Lower num_hidden_layers."
-        )
+    model = open_model(
+        kind,
+        fine.checkpoint,
+        new="classifier.",
+        config=config,
+        dtype=torch.float32,
+        ignore_mismatched_sizes=not recipe.has_head,  # a head for other classes is replaced below
+    )
     if fine.from_scratch:
         trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
         kept = {name: value for name, value in model.state_dict().items() if name not in trained}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ldae.options import Option, build, convert_fields, describe, plain
+from ldae.places import find_data
 from ldae.sections import DataConfig, FineTuningConfig, TokenizerConfig, TrainingConfig
 from ldae.training.recipe import (
     Recipe,
@@ -215,6 +216,8 @@ def _data_fields(checkpoint: str, given: dict[str, Any]) -> dict[str, Any]:
         own = {}
     if "dataset" not in {**own, **given}:
         raise ValueError(f"dataset is missing, and there is no {file} to take it from; give --dataset.")
+    if "dataset" not in given:
+        own["dataset"] = find_data(own["dataset"], file)
     return {"horizontal_flip": True, **_used(own), **DATA_DEFAULTS, **given}
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from ldae.options import Option, build, convert_fields, describe, describe_source, did_you_mean, plain, read_yaml
+from ldae.places import near_path
 from ldae.sections import FREE_FIELDS, DataConfig, TokenizerConfig, TrainingConfig
 
 
@@ -142,7 +143,7 @@ def merge_sections(sections: Mapping[str, Mapping[str, Any]], overrides: Mapping
     chosen = {name: dict(sections.get(name, {})) for name in ("model", *SECTIONS)}
     overrides = overrides or {}
     model_type = overrides.get("model_type", chosen["model"].get("model_type", "ldae"))
-    if model_type not in MODELS:
+    if not isinstance(model_type, str) or model_type not in MODELS:
         raise ValueError(f"model_type={model_type!r} is unknown; choose one of {', '.join(MODELS)}.")
     override(chosen, overrides, field_owners(model_type))
     check_names(chosen, field_owners(model_type))
@@ -253,19 +254,23 @@ def read_sections(path: str | Path | None, extra: Iterable[str] = ()) -> dict[st
     """
     sections: dict[str, Any] = {name: {} for name in ("model", *SECTIONS)}
     files: list[tuple[Path, dict[str, Any]]] = []
+    base: Any = None
     while path is not None:
         path = find_recipe(path)
         if not path.is_file():
             if files:
-                raise ValueError(f"config={str(path)!r} is not a file; it is the base of {files[-1][0]}.")
+                raise ValueError(
+                    f"{files[-1][0]}: base={base!r} is not a file; give the path of a recipe, relative to this one."
+                )
             known = [file.stem for file in recipes_folder().glob("*.yaml")]
-            raise ValueError(
-                f"config={str(path)!r} is neither a file nor a recipe of ldae{did_you_mean(str(path), known)}"
-            )
+            near = near_path(str(path)) or did_you_mean(str(path), known).replace("--help", "ldae recipes")
+            raise ValueError(f"config={str(path)!r} is neither a file nor a recipe of ldae{near}")
         if any(path.samefile(other) for other, _ in files):
             raise ValueError(f"{path}: its bases lead back to it.")
         content = read_yaml(path)
         base = content.pop("base", None)
+        if not isinstance(base, str | None):
+            raise ValueError(f"{path}: base={base!r} must be the path of a recipe, relative to this one.")
         files.append((path, content))
         path = None if base is None else path.parent / base
     for path, content in reversed(files):

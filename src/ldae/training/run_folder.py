@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -130,15 +130,15 @@ class RunFolder:
         return bool(records) and records[-1].get("event") == "finished" and records[-1]["images"] >= images
 
     def records(self) -> list[dict[str, Any]]:
-        """Read the lines of metrics.jsonl, except for a last line that a kill cut short."""
+        """Read the lines of metrics.jsonl, except for damaged ones, such as a last one that a kill cut short."""
         if not self.metrics.is_file():
             return []
         records = []
-        for line in self.metrics.read_text().splitlines():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+        for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(ValueError):
+                record = json.loads(line)
+                if isinstance(record, dict) and isinstance(record.get("images"), int):
+                    records.append(record)
         return records
 
     def forget_after(self, images: int) -> None:

@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from ldae.evaluation.alignment import SphereScore, default_timesteps, measure_alignment
 from ldae.evaluation.images import fixed_subset
 from ldae.reports.alignment_pictures import sphere_course, sphere_map
-from ldae.results import add_result
+from ldae.results import Result
 from ldae.shared_work import is_main
 from ldae.training.checkpoint_models import checkpoint_models
 from ldae.verbs.inputs import ProbeInputs, open_inputs, table
@@ -30,6 +30,7 @@ def run(options: AlignmentOptions) -> int:
     print(f"Alignment and uniformity of {options.checkpoint}, {len(layers)} blocks x {len(timesteps)} t")
     print(f"images: {source.description}; on {inputs.device}")
     found: dict[int, list[SphereScore]] = {}
+    names: dict[int, str] = {}
     for seen, name, model in _models(inputs, options.checkpoints):
         found[seen] = measure_alignment(
             model,
@@ -42,10 +43,18 @@ def run(options: AlignmentOptions) -> int:
             device=inputs.device,
             dtype=inputs.dtype,
         )
-        if is_main():
-            _record(found[seen], inputs, options.centred, name, seen, options.seeds)
-    if is_main():
-        _show(found, inputs, options.centred)
+        names[seen] = name
+    if not is_main():
+        return 0
+    _print(found)
+    inputs.record(
+        *(
+            result
+            for seen, scores in found.items()
+            for result in _results(scores, inputs, options.centred, names[seen], seen, options.seeds)
+        )
+    )
+    _draw(found, inputs, options.centred)
     return 0
 
 
@@ -59,10 +68,10 @@ def _models(inputs: ProbeInputs, checkpoints: bool) -> Iterator[tuple[int, str, 
         yield seen, f"{place}checkpoints/images-{seen:012d}", model
 
 
-def _record(
+def _results(
     scores: list[SphereScore], inputs: ProbeInputs, centred: bool, name: str, seen: int, seeds: tuple[int, ...]
-) -> None:
-    """Add both measures of every block and time step to results.json."""
+) -> Iterator[Result]:
+    """Yield both measures of every block and time step."""
     for score in scores:
         protocol = {
             "name": "alignment_uniformity",
@@ -79,11 +88,11 @@ def _record(
         for metric in ("alignment", "uniformity"):
             details = {"images_seen": seen} if seen else {}
             about = {"metric": metric, "seeds": seeds, "checkpoint": name, "n": score.n, "details": details}
-            add_result(inputs.output_dir, inputs.result(getattr(score, metric), protocol, **about))
+            yield inputs.result(getattr(score, metric), protocol, **about)
 
 
-def _show(found: dict[int, list[SphereScore]], inputs: ProbeInputs, centred: bool) -> None:
-    """Print the table and draw the pictures."""
+def _print(found: dict[int, list[SphereScore]]) -> None:
+    """Print the table."""
     sweep = 0 not in found
     rows = [["images seen"] * sweep + ["layer", "t", "alignment", "uniformity"]]
     for seen, scores in found.items():
@@ -92,6 +101,10 @@ def _show(found: dict[int, list[SphereScore]], inputs: ProbeInputs, centred: boo
             rows.append([f"{seen:,}"] * sweep + shown)
     print(table(rows))
     print(f"Of {scores[0].n:,} images without labels, at two noisings each; lower is better in both.")
+
+
+def _draw(found: dict[int, list[SphereScore]], inputs: ProbeInputs, centred: bool) -> None:
+    """Draw the pictures, and say where they and the numbers are."""
     pictures = inputs.output_dir / "pictures"
     pictures.mkdir(exist_ok=True)
     of, suffix = (" (mean taken off)", "_centred") if centred else ("", "")

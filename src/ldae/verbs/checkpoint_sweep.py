@@ -26,7 +26,7 @@ from ldae.evaluation.probe_features import HOLDOUT
 from ldae.evaluation.probing import run_probe
 from ldae.pipelines.loading import build_pipeline
 from ldae.reports.checkpoint_course import checkpoint_course
-from ldae.results import Result, add_result, read_results
+from ldae.results import Result, read_results
 from ldae.shared_work import is_main, main_first, share
 from ldae.training.checkpoint_models import checkpoint_models
 from ldae.training.run_folder import RunFolder
@@ -176,8 +176,9 @@ class _Sweep:
             return []
         for name, result in new.items():
             points[name] = SweepPoint(seen, name, result.value, result.details.get("held_out_value"))
-            add_result(self.inputs.output_dir, result)
-        print(f"{seen:,} images seen: {'measured' if new else 'in results.json already'}", flush=True)
+        measured = ", ".join(f"{name} {result.value:.4f}" for name, result in new.items())
+        print(f"{seen:,} images seen: {measured or 'in results.json already'}", flush=True)
+        self.inputs.record(*new.values())
         return [points[name] for name in self.measures]
 
     def _asked(self, probe: str) -> tuple[str, str, dict[str, Any]]:

@@ -6,7 +6,8 @@ import torch
 
 from ldae.evaluation.evaluate import Evaluation
 from ldae.evaluation.linear_probe import ProbeSettings
-from ldae.shared_work import is_main, main_first
+from ldae.results import check_results
+from ldae.shared_work import choose_device, is_main, main_first
 from ldae.verbs.inputs import data_config
 from ldae.verbs.options.measure import CompareOptions
 
@@ -17,13 +18,17 @@ def run(options: CompareOptions) -> int:
     Raises:
         ValueError: If an option, a checkpoint or the data is refused.
     """
+    if not options.checkpoints:
+        raise ValueError("checkpoints is missing; give one or more folders or Hub ids.")
     if len(set(options.checkpoints)) < len(options.checkpoints):
         raise ValueError(f"checkpoints={','.join(options.checkpoints)} names one twice; give each once.")
+    if options.output_dir is not None:
+        check_results(options.output_dir)
     config = data_config(options, options.checkpoints[0])
     evaluation = main_first(
         lambda: Evaluation(
             config,
-            device=options.device,
+            device=choose_device(options.device),
             dtype=torch.bfloat16 if options.mixed_precision == "bf16" else None,
             batch_size=options.forward_batch_size,
             num_workers=config.num_workers,

@@ -1,11 +1,13 @@
 """`ldae deconstruct --config PRESET.yaml --output_dir DIR`: the paper's trajectory on your own data set and budget."""
 
 import shlex
+import sys
 from pathlib import Path
 
 from ldae.deconstruct.preset import load_preset
 from ldae.deconstruct.rehearsal import rehearse_rows
 from ldae.deconstruct.runner import Deconstruction
+from ldae.errors import one_line
 from ldae.verbs.options.train import DeconstructOptions
 
 
@@ -28,6 +30,8 @@ def run(options: DeconstructOptions) -> int:
     failures = launch.run()
     launch.say(f"\nReport: {launch.output_dir / 'report.html'}")
     if failures:
-        launch.say("Failed; the same command tries again:\n" + "\n".join(f"  {failure}" for failure in failures))
+        if launch.state.is_main_process:
+            count = f"{len(failures)} of {len(launch.runs)} runs failed; the same command tries again"
+            print(f"ldae deconstruct: {count}: {one_line('; '.join(failures))}", file=sys.stderr)
         return 2
     return 0

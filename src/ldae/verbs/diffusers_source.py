@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ldae.checkpoints import refuse_missing_folder
+from ldae.checkpoints import loading
 from ldae.data.image_processor import save_image_processor
 from ldae.evaluation.grid_search import write_choice
 from ldae.files import move_into
@@ -26,8 +26,9 @@ def make_encoder(options: Any) -> None:
         ValueError: If no `output_dir` is given, or [`DDAEModel.from_diffusers`] does not know the source.
     """
     source = options.checkpoint
-    refuse_missing_folder(source)
-    if not is_diffusers_source(source):
+    with loading(source):
+        is_source = is_diffusers_source(source)
+    if not is_source:
         return
     if options.output_dir is None:
         raise ValueError(
@@ -51,7 +52,8 @@ def save_whole_encoder(source: str, folder: Path) -> None:
         source (`str`): As of [`DDAEModel.from_diffusers`].
         folder (`Path`): Is made; its config.json comes last, so that a folder with one is whole.
     """
-    model = DDAEModel.from_diffusers(source, "last")
+    with loading(source):
+        model = DDAEModel.from_diffusers(source, "last")
     default = model.adapter.default_tap(model.config, list(model.feature_layers))
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".encoder-") as staging:

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from accelerate import Accelerator
 
 from ldae.checkpoints import hash_weights
 from ldae.data import DataConfig, ImageSource, describe_counts, open_images
+from ldae.errors import one_line
 from ldae.evaluation.encoder import PooledEncoder
 from ldae.extraction.card import describe_skip, write_dataset_card
 from ldae.extraction.folder import DATA_FOLDER, IDENTITY_FILE
@@ -23,6 +25,7 @@ from ldae.extraction.rows import CroppedPixels, Pixels, ProcessedPixels, model_i
 from ldae.extraction.table import Extraction, extract_table
 from ldae.hub.upload import CARD_FILE, upload_files
 from ldae.processes import make_accelerator
+from ldae.shared_work import choose_device
 from ldae.training.progress import peak_memory_gib, progress_bar
 from ldae.verbs.inputs import data_config, open_at
 from ldae.verbs.options.use import ExtractFeaturesOptions
@@ -44,7 +47,7 @@ def run(options: ExtractFeaturesOptions) -> int:
         if options.pool != "mean":
             raise ValueError("index=true needs pool='mean'; with pool='none' a row has many features.")
     accelerator = make_accelerator(cpu=options.device == "cpu")
-    device = accelerator.device if options.device is None else torch.device(options.device)
+    device = accelerator.device if options.device is None else choose_device(options.device)
     if accelerator.num_processes > 1 and device.type != accelerator.device.type:
         raise ValueError(f"device={options.device} does not go with several processes; leave it out, or give cpu.")
     with accelerator.main_process_first():  # what is downloaded or prepared is so once
@@ -172,7 +175,11 @@ def _push(folder: Path, options: ExtractFeaturesOptions) -> int:
             repo_type="dataset",
         )
     except OSError as error:  # the Hub's refusals, the network, the login
-        print(f"ldae extract_features: the table is whole, but not on the Hub: {error}")
+        print(
+            f"ldae extract_features: push_to_hub={options.push_to_hub!r}: the table is whole, but not on the Hub: "
+            f"{one_line(error).rstrip('.')}; repeat the command.",
+            file=sys.stderr,
+        )
         return 2
     print(f"Pushed to {url}")
     return 0

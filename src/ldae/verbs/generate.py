@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from ldae.checkpoints import loading
 from ldae.data import Batch, DataConfig, ImageSource, iterate_once, open_images
 from ldae.evaluation.distances import ImageDistances, image_distances, read_reference
 from ldae.evaluation.extractor import FeatureExtractor, load_extractor
@@ -17,9 +18,10 @@ from ldae.pipelines.loading import open_pipeline
 from ldae.pipelines.run_folder import HEUN, RunFolderPipeline
 from ldae.processes import make_accelerator
 from ldae.reports.samples import sample_grid
-from ldae.results import Result, add_result
+from ldae.results import Result, check_results
+from ldae.shared_work import choose_device
 from ldae.training.progress import progress_bar
-from ldae.verbs.inputs import count_scored, data_config, results_place, table, weights_kind
+from ldae.verbs.inputs import count_scored, data_config, record, results_place, table, weights_kind
 from ldae.verbs.options.use import GenerateOptions
 
 
@@ -44,7 +46,7 @@ def run(options: GenerateOptions) -> int:
         pipeline = _load_pipeline(options, accelerator)
     for sampling in samplings:  # all of them make sense, before the first is waited for
         pipeline.resolve_sampler(sampling.sampler, sampling.eta)
-    output_dir.mkdir(parents=True, exist_ok=True)
+    check_results(output_dir)
     if accelerator.is_main_process:
         name = options.checkpoint if checkpoint_name != "." else output_dir
         print(f"Generating with {name}, on {accelerator.num_processes} x {pipeline.device}")
@@ -63,11 +65,12 @@ def run(options: GenerateOptions) -> int:
             about = {"dataset": reference.name, "split": reference.split, "checkpoint": checkpoint_name}
             scored = _measure(pipeline, samplings, reference, extractor, data.num_workers, options, accelerator, about)
             if accelerator.is_main_process:
-                for results, _ in scored:
-                    for result in results:
-                        result.protocol["mixed_precision"] = options.mixed_precision
-                        add_result(output_dir, result)
-                _report(scored, reference, extractor, output_dir)
+                _report(scored, reference, extractor)
+                found = [result for results, _ in scored for result in results]
+                for result in found:
+                    result.protocol["mixed_precision"] = options.mixed_precision
+                record(output_dir, *found)
+                print(f"Added to {output_dir / 'results.json'}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return 0
@@ -101,13 +104,11 @@ def _reference_data(options: GenerateOptions) -> DataConfig:
 
 
 def _load_pipeline(options: GenerateOptions, accelerator: Accelerator) -> RunFolderPipeline:
-    device = torch.device(options.device) if options.device else accelerator.device
+    device = choose_device(options.device) if options.device else accelerator.device
     if accelerator.num_processes > 1 and device.type != accelerator.device.type:
         raise ValueError(f"device={options.device} does not go with several processes; leave it out, or give cpu.")
-    try:
+    with loading(options.checkpoint):
         pipeline = open_pipeline(options.checkpoint)
-    except OSError as error:
-        raise ValueError(f"checkpoint={options.checkpoint!r} cannot be loaded: {error}") from error
     pipeline.set_progress_bar_config(disable=True)  # one of all images is shown instead
     return pipeline.to(accelerator.device if accelerator.num_processes > 1 else device)
 
@@ -203,7 +204,7 @@ def _watched(batches: Iterable[Batch], total: int | None, activity: str, acceler
             bar.update(min(len(batch.images) * accelerator.num_processes, (total or 2**62) - bar.n))
 
 
-def _report(scored: list[Scored], reference: ImageSource, extractor: FeatureExtractor, output_dir: Path) -> None:
+def _report(scored: list[Scored], reference: ImageSource, extractor: FeatureExtractor) -> None:
     """Print a row for each sampler."""
     rows = [["sampler", "steps", "calls of the network", *(result.metric for result in scored[0][0])]]
     for results, _ in scored:
@@ -230,4 +231,3 @@ def _report(scored: list[Scored], reference: ImageSource, extractor: FeatureExtr
             f"{distances.num_generated} images are not more than the {extractor.num_features} features: FID is far "
             "above that of many images. Compare it at this number alone."
         )
-    print(f"Added to {output_dir / 'results.json'}")

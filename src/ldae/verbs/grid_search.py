@@ -19,7 +19,6 @@ from ldae.evaluation.images import count_images, fixed_subset
 from ldae.evaluation.linear_probe import ProbeSettings
 from ldae.evaluation.probing import ProbeResult, run_probe
 from ldae.evaluation.protocol import Protocol
-from ldae.results import add_result
 from ldae.shared_work import is_main
 from ldae.verbs.inputs import ProbeInputs, open_inputs, table
 from ldae.verbs.linear_probe import save_probe, show_progress
@@ -116,7 +115,7 @@ def _report(
     winner: GridScore,
     inputs: ProbeInputs,
 ) -> None:
-    """Print the table, draw the heat map and add every score to results.json."""
+    """Print the table, add every score to results.json and draw the heat map."""
     rows = [["layer", "t", "input", "held-out", "accuracy", "+-"]]
     paper = inputs.encoder.paper_point
     for score in scores:
@@ -130,16 +129,18 @@ def _report(
                 "-" if score.stderr is None else f"{score.stderr:.2%}",
             ]
         )
+    print(table(rows))
+    print("* was chosen by the held-out tenth of the training images, not by the test set; p is the paper's point.")
     cells = [(result, index) for result in results for index in range(len(result.columns))]
+    found = []
     for score, (result, index) in zip(scores, cells, strict=True):
         details = {
             "chosen": score is winner,
             "paper_point": (score.layer, score.timestep) == paper,
             "held_out_value": score.held_out,
         }
-        add_result(inputs.output_dir, result.result(index, {"search": "grid"}, **inputs.about, details=details))
-    print(table(rows))
-    print("* was chosen by the held-out tenth of the training images, not by the test set; p is the paper's point.")
+        found.append(result.result(index, {"search": "grid"}, **inputs.about, details=details))
+    inputs.record(*found)
     _draw(heat_map(scores, winner, paper), inputs)
 
 
@@ -182,10 +183,12 @@ def _search_by_criterion(inputs: ProbeInputs, options: GridSearchOptions, timest
         )
     )
     print("* has the best criterion, p is the paper's point. No label was looked at.")
+    measured = []
     for score in scores:
         protocol = {"name": name, "layer": score.layer, "timestep": score.timestep, "input": "clean", "search": "grid"}
         about = {"metric": name, "split": inputs.data.split, "n": n, "details": {"chosen": score is winner}}
-        add_result(inputs.output_dir, inputs.result(score.held_out, protocol, **about))
+        measured.append(inputs.result(score.held_out, protocol, **about))
+    inputs.record(*measured)
     _draw(heat_map(scores, winner, paper, label=CRITERIA[name].meaning, scale=1), inputs)
     _write(scores, inputs, options)
     return 0

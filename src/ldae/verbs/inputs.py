@@ -8,10 +8,12 @@ from typing import Any
 import torch
 
 from ldae.data import DataConfig, ImageSource, open_images, open_probe_images
+from ldae.errors import RunError, one_line
 from ldae.evaluation.encoder import Encoder, open_encoder
 from ldae.evaluation.images import ImageSet
 from ldae.extraction.source import FeatureTable, open_feature_tables
-from ldae.results import Result
+from ldae.places import check_place, find_data, is_local, near_path
+from ldae.results import Result, add_result, check_results
 from ldae.shared_work import choose_device, main_first
 from ldae.training.recipe import build_recipe, load_recipe, read_sections
 from ldae.verbs.diffusers_source import make_encoder
@@ -55,6 +57,14 @@ class ProbeInputs:
         return (
             tuple(table.noted["timesteps"] or ()) if isinstance(table, FeatureTable) else self.encoder.search_timesteps
         )
+
+    def record(self, *results: Result) -> None:
+        """Add results, which have been printed, to results.json.
+
+        Raises:
+            RunError: If it cannot be written.
+        """
+        record(self.output_dir, *results)
 
     def image_set(self, source: ImageSource | FeatureTable, batch_size: int = 256) -> Any:
         """Read a source at the encoder's size; a feature table stands for its images."""
@@ -133,7 +143,7 @@ def _open_inputs(
     for source in (train_source, test_source):
         if labelled and source.label_column is None:
             raise ValueError(f"{source.description} has no label column, which a probe needs; {_list_columns(data)}")
-    output_dir.mkdir(parents=True, exist_ok=True)
+    check_results(output_dir)
     return ProbeInputs(
         checkpoint=options.checkpoint,
         encoder=encoder.to(device),
@@ -158,6 +168,25 @@ def _open_tables(options: Any) -> tuple[FeatureTable, FeatureTable]:
     train, test = open_feature_tables(options.features, options.label_column)
     train.check_checkpoint(options.checkpoint)
     return train, test
+
+
+def record(output_dir: Path, *results: Result) -> None:
+    """Add results, which have been printed, to results.json, and say so.
+
+    Args:
+        output_dir: The folder of results, which [`~ldae.results.check_results`] accepted before they were measured.
+        results: What was measured.
+
+    Raises:
+        RunError: If it cannot be written.
+    """
+    try:
+        add_result(output_dir, *results)
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"output_dir={str(output_dir)!r}: results.json could not be written ({one_line(error)}); the numbers "
+            "above are complete. Make room or mend the file, and repeat the command to keep them."
+        ) from error
 
 
 def open_at(
@@ -195,9 +224,10 @@ def results_place(options: Any) -> tuple[Path, str]:
     """
     folder = Path(options.checkpoint)
     if options.output_dir is None and not folder.is_dir():
-        raise ValueError(
-            f"checkpoint={options.checkpoint!r} is not a folder; if it is a Hub id, give --output_dir for the results."
-        )
+        if is_local(options.checkpoint):
+            check_place(options.checkpoint)
+        remedy = near_path(options.checkpoint) or "; if it is a Hub id, give --output_dir for the results."
+        raise ValueError(f"checkpoint={options.checkpoint!r} is not a folder{remedy}")
     output_dir = folder if options.output_dir is None else Path(options.output_dir)
     own = folder.is_dir() and output_dir.resolve() == folder.resolve()
     return output_dir, "." if own else str(options.checkpoint)
@@ -218,7 +248,8 @@ def data_config(options: Any, checkpoint: str | None = None) -> DataConfig:
             sections = {"data": sections["data"]}
         data = build_recipe(sections).data
         if chosen.get("dataset", data.dataset) == data.dataset:
-            return build_recipe(sections, chosen).data
+            found = build_recipe(sections, chosen).data
+            return found if "dataset" in chosen else replace(found, dataset=find_data(found.dataset, recipe))
     if "dataset" not in chosen:
         raise ValueError(f"dataset is missing, and there is no {recipe} to take it from; give --dataset.")
     return load_recipe(None, chosen).data

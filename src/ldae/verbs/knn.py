@@ -1,7 +1,6 @@
 """`ldae knn CHECKPOINT`: weighted k-nearest-neighbour accuracy of a checkpoint's features."""
 
 from ldae.evaluation.knn import run_knn
-from ldae.results import add_result
 from ldae.shared_work import is_main
 from ldae.verbs.inputs import open_inputs, table
 from ldae.verbs.options.measure import KnnOptions
@@ -44,7 +43,6 @@ def run(options: KnnOptions) -> int:
     print(table(rows))
     n, num_train = results[0].n, results[0].protocol["train_images"]
     print(f"Test accuracy of {n:,} images from {num_train:,} training images.")
-    for result in results:
-        add_result(inputs.output_dir, result)
+    inputs.record(*results)
     print(f"Added to {inputs.output_dir / 'results.json'}")
     return 0

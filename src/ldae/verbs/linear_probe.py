@@ -13,7 +13,7 @@ from ldae.evaluation.linear_probe import ProbeSettings
 from ldae.evaluation.probing import AdamProbes, ProbeResult, run_probe
 from ldae.evaluation.protocol import Protocol
 from ldae.evaluation.rate_search import MAX_LR_EXTENSIONS
-from ldae.results import add_result
+from ldae.results import Result
 from ldae.shared_work import is_main
 from ldae.verbs.inputs import ProbeInputs, open_inputs, table
 from ldae.verbs.options.measure import LinearProbeOptions
@@ -98,9 +98,10 @@ def show_progress(done: int, epochs: int) -> None:
 
 
 def _report(results: list[ProbeResult], inputs: ProbeInputs) -> None:
-    """Print the table and add each row to results.json."""
+    """Print the table, then add each row to results.json."""
     rows = [["probe", "layer", "t", "input", "accuracy", "+-", "held-out", "lr", "penalty"]]
-    for result, index in ((found, index) for found in results for index in range(len(found.columns))):
+    found: list[Result] = []
+    for result, index in ((each, index) for each in results for index in range(len(each.columns))):
         chosen, held_out = index == result.best, result.probes.held_out_score(index)
         details = {"chosen": chosen} | ({} if held_out is None else {"held_out_value": held_out})
         measured = result.result(index, **inputs.about, details=details)
@@ -118,7 +119,7 @@ def _report(results: list[ProbeResult], inputs: ProbeInputs) -> None:
                 f"{protocol['penalty']:.2g}" if "penalty" in protocol else "-",
             ]
         )
-        add_result(inputs.output_dir, measured)
+        found.append(measured)
     print(table(rows))
     print(f"Test accuracy of {results[0].num_test:,} images.", end=" ")
     if isinstance(results[0].probes, AdamProbes):
@@ -128,6 +129,7 @@ def _report(results: list[ProbeResult], inputs: ProbeInputs) -> None:
         print("* was chosen by the held-out tenth of the training images, not by the test set.")
     for warning in _warnings(results):
         print(warning)
+    inputs.record(*found)
     print(f"Added to {inputs.output_dir / 'results.json'}")
 
 

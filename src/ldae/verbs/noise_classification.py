@@ -21,7 +21,6 @@ from ldae.evaluation.noise_classification import (
 )
 from ldae.evaluation.probe_features import HOLDOUT
 from ldae.reports.noise_classification_pictures import noise_curves
-from ldae.results import add_result
 from ldae.shared_work import gather_objects, is_main
 from ldae.training.noise_classifier import (
     NoiseClassifierConfig,
@@ -195,8 +194,9 @@ class _Comparison:
         own: list[dict[str, Any]],
         n: int,
     ) -> None:
-        """Keep a curve, `scores` of each level's seeds, and add it to results.json."""
+        """Keep a curve, `scores` of each level's seeds, print it, and add it to results.json."""
         self.curves[name] = [mean_and_stderr(level) for level in scores]
+        found = []
         for t, level, (mean, stderr), extra in zip(self.timesteps, self.levels, self.curves[name], own, strict=True):
             protocol = {
                 "name": "noise_classification",
@@ -213,7 +213,10 @@ class _Comparison:
                 "augmentation": ["horizontal_flip"] if self.horizontal_flip else [],
             }
             about = {"seeds": self.settings.seeds, "stderr": stderr, "checkpoint": checkpoint, "n": n}
-            add_result(self.inputs.output_dir, self.inputs.result(mean, protocol, **about))
+            found.append(self.inputs.result(mean, protocol, **about))
+        shown = [f"{mean:.2%} at t = {t}" for t, (mean, _) in zip(self.timesteps, self.curves[name], strict=True)]
+        print(f"{name}: {', '.join(shown)}", flush=True)
+        self.inputs.record(*found)
 
     def _show(self) -> None:
         rows = [["t", "noise/signal", *self.curves]]

@@ -5,7 +5,6 @@ from typing import Any
 from ldae.evaluation.comparison import FEW_SHOT, compare_baselines
 from ldae.evaluation.images import count_images
 from ldae.evaluation.linear_probe import ProbeSettings
-from ldae.results import add_result
 from ldae.shared_work import is_main
 from ldae.verbs.inputs import ProbeInputs, table
 from ldae.verbs.options.measure import LinearProbeOptions
@@ -50,18 +49,20 @@ def compare_with_baselines(
         return 0
     strength = {"adam": ("lr", "learning_rate"), FEW_SHOT: ("", "")}.get(probe, ("penalty", "penalty"))
     rows = [["features", "accuracy", "+-", *strength[:1]]]
+    found = []
     for index, each in enumerate(compared):
         value = [] if probe == FEW_SHOT else [f"{each.protocol[strength[1]]:.2g}"]
         stderr = "-" if each.stderr is None else f"{each.stderr:.2%}"
         rows.append([each.name, f"{each.accuracy:.2%}", stderr, *value])
         preset = {} if probe == FEW_SHOT else {"preset": "baselines"}
         fields = {"stderr": each.stderr, "seeds": each.seeds, "n": n} | ({"checkpoint": each.name} if index else {})
-        add_result(inputs.output_dir, inputs.result(each.accuracy, {**preset, **each.protocol, **shared}, **fields))
+        found.append(inputs.result(each.accuracy, {**preset, **each.protocol, **shared}, **fields))
     print(table([row[: len(rows[-1])] for row in rows]))
     if probe == FEW_SHOT:
         print(f"Test accuracy of {n:,} images; +- is the standard error over {options.draws} draws ", end="")
         print("of the labels, the same for all.", end=" ")
     elif probe == "adam":
         print(f"+- is the standard error over probe seeds {list(settings.seeds)}.", end=" ")
+    inputs.record(*found)
     print(f"Added to {inputs.output_dir}/results.json")
     return 0

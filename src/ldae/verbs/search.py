@@ -12,6 +12,7 @@ from ldae.extraction.reader import FeatureReader
 from ldae.extraction.rows import FILE_NAME, ROW, SHARD, Pixels, model_input
 from ldae.extraction.table import hash_model
 from ldae.reports.neighbours import SIDE, neighbour_picture
+from ldae.shared_work import choose_device
 from ldae.verbs.extract_features import open_reader
 from ldae.verbs.inputs import table
 from ldae.verbs.options.use import ExtractFeaturesOptions, SearchOptions
@@ -40,12 +41,12 @@ def run(options: SearchOptions) -> int:
 
 def _features_of(record: dict[str, Any], noted: dict[str, Any], column: str, options: SearchOptions) -> torch.Tensor:
     """Compute the column's features `(F,)` of the image by the model of the table."""
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = choose_device(options.device)
     reader, pixels = _open_model(noted, options, device)
     try:
         image = torch.from_numpy(pixels(record)[0])[None]  # (1, C, S, S)
     except UnreadableImageError as error:
-        raise ValueError(f"image={options.image!r} cannot be read: {error.reason}.") from error
+        raise ValueError(f"image={options.image!r} cannot be read ({error.reason}); give another file.") from error
     values = reader(model_input(image.to(device)), torch.zeros(1, dtype=torch.int64, device=device))
     return values[column][0]
 
@@ -89,7 +90,10 @@ def _draw(record: dict[str, Any], rows: list[dict[str, Any]], noted: dict[str, A
     captions = [[Path(options.image).name], *([f"{row['score']:.3f}", *_caption(row)] for row in rows)]
     path = Path(options.folder) / PICTURE if options.output is None else Path(options.output)
     path.parent.mkdir(parents=True, exist_ok=True)
-    neighbour_picture(images, captions).save(path)
+    try:
+        neighbour_picture(images, captions).save(path)
+    except ValueError as error:  # of a suffix that names no format
+        raise ValueError(f"output={str(path)!r} cannot be written ({error}); give a name such as near.png.") from error
     print(f"Picture: {path}")
 
 

@@ -31,7 +31,7 @@ class ExportOptions:
     output_dir: str
     timestep: int | None = Field(None, ge=0)
     layer: str | None = None
-    image_size: int | None = Field(None, ge=1)
+    image_size: int | None = Field(None, ge=1, le=8192)
     repo_id: str | None = None
     license: str | None = None
     config: str | None = None

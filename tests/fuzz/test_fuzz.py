@@ -1,0 +1,61 @@
+"""A small part of the fuzzer; `make fuzz` runs all of it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from . import ground as grounds
+from .__main__ import run_family
+from .judge import LONGEST, Case, broken_rule, judge
+
+
+PART = {"images": 60, "recipes": 40, "checkpoints": 15, "tables": 10, "commands": 60}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    grounds.forget_processes()
+    yield
+    torch.set_num_threads(threads)
+    grounds.forget_processes()
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("fuzz")
+
+
+@pytest.mark.parametrize("family", PART)
+def test_nothing_damaged_crashes(family: str, ground: Path) -> None:
+    done = run_family(family, 0, list(range(PART[family])), ground)
+    crashed = [
+        f"{family}:{number} {what}\n  {outcome.text}" for number, what, outcome in done if outcome.kind == "crashed"
+    ]
+    assert not crashed, "\n".join(crashed)
+    assert {outcome.kind for *_, outcome in done} == {"refused", "accepted"}
+
+
+def refuse(text: str) -> Case:
+    return Case("", lambda: text, ("k=",))
+
+
+def test_the_judge_knows_a_good_refusal_from_a_bad_one() -> None:
+    assert judge(refuse("k=0 must be 1 or more.")).kind == "refused"
+    assert judge(Case("", lambda: None, ())).kind == "accepted"
+    assert judge(Case("", lambda: 1 // 0, ())).text.startswith("ZeroDivisionError")
+    for text, rule in {
+        "k=0 must be\n1 or more.": "several lines",
+        "it must be 1 or more.": "names none of k=",
+        "k=0 is wrong.": "no remedy",
+        "k=0 must be" + " 1" * LONGEST: "characters",
+    }.items():
+        assert rule in str(broken_rule(text, ("k=",))) and judge(refuse(text)).kind == "crashed"
+
+
+def test_a_case_is_the_same_again(ground: Path) -> None:
+    (first,), (again,) = (run_family("images", 3, [17], ground) for _ in range(2))
+    assert first[:2] == again[:2] and first[2].kind == again[2].kind
