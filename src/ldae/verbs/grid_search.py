@@ -13,6 +13,7 @@ from ldae.evaluation.grid_search import (
     best_score,
     grid_scores,
     heat_map,
+    name_layer,
     write_choice,
 )
 from ldae.evaluation.images import count_images, fixed_subset
@@ -205,7 +206,7 @@ def _write(scores: list[GridScore], inputs: ProbeInputs, options: GridSearchOpti
     else:
         best = best_score(scores, clean_only=True)
         write_choice(inputs.output_dir, best.layer, best.timestep)
-        print(f"config.json: features are read after {best.layer} at t = {best.timestep} from now on.")
+        print(f"config.json: features are read after {name_layer(best.layer)} at t = {best.timestep} from now on.")
 
 
 def _save(results: list[ProbeResult], scores: list[GridScore], inputs: ProbeInputs) -> None:
