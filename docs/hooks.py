@@ -1,5 +1,6 @@
 """What the site needs beyond mkdocs: pages for files of the repository, and links from names in docstrings."""
 
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -15,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 SHOWN = (
     "training/recipes/**/*.yaml",
     "training/accelerate/*.yaml",
+    "notebooks/*.ipynb",
     "model_cards/**/README.md",
     "model_cards/*/pictures/*.png",
     "benchmarks/README.md",
@@ -29,7 +31,7 @@ EXAMPLE = re.compile(r"^( *)Example:$", re.MULTILINE)  # griffe's section of cod
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the files of the repository that pages link to; a YAML file becomes a page."""
+    """Add the files of the repository that pages link to; YAML files and notebooks become pages."""
     for path in sorted(path for pattern in SHOWN for path in ROOT.glob(pattern)):
         name = path.relative_to(ROOT).as_posix()
         if path.suffix == ".yaml":
@@ -37,11 +39,32 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             front = "---\nsearch: {boost: 0.2}\n---\n\n"
             content = f"{front}# {path.name}\n\n`{name}`\n\n```yaml\n{path.read_text()}```\n"
             file = File.generated(config, f"{name}.md", content=content)
+        elif path.suffix == ".ipynb":
+            file = File.generated(config, f"{name}.md", content=notebook_page(path))
         else:
             file = File.generated(config, name, abs_src_path=str(path))
         file.inclusion = InclusionLevel.NOT_IN_NAV
         files.append(file)
     return files
+
+
+def notebook_page(path: Path) -> str:
+    """Write a notebook, with its stored outputs, as markdown."""
+    parts = []
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(source)
+            continue
+        parts.append(f"```sh\n{source[1:]}\n```" if source.startswith("!") else f"```python\n{source}\n```")
+        for output in cell["outputs"]:
+            data = output.get("data", {})
+            text = "".join(output.get("text", data.get("text/plain", "")))
+            if "image/png" in data:
+                parts.append(f'<img alt="output" src="data:image/png;base64,{data["image/png"].strip()}">')
+            elif text:
+                parts.append(f"```text\n{text.rstrip()}\n```")
+    return "\n\n".join(parts) + "\n"
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -54,7 +77,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         target = posixpath.normpath(posixpath.join(here, match[1]))
         if (ROOT / target / "README.md").is_file():
             target += "/README.md"
-        target = f"{target}.md" if target.endswith(".yaml") else target.removeprefix("docs/")
+        target = f"{target}.md" if target.endswith((".yaml", ".ipynb")) else target.removeprefix("docs/")
         return posixpath.relpath(target, posixpath.dirname(uri) or ".")
 
     return LINK.sub(rewrite, markdown)
