@@ -1,5 +1,6 @@
 """Rehearsals (--dry_run) and estimates: what a run takes is told without writing, and without changing a number."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from ldae.training.estimate import Estimate, estimate_memory
 from ldae.training.loop import Callback
 from ldae.training.pretraining import DenoisingTask, pretrain, rehearse_pretraining
 from ldae.training.tokenizer_training import rehearse_tokenizer
-from tests.training.conftest import train_task
+from tests.training.conftest import After, train_task
 
 
 AE = {"latent_tokenizer": "ae", "input_space": "latent", "prediction_target": "latent"}
@@ -127,6 +128,14 @@ def test_the_time_of_a_run_is_told_once_after_its_first_steps(make_recipe, monke
     train_task(DenoisingTask(make_recipe()), Estimate())
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Time: ")]
     assert "a step, about 0 s for 5 steps, without probes and pictures; peak memory" in line
+
+
+def test_a_slow_first_step_such_as_a_compilation_is_not_taken_for_the_others(make_recipe, monkeypatch, capsys):
+    monkeypatch.setattr(estimate, "LONGEST", 0.5)
+    task = DenoisingTask(make_recipe())
+    train_task(task, After(1, lambda run: time.sleep(1)), Estimate())
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Time: ")]
+    assert "about 0 s for 6 steps" in line
 
 
 def test_free_memory_is_no_more_than_a_container_may_use(monkeypatch, tmp_path):

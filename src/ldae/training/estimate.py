@@ -100,7 +100,7 @@ class Estimate(Callback):
         first = min(1 + prepared, last // 2)
         elapsed = self._times[last] - self._times[first]
         waited_long = self._times[last] - self._times[0] >= LONGEST
-        if at_once or waited_long or (last >= prepared + 3 and elapsed >= SHORTEST):
+        if at_once or (last > 1 and waited_long) or (last >= prepared + 3 and elapsed >= SHORTEST):
             self.seconds_per_step = elapsed / (last - first)
         return self.seconds_per_step
 
