@@ -1,10 +1,14 @@
 """The processes of one launch: how this one joins the others, and how long they wait for each other."""
 
+import os
 from datetime import timedelta
 from typing import Any
 
+import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import parse_flag_from_env
+
+from ldae.errors import one_line
 
 
 LONGEST_WAIT = timedelta(days=7)
@@ -26,6 +30,36 @@ def join_processes(cpu: bool = False) -> PartialState:
     if PartialState._shared_state:
         return PartialState()
     return PartialState(cpu=cpu or parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=LONGEST_WAIT)
+
+
+def is_launched() -> bool:
+    """Return whether a launcher started this process together with others."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def choose_device(name: str | None, default: torch.device | None = None) -> torch.device:
+    """Choose the device to compute on: the one that is named, and in a launch this process's own.
+
+    Args:
+        name (`str`, *optional*): Device such as cuda, cpu or mps.
+        default (`torch.device`, *optional*): Device if none is named; by default a GPU if there is one, else the CPU.
+
+    Raises:
+        ValueError: If there is no such device here, or it is not of this process's own kind.
+    """
+    if name is not None:
+        try:
+            torch.zeros(1, device=name)
+        except Exception as error:  # of a misspelt name, of a driver
+            raise ValueError(
+                f"device={name!r} does not work here ({one_line(error)[:200].rstrip('.')}); give cpu, or leave it out."
+            ) from error
+    if not is_launched():
+        return torch.device(name or default or ("cuda" if torch.cuda.is_available() else "cpu"))
+    own = join_processes().device
+    if name is not None and torch.device(name).type != own.type:
+        raise ValueError(f"device={name} does not go with several processes; leave it out, or give cpu.")
+    return own
 
 
 def make_accelerator(cpu: bool = False, **options: Any) -> Accelerator:

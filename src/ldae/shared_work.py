@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
-import torch
 import torch.distributed as dist
 
 from ldae import stopping
-from ldae.errors import one_line
-from ldae.processes import LONGEST_WAIT, join_processes
+from ldae.errors import explain
+from ldae.processes import LONGEST_WAIT, is_launched, join_processes
 
 
 T = TypeVar("T")
@@ -25,11 +24,6 @@ A = TypeVar("A")
 _rank, _world_size = 0, 1  # within `sharing_work`
 _own_error: Exception | None = None  # which no other process has
 _group: Any = None  # of CPU tensors, so that features need no room on a GPU
-
-
-def is_launched() -> bool:
-    """Return whether a launcher started this process with others."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 @contextmanager
@@ -52,10 +46,10 @@ def sharing_work(cpu: bool = False) -> Iterator[None]:
             contextlib.redirect_stdout(nowhere) if _rank else contextlib.nullcontext(),
         ):
             yield
-        with _others_ended():
-            gather_objects(None)  # so that the main process is not left alone before it has reported
-    except ValueError as error:
-        if _rank and error is not _own_error:
+        with contextlib.suppress(RuntimeError):  # of a main process that failed in its report, and tells of it
+            gather_objects(None)
+    except Exception as error:
+        if _rank and error is not _own_error and explain(error) is not None:
             raise SystemExit(2) from error  # all processes have it, and the main one tells of it
         raise
     finally:
@@ -72,33 +66,12 @@ def is_main() -> bool:
     return _rank == 0
 
 
-def choose_device(name: str | None) -> torch.device:
-    """Choose the device to compute on: the one that is named, or else this process's GPU if it has one.
-
-    Raises:
-        ValueError: If there is no such device here, or it is not of this process's own kind.
-    """
-    if name is not None:
-        try:
-            torch.zeros(1, device=name)
-        except Exception as error:  # of a misspelt name, of a driver
-            raise ValueError(
-                f"device={name!r} does not work here ({one_line(error)[:200].rstrip('.')}); give cpu, or leave it out."
-            ) from error
-    if _world_size == 1:
-        return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    own = join_processes().device
-    if name is not None and torch.device(name).type != own.type:
-        raise ValueError(f"device={name} does not go with several processes; leave it out, or give cpu.")
-    return own
-
-
 def gather_objects(value: T) -> list[T]:
     """Gather a small value of each process, in all of them."""
     if _world_size == 1:
         return [value]
     values: list[Any] = [None] * _world_size
-    with _others_ended(again=True):
+    with _noticing_stops():
         dist.all_gather_object(values, value, group=_group)
     return values
 
@@ -108,7 +81,7 @@ def gather_to_main(value: T) -> list[T]:
     if _world_size == 1:
         return [value]
     values: list[Any] | None = [None] * _world_size if _rank == 0 else None
-    with _others_ended(again=True):
+    with _noticing_stops():
         dist.gather_object(value, values, group=_group)
     return values or []
 
@@ -200,12 +173,10 @@ def led_by_main(work: Callable[[Callable[[A], T]], Any], step: Callable[[A], T])
 
 
 @contextmanager
-def _others_ended(again: bool = False) -> Iterator[None]:
-    """End quietly after the loss of another process, if this one was asked to stop too or has nothing left to do."""
+def _noticing_stops() -> Iterator[None]:
+    """End as asked by a signal where another process, which received it too, has ended first."""
     try:
         yield
-    except RuntimeError as error:
+    except RuntimeError:
         stopping.check()
-        if again:
-            raise
-        raise SystemExit(2) from error
+        raise

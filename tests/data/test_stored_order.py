@@ -37,6 +37,22 @@ def test_processes_share_the_rows_below_the_limit(tmp_path, streaming):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_processes_share_whole_batches(tmp_path, streaming, workers):
+    """A batch has the images that it has in one process."""
+    folder = write_parquet(tmp_path / "rows", [9, 10], broken=(1, 6, 7, 8))
+    source = open_images(DataConfig(str(folder), streaming=streaming))
+    options = {"image_size": 4, "batch_size": 3, "limit": 14, "num_workers": workers, "whole_batches": True}
+    found = [
+        [batch.positions.tolist() for batch in iterate_once(source, **options, rank=rank, world_size=2)]
+        for rank in (0, 1)
+    ]
+    assert found == [[[0, 2], [12, 13]], [[3, 4, 5], [9, 10, 11]]]
+    whole = [batch.positions.tolist() for batch in iterate_once(source, **options)]
+    assert whole == [[0, 2], [3, 4, 5], [9, 10, 11], [12, 13]]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
 def test_nothing_readable_is_an_error(tmp_path, streaming):
     folder = write_parquet(tmp_path / "rows", [3], broken=(0, 1, 2))
     source = open_images(DataConfig(str(folder), streaming=streaming))

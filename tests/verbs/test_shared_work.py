@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from ldae.cli import run_verb
 from ldae.data import DataConfig, open_images
@@ -56,6 +57,11 @@ def place(tmp_path_factory):
         "output_dir": place / "trained",
     }
     pretrain(load_recipe(None, {name: str(value) for name, value in fields.items()}))
+    for split in ("train", "test"):
+        table = ["--dataset", str(place / "data"), "--split", split, "--output_dir", str(place / f"{split}-features")]
+        assert run_verb("extract_features", [str(place / "run"), *table, "--num_workers", "0"]) == 0
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
     return place
 
 
@@ -73,6 +79,7 @@ def calls(place):
         "grid_search": ["grid_search", run, *data, "--layers", "1,4", "--timesteps", "0,100", "--noisy", "both"],
         "criterion": ["grid_search", run, *data, "--timesteps", "10", "--criterion", "alignment_uniformity"],
         "knn": ["knn", run, *data, "--block_sweep", "--timesteps", "0,20", "--k", "5"],
+        "table": ["knn", run, "--features", f"{place / 'train-features'},{place / 'test-features'}"],
         "alignment": ["alignment", run, *data, "--layers", "2", "--timesteps", "10,200"],
         "compare": ["compare", run, *data, "--metrics", "few_shot,knn,robustness", "--sigmas", "0.2", "--draws", "2"],
         "sweep": [

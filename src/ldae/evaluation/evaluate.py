@@ -11,8 +11,9 @@ from transformers import PreTrainedModel
 
 from ldae.data import DataConfig, open_probe_images
 from ldae.models.randomness_ldae import NOISE, keyed_normal
+from ldae.processes import choose_device
 from ldae.results import Result
-from ldae.shared_work import choose_device, on_main
+from ldae.shared_work import on_main
 
 from .encoder import Encoder, Layer, PixelEncoder, as_encoder, open_encoder
 from .features import Features, Prepare, centre_crop, extract_features

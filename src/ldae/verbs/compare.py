@@ -6,8 +6,9 @@ import torch
 
 from ldae.evaluation.evaluate import Evaluation
 from ldae.evaluation.linear_probe import ProbeSettings
+from ldae.processes import choose_device
 from ldae.results import check_results
-from ldae.shared_work import choose_device, is_main, main_first
+from ldae.shared_work import is_main, main_first
 from ldae.verbs.inputs import data_config
 from ldae.verbs.options.measure import CompareOptions
 

@@ -24,8 +24,7 @@ from ldae.extraction.reader import FeatureReader
 from ldae.extraction.rows import CroppedPixels, Pixels, ProcessedPixels, model_input
 from ldae.extraction.table import Extraction, extract_table
 from ldae.hub.upload import CARD_FILE, upload_files
-from ldae.processes import make_accelerator
-from ldae.shared_work import choose_device
+from ldae.processes import choose_device, make_accelerator
 from ldae.training.progress import peak_memory_gib, progress_bar
 from ldae.verbs.inputs import data_config, open_at
 from ldae.verbs.options.use import ExtractFeaturesOptions
@@ -47,13 +46,11 @@ def run(options: ExtractFeaturesOptions) -> int:
         if options.pool != "mean":
             raise ValueError("index=true needs pool='mean'; with pool='none' a row has many features.")
     accelerator = make_accelerator(cpu=options.device == "cpu")
-    device = accelerator.device if options.device is None else choose_device(options.device)
-    if accelerator.num_processes > 1 and device.type != accelerator.device.type:
-        raise ValueError(f"device={options.device} does not go with several processes; leave it out, or give cpu.")
+    device = choose_device(options.device, accelerator.device)
     with accelerator.main_process_first():  # what is downloaded or prepared is so once
         data = data_config(options)
         source = open_images(data, other_columns=[] if options.columns == ["none"] else options.columns)
-        reader, pixels = open_reader(options, accelerator.device if accelerator.num_processes > 1 else device)
+        reader, pixels = open_reader(options, device)
         if isinstance(pixels, CroppedPixels):
             pixels = dataclasses.replace(pixels, reduced=source.reduced_decoding)
     done = _extract(options, data, source, reader, pixels, accelerator)

@@ -16,10 +16,9 @@ from ldae.evaluation.extractor import FeatureExtractor, load_extractor
 from ldae.evaluation.generation import Sampling, generate_images, generation_results
 from ldae.pipelines.loading import open_pipeline
 from ldae.pipelines.run_folder import HEUN, RunFolderPipeline
-from ldae.processes import make_accelerator
+from ldae.processes import choose_device, make_accelerator
 from ldae.reports.samples import sample_grid
 from ldae.results import Result, check_results
-from ldae.shared_work import choose_device
 from ldae.training.progress import progress_bar
 from ldae.verbs.inputs import count_scored, data_config, record, results_place, table, weights_kind
 from ldae.verbs.options.use import GenerateOptions
@@ -104,13 +103,11 @@ def _reference_data(options: GenerateOptions) -> DataConfig:
 
 
 def _load_pipeline(options: GenerateOptions, accelerator: Accelerator) -> RunFolderPipeline:
-    device = choose_device(options.device) if options.device else accelerator.device
-    if accelerator.num_processes > 1 and device.type != accelerator.device.type:
-        raise ValueError(f"device={options.device} does not go with several processes; leave it out, or give cpu.")
+    device = choose_device(options.device, accelerator.device)
     with loading(options.checkpoint):
         pipeline = open_pipeline(options.checkpoint)
     pipeline.set_progress_bar_config(disable=True)  # one of all images is shown instead
-    return pipeline.to(accelerator.device if accelerator.num_processes > 1 else device)
+    return pipeline.to(device)
 
 
 def _draw_pictures(

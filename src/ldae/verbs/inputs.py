@@ -13,8 +13,9 @@ from ldae.evaluation.encoder import Encoder, open_encoder
 from ldae.evaluation.images import ImageSet
 from ldae.extraction.source import FeatureTable, open_feature_tables
 from ldae.places import check_place, find_data, is_local, near_path
+from ldae.processes import choose_device
 from ldae.results import Result, add_result, check_results
-from ldae.shared_work import choose_device, main_first
+from ldae.shared_work import main_first
 from ldae.training.recipe import build_recipe, load_recipe, read_sections
 from ldae.verbs.diffusers_source import make_encoder
 

@@ -11,8 +11,8 @@ from ldae.extraction.index import indexed_column, nearest_rows, undecoded_images
 from ldae.extraction.reader import FeatureReader
 from ldae.extraction.rows import FILE_NAME, ROW, SHARD, Pixels, model_input
 from ldae.extraction.table import hash_model
+from ldae.processes import choose_device
 from ldae.reports.neighbours import SIDE, neighbour_picture
-from ldae.shared_work import choose_device
 from ldae.verbs.extract_features import open_reader
 from ldae.verbs.inputs import table
 from ldae.verbs.options.use import ExtractFeaturesOptions, SearchOptions
