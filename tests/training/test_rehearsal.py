@@ -35,12 +35,13 @@ def test_a_dry_run_takes_steps_tells_what_a_run_takes_and_writes_nothing(make_re
     assert files(tmp_path) == before and not (tmp_path / "run").exists()
 
 
-def test_a_dry_run_leaves_a_run_as_it_is_and_refuses_another_recipe(make_recipe, tmp_path):
-    pretrain(make_recipe())
+@pytest.mark.parametrize("model", [{}, AE], ids=["pca", "ae"])
+def test_a_dry_run_leaves_a_run_as_it_is_and_refuses_another_recipe(make_recipe, tmp_path, model):
+    pretrain(make_recipe(**model))
     before = files(tmp_path)
-    rehearse_pretraining(make_recipe(images=512))
+    rehearse_pretraining(make_recipe(images=512, **model))
     with pytest.raises(RuntimeError, match="holds a run of another recipe"):
-        rehearse_pretraining(make_recipe(hidden_size=64))
+        rehearse_pretraining(make_recipe(hidden_size=64, **model))
     assert files(tmp_path) == before
 
 

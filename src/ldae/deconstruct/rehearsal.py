@@ -3,7 +3,7 @@
 import dataclasses
 
 from ldae.deconstruct.runner import Deconstruction, release_memory
-from ldae.training.pretraining import DenoisingTask
+from ldae.training.pretraining import DenoisingTask, without_folder
 from ldae.training.progress import describe_seconds
 from ldae.training.recipe import Recipe
 from ldae.training.rehearsal import rehearse
@@ -28,7 +28,7 @@ def rehearse_rows(launch: Deconstruction) -> float:
     for run in {run.variant.name: run for run in launch.runs}.values():
         runs = sum(other.variant.name == run.variant.name for other in launch.runs)
         launch.say(f"\n{run.variant.name}, {runs} {'run' if runs == 1 else 'runs'}")
-        recipe = _without_perceptual_loss(launch.recipe(run))
+        recipe = _without_perceptual_loss(without_folder(launch.recipe(run)))
         seconds = rehearse(DenoisingTask(recipe)).seconds
         if trains_tokenizer(recipe):
             tokenizer = rehearse_tokenizer(recipe)

@@ -1,5 +1,6 @@
 """Pre-training of denoisers, l-DAE and DDAE: from a recipe to a finished run folder."""
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -96,6 +97,11 @@ class DenoisingTask(Task):
         )
 
 
+def without_folder(recipe: Recipe) -> Recipe:
+    """Return the recipe without its run's folder, which a rehearsal would compare it with."""
+    return dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, output_dir=None))
+
+
 def rehearse_pretraining(recipe: Recipe) -> Rehearsal:
     """Take the first steps of a recipe and print what the whole run takes, without writing anything.
 
@@ -107,7 +113,7 @@ def rehearse_pretraining(recipe: Recipe) -> Rehearsal:
     """
     sharing(recipe.training, "Trained")  # which checks what it needs
     if trains_tokenizer(recipe):
-        rehearse_tokenizer(recipe)
+        rehearse_tokenizer(without_folder(recipe))
     return rehearse(DenoisingTask(recipe))
 
 
