@@ -158,6 +158,7 @@ def test_what_is_wrong_is_one_line(run, tmp_path, capsys):
     assert "extractor='inception' is not at hand" in error_of(capsys, run, *FAST, "--fid", 10)
     assert "give both the same number" in error_of(capsys, run, *FAST, "--fid", 10, "--kid", 20)
     assert "fid=1 must be an integer, 2 or more" in error_of(capsys, run, *FAST, "--fid", 1)
+    assert "num_images=0 without fid or kid leaves nothing to do" in error_of(capsys, run, "--num_images", 0)
     assert "batch_size=0 must be an integer, 1 or more" in error_of(capsys, run, *FAST, "--batch_size", 0)
     assert "guidance_scale=2.0 needs" in error_of(capsys, run, *FAST, "--guidance_scale", 2)
     assert "eta=3.0" in error_of(capsys, run, *FAST, "--eta", 3)

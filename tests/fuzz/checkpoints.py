@@ -24,6 +24,7 @@ USES = {
     "card": "card model".split(),
     "finetune": "finetune model --images 32 --total_batch_size 16 --output_dir out".split(),
     "sweep": ["checkpoint_sweep", "model", *IMAGES, *"--probes knn".split()],
+    "again": "pretrain --config recipe.yaml --output_dir model --images 288".split(),
     "resume": "pretrain --config model/recipe.yaml --output_dir model --images 288".split(),
 }
 
@@ -31,7 +32,7 @@ USES = {
 def case(seed: int, number: int, ground: Path) -> Case:
     chance = chance_of("checkpoints", seed, number)
     source = chance.choice(("run", "run", "ddae"))
-    uses = [use for use in USES if source == "run" or use not in ("sweep", "resume", "finetune")]
+    uses = [use for use in USES if source == "run" or use not in ("sweep", "resume", "again", "finetune")]
     use = chance.choice(uses)
     plan = chance.choice(("bytes", "bytes", "json", "json", "json", "missing", "weights", "swap", "width", "fewer"))
     made = grounds.build(ground)
@@ -39,7 +40,7 @@ def case(seed: int, number: int, ground: Path) -> Case:
     name = chance.choice([file for file in files if fits(file, plan)])
 
     def run() -> str | None:
-        with grounds.copied(made, ground / f"checkpoint-{number}", "run", "ddae", "data") as folder:
+        with grounds.copied(made, ground / f"checkpoint-{number}", "run", "ddae", "data", "recipe.yaml") as folder:
             shutil.copytree(folder / source, folder / "model")
             damage_file(folder / "model" / name, plan, chance, folder)
             verb, *arguments = USES[use]

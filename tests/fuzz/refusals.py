@@ -3,9 +3,8 @@
 import json
 import os
 import shutil
-import sys
 import tempfile
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 
@@ -93,20 +92,18 @@ def write_wrong(folder: Path) -> None:
 
 def refuse(words: str) -> tuple[int, str]:
     """Run a command line in this process; returns the exit status, and what the process wrote to stderr."""
-    sys.stderr.flush()
     kept = os.dup(2)
-    with tempfile.TemporaryFile() as file:
-        os.dup2(file.fileno(), 2)  # also what libraries' own handlers write
+    with tempfile.TemporaryFile("w+") as file:
+        os.dup2(file.fileno(), 2)  # what libraries write themselves
         try:
-            with redirect_stdout(StringIO()):
+            with redirect_stdout(StringIO()), redirect_stderr(file):
                 status = main(words.split())
         finally:
-            sys.stderr.flush()
             os.dup2(kept, 2)
             os.close(kept)
             grounds.forget_processes()
         file.seek(0)
-        return status, file.read().decode()
+        return status, file.read()
 
 
 def table(ground: Path) -> list[tuple[str, int, str]]:

@@ -3,11 +3,17 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
+from huggingface_hub import constants
+
+from ldae.verbs import VERBS
 
 from . import ground as grounds
+from . import refusals
 from .__main__ import run_family
+from .commands import SMALL
 from .judge import LONGEST, Case, broken_rule, judge
 
 
@@ -37,6 +43,23 @@ def test_nothing_damaged_crashes(family: str, ground: Path) -> None:
     ]
     assert not crashed, "\n".join(crashed)
     assert {outcome.kind for *_, outcome in done} == {"refused", "accepted"}
+
+
+def test_every_verb_is_fuzzed() -> None:
+    assert set(SMALL) == set(VERBS)
+
+
+def test_forty_wrong_inputs_are_refused_in_one_line_each(ground: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    datasets.disable_progress_bars()
+    found = refusals.table(ground)
+    assert len(found) == 40
+    bad = [
+        f"ldae {words}: {status}, {said}"
+        for words, status, said in found
+        if status != 2 or said.count("\n") != 1 or broken_rule(said, ())
+    ]
+    assert not bad, "\n".join(bad)
 
 
 def refuse(text: str) -> Case:

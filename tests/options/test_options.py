@@ -106,6 +106,8 @@ def test_values_of_a_command_line_have_their_fields_type(words, field, value):
         ("--images", "--images has no value; write --images VALUE."),
         ("a b", "unexpected argument 'b'; write --option value."),
         ("--images '[1", 'images="\'[1" is not YAML; quote it.'),
+        ("--rate .inf", "rate=inf must be finite, a number or null."),
+        ("--images {a:1,a:1}", "images='{a:1,a:1}' is not YAML ('a:1' stands twice); quote it."),
     ],
 )
 def test_a_wrong_command_line_is_one_line_that_names_option_value_and_remedy(words, message):

@@ -10,6 +10,7 @@ import yaml
 from ldae.deconstruct.preset import Preset
 from ldae.deconstruct.variants import tokenizer_name
 from ldae.files import FolderClaim, hash_settings, write_whole
+from ldae.options import read_yaml
 from ldae.processes import join_processes
 from ldae.training.recipe import Recipe
 from ldae.training.resnet_classifier import train_resnet_classifier
@@ -82,7 +83,7 @@ def update_paths(folder: Path, recipe: Recipe) -> None:
     file = folder / "recipe.yaml"
     if not file.is_file() or not join_processes().is_main_process:
         return
-    stored = yaml.safe_load(file.read_text())
+    stored = read_yaml(file)
     for name in ("tokenizer", "perceptual_model"):
         ours, theirs = getattr(recipe.tokenizer, name), stored["tokenizer"].get(name)
         if ours and theirs and ours != theirs and Path(ours).name == Path(theirs).name:

@@ -12,7 +12,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
 
@@ -21,6 +20,7 @@ from ldae.files import write_whole
 from ldae.hub.families import family_of
 from ldae.hub.upload import CARD_FILE, is_sealed_card, seal_card
 from ldae.models.configuration_ldae import MODEL_SIZES
+from ldae.options import read_yaml
 from ldae.places import check_place
 from ldae.results import read_results
 
@@ -122,8 +122,8 @@ def render_model_card(
     is_denoiser = any("PreTraining" in name for name in config.architectures or [])
     run = _encoder_run(folder) if is_classifier else None  # the run that a probe's encoder comes from
     recipe_path = (run or folder) / "recipe.yaml"
-    recipe_text = recipe_path.read_text(encoding="utf-8").strip() if recipe_path.is_file() else ""
-    recipe = (yaml.safe_load(recipe_text) or {}) if recipe_text else {}
+    recipe = read_yaml(recipe_path) if recipe_path.is_file() else {}
+    recipe_text = recipe_path.read_text(encoding="utf-8").strip() if recipe else ""
     data = recipe.get("data", {})
     place = (config.feature_layer or config.num_hidden_layers, config.feature_timestep)
     results = read_results(folder) if run is None else _probe_results(run, place)

@@ -8,6 +8,7 @@ import yaml
 
 from .declare import build, did_you_mean
 from .describe import Option, describe
+from .values import StrictLoader
 
 
 T = TypeVar("T")
@@ -93,22 +94,6 @@ def read_option_file(kind: type, path: str) -> dict[str, Any]:
     return values
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, which refuses a key that stands twice in one mapping."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """Build a mapping whose keys differ."""
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"{key!r} stands twice", problem_mark=key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML file that holds a mapping.
 
@@ -118,7 +103,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """
     try:
         with open(path, encoding="utf-8") as file:
-            content = yaml.load(file, _StrictLoader) or {}
+            content = yaml.load(file, StrictLoader) or {}
     except FileNotFoundError:
         raise ValueError(f"config={str(path)!r} does not exist; give a YAML file.") from None
     except UnicodeDecodeError as error:

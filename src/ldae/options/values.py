@@ -22,14 +22,32 @@ _ARTICLES = {
 }
 
 
+class StrictLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, which refuses a key that stands twice in one mapping."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Build a mapping whose keys differ."""
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{key!r} stands twice", problem_mark=key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
 def convert(value: Any, hint: Any, name: str) -> Any:
     """Convert a YAML value, or YAML text, to the type of a field; leave what pydantic has to refuse as it is."""
     alternatives = (Any,) if hint is None else alternatives_of(hint)
     if isinstance(value, str) and str not in alternatives and value not in _choices(alternatives):
         try:
-            value = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError, RecursionError):
-            raise ValueError(f"{name}={value!r} is not YAML; quote it.") from None
+            value = yaml.load(value, StrictLoader)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            problem = getattr(error, "problem", None) or ""
+            twice = f" ({problem})" if "twice" in problem else ""
+            raise ValueError(f"{name}={value!r} is not YAML{twice}; quote it.") from None
     if type(None) in alternatives and (value is None or value == "null"):
         return None
     for option in alternatives:

@@ -142,13 +142,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint onto the CPU.
 
     Raises:
-        RunError: If a file is missing or damaged.
+        RunError: If a file is missing or damaged, or a weight is not a finite number.
     """
     try:
         state = json.loads((path / "state.json").read_text())
         expected = {"model": True, "optimizer": state["images_seen"] > 0, "ema": state.get("ema_steps", 0) > 0}
         parts = {part: path / f"{part}.safetensors" for part in expected}
         tensors = {part: load_file(file) if expected[part] or file.exists() else {} for part, file in parts.items()}
+        for name, tensor in tensors["model"].items():
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                raise ValueError(f"{name} has values that are not finite numbers")
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path} is damaged ({str(error).partition(chr(10))[0]})") from error
     return Checkpoint(**tensors, state=state)

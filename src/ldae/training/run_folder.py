@@ -19,6 +19,7 @@ from ldae.data.image_processor import save_image_processor
 from ldae.errors import RunError
 from ldae.files import FolderClaim, move_into, write_whole
 from ldae.hub.remote_code import save_with_code
+from ldae.options import read_yaml
 from ldae.tokenizers.files import TOKENIZER_FILE
 from ldae.training.checkpoint import INCOMPLETE_PREFIX, complete_checkpoints
 from ldae.training.recipe import Recipe, differences
@@ -59,7 +60,7 @@ class RunFolder:
         """
         if not (self.recipe.is_file() and self.holds_weights()):
             return
-        changed = differences(recipe.resolved(), yaml.safe_load(self.recipe.read_text()), self.path)
+        changed = differences(recipe.resolved(), read_yaml(self.recipe), self.path)
         if changed:
             raise RunError(
                 f"output_dir={str(self.path)!r} holds a run of another recipe ({'; '.join(changed)}). Give another "

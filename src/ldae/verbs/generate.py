@@ -36,6 +36,8 @@ def run(options: GenerateOptions) -> int:
     output_dir, checkpoint_name = results_place(options)
     samplings = _samplings(options)
     num_scored = count_scored(options)
+    if not options.num_images and not num_scored:
+        raise ValueError("num_images=0 without fid or kid leaves nothing to do; give a number, or --fid N.")
     accelerator = make_accelerator(cpu=options.device == "cpu", mixed_precision=options.mixed_precision)
     with accelerator.main_process_first():  # what is downloaded or prepared is so once
         # What the scores need is opened first: a misspelt name shall not cost the time of the pictures.
