@@ -70,7 +70,7 @@ def test_every_verb_that_trains_has_a_dry_run(verb, make_recipe, recipe_file, ca
         "pretrain": "for 8 steps",
         "train_tokenizer": "pca of 1,024 patches",
         "finetune": "The comparison trains 6 runs of this budget",
-        "deconstruct": "2 runs train for about",
+        "deconstruct": "for 2 runs, without fits",
     }
     assert expected[verb] in shown
     assert files(tmp_path) == before

@@ -35,9 +35,10 @@ def rehearse_rows(launch: Deconstruction) -> float:
             seconds += tokenizer.seconds if tokenizer is not None else 0.0
         total += runs * seconds
         release_memory()
+    counted = f"{len(launch.runs)} run{'' if len(launch.runs) == 1 else 's'}"
     launch.say(
-        f"\n{len(launch.runs)} runs train for about {describe_seconds(total)}, without fits, probes and samples; rows "
-        "that share a trained tokenizer take less."
+        f"\nTraining takes about {describe_seconds(total)} for {counted}, without fits, probes and samples; rows that "
+        "share a trained tokenizer take less."
     )
     return total
 
