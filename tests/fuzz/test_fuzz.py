@@ -14,7 +14,7 @@ from . import ground as grounds
 from . import refusals
 from .__main__ import run_family
 from .commands import SMALL
-from .judge import LONGEST, Case, broken_rule, judge
+from .judge import LONGEST, Case, broken_rule, by_verb, judge
 
 
 PART = {"images": 60, "recipes": 40, "checkpoints": 15, "tables": 10, "commands": 60}
@@ -43,6 +43,10 @@ def test_nothing_damaged_crashes(family: str, ground: Path) -> None:
     ]
     assert not crashed, "\n".join(crashed)
     assert {outcome.kind for *_, outcome in done} == {"refused", "accepted"}
+
+
+def test_a_missing_argument_is_asked_for_by_its_place() -> None:
+    assert by_verb("card") == "checkpoint is missing; give CHECKPOINT after the command."
 
 
 def test_every_verb_is_fuzzed() -> None:

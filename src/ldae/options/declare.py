@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pydantic
 
-from .describe import default_of, range_words
+from .describe import default_of, describe, range_words
 from .values import convert, wanted
 
 
@@ -85,7 +85,9 @@ def build(kind: type[T], values: Mapping[str, Any], section: str = "", what: str
             raise ValueError(f"unknown {what} {prefix}{name}{did_you_mean(name, known)}")
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
         if field.init and field.name not in values and default_of(field) is dataclasses.MISSING:
-            raise ValueError(f"{prefix}{field.name} is missing; give --{field.name}.")
+            positional = any(option.positional for option in describe(kind) if option.name == field.name)
+            remedy = f"give {field.name.upper()} after the command" if positional else f"give --{field.name}"
+            raise ValueError(f"{prefix}{field.name} is missing; {remedy}.")
     try:
         return kind(**values)
     except ValueError as error:
