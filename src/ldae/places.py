@@ -87,7 +87,7 @@ def find_data(dataset: str, recipe: Path) -> str:
     Raises:
         ValueError: If it can only be a path, and is found nowhere.
     """
-    if dataset == "digits" or _is_there(dataset):
+    if dataset == "digits" or "://" in dataset or _is_there(dataset):
         return dataset
     for folder in recipe.resolve().parents:
         if not os.path.isabs(os.path.expanduser(dataset)) and _is_there(str(folder / dataset)):

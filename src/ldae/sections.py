@@ -22,7 +22,7 @@ class DataConfig:
 
     Args:
         dataset: `digits` (embedded, no network), a Hub id, a folder of images, a folder of parquet or webdataset
-            files, or a glob of such files.
+            files, or a glob of such files, also behind an address (`s3://`, `gs://`, `hf://`, `https://`).
         dataset_config: Configuration of a Hub data set that has several.
         split: Split that training reads.
         eval_split: Split that probes are scored on; by default `test`, else `validation` or `val`, else every tenth

@@ -17,6 +17,7 @@ from ldae.sections import DataConfig
 
 from . import digits
 from .columns import find_image_column, find_label_column, find_other_columns
+from .remote import files_by_split, is_remote, list_remote
 
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2")
@@ -247,6 +248,10 @@ def _count(dataset: Any, split: str) -> int | None:
 def _locate(dataset: str) -> tuple[str, dict[str, Any]]:
     """Find the builder (or folder, or Hub id) and further arguments with which `load_dataset` opens `dataset`."""
     path = Path(dataset).expanduser()
+    if is_remote(dataset):
+        files = list_remote(dataset, tuple(FILE_BUILDERS))
+        splits = {"train": files} if glob.has_magic(dataset) else files_by_split(files, SPLIT_FOLDERS)
+        return _builder_of(dataset, files), {"data_files": splits}
     if path.is_dir():
         kind = next(_kinds_of_files(path), None)
         if kind is None:
@@ -256,17 +261,21 @@ def _locate(dataset: str) -> tuple[str, dict[str, Any]]:
         return "imagefolder", {"data_dir": str(path), "data_files": _image_folder_splits(path)}
     if glob.has_magic(dataset) or path.is_file():
         files = sorted(name for name in glob.glob(str(path), recursive=True) if os.path.isfile(name))
-        suffixes = {Path(name).suffix.lower() for name in files}
         if not files:
             raise ValueError(f"data.dataset={dataset!r} matches no file; give a glob of .parquet or .tar files.")
-        if len(suffixes) != 1 or not suffixes <= set(FILE_BUILDERS):
-            raise ValueError(
-                f"data.dataset={dataset!r} matches files of {', '.join(sorted(suffixes))}; a glob must match either "
-                ".parquet or .tar files. Give an image folder as a folder."
-            )
-        return FILE_BUILDERS[suffixes.pop()], {"data_files": {"train": files}}
+        return _builder_of(dataset, files), {"data_files": {"train": files}}
     check_place(dataset, "data.dataset", "dataset")
     return dataset, {}
+
+
+def _builder_of(dataset: str, files: list[str]) -> str:
+    suffixes = {Path(name).suffix.lower() for name in files}
+    if len(suffixes) != 1 or not suffixes <= set(FILE_BUILDERS):
+        raise ValueError(
+            f"data.dataset={dataset!r} matches files of {', '.join(sorted(suffixes))}; it must match either .parquet "
+            "or .tar files. Give an image folder as a folder."
+        )
+    return FILE_BUILDERS[suffixes.pop()]
 
 
 def _kinds_of_files(folder: Path) -> Iterator[str]:

@@ -1,0 +1,115 @@
+"""Data sets behind an address: folders, patterns and single files, streamed or not, and what is said of mistakes."""
+
+import functools
+import http.server
+import threading
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from ldae.cli import main
+from ldae.data import DataConfig, iterate_once, open_images
+from ldae.data.remote import list_remote
+from ldae.places import find_data
+from tests.data.image_files import encode, random_pixels
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Path:
+    """Two files of four training images and one of two test images."""
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for name, seeds in (("train-0", range(4)), ("train-1", range(4, 8)), ("test-0", range(8, 10))):
+        files = [{"bytes": encode(Image.fromarray(random_pixels(12, 12, seed=i))), "path": None} for i in seeds]
+        pq.write_table(pa.table({"image": pa.array(files)}), folder / f"{name}.parquet")
+    return folder
+
+
+@pytest.fixture
+def bucket(local: Path) -> str:
+    system = fsspec.filesystem("memory")
+    system.put(str(local), "/bucket/images", recursive=True)
+    yield "memory://bucket/images"
+    system.rm("/bucket", recursive=True)
+
+
+@pytest.fixture
+def server(local: Path) -> str:
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=local)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def pixels_of(dataset: str, split: str | None = None, **fields: object) -> list[bytes]:
+    source = open_images(DataConfig(dataset, num_workers=0, **fields), split)
+    return [
+        image.numpy().tobytes()
+        for batch in iterate_once(source, image_size=12, batch_size=4)
+        for image in batch.images
+    ]
+
+
+def expected(seeds: range) -> list[bytes]:
+    return [np.ascontiguousarray(random_pixels(12, 12, seed=i).transpose(2, 0, 1)).tobytes() for i in seeds]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_folder_a_pattern_and_a_file_are_read(bucket: str, streaming: bool) -> None:
+    assert pixels_of(bucket, streaming=streaming) == expected(range(8))
+    assert pixels_of(bucket, "test", streaming=streaming) == expected(range(8, 10))
+    assert pixels_of(f"{bucket}/train-*.parquet", streaming=streaming) == expected(range(8))
+    assert pixels_of(f"{bucket}/test-0.parquet", "test", streaming=streaming) == expected(range(8, 10))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_web_server_is_read(server: str, streaming: bool) -> None:
+    assert pixels_of(f"{server}/train-1.parquet", streaming=streaming) == expected(range(4, 8))
+
+
+def test_pre_training_and_extraction_take_an_address(
+    server: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    dataset, run = f"{server}/train-1.parquet", str(tmp_path / "run")
+    sizes = "--size nano --image_size 12 --patch_size 4 --latent_dim 8 --images 8 --total_batch_size 4 --num_workers 0"
+    assert main(["pretrain", "--dataset", dataset, "--streaming", "true", "--output_dir", run, *sizes.split()]) == 0
+    assert find_data(dataset, Path(run) / "recipe.yaml") == dataset
+    table = str(tmp_path / "table")
+    assert main(["extract_features", run, "--output_dir", table, "--num_workers", "0"]) == 0
+    assert "4 rows" in capsys.readouterr().out
+
+
+def test_mistakes_name_the_address_and_the_remedy(bucket: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"'memory://bucket/nothing' holds no .parquet or .tar file; give the address"
+    ):
+        open_images(DataConfig("memory://bucket/nothing"))
+    with pytest.raises(ValueError, match=r"'nosuch://bucket' cannot be opened .*fsspec must know nosuch://"):
+        open_images(DataConfig("nosuch://bucket"))
+    with pytest.raises(ValueError, match=r"'http://127.0.0.1:9/a.parquet' (cannot be reached|holds no)"):
+        open_images(DataConfig("http://127.0.0.1:9/a.parquet"))
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_s3(_: str) -> None:
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", no_s3)
+    with pytest.raises(
+        ValueError, match=r"s3://bucket/a' cannot be opened \(Install s3fs to access S3\); pip install s3fs"
+    ):
+        list_remote("s3://bucket/a", (".parquet",))
