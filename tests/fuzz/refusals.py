@@ -8,6 +8,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 
+import datasets
 import torch
 import yaml
 from huggingface_hub import constants
@@ -116,6 +117,7 @@ def table(ground: Path) -> list[tuple[str, int, str]]:
 
 if __name__ == "__main__":
     constants.HF_HUB_OFFLINE = True
+    datasets.disable_progress_bars()  # as the command does itself where stderr is no terminal
     with tempfile.TemporaryDirectory(prefix="refusals-") as folder:
         print("| command | status | stderr |\n|---|---|---|")
         for words, status, said in table(Path(folder)):
