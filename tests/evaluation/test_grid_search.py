@@ -60,7 +60,7 @@ def test_the_winner_becomes_the_default_of_automodel(checkpoint, digits, capsys)
     assert all(r["protocol"]["augmentation"] == [] for r in results)  # one sweep, unless mirror images are asked for
     clean = [r for r in results if r["protocol"]["input"] == "clean"]
     best = max(clean, key=lambda r: r["held_out_value"])["protocol"]
-    assert f"features are read after {best['layer']} at t = {best['timestep']}" in capsys.readouterr().out
+    assert f"features are read after block {best['layer']} at t = {best['timestep']}" in capsys.readouterr().out
     assert (checkpoint / "pictures" / "grid_search.png").stat().st_size > 5000
 
     after = AutoModel.from_pretrained(checkpoint)
