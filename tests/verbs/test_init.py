@@ -76,7 +76,8 @@ def test_init_tells_what_it_found_and_writes_a_recipe_that_trains(photos, tmp_pa
     recipe = load_recipe("photos.yaml")
     assert recipe.data.dataset == str(photos) and recipe.training.output_dir == "runs/photos"
     values = yaml.safe_load(text)
-    assert recipe.training.images == values["training"]["images"] > 1000
+    # How many depends on the machine: see the tests of the plan below.
+    assert recipe.training.images == values["training"]["images"] >= recipe.training.total_batch_size
     reasons = [line for line in text.splitlines() if line.startswith("  # ")]
     assert len(reasons) >= sum(map(len, values.values())) - 5  # nearly every value has its own
     folder = pretrain(load_recipe("photos.yaml", {"images": "64", "num_workers": "0"}))
