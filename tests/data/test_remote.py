@@ -16,6 +16,9 @@ from ldae.cli import main
 from ldae.data import DataConfig, iterate_once, open_images
 from ldae.data.remote import list_remote
 from ldae.places import find_data
+from ldae.processes import make_accelerator
+from ldae.training.recipe import load_recipe
+from ldae.training.tokenizer_fit import sample_images
 from tests.data.image_files import encode, random_pixels
 
 
@@ -114,3 +117,11 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         ValueError, match=r"s3://bucket/a' cannot be opened \(Install s3fs to access S3\); pip install s3fs"
     ):
         list_remote("s3://bucket/a", (".parquet",))
+
+
+def test_a_short_stream_is_read_once_to_fit_the_tokenizer(bucket: str, tmp_path: Path) -> None:
+    fields = {"dataset": f"{bucket}/train-0.parquet", "streaming": True, "num_workers": 0, "output_dir": str(tmp_path)}
+    model = {"size": "nano", "image_size": 12, "patch_size": 4, "latent_dim": 8}
+    recipe = load_recipe(None, {**fields, **model})
+    drawn = list(sample_images(open_images(recipe.data), recipe, make_accelerator(cpu=True)))
+    assert recipe.tokenizer.tokenizer_images > 1000 and sum(map(len, drawn)) == 64  # one batch

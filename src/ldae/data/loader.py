@@ -135,6 +135,11 @@ class ImageLoader:
             self._next_worker = (item.worker + 1) % len(self._worker_states)
         return item.batch
 
+    @property
+    def full_passes(self) -> int:
+        """How often all workers of this process have read all of a stream; 0 for a source that is not streamed."""
+        return min(state["epoch"] for state in self._worker_states)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state of this process after its last batch, whatever workers have prepared beyond it.
 

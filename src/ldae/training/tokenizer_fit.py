@@ -45,6 +45,8 @@ def sample_images(source: ImageSource, recipe: Recipe, accelerator: Accelerator)
             break
         images, positions = batch.images[chosen], batch.positions[chosen]
         yield prepare_images(images.to(accelerator.device), positions, 0, image_size=config.image_size)
+        if loader.full_passes:
+            break  # a stream of fewer images than wanted, whose number was not known
 
 
 def patch_moments(source: ImageSource, recipe: Recipe, accelerator: Accelerator) -> PatchMoments:
