@@ -17,6 +17,7 @@ SHOWN = (
     "training/recipes/**/*.yaml",
     "training/accelerate/*.yaml",
     "notebooks/*.ipynb",
+    "training/results/README.md",
     "model_cards/**/README.md",
     "model_cards/*/pictures/*.png",
     "benchmarks/README.md",
