@@ -17,6 +17,7 @@ from ldae.files import (
     CLAIM_FILE,
     FORMER_CLAIM_FILE,
     FolderClaim,
+    hash_settings,
     hash_tensors,
     move_into,
     open_permissions,
@@ -201,3 +202,11 @@ def test_tensors_are_hashed_by_name_type_shape_and_content():
     hashes = [hash_tensors({}, t) for t in (tensors, *others)] + [hash_tensors({"size": 1}, tensors)]
     assert len(set(hashes)) == len(hashes)
     assert hash_tensors({}, dict(reversed(tensors.items()))) == hashes[0]
+
+
+def test_a_field_that_came_later_changes_no_hash_at_its_default():
+    before = [{"data": {"dataset": "digits"}, "sizes": (1, 2)}, None]
+    after = [{"data": {"dataset": "digits", "reduced_decoding": True}, "sizes": (1, 2)}, None]
+    assert hash_settings(after) == hash_settings(before) == "29bc6825"
+    after[0]["data"]["reduced_decoding"] = False
+    assert hash_settings(after) != hash_settings(before)

@@ -77,9 +77,22 @@ def move_into(staging: Path, folder: Path, last: str | None = None) -> None:
         os.replace(file, target)
 
 
+# Fields that recipes did not have at first. At their defaults they are left out of hashes, so that what an earlier
+# version has finished counts as finished.
+LATER_FIELDS = {"reduced_decoding": True}
+
+
 def hash_settings(settings: Any, digits: int = 8) -> str:
     """Hash plain settings, whatever the order of their keys, to hexadecimal digits."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:digits]
+    kept = _without_later_fields(settings)
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:digits]
+
+
+def _without_later_fields(settings: Any) -> Any:
+    if isinstance(settings, dict):
+        kept = {k: v for k, v in settings.items() if k not in LATER_FIELDS or v != LATER_FIELDS[k]}
+        return {k: _without_later_fields(v) for k, v in kept.items()}
+    return [_without_later_fields(v) for v in settings] if isinstance(settings, (list, tuple)) else settings
 
 
 def hash_tensors(settings: Any, tensors: Mapping[str, "torch.Tensor"]) -> str:

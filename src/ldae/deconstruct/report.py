@@ -151,6 +151,8 @@ def _tokenizers(found: Collection) -> Section:
         config = run_config(row) if row is not None else None
         if row is None or config is None or row.first_run is None:
             continue
+        if not (row.first_run / "model.safetensors").is_file():
+            continue  # measurements that were kept without their weights
         with safe_open(row.first_run / "model.safetensors", framework="pt") as file:
             v = file.get_tensor("ldae.tokenizer.components")  # (d, D)
         name = figures.LABELS[config.latent_tokenizer].replace("patch ", "")
