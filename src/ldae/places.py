@@ -3,6 +3,7 @@
 import difflib
 import glob
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -31,6 +32,16 @@ def check_place(name: str | os.PathLike[str], option: str = "checkpoint", repo_t
     if is_local(name):
         raise ValueError(f"{option}={name!r} does not exist{near_path(name) or '; give ' + _wanted(repo_type) + '.'}")
     _ask_hub(name, option, repo_type)
+
+
+def is_address(name: str) -> bool:
+    """Return true if a name is an address, behind which fsspec finds files.
+
+    Example:
+        >>> is_address("s3://bucket/images/*.parquet"), is_address("namespace/name")
+        (True, False)
+    """
+    return re.match(r"[a-z][a-z0-9+.-]*://", name) is not None
 
 
 def is_local(name: str) -> bool:
@@ -87,7 +98,7 @@ def find_data(dataset: str, recipe: Path) -> str:
     Raises:
         ValueError: If it can only be a path, and is found nowhere.
     """
-    if dataset == "digits" or "://" in dataset or _is_there(dataset):
+    if dataset == "digits" or is_address(dataset) or _is_there(dataset):
         return dataset
     for folder in recipe.resolve().parents:
         if not os.path.isabs(os.path.expanduser(dataset)) and _is_there(str(folder / dataset)):

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ldae.models.image_conversion_ldae import MAX_ASPECT_RATIO, convert_image, crop_narrow_image, read_orientation
+from ldae.places import is_address
 
 
 # Trying every known format takes longer than decoding a small image.
@@ -107,7 +108,7 @@ def decode_whole_image(record: Any, num_channels: int) -> tuple[Image.Image, tup
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What a file says of its image, and what its pixels show.
+    """Description of an image: what its file declares, and what its pixels show.
 
     Args:
         width, height: Size in pixels, upright.
@@ -240,7 +241,7 @@ def _read_bytes(record: Any) -> bytes:
 
 
 def _read_path(path: str) -> bytes:
-    if "://" in path:
+    if is_address(path):
         # A failing network is no property of the image: its errors pass through and nothing is skipped.
         from datasets.utils.file_utils import xopen
 

@@ -137,7 +137,7 @@ class ImageLoader:
 
     @property
     def full_passes(self) -> int:
-        """How often all workers of this process have read all of a stream; 0 for a source that is not streamed."""
+        """Times that every worker of this process has read all of a stream; 0 for a source that is not streamed."""
         return min(state["epoch"] for state in self._worker_states)
 
     def state_dict(self) -> dict[str, Any]:

@@ -8,20 +8,11 @@ from typing import Any
 import fsspec
 
 from ldae.errors import one_line
+from ldae.places import is_address
 
 
 # Package of each protocol that fsspec itself does not bring.
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
-
-
-def is_remote(name: str) -> bool:
-    """Return true if a name is an address.
-
-    Example:
-        >>> is_remote("s3://bucket/images/*.parquet"), is_remote("namespace/name")
-        (True, False)
-    """
-    return re.match(r"[a-z][a-z0-9+.-]*://", name) is not None
 
 
 def list_remote(dataset: str, suffixes: tuple[str, ...]) -> list[str]:
@@ -62,7 +53,7 @@ def list_remote(dataset: str, suffixes: tuple[str, ...]) -> list[str]:
             f"data.dataset={dataset!r} holds no {' or '.join(suffixes)} file; give the address of such files, of "
             "their folder, or a pattern. Images must be packed in one of these formats."
         )
-    return sorted(name if is_remote(name) else system.unstrip_protocol(name) for name in found)
+    return sorted(name if is_address(name) else system.unstrip_protocol(name) for name in found)
 
 
 def files_by_split(files: list[str], names: dict[str, str]) -> dict[str, Any]:

@@ -12,12 +12,12 @@ from datasets import ClassLabel, Dataset, IterableDataset, get_dataset_split_nam
 from datasets import Image as ImageFeature
 
 from ldae.errors import one_line
-from ldae.places import check_place, near_path
+from ldae.places import check_place, is_address, near_path
 from ldae.sections import DataConfig
 
 from . import digits
 from .columns import find_image_column, find_label_column, find_other_columns
-from .remote import files_by_split, is_remote, list_remote
+from .remote import files_by_split, list_remote
 
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2")
@@ -248,7 +248,7 @@ def _count(dataset: Any, split: str) -> int | None:
 def _locate(dataset: str) -> tuple[str, dict[str, Any]]:
     """Find the builder (or folder, or Hub id) and further arguments with which `load_dataset` opens `dataset`."""
     path = Path(dataset).expanduser()
-    if is_remote(dataset):
+    if is_address(dataset):
         files = list_remote(dataset, tuple(FILE_BUILDERS))
         splits = {"train": files} if glob.has_magic(dataset) else files_by_split(files, SPLIT_FOLDERS)
         return _builder_of(dataset, files), {"data_files": splits}

@@ -33,7 +33,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class ImageSurvey:
-    """What a data set holds.
+    """Contents of a data set.
 
     Args:
         num_images: Images of the split, also unreadable ones.
@@ -165,7 +165,7 @@ def time_reading(source: ImageSource, image_size: int, num_channels: int = 3, co
     Returns:
         `float`: Seconds an image.
     """
-    decoder, counts = Decoder(num_channels, image_size), Counter[str]()
+    decoder, counts = Decoder(num_channels, image_size, reduced=source.reduced_decoding), Counter[str]()
     rows = np.unique(np.linspace(0, len(source.dataset) - 1, count).astype(int)).tolist()
     started = time.perf_counter()
     for record in read_rows(source, rows)[0]:

@@ -129,8 +129,9 @@ class RunProbes:
 
     def _load(self, num_blocks: int | None = None) -> Any:
         """Load the encoder, with a given number of blocks."""
-        cut: dict[str, Any] = {} if num_blocks is None else {"num_hidden_layers": num_blocks, "feature_layer": None}
-        return open_model(AutoModel, self.folder.path, **cut).to(self.device)
+        path = self.folder.path
+        cut = {} if num_blocks is None else open_config(path).cut_fields(num_blocks)
+        return open_model(AutoModel, path, **cut).to(self.device)
 
     def _settings(self) -> list[Any]:
         """Collect what a probe's number depends on besides its blocks and time steps."""

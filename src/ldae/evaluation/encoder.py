@@ -373,22 +373,6 @@ def baselines_of(encoder: Encoder) -> list[Encoder]:
     return [*found, PixelEncoder(encoder.image_size, encoder.num_channels)]
 
 
-def check_finite(features: dict[Any, torch.Tensor]) -> dict[Any, torch.Tensor]:
-    """Return features by layer, unless a value is not a finite number.
-
-    Raises:
-        ValueError: If one is not: every number measured on it would mean nothing.
-    """
-    for layer, values in features.items():
-        if not bool(values.isfinite().all()):
-            where = "" if layer is None else f" after layer={layer}"
-            raise ValueError(
-                f"features{where} have values that are not finite numbers: the network overflows on these images; "
-                "give another layer or checkpoint, or mixed_precision no."
-            )
-    return features
-
-
 def pool_outputs(outputs: Any, use_pooler: bool = True) -> torch.Tensor:
     """Pool the outputs of a transformer or a convolutional network to one vector an image, `(B, F)`."""
     pooled = getattr(outputs, "pooler_output", None) if use_pooler else None

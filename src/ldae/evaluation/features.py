@@ -13,7 +13,7 @@ from ldae import stopping
 from ldae.data import Batch, prepare_images
 from ldae.shared_work import failing_together, gather_objects, gather_to_main, is_main, share
 
-from .encoder import Encoder, Layer, as_encoder, check_finite
+from .encoder import Encoder, Layer, as_encoder
 from .feature_store import FeatureStore
 
 
@@ -87,7 +87,7 @@ class StoredFeatures(ABC):
     @property
     @abstractmethod
     def description(self) -> str:
-        """What this is, for messages."""
+        """Description of the features, for messages."""
 
     @abstractmethod
     def read(
@@ -304,3 +304,19 @@ def feature_map(
 def centre_crop(image_size: int) -> Prepare:
     """Prepare images for a test: the centre, at the encoder's size, in [-1, 1]."""
     return lambda images, positions: prepare_images(images, positions, 0, image_size=image_size)
+
+
+def check_finite(features: dict[Any, torch.Tensor]) -> dict[Any, torch.Tensor]:
+    """Return features by layer, unless a value is not a finite number.
+
+    Raises:
+        ValueError: If one is not: every number measured on it would mean nothing.
+    """
+    for layer, values in features.items():
+        if not bool(values.isfinite().all()):
+            where = "" if layer is None else f" after layer={layer}"
+            raise ValueError(
+                f"features{where} have values that are not finite numbers: the network overflows on these images; "
+                "give another layer or checkpoint, or mixed_precision no."
+            )
+    return features

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from ldae.evaluation.encoder import Encoder, Layer, PooledEncoder, as_encoder, check_finite
+from ldae.evaluation.encoder import Encoder, Layer, PooledEncoder, as_encoder
+from ldae.evaluation.features import check_finite
 
 
 FEATURES = "features"  # the only column, or the beginning of the names of several

@@ -62,7 +62,7 @@ class FeatureTable(StoredFeatures):
 
     @property
     def description(self) -> str:
-        """What this is, for messages."""
+        """Description of the table, for messages."""
         return f"features={self.folder} of {self.name} ({self.split})"
 
     @property

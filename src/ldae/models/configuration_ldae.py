@@ -256,7 +256,7 @@ class LDAEConfig(RemotePipelinesMixin, BackboneConfigMixin, PreTrainedConfig):
         blocks = range(1, depth + 1)
         if layers and not set(layers) <= set(blocks):
             raise ValueError(f"layers={','.join(map(str, layers))} do not exist; this model has blocks 1 to {depth}.")
-        return {"num_hidden_layers": max(layers or blocks), "feature_layer": None}
+        return self.cut_fields(max(layers or blocks))
 
     def cut_fields(self, layer: int) -> dict[str, Any]:
         """Return the fields by which an encoder loads that ends after a block."""

@@ -1,4 +1,4 @@
-"""What the configurations of l-DAE and DDAE share: unknown fields are refused, remote code brings its pipelines."""
+"""Parts of both configurations, l-DAE's and DDAE's: the refusal of unknown fields, and remote code's pipelines."""
 
 import difflib
 from dataclasses import fields

@@ -12,7 +12,7 @@ HELP_WIDTH = 72  # columns of an option's help in zsh
 
 @dataclass(frozen=True)
 class Command:
-    """What is completed after a verb.
+    """Options and values that are completed after a verb.
 
     Args:
         summary: What the verb does.

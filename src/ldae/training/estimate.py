@@ -1,4 +1,4 @@
-"""What a run will take, told before and after its first steps: memory and time."""
+"""Estimates of a run's memory, before its first step, and of its time, after the first ones."""
 
 import time
 from contextlib import suppress
