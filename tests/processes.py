@@ -18,6 +18,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
 import ldae
 
 
@@ -174,3 +176,9 @@ def run_on_two(script: Path, *arguments: object, folder: Path) -> subprocess.Com
     first, second = run_on(2, script, *arguments, folder=folder)
     assert first.returncode == second.returncode == 0, first.stderr[-3000:] + second.stderr[-3000:]
     return first
+
+
+def forget_processes() -> None:
+    """Forget Accelerate's one state for the process; each command of a test starts without."""
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import yaml
-from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from ldae.cli import main
 from ldae.data import DataConfig, open_images
+from tests.processes import forget_processes
 
 
 ROWS = Path(__file__).parents[2] / "training" / "recipes" / "deconstruction"
@@ -73,11 +73,6 @@ def write_tiny_preset(path: Path, digits: Path, **keys: Any) -> Path:
     return path
 
 
-def reset_accelerator() -> None:
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
-
-
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of 400 training and 120 test digits, to be probed in a third of the time."""
@@ -98,7 +93,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> tuple[Pa
     keys = {"rows": [0, 7, 12], "seeds": [0, 1], "sweep": sweep, "generation": generation}
     preset = write_tiny_preset(place / "preset.yaml", digits, **keys)
     assert main(["deconstruct", "--config", str(preset), "--output_dir", str(place / "out")]) == 0
-    reset_accelerator()
+    forget_processes()
     return preset, place / "out"
 
 
@@ -106,7 +101,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> tuple[Pa
 def fresh_accelerator():
     """Accelerate keeps one state for the process; each run of a test starts without."""
     yield
-    reset_accelerator()
+    forget_processes()
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from ldae.cli import run_verb
 from ldae.results import read_results
 from ldae.verbs import extract_features, grid_search, knn, linear_probe
+from tests.processes import forget_processes
 
 from ..verb_calls import call
 
@@ -28,8 +28,7 @@ VERBS = {
 @pytest.fixture(autouse=True)
 def fresh_state():
     yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+    forget_processes()
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 
 from ldae import DDAEPipeline
@@ -15,7 +14,7 @@ from ldae.schedulers.build import build_scheduler
 from ldae.training.recipe import load_recipe
 from tests.models.test_ddae_pretraining import UNET, small_model
 from tests.pipelines.conftest import make_pipeline
-from tests.processes import run_on_two
+from tests.processes import forget_processes, run_on_two
 
 
 ROOT = Path(__file__).parents[2]
@@ -26,8 +25,7 @@ FAST = "--steps 2 --num_images 4 --num_workers 0".split()
 @pytest.fixture(autouse=True)
 def fresh_state():
     yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+    forget_processes()
 
 
 @pytest.fixture

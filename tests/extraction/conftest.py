@@ -2,12 +2,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
 from ldae import LDAEForPreTraining, LDAEModel
 from ldae.data.image_processor import save_image_processor
 from tests.models.small_models import open_gates, small_config
+from tests.processes import forget_processes
 
 
 @pytest.fixture(autouse=True)
@@ -16,8 +16,7 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+    forget_processes()
 
 
 @pytest.fixture

@@ -14,13 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from ldae import DDAEModel
 from ldae.cli import run_verb
 from ldae.data import DataConfig, open_images
 from ldae.data.image_processor import save_image_processor
 from tests.models.small_diffusers import small_unet
+from tests.processes import forget_processes
 from tests.training.conftest import TINY
 
 
@@ -58,12 +58,6 @@ def _do(verb: str, *arguments: object) -> None:
         status = run_verb(verb, [str(argument) for argument in arguments])
     assert status == 0, said.getvalue()
     forget_processes()
-
-
-def forget_processes() -> None:
-    """Forget Accelerate's one state for the process; each command of a test starts without."""
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
 
 
 @contextmanager

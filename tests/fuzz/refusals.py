@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from ldae.cli import main
 from ldae.training.recipe import recipes_folder
 from tests.data.image_files import odd_images
+from tests.processes import forget_processes
 
 from . import ground as grounds
 from .commands import PRESET
@@ -102,7 +103,7 @@ def refuse(words: str) -> tuple[int, str]:
         finally:
             os.dup2(kept, 2)
             os.close(kept)
-            grounds.forget_processes()
+            forget_processes()
         file.seek(0)
         return status, file.read()
 

@@ -9,8 +9,8 @@ import torch
 from huggingface_hub import constants
 
 from ldae.verbs import VERBS
+from tests.processes import forget_processes
 
-from . import ground as grounds
 from . import refusals
 from .__main__ import run_family
 from .commands import SMALL
@@ -24,10 +24,10 @@ PART = {"images": 60, "recipes": 40, "checkpoints": 15, "tables": 10, "commands"
 def one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    grounds.forget_processes()
+    forget_processes()
     yield
     torch.set_num_threads(threads)
-    grounds.forget_processes()
+    forget_processes()
 
 
 @pytest.fixture(scope="module")

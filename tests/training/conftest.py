@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from ldae.training.loop import Callback, Run, train
 from ldae.training.recipe import Recipe, load_recipe
 from ldae.training.run_folder import RunFolder
 from ldae.training.task import Task
+from tests.processes import forget_processes
 
 
 TINY = {
@@ -71,8 +71,7 @@ def stop_after(task: Task, steps: int, *callbacks: Callback) -> RunFolder:
 def fresh_accelerator():
     """Accelerate keeps one state for the process; each run of a test starts without."""
     yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+    forget_processes()
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from ldae.cli import run_verb
-from tests.fuzz.ground import forget_processes
+from tests.processes import forget_processes
 from tests.training.conftest import TINY
 from tests.training.test_twenty_kills import trained
 

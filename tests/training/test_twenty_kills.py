@@ -15,7 +15,7 @@ import yaml
 
 from tests.deconstruct.conftest import write_tiny_preset
 from tests.fuzz import ground as grounds
-from tests.processes import ForkedProcess
+from tests.processes import ForkedProcess, forget_processes
 from tests.training.conftest import TINY
 
 
@@ -28,11 +28,11 @@ ROOT = Path(__file__).parents[2] / "training"
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("kills")
-    grounds.forget_processes()
+    forget_processes()
     grounds.build(folder)
     finish(start("knn", ["--help"], folder))  # the first process waits for the imports of all
     yield folder
-    grounds.forget_processes()
+    forget_processes()
 
 
 def start(verb: str, arguments: list[str], folder: Path) -> ForkedProcess:

@@ -11,6 +11,7 @@ import pytest
 from ldae.cli import run_verb
 from tests.fuzz import ground as grounds
 from tests.fuzz.commands import SMALL
+from tests.processes import forget_processes
 
 
 VERBS = (
@@ -25,7 +26,7 @@ MORE = {
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    grounds.forget_processes()
+    forget_processes()
     return grounds.build(tmp_path_factory.mktemp("results"))
 
 
@@ -70,7 +71,7 @@ def test_a_full_disk_costs_no_number(
     error = shown.err.splitlines()[-1]
     assert "No space left on device" in error and "ake room" in error
     assert (place / "results.json").read_text() == before if before else not (place / "results.json").exists()
-    grounds.forget_processes()
+    forget_processes()
     assert run_verb(verb, words) == 0
     values = [entry["value"] for entry in json.loads((place / "results.json").read_text())]
     assert any(

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from ldae.cli import run_verb
 from ldae.data import DataConfig, open_images
@@ -14,7 +13,7 @@ from ldae.models.pretraining_ldae import LDAEForPreTraining
 from ldae.results import read_results
 from ldae.training.pretraining import pretrain
 from ldae.training.recipe import load_recipe
-from tests.processes import run_on
+from tests.processes import forget_processes, run_on
 
 
 CALLS = """
@@ -60,8 +59,7 @@ def place(tmp_path_factory):
     for split in ("train", "test"):
         table = ["--dataset", str(place / "data"), "--split", split, "--output_dir", str(place / f"{split}-features")]
         assert run_verb("extract_features", [str(place / "run"), *table, "--num_workers", "0"]) == 0
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+    forget_processes()
     return place
 
 
