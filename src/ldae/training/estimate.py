@@ -14,7 +14,8 @@ from ldae.data import Batch
 from ldae.data.loader import PREFETCHED_BATCHES
 from ldae.training.loop import Callback, Run
 from ldae.training.progress import describe_bytes, describe_seconds, peak_memory_gib
-from ldae.training.task import batch_statistics
+from ldae.training.step_memory import count_step_bytes
+from ldae.training.task import Task, batch_statistics
 
 
 GIB = 2**30
@@ -30,13 +31,15 @@ class MemoryEstimate:
     Args:
         held: What is in use before the first step: the weights, and without an accelerator the whole process.
         optimizer: Gradients, and the two moments of AdamW.
-        per_image: Activations of one image that are kept for the backward pass.
+        fixed: What a step takes whatever its batch, such as weights in bfloat16.
+        per_image: Activations of one image at the peak of forward and backward pass.
         micro_batch_size: Images in one forward.
         free: Memory that is free on the device.
     """
 
     held: int
     optimizer: int
+    fixed: int
     per_image: int
     micro_batch_size: int
     free: int
@@ -44,11 +47,11 @@ class MemoryEstimate:
     @property
     def missing(self) -> int:
         """What the first step adds to `held`."""
-        return self.optimizer + self.per_image * self.micro_batch_size
+        return self.optimizer + self.fixed + self.per_image * self.micro_batch_size
 
     def fitting_micro_batch(self, share: int) -> int | None:
         """Return the largest divisor of a process's share of the batch that fits, or `None` if none does."""
-        room = self.free - self.optimizer
+        room = self.free - self.optimizer - self.fixed
         sizes = (size for size in range(min(share, self.micro_batch_size), 0, -1) if share % size == 0)
         return next((size for size in sizes if size * self.per_image <= room), None)
 
@@ -140,15 +143,18 @@ def resource_warnings(run: Run, memory: MemoryEstimate | None) -> list[str]:
 
 
 def estimate_memory(run: Run) -> MemoryEstimate | None:
-    """Estimate the memory of a run from the tensors that two small forward passes keep; `None` for sharded weights."""
+    """Estimate the memory of a run from two small steps; `None` for sharded weights."""
     sharded = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
     if run.device.type not in ("cpu", "cuda") or run.accelerator.distributed_type in sharded:
         return None
-    small, large = _kept_bytes(run, 2), _kept_bytes(run, 4)
-    trained = sum(parameter.numel() * parameter.element_size() for parameter in run.trained.values())
     held = torch.cuda.memory_allocated(run.device) if run.device.type == "cuda" else psutil.Process().memory_info().rss
-    per_image = max(0, large - small) // 2
-    return MemoryEstimate(held, 3 * trained, per_image, run.micro_batch_size, free_memory(run.device))
+    free, statistics = free_memory(run.device), batch_statistics(run.task.module)
+    with run.accelerator.no_sync(run.task.network):
+        fixed, per_image = count_step_bytes(run.task.module, lambda count: blank_loss(run.task, count, run.device))
+    for buffer, before in statistics:
+        buffer.copy_(before)
+    trained = sum(parameter.numel() * parameter.element_size() for parameter in run.trained.values())
+    return MemoryEstimate(held, 3 * trained, fixed, per_image, run.micro_batch_size, free)
 
 
 def free_memory(device: torch.device) -> int:
@@ -165,28 +171,14 @@ def free_memory(device: torch.device) -> int:
     return max(0, min(free))
 
 
-def _kept_bytes(run: Run, count: int) -> int:
-    """Return the bytes that a forward pass over some images keeps for the backward pass."""
-    storages: dict[int, int] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    statistics = batch_statistics(run.task.module)
-    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with hooks, torch.compiler.set_stance("force_eager"), run.accelerator.no_sync(run.task.network):
-        positions = torch.arange(count)
-        run.task.loss(_blank_batch(run, positions), positions.to(run.device))
-    for buffer, before in statistics:
-        buffer.copy_(before)
-    return sum(storages.values())
+def blank_loss(task: Task, count: int, device: torch.device | str) -> torch.Tensor:
+    """Compute a task's loss of some black images, or of latents that are zero."""
+    positions = torch.arange(count)
+    return task.loss(_blank_batch(task, positions), positions.to(device))
 
 
-def _blank_batch(run: Run, positions: torch.Tensor) -> Batch:
-    """Return a batch of black images, or of latents that are zero, as the loader would."""
-    task, count = run.task, len(positions)
+def _blank_batch(task: Task, positions: torch.Tensor) -> Batch:
+    count = len(positions)
     config: Any = task.config
     data = task.recipe.data
     labels = torch.zeros(count, dtype=torch.int64)
