@@ -1,4 +1,4 @@
-"""The page in a real browser, on a desk and on a phone. Needs gradio, playwright and a Chromium: -m slow."""
+"""The page in a real browser, on a desk and on a phone. Needs playwright and a Chromium: -m slow."""
 
 import shutil
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
+from ldae.demo.page import build_page, launch_page
 from tests.demo.conftest import open_stored
 
 
@@ -26,9 +27,6 @@ def browser():
 
 @pytest.fixture(scope="module")
 def url():
-    pytest.importorskip("gradio")
-    from ldae.demo.page import build_page, launch_page
-
     page = build_page(open_stored("ddae"))
     yield launch_page(page, wait=False)
     page.close()

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import PIL.Image
 import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
 
 from ldae.cli import run_verb
+from ldae.demo.page import build_page, launch_page
 from tests.demo.conftest import STORED, open_stored
 
 
@@ -21,11 +24,6 @@ def test_without_gradio_the_verb_says_what_to_install(
 
 @pytest.fixture(scope="module")
 def client():
-    pytest.importorskip("gradio")
-    from gradio_client import Client
-
-    from ldae.demo.page import build_page, launch_page
-
     page = build_page(open_stored("ddae"))
     yield Client(launch_page(page, wait=False), verbose=False)
     page.close()
@@ -33,8 +31,6 @@ def client():
 
 @pytest.fixture
 def picture(client, tmp_path: Path):
-    from gradio_client import handle_file
-
     PIL.Image.radial_gradient("L").convert("RGB").save(tmp_path / "mine.png")
     return handle_file(tmp_path / "mine.png")
 
@@ -63,9 +59,6 @@ def test_every_tab_answers(client, picture) -> None:
 
 
 def test_what_is_no_picture_is_refused_and_the_page_lives_on(client, picture, text_file: Path) -> None:
-    from gradio_client import handle_file
-    from gradio_client.exceptions import AppError
-
     assert client.predict(handle_file(text_file), api_name="/read")[-1].startswith(
         "⚠️ This file cannot be shown: not an"
     )
@@ -81,17 +74,12 @@ def test_what_is_no_picture_is_refused_and_the_page_lives_on(client, picture, te
 
 
 def test_a_port_that_is_taken_is_refused(client) -> None:
-    from ldae.demo.page import build_page, launch_page
-
     port = int(client.src.rstrip("/").rsplit(":", 1)[1])
     with pytest.raises(ValueError, match=f"port={port} of 127.0.0.1 is not free"):
         launch_page(build_page(open_stored("ldae")), "127.0.0.1", port, wait=False)
 
 
 def test_other_files_of_the_machine_are_not_read(tmp_path: Path) -> None:
-    pytest.importorskip("gradio")
-    from ldae.demo.page import build_page
-
     PIL.Image.new("RGB", (16, 16)).save(tmp_path / "private.png")
     read = next(event.fn for event in build_page(open_stored("ldae")).fns.values() if event.api_name == "read")
     assert read({"path": str(tmp_path / "private.png")})[-1] == "⚠️ This file was not uploaded here."

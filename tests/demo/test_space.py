@@ -48,7 +48,6 @@ def test_a_space_holds_all_that_it_needs(tmp_path: Path) -> None:
 
 
 def test_its_app_is_the_page_of_the_copy(tmp_path: Path) -> None:
-    pytest.importorskip("gradio")
     folder = tmp_path / "mine"
     shutil.copytree(STORED / "ldae", folder)
     export_space(str(folder), tmp_path / "space", DataConfig("digits", split="test"))
