@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from ldae.evaluation import ridge
 from ldae.evaluation.grid_probes import EPS
+from ldae.evaluation.probing import fit_probes
 from ldae.evaluation.ridge import (
     RIDGE_PENALTIES,
     _RidgePath,
@@ -159,3 +160,19 @@ def test_what_is_not_possible_is_refused(parts):
     empty = (parts[1][0][:0], parts[1][1][:0])
     with pytest.raises(ValueError, match="held has 0 features and 0 classes"):
         fit_ridge_grid(parts[0], empty, parts[2], num_classes=3)
+
+
+@pytest.mark.parametrize("probe", ["ridge", "logistic"])
+def test_between_equal_accuracies_the_held_out_loss_chooses(probe):
+    labels = torch.arange(120) % 3
+    clear = torch.nn.functional.one_hot(labels, 3) + 0.05 * torch.randn(
+        120, 3, generator=torch.Generator().manual_seed(0)
+    )
+    blurred = clear.clone()
+    blurred[::2] = 0.6 * clear[::2] + 0.4 * clear[::2].mean(dim=1, keepdim=True)  # still apart, with smaller margins
+    x = torch.stack([blurred, clear, 1 - clear.flip(1) ** 2], dim=1)
+    part = (x[:60], labels[:60]), (x[60:90], labels[60:90]), (x[90:], labels[90:])
+    probes = fit_probes(probe, *part, num_classes=3)
+    assert probes.held_out.tolist() == [1.0, 1.0, 1.0]
+    assert probes.best == int(probes.held_out_loss.argmin())
+    assert probe == "logistic" or probes.best == 1  # a logistic loss goes to zero wherever classes are apart

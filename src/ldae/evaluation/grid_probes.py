@@ -1,6 +1,6 @@
 """Shared parts of ridge and logistic probes of many feature sets: result, second moments and accuracies."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -25,6 +25,8 @@ class GridProbes:
         bias (`torch.Tensor` of shape `(F, K)`): Biases.
         penalty (`torch.Tensor` of shape `(F,)`): The penalty chosen for each set.
         held_out (`torch.Tensor` of shape `(F,)`): The held-out accuracy that chose it.
+        held_out_loss (`torch.Tensor` of shape `(F,)`): The least loss on the held-out examples over the penalties,
+            which decides between feature sets of equal accuracy.
         test (`torch.Tensor` of shape `(F,)`): Test accuracy.
     """
 
@@ -36,12 +38,13 @@ class GridProbes:
     bias: torch.Tensor
     penalty: torch.Tensor
     held_out: torch.Tensor
+    held_out_loss: torch.Tensor
     test: torch.Tensor
 
     @property
     def best(self) -> int:
-        """Index of the feature set with the highest held-out accuracy; of equal ones the first."""
-        return int(self.held_out.argmax())
+        """Index of the feature set with the highest held-out accuracy; of equal ones that of the least loss."""
+        return max(range(len(self.held_out)), key=lambda index: (self.held_out_score(index), self.tie_break(index)))
 
     def score(self, index: int) -> tuple[float, float | None]:
         """Return the test accuracy of a feature set, and no standard error: nothing in it is random."""
@@ -50,6 +53,13 @@ class GridProbes:
     def held_out_score(self, index: int) -> float:
         """Return the held-out accuracy at the chosen penalty, of the probe that had not seen the held-out images."""
         return float(self.held_out[index])
+
+    def tie_break(self, index: int) -> float:
+        """Return what decides between feature sets of equal held-out accuracy, the larger the better.
+
+        On easy data many reach the same accuracy, and their losses still differ.
+        """
+        return -float(self.held_out_loss[index])
 
     def describe(self, index: int) -> dict[str, Any]:
         """Describe how the probe of a feature set was fitted."""
@@ -124,19 +134,35 @@ def check_parts(penalties: Sequence[float], **parts: Part) -> None:
             )
 
 
-def grid_accuracies(
-    sets: slice, features: torch.Tensor | Rows, labels: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
-) -> torch.Tensor:
-    """Score probes `(P, F, C, K)`, `(P, F, K)` on features `(n, F, C)`, of which `sets` are taken: `(P, F)`."""
-    hits, begin = torch.zeros(weight.shape[:2], dtype=torch.float64), 0
+def score_grid(
+    sets: slice,
+    part: Part,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Score the probes of P penalties and F feature sets on some examples.
+
+    Args:
+        sets (`slice`): The feature sets that are taken.
+        part (`tuple`): Features `(n, F, C)` of all sets and classes `(n,)`.
+        weight (`torch.Tensor` of shape `(P, F, C, K)`), bias (`torch.Tensor` of shape `(P, F, K)`): The probes.
+        loss (`Callable`): Of scores `(F, b, K)` and classes `(b,)`: each example's loss `(F, b)`.
+
+    Returns:
+        `(accuracies, losses)`, both `(P, F)`: means over the examples.
+    """
+    features, labels = part
+    hits, losses, begin = torch.zeros(weight.shape[:2], dtype=torch.float64), torch.zeros_like(bias[..., 0]), 0
     for piece in pieces_of(features, copies=8):
         x = piece[:, sets].cpu().double().transpose(0, 1)  # (F, b, C)
         truth = labels[begin : begin + x.shape[1]].cpu()
         begin += x.shape[1]
         for p in range(len(weight)):
-            predictions = torch.baddbmm(bias[p][:, None], x, weight[p]).argmax(dim=-1)  # (F, b)
-            hits[p] += (predictions == truth).sum(dim=1)
-    return hits / len(labels)
+            scores = torch.baddbmm(bias[p][:, None], x, weight[p])  # (F, b, K)
+            hits[p] += (scores.argmax(dim=-1) == truth).sum(dim=1)
+            losses[p] += loss(scores, truth).sum(dim=1)
+    return hits / len(labels), losses / len(labels)
 
 
 def choose_largest(accuracies: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,10 @@ from .probing import ProbeResult
 
 @dataclass(frozen=True)
 class GridScore:
-    """One block at one time step: held-out accuracy, which chooses, and test accuracy, which does not."""
+    """One block at one time step: held-out accuracy, which chooses, and test accuracy, which does not.
+
+    Between equal held-out accuracies `tie_break` decides, the larger the better.
+    """
 
     layer: Layer
     timestep: int
@@ -27,6 +30,7 @@ class GridScore:
     held_out: float
     test: float
     stderr: float | None
+    tie_break: float = 0.0
 
 
 def grid_scores(results: Sequence[ProbeResult]) -> list[GridScore]:
@@ -47,13 +51,14 @@ def grid_scores(results: Sequence[ProbeResult]) -> list[GridScore]:
             if layer is None or timestep is None:
                 raise ValueError("a grid search is for l-DAE and DDAE models: others have no time step to choose.")
             test, stderr = result.probes.score(index)
-            scores.append(GridScore(layer, timestep, result.protocol.noisy, held_out, test, stderr))
+            tie_break = result.probes.tie_break(index)
+            scores.append(GridScore(layer, timestep, result.protocol.noisy, held_out, test, stderr, tie_break))
     return scores
 
 
 def best_score(scores: list[GridScore], *, clean_only: bool = False) -> GridScore:
-    """Return the best score by held-out accuracy, of equal ones the first; `clean_only` leaves noisy inputs out."""
-    return max((s for s in scores if not (clean_only and s.noisy)), key=lambda s: s.held_out)
+    """Return the best score by held-out accuracy, then `tie_break`; `clean_only` leaves noisy inputs out."""
+    return max((s for s in scores if not (clean_only and s.noisy)), key=lambda s: (s.held_out, s.tie_break))
 
 
 def name_layer(layer: Layer) -> str:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
 from .feature_store import Rows, pieces_of
-from .grid_probes import MOMENTS_BYTES, GridProbes, Moments, Part, check_parts, choose_largest, grid_accuracies
+from .grid_probes import MOMENTS_BYTES, GridProbes, Moments, Part, check_parts, choose_largest, score_grid
 from .newton import Solution, WhitenedFeatures, solve_logistic
 
 
@@ -23,7 +24,7 @@ ABSENT = 1e4  # by how much the bias of a class without examples is below the ot
 
 @dataclass(frozen=True)
 class LogisticProbes(GridProbes):
-    """Logistic probes of F feature sets; the first five fields are those of
+    """Logistic probes of F feature sets; the first fields are those of
     [`~ldae.evaluation.grid_probes.GridProbes`].
 
     Args:
@@ -148,7 +149,7 @@ class _Grid:
             raw.append(self._unwhiten(data, solution))
         del data  # before the features of the last fit are kept
         weights, biases = (torch.stack(parts[::-1]) for parts in zip(*raw, strict=True))  # (P, F, C, K), (P, F, K)
-        accuracies = grid_accuracies(self.sets, *held, weights, biases)  # (P, F)
+        accuracies, losses = score_grid(self.sets, held, weights, biases, _cross_entropy)  # (P, F)
         best, index = choose_largest(accuracies), torch.arange(count)  # (F,)
         penalty_of_set = torch.tensor(self.penalties, dtype=torch.float64)[best]
 
@@ -157,12 +158,13 @@ class _Grid:
         start = data.whiten_weight(weights[best, index])[..., data.present]
         solution = self._solve(data, penalty_of_set, Solution.starting_at(start, data.prior.expand(count, -1)))
         weight, bias = self._unwhiten(data, solution)
-        scores = grid_accuracies(self.sets, *test, weight[None], bias[None])[0]
+        scores = score_grid(self.sets, test, weight[None], bias[None], _cross_entropy)[0][0]
         return (
             weight,
             bias,
             penalty_of_set,
             accuracies[best, index],
+            losses.amin(dim=0),
             scores,
             converged & solution.converged,
             iterations + solution.iterations,
@@ -181,6 +183,11 @@ class _Grid:
         full_bias = (bias.amin(dim=1, keepdim=True) - ABSENT).repeat(1, self.num_classes)
         full_weight[..., data.present], full_bias[:, data.present] = weight, bias
         return full_weight, full_bias
+
+
+def _cross_entropy(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross entropies `(F, b)` of scores `(F, b, K)`."""
+    return F.cross_entropy(scores.flatten(0, 1), labels.repeat(len(scores)), reduction="none").view(scores.shape[:2])
 
 
 def _check_finite(part: str, features: torch.Tensor | Rows, names: Sequence[str]) -> None:

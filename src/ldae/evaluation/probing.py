@@ -63,6 +63,10 @@ class AdamProbes:
             return None
         return float(self.report.choice_accuracy[:, index, self.report.lr_index[index]].mean())
 
+    def tie_break(self, index: int) -> float:
+        """Return 0: of feature sets with equal held-out accuracy the first is chosen."""
+        return 0.0
+
     def folded(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the first seed's probe as a linear layer, `(weight (K, C), bias (K,))`."""
         return self.probes.folded(0, index, self.report.lr_index[index])

@@ -6,7 +6,16 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from .grid_probes import EPS, MOMENTS_BYTES, GridProbes, Moments, Part, check_parts, choose_largest, grid_accuracies
+from .grid_probes import (
+    EPS,
+    MOMENTS_BYTES,
+    GridProbes,
+    Moments,
+    Part,
+    check_parts,
+    choose_largest,
+    score_grid,
+)
 from .metrics import accuracy
 
 
@@ -93,14 +102,18 @@ def _fit_sets(
     count, c = len(range(*sets.indices(fitted[0].shape[1]))), fitted[0].shape[2]
     moments = Moments(count, c, num_classes)
     moments.add(sets, *fitted)
-    accuracies = grid_accuracies(sets, *held, *_solve(moments, penalties))  # (P, F)
-    best = choose_largest(accuracies)  # (F,)
+    accuracies, losses = score_grid(sets, held, *_solve(moments, penalties), _squared_error)  # (P, F)
+    best, index = choose_largest(accuracies), torch.arange(count)  # (F,)
     moments.add(sets, *held)
     weights, biases = _solve(moments, penalties)
-    index = torch.arange(count)
     weight, bias = weights[best, index], biases[best, index]  # (F, C, K), (F, K)
-    scores = grid_accuracies(sets, *test, weight[None], bias[None])[0]
-    return weight, bias, torch.tensor(penalties, dtype=torch.float64)[best], accuracies[best, index], scores
+    scores = score_grid(sets, test, weight[None], bias[None], _squared_error)[0][0]
+    penalty = torch.tensor(penalties, dtype=torch.float64)[best]
+    return weight, bias, penalty, accuracies[best, index], losses.amin(dim=0), scores
+
+
+def _squared_error(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return (scores - F.one_hot(labels, scores.shape[-1])).square().sum(dim=-1)  # (F, b)
 
 
 class _RidgePath:

@@ -42,8 +42,8 @@ class FeatureSearch:
 
     @property
     def chosen(self) -> int:
-        """Index of the cell with the best held-out accuracy; of equal ones the first."""
-        return int(self.held_out.argmax())
+        """Index of the cell with the best held-out accuracy; of equal ones that of the least held-out loss."""
+        return int(self.held_out.argmax()) if self.probes is None else self.probes.best
 
     @property
     def layer(self) -> Any:
