@@ -33,6 +33,7 @@ INTRODUCTION = """# Commands
 """
 # Where the sections of a verb's file are documented.
 FILES = {
+    "doctor": "[a recipe](options.md#recipes)",
     "train_tokenizer": "[a recipe](options.md#recipes)",
     "pretrain": "[a recipe](options.md#recipes)",
     "finetune": "[data](options.md#data), [finetuning](options.md#finetuning) and [training](options.md#training)",

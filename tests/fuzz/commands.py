@@ -36,6 +36,7 @@ SMALL = {
     "push_to_hub": "run --repo_id tester/run".split(),
     "recipes": ["digits"],
     "init": "data --minutes 5 --size nano --image_size 16 --examine 12 --output own.yaml".split(),
+    "doctor": "--config recipe.yaml --on l4".split(),
     "completion": ["bash"],
 }
 # A long computation that was asked for is no mistake.

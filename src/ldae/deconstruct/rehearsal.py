@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from ldae.deconstruct.runner import Deconstruction, release_memory
+from ldae.deconstruct.runner import Deconstruction
+from ldae.training.machine import release_memory
 from ldae.training.pretraining import DenoisingTask, without_folder
 from ldae.training.progress import describe_seconds
 from ldae.training.recipe import Recipe

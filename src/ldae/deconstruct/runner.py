@@ -1,7 +1,6 @@
 """Work through a preset's runs one after the other, and report after each: the `deconstruct` verb."""
 
 import dataclasses
-import gc
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -24,6 +23,7 @@ from ldae.files import FolderClaim
 from ldae.hub.model_card import write_model_card
 from ldae.processes import join_processes
 from ldae.shared_work import sharing_work
+from ldae.training.machine import release_memory
 from ldae.training.pretraining import pretrain
 from ldae.training.progress import describe_seconds
 from ldae.training.recipe import Recipe
@@ -237,17 +237,6 @@ class Deconstruction:
         """Print a line, from the main process only."""
         if self.state.is_main_process:
             print(text, flush=True)
-
-
-def release_memory() -> None:
-    """Release what a run leaves in the process: accelerator memory and compiled code.
-
-    PyTorch compiles the same function for a few models only, and refuses the next if the whole graph is required.
-    """
-    torch.compiler.reset()
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def count_classes(source: ImageSource) -> int:

@@ -49,6 +49,11 @@ class MemoryEstimate:
         """What the first step adds to `held`."""
         return self.optimizer + self.fixed + self.per_image * self.micro_batch_size
 
+    @property
+    def fits(self) -> bool:
+        """True if there is enough free memory."""
+        return self.missing <= self.free
+
     def fitting_micro_batch(self, share: int) -> int | None:
         """Return the largest divisor of a process's share of the batch that fits, or `None` if none does."""
         room = self.free - self.optimizer - self.fixed
@@ -63,6 +68,33 @@ class MemoryEstimate:
         )
 
 
+class StepTimer:
+    """Timer of steps of equal length. The first is left out, and so are those whose batches lay ready.
+
+    Args:
+        prepared (`int`): Steps whose batches the loader's workers prepare ahead.
+    """
+
+    def __init__(self, prepared: int):
+        self.prepared = prepared
+        self._times = [time.perf_counter()]  # the start, and the end of each step
+
+    def count(self, at_once: bool = False) -> float | None:
+        """Count a step that has just ended, and return the seconds of a step once they are known.
+
+        Args:
+            at_once (`bool`): Whether to return them with as few steps as there are.
+        """
+        self._times.append(time.perf_counter())
+        last = len(self._times) - 1
+        first = min(1 + self.prepared, last // 2)
+        elapsed = self._times[last] - self._times[first]
+        waited_long = self._times[last] - self._times[0] >= LONGEST
+        if at_once or (last > 1 and waited_long) or (last >= self.prepared + 3 and elapsed >= SHORTEST):
+            return elapsed / (last - first)
+        return None
+
+
 class Estimate(Callback):
     """Tells the memory that a run needs before its first step, and its time after the first ones.
 
@@ -72,7 +104,6 @@ class Estimate(Callback):
 
     def __init__(self) -> None:
         self.seconds_per_step: float | None = None
-        self._times: list[float] = []  # when the run started, and when each step ended
 
     def start(self, run: Run) -> None:
         """Estimate the memory, and warn if it will not suffice or a large network is on a CPU."""
@@ -81,7 +112,7 @@ class Estimate(Callback):
             run.say(str(memory))
         for warning in resource_warnings(run, memory):
             run.warn(warning)
-        self._times.append(time.perf_counter())
+        self._timer = StepTimer(PREFETCHED_BATCHES * run.task.recipe.data.num_workers // run.accumulation)
 
     def after_step(self, run: Run) -> None:
         """Tell the time of a step and of the run, once enough steps have been timed."""
@@ -89,22 +120,8 @@ class Estimate(Callback):
             run.say(self.describe((run.end - run.images_seen) // run.options.total_batch_size))
 
     def measure(self, run: Run, at_once: bool = False) -> float | None:
-        """Count a step that has just ended, and return the time of a step once it is known.
-
-        The first step is not timed, nor are those whose batches the loader's workers have prepared meanwhile.
-
-        Args:
-            run ([`~ldae.training.loop.Run`]): The run.
-            at_once (`bool`): Whether to return it with as few steps as there are.
-        """
-        self._times.append(time.perf_counter())
-        prepared = PREFETCHED_BATCHES * run.task.recipe.data.num_workers // run.accumulation
-        last = len(self._times) - 1
-        first = min(1 + prepared, last // 2)
-        elapsed = self._times[last] - self._times[first]
-        waited_long = self._times[last] - self._times[0] >= LONGEST
-        if at_once or (last > 1 and waited_long) or (last >= prepared + 3 and elapsed >= SHORTEST):
-            self.seconds_per_step = elapsed / (last - first)
+        """Count a step, and return the time of a step once it is known; see [`StepTimer`]."""
+        self.seconds_per_step = self._timer.count(at_once)
         return self.seconds_per_step
 
     def describe(self, steps: int) -> str:
@@ -127,7 +144,7 @@ def resource_warnings(run: Run, memory: MemoryEstimate | None) -> list[str]:
             f"{weights / 1e6:.0f} M weights train on a CPU, which takes days for most budgets; choose a smaller "
             "network (--size nano or tiny for an l-DAE) or a machine with a GPU."
         )
-    if memory is not None and memory.missing > memory.free:
+    if memory is not None and not memory.fits:
         share = run.micro_batch_size * run.accumulation
         fitting = memory.fitting_micro_batch(share)
         remedy = (

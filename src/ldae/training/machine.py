@@ -1,5 +1,6 @@
 """The machine that a run is planned for: cores, memory and accelerator."""
 
+import gc
 import os
 from dataclasses import dataclass
 
@@ -58,3 +59,14 @@ def look_at_machine() -> Machine:
         accelerators=names or ([] if device == "cpu" else [device]),
         bf16=device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False),
     )
+
+
+def release_memory() -> None:
+    """Release what a run leaves in the process: accelerator memory and compiled code.
+
+    PyTorch compiles the same function for a few models only, and refuses the next if the whole graph is required.
+    """
+    torch.compiler.reset()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -31,6 +31,7 @@ class Verb:
 GROUPS: dict[str, dict[str, Verb]] = {
     "start": {
         "init": Verb("look at your images and this machine, and write a recipe that fits both", "start.InitOptions"),
+        "doctor": Verb("what limits a recipe here or on other machines, and what to change", "start.DoctorOptions"),
         "recipes": Verb(
             "list and print the recipes that come with ldae", "start.RecipesOptions", at_once=True, light=True
         ),

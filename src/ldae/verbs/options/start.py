@@ -1,10 +1,13 @@
 """Options of the verbs before training."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from dataclasses import field
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from ldae.options import Positional, options
+from ldae.options import Option, Positional, options
+from ldae.training.recipe import merge_sections, read_sections, recipe_options
 
 
 @options
@@ -38,6 +41,40 @@ class InitOptions:
     label_column: str | None = None
     examine: int = Field(2000, ge=10)
     overwrite: bool = False
+
+
+@options
+class DoctorOptions:
+    """Tell what limits a recipe, and what to change: its weights, memory and arithmetic, and the speed of its steps
+    and of its loader here, measured for some seconds each. With --on, tell by arithmetic what it takes on other
+    machines, without opening its images. Nothing is written.
+
+    Args:
+        config: The recipe: a YAML file, or the name of one that comes with ldae (`ldae recipes` lists them).
+        device: Device to measure on, such as cpu; by default a GPU if there is one.
+        read: Open the images, and measure how fast they are read.
+        on: Accelerator to calculate for, from its published memory and peak; nothing is measured.
+        num_devices: Number of these accelerators; by default 1.
+        mfu: Share of the published peak that training is assumed to reach.
+    """
+
+    config: str | None = None
+    device: str | None = None
+    read: bool = True
+    on: Literal["a100", "a100-40gb", "b200", "h100", "h200", "l4", "l40s", "rtx4090", "t4"] | None = None
+    num_devices: int | None = Field(None, ge=1)
+    mfu: float = Field(0.35, gt=0, le=1)
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.num_devices is not None and self.on is None:
+            raise ValueError(f"num_devices={self.num_devices} only applies with --on, such as --on h100.")
+        merge_sections(read_sections(self.config), self.overrides)
+
+    @classmethod
+    def sections(cls) -> Mapping[str, list[Option]]:
+        """List the fields of the recipe by section."""
+        return recipe_options()
 
 
 @options

@@ -1,0 +1,36 @@
+"""Published figures of accelerators, and what follows from them for a recipe."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """An accelerator as its maker describes it.
+
+    Args:
+        title: Name with its variant.
+        memory: Memory in GB (10^9 bytes).
+        bf16: Dense matrix products in bfloat16, in TFLOPS; `None` if the hardware has none.
+        float32: Matrix products in float32, in TFLOPS, without TF32.
+    """
+
+    title: str
+    memory: int
+    bf16: float | None
+    float32: float
+
+
+# From NVIDIA's data sheets and architecture white papers (Turing, Ampere, Ada, Hopper, Blackwell): dense rates with
+# float32 sums, which are half of the rates that the sheets give with sparsity.
+ACCELERATORS = {
+    "a100": Accelerator("A100 SXM 80 GB", 80, 312, 19.5),
+    "a100-40gb": Accelerator("A100 SXM 40 GB", 40, 312, 19.5),
+    "b200": Accelerator("B200 SXM", 180, 2250, 75),
+    "h100": Accelerator("H100 SXM", 80, 989.4, 66.9),
+    "h200": Accelerator("H200 SXM", 141, 989.4, 66.9),
+    "l4": Accelerator("L4", 24, 121, 30.3),
+    "l40s": Accelerator("L40S", 48, 362, 91.6),
+    "rtx4090": Accelerator("GeForce RTX 4090", 24, 165.2, 82.6),
+    "t4": Accelerator("T4", 16, None, 8.1),
+}
+KEPT_FREE = 0.1  # share of the memory for CUDA itself, its libraries and fragmentation

@@ -1,0 +1,169 @@
+"""What a pre-training recipe costs on any machine: weights, memory and arithmetic, counted without computing."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForPreTraining
+
+from ldae.training.accelerators import KEPT_FREE, Accelerator
+from ldae.training.estimate import MemoryEstimate, blank_loss
+from ldae.training.pretraining import DenoisingTask
+from ldae.training.recipe import Recipe
+from ldae.training.step_memory import count_step_bytes
+from ldae.training.task import trained_parameters
+
+
+@dataclass(frozen=True)
+class RecipeCosts:
+    """Costs of a recipe, whatever the machine.
+
+    Args:
+        weights: Number of weights that train.
+        held: Bytes of all weights and buffers, and of their moving average if the recipe keeps one.
+        trained: Bytes of the weights that train.
+        fixed: Bytes that a step takes whatever its batch.
+        per_image: Bytes that a step takes for each image.
+        forward: FLOPs of the forward pass of one image; a multiplication with an addition counts as two.
+        step: FLOPs of forward and backward pass of one image, and of activations that are computed again.
+    """
+
+    weights: int
+    held: int
+    trained: int
+    fixed: int
+    per_image: int
+    forward: int
+    step: int
+
+    def memory(self, capacity: int, micro_batch_size: int, devices: int = 1) -> MemoryEstimate:
+        """Estimate the memory of a device that holds nothing yet.
+
+        Args:
+            capacity (`int`): Bytes that it has.
+            micro_batch_size (`int`): Images in one forward.
+            devices (`int`): Devices in all; with several, each holds the gradients twice to exchange them.
+        """
+        held = self.held + (self.trained if devices > 1 else 0)
+        return MemoryEstimate(held, 3 * self.trained, self.fixed, self.per_image, micro_batch_size, capacity - held)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Memory and time of a recipe on accelerators that are not here, by arithmetic from published figures.
+
+    Args:
+        recipe: Recipe of a pre-training.
+        costs: Its costs.
+        accelerator: Its devices.
+        devices: Number of devices.
+        mfu: Share of the published peak that training reaches.
+
+    Raises:
+        ValueError: If the batch does not divide over the devices, or they cannot compute in the recipe's precision.
+    """
+
+    recipe: Recipe
+    costs: RecipeCosts
+    accelerator: Accelerator
+    devices: int
+    mfu: float
+
+    def __post_init__(self) -> None:
+        self.recipe.training.batch_layout(self.devices)
+        if self.bf16 and self.accelerator.bf16 is None:
+            raise ValueError(
+                f"mixed_precision=bf16 needs bfloat16, which a {self.accelerator.title} does not have; give "
+                "--mixed_precision no."
+            )
+
+    @property
+    def bf16(self) -> bool:
+        """True if the recipe computes in bfloat16."""
+        return self.recipe.training.mixed_precision == "bf16"
+
+    @property
+    def peak(self) -> float:
+        """Published FLOPs a second of a device in the recipe's precision."""
+        tflops = self.accelerator.bf16 if self.bf16 else self.accelerator.float32
+        return 1e12 * (tflops or 0)
+
+    @property
+    def memory(self) -> MemoryEstimate:
+        """Memory of a device, of which a share is kept free."""
+        capacity = int(1e9 * self.accelerator.memory * (1 - KEPT_FREE))
+        return self.costs.memory(capacity, self.recipe.training.batch_layout(self.devices)[0], self.devices)
+
+    @property
+    def largest_micro_batch(self) -> int | None:
+        """The largest micro-batch that fits and divides a device's share of the batch; `None` if none does."""
+        share = self.recipe.training.total_batch_size // self.devices
+        return replace(self.memory, micro_batch_size=share).fitting_micro_batch(share)
+
+    @property
+    def images_per_second(self) -> float:
+        """Images a second of a device."""
+        return self.mfu * self.peak / self.costs.step
+
+    @property
+    def seconds(self) -> float:
+        """Time of the whole budget."""
+        return self.recipe.training.images / (self.images_per_second * self.devices)
+
+
+def count_costs(recipe: Recipe) -> RecipeCosts:
+    """Count the costs of a recipe with tensors that have shapes and no values, so that no memory is needed.
+
+    Args:
+        recipe ([`Recipe`]): The recipe of a pre-training; its images are not opened.
+
+    Raises:
+        ValueError: If the model cannot be built.
+    """
+    task = DenoisingTask(replace(recipe, training=replace(recipe.training, compile=False)))
+    task.examples = SimpleNamespace(latent_cache=None)  # type: ignore[assignment]
+    with torch.device("meta"):
+        model: Any = AutoModelForPreTraining.from_config(task.config)
+    task.module = task.network = task.optimized(model).train()
+    amp = torch.autocast("cpu", torch.bfloat16) if recipe.training.mixed_precision == "bf16" else nullcontext()
+    with _without_values(model), amp:
+        # Attention as plain products, whose FLOPs are known on all devices; as one operation it keeps less.
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            loss = blank_loss(task, 1, "cpu")
+            forward = counter.get_total_flops()
+            loss.backward()
+        model.zero_grad()
+        fixed, per_image = count_step_bytes(model, lambda count: blank_loss(task, count, "cpu"))
+    trained = sum(weight.numel() * weight.element_size() for weight in trained_parameters(model).values())
+    held = sum(tensor.numel() * tensor.element_size() for tensor in [*model.parameters(), *model.buffers()])
+    return RecipeCosts(
+        weights=sum(weight.numel() for weight in trained_parameters(model).values()),
+        held=held + (trained if recipe.training.ema_decay is not None else 0),
+        trained=trained,
+        fixed=fixed,
+        per_image=per_image,
+        forward=forward,
+        step=counter.get_total_flops(),
+    )
+
+
+@contextmanager
+def _without_values(module: nn.Module) -> Iterator[None]:
+    """Compute with tensors of the CPU that have no values, after a module on the meta device was made of such."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for part in module.modules():
+            for name, weight in part._parameters.items():
+                if weight is not None:
+                    empty = torch.empty(weight.shape, dtype=weight.dtype)
+                    part._parameters[name] = nn.Parameter(empty, weight.requires_grad)
+            for name, buffer in part._buffers.items():
+                if buffer is not None:
+                    part._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+        yield
