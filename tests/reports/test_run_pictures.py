@@ -19,8 +19,8 @@ from ldae.reports.run_pictures import (
     noise_figure,
     reconstruction_figure,
     schedule_figure,
-    training_figure,
 )
+from ldae.reports.training_curves import training_figure
 
 
 SIDE, SHOWN = 16, 3

@@ -1,6 +1,5 @@
 """A checkpoint behind the demo's page: it turns an image into pictures, and knows nothing of the page."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ import PIL.Image
 import torch
 from transformers import AutoModel
 
-from ldae.checkpoints import open_config, open_model
+from ldae.checkpoints import loading, open_config, open_model
 from ldae.data import DataConfig, ImageSource, UnreadableImageError, decode_image, iterate_once, open_images
 from ldae.demo.neighbours import Neighbours
 from ldae.evaluation.encoder import Layer
@@ -108,6 +107,10 @@ class DemoModel:
             f"t = {c.feature_timestep}. {sum(p.numel() for p in parameters) / 1e6:.1f} M weights; it sees images at "
             f"{c.image_size}x{c.image_size}, and runs on {parameters[0].device}."
         )
+
+    def adopt(self, newer: "DemoModel") -> None:
+        """Take the weights of a newer export of the same run; features to search are then computed anew."""
+        self.model, self.pipeline, self._neighbours = newer.model, newer.pipeline, None
 
     def read(self, path: str | Path) -> tuple[np.ndarray, str]:
         """Read an image file at the model's size.
@@ -315,17 +318,15 @@ def open_demo_model(
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     config = open_config(checkpoint)
-    try:
-        family_of(config.model_type, f"checkpoint={checkpoint!r}", WRONG_FAMILY)
-        pipeline = None
-        if any("PreTraining" in architecture for architecture in config.architectures or []):
+    family_of(config.model_type, f"checkpoint={checkpoint!r}", WRONG_FAMILY)
+    pipeline = None
+    if any("PreTraining" in architecture for architecture in config.architectures or []):
+        with loading(checkpoint):
             pipeline = open_pipeline(checkpoint).to(device)
-            pipeline.set_progress_bar_config(disable=True)
-            model = pipeline.model.eval()
-        else:
-            model = open_model(AutoModel, checkpoint).to(device).eval()
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"checkpoint={checkpoint!r} cannot be loaded: {error}") from error
+        pipeline.set_progress_bar_config(disable=True)
+        model = pipeline.model.eval()
+    else:
+        model = open_model(AutoModel, checkpoint).to(device).eval()
     name = name or (Path(checkpoint).resolve().name if Path(checkpoint).is_dir() else checkpoint)
     return DemoModel(name, model, pipeline, None if data is None else open_images(data))
 

@@ -1,4 +1,4 @@
-"""Pictures of a run: the paper's Figures 3, 4, 7 and 8 for an l-DAE, and the curves of the training."""
+"""Pictures of a run: the paper's Figures 3, 4, 7 and 8 for an l-DAE."""
 
 import json
 import os
@@ -18,6 +18,7 @@ from ldae.models.corruption_ldae import draw_noise
 from ldae.models.pretraining_ldae import LDAEForPreTraining
 from ldae.models.tokenizer_conv_ldae import ConvVAETokenizer
 from ldae.models.tokenizer_ldae import PatchTokenizer
+from ldae.reports.training_curves import training_figure
 
 
 def draw_run_pictures(
@@ -143,22 +144,6 @@ def plot_schedule(corruption: Any, title: str) -> tuple[Figure, Any]:
     axes.plot(corruption.sigmas.cpu().numpy(), label=r"$\sigma_t$ (noise)")
     axes.set(xlabel="time step t", title=title)
     return figure, axes
-
-
-def training_figure(records: list[dict[str, Any]]) -> Figure:
-    """Draw the loss and, if there are any, the online probe's accuracies, against images seen."""
-    train = [r for r in records if r.get("event") == "train"]
-    probes = [r for r in records if r.get("event") == "probe"]
-    figure = Figure(figsize=(9 if probes else 5, 3.2), layout="constrained")
-    panels = figure.subplots(1, 2 if probes else 1, squeeze=False)[0]
-    panels[0].plot([r["images"] for r in train], [r["loss"] for r in train])
-    panels[0].set(xlabel="images seen", ylabel="loss", yscale="log", title="denoising loss")
-    for name, label in (("ridge_accuracy", "ridge probe"), ("knn_accuracy", "kNN")) if probes else ():
-        panels[1].plot([r["images"] for r in probes], [r[name] for r in probes], marker="o", label=label)
-    if probes:
-        panels[1].set(xlabel="images seen", ylabel="accuracy", title="online probe, fixed subset")
-        panels[1].legend(frameon=False)
-    return figure
 
 
 def image_rows(rows: list[tuple[str, torch.Tensor]]) -> Figure:

@@ -1,11 +1,14 @@
 """`ldae demo CHECKPOINT`: a page to look at a checkpoint with, on this machine or as a Space of the Hub."""
 
+import functools
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from ldae.data import DataConfig, open_images
+from ldae.data import DataConfig, ImageSource, open_images
 from ldae.demo.model import DemoModel, open_demo_model
 from ldae.demo.space import export_space
+from ldae.demo.watch import WatchedRun
 from ldae.verbs.inputs import data_config
 from ldae.verbs.options.use import DemoOptions
 
@@ -27,10 +30,17 @@ def run(options: DemoOptions) -> int:
         if error.name != "gradio":
             raise
         raise ValueError("the page needs gradio, which is not installed; pip install 'ldae[demo]'.") from error
-    demo = _open(options)
-    print(f"{demo.name}. {demo.description}")
-    print(f"Neighbours: {demo.source.description if demo.source else 'none; --dataset names a set of images'}")
-    launch_page(build_page(demo), options.host, options.port)
+    load = _loader(options)
+    run = WatchedRun.find(options.checkpoint, load)
+    if run is not None:
+        run.load_newest()
+    demo = load() if run is None else run.demo
+    if demo is None:
+        print(f"{options.checkpoint} holds no model yet; the page shows its training.")
+    else:
+        print(f"{demo.name}. {demo.description}")
+        print(f"Neighbours: {demo.source.description if demo.source else 'none; --dataset names a set of images'}")
+    launch_page(build_page(demo, run), options.host, options.port)
     return 0
 
 
@@ -43,14 +53,26 @@ def _chosen_data(options: DemoOptions) -> DataConfig | None:
     return replace(data_config(options), num_workers=0)  # a page's few images are not worth processes of their own
 
 
-def _open(options: DemoOptions) -> DemoModel:
+def _loader(options: DemoOptions) -> Callable[[], DemoModel]:
+    """Return a function that loads the checkpoint, again whenever it is called; its images are opened once."""
+    source = functools.cache(lambda: _open_source(options))
+
+    def load() -> DemoModel:
+        demo = open_demo_model(options.checkpoint, device=options.device)
+        demo.source = source()
+        return demo
+
+    return load
+
+
+def _open_source(options: DemoOptions) -> ImageSource | None:
     data = _chosen_data(options)
-    demo = open_demo_model(options.checkpoint, device=options.device)
-    if data is not None:
-        try:
-            demo.source = open_images(data)
-        except ValueError as error:
-            if options.dataset is not None:
-                raise
-            print(f"The run's own images cannot be opened, so there are no examples and neighbours: {error}")
-    return demo
+    if data is None:
+        return None
+    try:
+        return open_images(data)
+    except ValueError as error:
+        if options.dataset is not None:
+            raise
+        print(f"The run's own images cannot be opened, so there are no examples and neighbours: {error}")
+        return None

@@ -1,0 +1,228 @@
+"""The page's tabs: each adds its controls, and returns what it shows of a new image."""
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+import numpy as np
+
+from ldae.demo.model import DemoModel, layer_name, picture_of
+
+
+NO_IMAGE = "Drop a picture, or choose an example."
+# Run one computation at a time for all visitors, because a pipeline keeps the state of its sampler.
+ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
+UNDOCUMENTED: dict[str, Any] = {"api_visibility": "undocumented"}
+
+
+@dataclass(frozen=True)
+class TabUpdate:
+    """Outputs of a tab that depend on the image: `show(image, *inputs)` returns the `outputs`."""
+
+    show: Callable[..., Any]
+    inputs: Sequence[Any]
+    outputs: Sequence[Any]
+
+
+def denoise_tab(demo: DemoModel, image: gr.State) -> TabUpdate:
+    last = demo.config.num_train_timesteps - 1
+    with gr.Tab("Denoise"):
+        t = gr.Slider(0, last, value=(last + 1) // 4, step=1, label="t: how much noise", elem_id="t")
+        label = _class_choice(demo)
+        with gr.Row(elem_classes="side-by-side"):
+            noise = demo.noisy_name
+            pictures = [
+                picture_box(label, f"the {label} picture", name)
+                for name, label in (("clean", "clean"), ("noisy", noise), ("denoised", "denoised"))
+            ]
+        caption = gr.Markdown(NO_IMAGE, elem_classes="status")
+        seed = gr.State(0)
+        another = gr.Button("Other noise", size="sm")
+
+    @_with_messages
+    def show(pixels: np.ndarray | None, timestep: int, number: int, class_label: int | None) -> tuple[Any, ...]:
+        if pixels is None:
+            return None, None, None, NO_IMAGE
+        shown = demo.denoise(pixels, int(timestep), number, class_label)
+        return shown.clean, shown.noisy, shown.denoised, shown.caption
+
+    part = TabUpdate(show, [t, seed, label], [*pictures, caption])
+    settings: dict[str, Any] = {"inputs": [image, *part.inputs], "outputs": list(part.outputs), **ONE_AT_A_TIME}
+    follow: dict[str, Any] = {"trigger_mode": "always_last", "show_progress": "hidden"}
+    gr.on([t.change, label.change], show, api_name="denoise", **follow, **settings)
+    drawn = another.click(lambda number: number + 1, seed, seed, show_progress="hidden", **UNDOCUMENTED)
+    drawn.then(show, show_progress="hidden", **settings, **UNDOCUMENTED)
+    return part
+
+
+def features_tab(demo: DemoModel, image: gr.State) -> TabUpdate:
+    c = demo.config
+    with gr.Tab("Features"):
+        gr.Markdown(
+            "The three principal components of the patches' features as red, green and blue: the model sees patches "
+            "of one colour as similar."
+        )
+        with gr.Row():
+            names = [(layer_name(layer), layer) for layer in demo.layers]
+            layer = gr.Dropdown(names, value=demo.default_layer, label="layer", elem_id="layer", min_width=220)
+            t = gr.Slider(
+                0, c.num_train_timesteps - 1, c.feature_timestep, step=1, label="t", elem_id="feature_t", min_width=150
+            )
+        with gr.Row(elem_classes="side-by-side"):
+            pictures = [
+                picture_box("clean", "the clean picture"),
+                picture_box("features", "its patch features as colours", "pca"),
+            ]
+        caption = gr.Markdown(NO_IMAGE, elem_classes="status")
+
+    @_with_messages
+    def show(pixels: np.ndarray | None, layer: Any, timestep: int) -> tuple[Any, ...]:
+        if pixels is None:
+            return None, None, NO_IMAGE
+        colours = demo.patch_colours(pixels, layer, int(timestep))
+        place = layer_name(layer)
+        return picture_of(pixels), colours, f"Features of {place} at t = {int(timestep)}, read from the clean picture."
+
+    part = TabUpdate(show, [layer, t], [*pictures, caption])
+    settings: dict[str, Any] = {"inputs": [image, *part.inputs], "outputs": list(part.outputs), **ONE_AT_A_TIME}
+    follow: dict[str, Any] = {"trigger_mode": "always_last", "show_progress": "hidden"}
+    gr.on([layer.change, t.change], show, api_name="features", **follow, **settings)
+    return part
+
+
+def grid_tab(demo: DemoModel, image: gr.State) -> TabUpdate:
+    layers, steps = demo.grid_layers(), demo.grid_timesteps()
+    ready = f"Features of {len(layers)} layers at t = {', '.join(map(str, steps))}, each with its own colours."
+    with gr.Tab("Layer × t"):
+        caption = gr.Markdown(f"{ready} {NO_IMAGE}")
+        button = gr.Button("Draw the grid", variant="primary", elem_id="draw")
+        picture = picture_box("", "patch features by layer and time step, as colours", "grid")
+
+    @_with_messages
+    def draw(pixels: np.ndarray | None, progress: Any = gr.Progress()) -> tuple[Any, str]:  # noqa: B008 - for Gradio
+        image = _require_image(pixels)
+        begin = time.monotonic()
+        return demo.feature_grid(image, progress), f"{ready} Drawn in {time.monotonic() - begin:.1f} s."
+
+    button.click(draw, image, [picture, caption], api_name="grid", show_progress_on=picture, **ONE_AT_A_TIME)
+    return TabUpdate(
+        lambda pixels: (None, ready if pixels is not None else f"{ready} {NO_IMAGE}"), [], [picture, caption]
+    )
+
+
+def neighbours_tab(demo: DemoModel, image: gr.State) -> TabUpdate:
+    assert demo.source is not None
+    ready = (
+        f"The most similar images of {demo.source.description}, nearest first, with similarity (the cosine of mean "
+        "features) and class."
+    )
+    with gr.Tab("Neighbours"):
+        caption = gr.Markdown(f"{ready} {NO_IMAGE}")
+        button = gr.Button("Find neighbours", variant="primary", elem_id="find")
+        gallery = gr.Gallery(
+            label="neighbours",
+            show_label=False,
+            container=False,
+            columns=4,
+            height="auto",
+            interactive=False,
+            buttons=[],
+            elem_id="neighbours",
+            elem_classes=["pixels", "tiles"],
+        )
+
+    @_with_messages
+    def find(pixels: np.ndarray | None, progress: Any = gr.Progress()) -> tuple[Any, str]:  # noqa: B008 - for Gradio
+        image = _require_image(pixels)
+        begin = time.monotonic()
+        found = demo.neighbours(image, report=progress)
+        return found, f"{ready} {demo.num_searched:,} images were searched in {time.monotonic() - begin:.1f} s."
+
+    def show(pixels: np.ndarray | None) -> tuple[Any, str]:
+        if pixels is None or not demo.num_searched:  # the first search takes a while, and waits for the button
+            return [], ready if pixels is not None else f"{ready} {NO_IMAGE}"
+        return find(pixels)
+
+    button.click(find, image, [gallery, caption], api_name="neighbours", show_progress_on=gallery, **ONE_AT_A_TIME)
+    return TabUpdate(show, [], [gallery, caption])
+
+
+def samples_tab(demo: DemoModel) -> None:
+    with gr.Tab("Samples"):
+        caption = gr.Markdown(demo.sampling_note)
+        with gr.Row():
+            count = gr.Slider(1, 16, 8, step=1, label="images", min_width=120)
+            steps = gr.Slider(
+                1, max(demo.default_steps, 100), demo.default_steps, step=1, label="steps", min_width=120
+            )
+            seed = gr.Number(0, label="seed", precision=0, min_width=80)
+        label = _class_choice(demo)
+        button = gr.Button("Generate", variant="primary", elem_id="generate")
+        picture = picture_box("", "generated images", "samples")
+
+    @_with_messages
+    def generate(
+        count: int,
+        steps: int,
+        seed: int | None,
+        class_label: int | None,
+        progress: Any = gr.Progress(),  # noqa: B008 - Gradio finds it there
+    ) -> tuple[Any, str]:
+        begin = time.monotonic()
+        grid = demo.samples(int(count), int(steps), int(seed or 0), class_label, progress)
+        return grid, f"{demo.sampling_note} {int(count)} images took {time.monotonic() - begin:.1f} s."
+
+    button.click(
+        generate,
+        [count, steps, seed, label],
+        [picture, caption],
+        api_name="samples",
+        show_progress_on=picture,
+        **ONE_AT_A_TIME,
+    )
+
+
+def picture_box(name: str, alt: str, elem_id: str | None = None, visible: bool = True) -> gr.Image:
+    """Add a picture with its name above it; Gradio's own label would cover a part of it."""
+    with gr.Column(min_width=0):
+        if name:
+            gr.Markdown(name, elem_classes="name")
+        return gr.Image(
+            label=name or alt,
+            show_label=False,
+            alt_text=alt,
+            visible=visible,
+            elem_id=elem_id,
+            interactive=False,
+            buttons=["download"],
+            format="png",
+            elem_classes="pixels" if name else None,
+        )
+
+
+def _class_choice(demo: DemoModel) -> gr.Dropdown:
+    """Add a choice of classes, hidden if the model has none."""
+    names = [("none", None), *((str(k), k) for k in range(demo.config.num_class_embeds or 0))]
+    return gr.Dropdown(names, value=None, label="class", visible=len(names) > 1)
+
+
+def _require_image(pixels: np.ndarray | None) -> np.ndarray:
+    if pixels is None:
+        raise ValueError(NO_IMAGE)
+    return pixels
+
+
+def _with_messages(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a function so that its ValueErrors become messages on the page."""
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **named: Any) -> Any:
+        try:
+            return function(*arguments, **named)
+        except ValueError as error:
+            raise gr.Error(str(error), title="Error", print_exception=False) from error
+
+    return call
