@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModel, ViTConfig
 
-from ldae.data import DataConfig
+from ldae.data import DataConfig, open_images
 from ldae.demo.model import DemoModel, open_demo_model, psnr
 from tests.demo.conftest import STORED
 
@@ -79,6 +79,30 @@ def test_the_nearest_neighbour_of_an_image_of_the_set_is_itself(demo: DemoModel)
     demo.neighbours(image, 4, lambda share, activity: pytest.fail("the features are computed once"))
 
 
+def test_the_closest_pairs_are_those_of_the_matrix_of_similarities(demo: DemoModel) -> None:
+    pairs, total = demo.closest_pairs(0.9, count=5)
+    features = demo._neighbours.features
+    similarity = (features @ features.T).fill_diagonal_(-2)
+    assert total == int((similarity >= 0.9).sum()) // 2 > 5 == len(pairs)
+    shown = [caption.split(" · ")[:2] for _, caption in pairs]
+    best = similarity.triu(1).flatten().topk(5)
+    rows = [f"{k // len(features)}, {k % len(features)}" for k in best.indices.tolist()]
+    assert shown == [[f"{value:.3f}", row] for value, row in zip(best.values.tolist(), rows, strict=True)]
+
+
+def test_a_copy_is_the_closest_pair_and_is_shown_beside_its_original(demo: DemoModel, tmp_path: Path) -> None:
+    names = [*"abcdefgh", "copy"]
+    for name, image in zip(names, [*demo.examples(8), demo.examples(8)[2]], strict=True):
+        PIL.Image.fromarray(image.transpose(1, 2, 0)).save(tmp_path / f"{name}.png")
+    folder = DemoModel("mine", demo.model, source=open_images(DataConfig(str(tmp_path), num_workers=0)))
+    pairs, total = folder.closest_pairs(0.9999)
+    assert total == 1 and pairs[0][1] == "1.000 · 2, 3"  # sorted by name: a, b, c, copy, d, ...
+    picture = values(pairs[0][0])
+    assert np.array_equal(picture[4:68:4, 4:68:4], demo.examples(8)[2].transpose(1, 2, 0))
+    assert np.array_equal(picture[:, 4:68], picture[:, 72:136])
+    assert folder.closest_pairs(1.1) == ([], 0)
+
+
 def test_samples_depend_on_the_seed(demo: DemoModel) -> None:
     said: list[float] = []
     first, again, other = (
@@ -106,8 +130,9 @@ def test_an_encoder_alone_has_features_and_no_samples(tmp_path: Path) -> None:
     for refused in (lambda: demo.denoise(image, 10), lambda: demo.samples(1, 1)):
         with pytest.raises(ValueError, match="encoder is only an encoder"):
             refused()
-    with pytest.raises(ValueError, match="choose some with --dataset"):
-        demo.neighbours(image)
+    for search in (lambda: demo.neighbours(image), lambda: demo.closest_pairs(0.9)):
+        with pytest.raises(ValueError, match="choose some with --dataset"):
+            search()
 
 
 def test_what_cannot_be_shown_is_refused(tmp_path: Path) -> None:

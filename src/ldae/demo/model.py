@@ -235,11 +235,25 @@ class DemoModel:
         Raises:
             ValueError: If there is no source.
         """
-        if self.source is None:
-            raise ValueError("there are no images to search for neighbours; choose some with --dataset.")
-        if self._neighbours is None:
-            self._neighbours = Neighbours.compute(self.model, self.source, limit=SEARCHED_IMAGES, report=report)
-        return self._neighbours.nearest(image, count)
+        return self._searched(report).nearest(image, count)
+
+    def closest_pairs(
+        self, least: float, count: int = 24, report: Report = silent
+    ) -> tuple[list[tuple[PIL.Image.Image, str]], int]:
+        """Find the pairs of images of the source with the most similar features, such as near-duplicates.
+
+        Args:
+            least (`float`): Least similarity of a pair, from -1 to 1.
+            count (`int`, defaults to 24): Largest number of pairs that are shown.
+            report ([`Report`], *optional*): Called with the progress of the first search.
+
+        Returns:
+            As of [`~ldae.demo.neighbours.Neighbours.closest_pairs`].
+
+        Raises:
+            ValueError: If there is no source.
+        """
+        return self._searched(report).closest_pairs(least, count)
 
     @property
     def num_searched(self) -> int:
@@ -287,6 +301,14 @@ class DemoModel:
                 "so it did not learn to start from noise: expect fragments. It did learn to denoise."
             )
         return "Generated from noise, with the weights that features are read from."
+
+    def _searched(self, report: Report) -> Neighbours:
+        """Return the features of the source's images, which are computed at the first call."""
+        if self.source is None:
+            raise ValueError("there are no images to search for neighbours; choose some with --dataset.")
+        if self._neighbours is None:
+            self._neighbours = Neighbours.compute(self.model, self.source, limit=SEARCHED_IMAGES, report=report)
+        return self._neighbours
 
     def _colours(self, image: np.ndarray, layer: Layer | None, timestep: int | None) -> torch.Tensor:
         """Compute the colours of an image's patches, `(3, h, w)` in [0, 1]."""

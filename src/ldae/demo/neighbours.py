@@ -14,11 +14,12 @@ from torch.nn import functional as F
 
 from ldae.data import Batch, ImageSource, iterate_once
 from ldae.evaluation.features import extract_features
-from ldae.reports.samples import to_picture
+from ldae.reports.samples import sample_grid, to_picture
 
 
 THUMBNAIL = 64  # side of the small pictures that are kept of the searched images, in pixels
 SHOWN = 128
+ROWS_AT_ONCE = 512  # that are compared with all images at a time, which bounds memory
 
 
 @dataclass
@@ -31,6 +32,7 @@ class Neighbours:
         features (`torch.FloatTensor` of shape `(n, F)`): Features minus their mean, scaled to length 1.
         thumbnails (`torch.ByteTensor` of shape `(n, C, s, s)`): Small pictures.
         captions (`list[str]`): Class of each image, or "" if it is unknown.
+        positions (`list[int]`): Row of each image in the source.
     """
 
     model: Any
@@ -38,6 +40,7 @@ class Neighbours:
     features: torch.Tensor
     thumbnails: torch.Tensor
     captions: list[str]
+    positions: list[int]
 
     @classmethod
     def compute(
@@ -55,6 +58,7 @@ class Neighbours:
         c = model.config
         total = limit if source.num_examples is None else min(limit, source.num_examples)
         thumbnails: list[torch.Tensor] = []
+        positions: list[int] = []
 
         def watched() -> Iterator[Batch]:
             size = {"image_size": c.image_size, "num_channels": c.num_channels}
@@ -62,6 +66,7 @@ class Neighbours:
                 done = sum(map(len, thumbnails))
                 report(done / total, f"Features of {source.description}: {done:,} of {total:,} images, once")
                 thumbnails.append(_shrink(batch.images))
+                positions.extend(batch.positions.tolist())
                 yield batch
 
         features = extract_features(model, watched())
@@ -70,7 +75,7 @@ class Neighbours:
         captions = ["" if k < 0 else names[k] if names else f"class {k}" for k in labels]
         values = features.flat[:, 0]  # (n, F)
         mean = values.mean(dim=0)
-        return cls(model, mean, F.normalize(values - mean, dim=1), torch.cat(thumbnails), captions)
+        return cls(model, mean, F.normalize(values - mean, dim=1), torch.cat(thumbnails), captions, positions)
 
     def nearest(self, image: np.ndarray, count: int) -> list[tuple[PIL.Image.Image, str]]:
         """Find the most similar images, nearest first.
@@ -90,6 +95,34 @@ class Neighbours:
             caption = " · ".join(filter(None, [f"{similarity:.2f}", self.captions[index]]))
             shown.append((to_picture(self.thumbnails[index], SHOWN), caption))
         return shown
+
+    def closest_pairs(self, least: float, count: int) -> tuple[list[tuple[PIL.Image.Image, str]], int]:
+        """Find the pairs of images that are most similar to each other, such as near-duplicates.
+
+        Args:
+            least (`float`): Least similarity of a pair, from -1 to 1.
+            count (`int`): Largest number of pairs that are shown.
+
+        Returns:
+            Pictures of the closest pairs, most similar first, each with its similarity, rows and classes as a caption;
+            and the number of all pairs that are at least so similar.
+        """
+        values, pairs, total = torch.empty(0), torch.empty(0, 2, dtype=torch.long), 0
+        for start in range(0, len(self.features), ROWS_AT_ONCE):
+            similarity = self.features[start : start + ROWS_AT_ONCE] @ self.features[start:].T  # (b, n - start)
+            row, column = torch.where((similarity >= least).triu(1))  # each pair once, and no image with itself
+            total += len(row)
+            values = torch.cat([values, similarity[row, column]])
+            pairs = torch.cat([pairs, torch.stack([row, column], dim=1) + start])  # (k, 2)
+            best = values.topk(min(count, len(values))).indices
+            values, pairs = values[best], pairs[best]
+        shown = []
+        for similarity, (first, second) in zip(values.tolist(), pairs.tolist(), strict=True):
+            rows = f"{self.positions[first]}, {self.positions[second]}"
+            classes = " and ".join(dict.fromkeys([self.captions[first], self.captions[second]]))
+            caption = " · ".join(filter(None, [f"{similarity:.3f}", rows, classes]))
+            shown.append((sample_grid(self.thumbnails[[first, second]], columns=2), caption))
+        return shown, total
 
 
 def _shrink(images: torch.Tensor) -> torch.Tensor:

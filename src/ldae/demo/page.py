@@ -12,6 +12,7 @@ from ldae.demo.tabs import (
     ONE_AT_A_TIME,
     UNDOCUMENTED,
     denoise_tab,
+    duplicates_tab,
     features_tab,
     grid_tab,
     neighbours_tab,
@@ -36,6 +37,8 @@ CSS = """
 .pixels img { image-rendering: pixelated; }
 .tiles .grid-wrap { min-height: 0 !important; max-height: none !important; padding: 0 !important; }
 .tiles .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
+#pairs .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; }
+#pairs button { aspect-ratio: 2 !important; }
 .tiles .caption-label { padding: 1px 5px !important; font-size: 12px !important; max-width: 100% !important; }
 .tab-container button { padding: 0 8px !important; }
 .course, #newest { max-width: 640px; }
@@ -43,6 +46,7 @@ footer .divider { display: none !important; }
 .strip button { aspect-ratio: 1 !important; height: auto !important; min-height: 0 !important; }
 @media (max-width: 640px) { /* on a phone, keep the pictures near the top */
   .strip .grid-container { grid-template-columns: repeat(8, minmax(0, 1fr)) !important; gap: 4px !important; }
+  #pairs .caption-label { font-size: 11px !important; }
 }
 """
 # Styles outside the part that Gradio's `css` reaches.
@@ -111,6 +115,7 @@ def _explore(demo: DemoModel, run: WatchedRun | None, page: gr.Blocks) -> None:
             parts += [features_tab(demo, image), grid_tab(demo, image)]
             if demo.source is not None:
                 parts.append(neighbours_tab(demo, image))
+                duplicates_tab(demo)
             if denoises:
                 samples_tab(demo)
             if run is not None:

@@ -122,17 +122,7 @@ def neighbours_tab(demo: DemoModel, image: gr.State) -> TabUpdate:
     with gr.Tab("Neighbours"):
         caption = gr.Markdown(f"{ready} {NO_IMAGE}")
         button = gr.Button("Find neighbours", variant="primary", elem_id="find")
-        gallery = gr.Gallery(
-            label="neighbours",
-            show_label=False,
-            container=False,
-            columns=4,
-            height="auto",
-            interactive=False,
-            buttons=[],
-            elem_id="neighbours",
-            elem_classes=["pixels", "tiles"],
-        )
+        gallery = _results("neighbours", columns=4)
 
     @_with_messages
     def find(pixels: np.ndarray | None, progress: Any = gr.Progress()) -> tuple[Any, str]:  # noqa: B008 - for Gradio
@@ -148,6 +138,33 @@ def neighbours_tab(demo: DemoModel, image: gr.State) -> TabUpdate:
 
     button.click(find, image, [gallery, caption], api_name="neighbours", show_progress_on=gallery, **ONE_AT_A_TIME)
     return TabUpdate(show, [], [gallery, caption])
+
+
+def duplicates_tab(demo: DemoModel) -> None:
+    assert demo.source is not None
+    ready = (
+        f"The pairs of images of {demo.source.description} that the model sees as most similar, closest first, with "
+        "similarity, rows and class. Copies of one picture are near 1, also if one was resized or changed a little."
+    )
+    with gr.Tab("Duplicates"):
+        caption = gr.Markdown(ready)
+        least = gr.Slider(0.5, 1, 0.95, step=0.01, label="least similarity of a pair", elem_id="least")
+        button = gr.Button("Find pairs", variant="primary", elem_id="find-pairs")
+        gallery = _results("pairs", columns=2)
+
+    @_with_messages
+    def find(least: float, progress: Any = gr.Progress()) -> tuple[Any, str]:  # noqa: B008 - for Gradio
+        pairs, total = demo.closest_pairs(least, report=progress)
+        shown = f", and the {len(pairs)} closest are shown" if total > len(pairs) else ""
+        found = f"{total:,} {'pair' if total == 1 else 'pairs'} of {demo.num_searched:,} images"
+        return pairs, f"{ready} {found} {'is' if total == 1 else 'are'} at least {least:.2f} similar{shown}."
+
+    def follow(least: float) -> tuple[Any, Any]:
+        return find(least) if demo.num_searched else (gr.skip(), gr.skip())  # the first search waits for the button
+
+    settings: dict[str, Any] = {"inputs": least, "outputs": [gallery, caption], **ONE_AT_A_TIME}
+    button.click(find, api_name="pairs", show_progress_on=gallery, **settings)
+    least.change(follow, trigger_mode="always_last", show_progress="hidden", **UNDOCUMENTED, **settings)
 
 
 def samples_tab(demo: DemoModel) -> None:
@@ -182,6 +199,21 @@ def samples_tab(demo: DemoModel) -> None:
         api_name="samples",
         show_progress_on=picture,
         **ONE_AT_A_TIME,
+    )
+
+
+def _results(elem_id: str, columns: int) -> gr.Gallery:
+    """Add a gallery of found images."""
+    return gr.Gallery(
+        label=elem_id,
+        show_label=False,
+        container=False,
+        columns=columns,
+        height="auto",
+        interactive=False,
+        buttons=[],
+        elem_id=elem_id,
+        elem_classes=["pixels", "tiles"],
     )
 
 

@@ -128,8 +128,8 @@ class GenerateOptions(ScoreOptions, ReferenceOptions, CheckpointOptions):
 @options
 class DemoOptions:
     """Open a page in which a picture can be dropped: clean, noisy and denoised at any t, patch features as colours,
-    layers by time steps, the nearest images of a set, samples; and a run's training, also while it goes on. Needs
-    gradio (the extra `demo`).
+    layers by time steps, the nearest images and near-duplicates of a set, samples; and a run's training, also while it
+    goes on. Needs gradio (the extra `demo`).
 
     Args:
         checkpoint: A run's folder, any folder that save_pretrained wrote, or a Hub id.
