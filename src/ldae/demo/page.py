@@ -42,6 +42,7 @@ CSS = """
 .tiles .caption-label { padding: 1px 5px !important; font-size: 12px !important; max-width: 100% !important; }
 .tab-container button { padding: 0 8px !important; }
 .course, #newest { max-width: 640px; }
+:focus-visible { outline: 2px solid var(--color-accent) !important; outline-offset: 2px !important; }
 footer .divider { display: none !important; }
 .strip button { aspect-ratio: 1 !important; height: auto !important; min-height: 0 !important; }
 @media (max-width: 640px) { /* on a phone, keep the pictures near the top */
