@@ -89,11 +89,13 @@ class WatchedRun:
         progress = f"{seen:,} images" if end is None else f"{seen:,} of {end:,} images"
         if not self._is_running():
             return f"**Stopped** at {progress}. The run's own command resumes it."
+        if end is not None and seen >= end:
+            return f"**Ending:** all {end:,} images were seen; the last measurements and pictures are being made."
         rates = [r["images_per_second"] for r in logged(records)[-RECENT:] if r.get("images_per_second")]
         if not rates:
             return "**Started:** the first numbers are still to come."
         rate = len(rates) / sum(1 / rate for rate in rates)  # the lines are equally many images apart
-        left = "" if end is None else f", about {describe_seconds(max(0, end - seen) / rate)} left"
+        left = "" if end is None else f", about {describe_seconds((end - seen) / rate)} left"
         return f"**Training:** {progress}, {rate:,.1f} images per second{left}."
 
     def _budget(self) -> int | None:
