@@ -24,8 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments (`Sequence[str]`, *optional*): The verb and its arguments; by default the command line's.
 
     Returns:
-        `int`: The exit status: 0; 2 if the arguments were wrong or the run failed for a reason the user can mend; 130
-        or 143 after SIGINT or SIGTERM.
+        `int`: The exit status: 0; 2 if the arguments were wrong or the run failed for a reason the user can mend;
+        130, 138 or 143 after SIGINT, SIGUSR1 or SIGTERM.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in HELP:

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last is what schedulers send before a time limit
 # A launcher passes on a signal that all its processes have received already: within this time it is the same one.
 SAME_SECONDS = 0.3
 SAME_SECONDS_LAUNCHED = 5.0
@@ -32,7 +32,7 @@ class Stopped(SystemExit):
 
 @contextmanager
 def handling(name: str, *, at_once: bool = False) -> Iterator[None]:
-    """Handle SIGINT and SIGTERM within a context. Inside another such context, or another thread, do nothing.
+    """Handle SIGINT, SIGTERM and SIGUSR1 within a context. Inside another such context, or another thread, do nothing.
 
     A thread acknowledges the first signal, even while the main thread computes, and ends the process at the second.
 

@@ -252,13 +252,14 @@ def make_torch_loader(
 
 
 def leave_signals_to_main(worker: int) -> None:
-    """Make a worker ignore Ctrl-C and SIGTERM, unless its own main process sends the latter.
+    """Make a worker ignore Ctrl-C, SIGUSR1 and SIGTERM, unless its own main process sends the latter.
 
-    Both reach all processes of a job at once; the main process decides what follows, and may need more batches before
+    They reach all processes of a job at once; the main process decides what follows, and may need more batches before
     it saves. SIGTERM cannot be ignored altogether, because `multiprocessing` ends remaining workers by it at exit and
     waits for them. Workers whose main process is killed end by themselves.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):
         return  # macOS, where a SIGTERM to the whole job also ends the workers
     main_process = os.getppid()

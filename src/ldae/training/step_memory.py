@@ -1,8 +1,9 @@
 """The memory that a training step takes beside the weights, counted tensor by tensor."""
 
+import ctypes
 import weakref
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 
 SMALL, LARGE = 2, 4  # images of the two steps that are counted
+MMAP_THRESHOLD = -3  # glibc's M_MMAP_THRESHOLD
 
 
 class LiveBytes(TorchDispatchMode):
@@ -69,6 +71,16 @@ def count_step_bytes(module: nn.Module, loss: Callable[[int], torch.Tensor]) -> 
         small, large = (_peak(module, loss, count) for count in (SMALL, LARGE))
     per_image = max(0, large - small) // (LARGE - SMALL)
     return max(0, small - SMALL * per_image), per_image
+
+
+def return_freed_memory() -> None:
+    """Let glibc return a tensor of 1 MiB or more to the system as soon as it is freed; elsewhere do nothing.
+
+    It keeps what is freed for the next tensors. Where each block is computed again, tensors of many sizes come and go,
+    they fit badly into the gaps, and the process takes twice the memory that its tensors need.
+    """
+    with suppress(OSError, AttributeError):  # no glibc
+        ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 2**20)
 
 
 def _peak(module: nn.Module, loss: Callable[[int], torch.Tensor], count: int) -> int:

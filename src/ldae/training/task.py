@@ -10,6 +10,7 @@ from ldae.data import Batch, ImageSource, open_images, prepare_images
 from ldae.training.checkpoint import Checkpoint
 from ldae.training.recipe import Recipe
 from ldae.training.run_folder import RunFolder
+from ldae.training.step_memory import return_freed_memory
 
 
 class Task:
@@ -138,6 +139,7 @@ class Task:
         if self.options.activation_checkpointing:  # transformers 5.17 knows the older name only
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable()
+            return_freed_memory()
         if self.options.compile:
             model.compile(fullgraph=True)
         return model
