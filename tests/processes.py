@@ -159,16 +159,23 @@ class ForkedProcess:
         return subprocess.CompletedProcess([], self._code, **texts)
 
 
-def run_on(count: int, script: Path, *arguments: object, folder: Path) -> list[subprocess.CompletedProcess[str]]:
-    """Run a script on processes of one launch, as `torchrun` would."""
-    shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
+def start_on(
+    count: int, script: Path, *arguments: object, folder: Path, env: dict[str, str] | None = None
+) -> list[ForkedProcess]:
+    """Start a script on processes of one launch, as `torchrun` would."""
+    shared = env or {}
+    shared |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
     shared |= {"ACCELERATE_USE_CPU": "1", "MASTER_PORT": str(random.randint(20000, 40000))}
     ranks = [str(rank) for rank in range(count)]
-    processes = [
+    return [
         ForkedProcess(script, *arguments, folder=folder, env={**shared, "RANK": rank, "LOCAL_RANK": rank})
         for rank in ranks
     ]
-    return [process.wait() for process in processes]
+
+
+def run_on(count: int, script: Path, *arguments: object, folder: Path) -> list[subprocess.CompletedProcess[str]]:
+    """Run a script on processes of one launch to its end."""
+    return [process.wait() for process in start_on(count, script, *arguments, folder=folder)]
 
 
 def run_on_two(script: Path, *arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:

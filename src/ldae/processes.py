@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import DistributedType, parse_flag_from_env
 
 from ldae.errors import one_line
 
@@ -63,6 +63,30 @@ def choose_device(name: str | None, default: torch.device | None = None) -> torc
 
 
 def make_accelerator(cpu: bool = False, **options: Any) -> Accelerator:
-    """Join the other processes, and make an `Accelerator` from its own options."""
-    join_processes(cpu)
+    """Join the other processes, and make an `Accelerator` from its own options.
+
+    Accelerate takes FSDP on the CPU for DDP, without a warning. FSDP2 works there too, so it is asked for as on GPUs.
+
+    Raises:
+        ValueError: If Accelerate's configuration asks for FSDP in a way that is not supported.
+    """
+    processes = join_processes(cpu)
+    if parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        _check_fsdp()
+        if processes.distributed_type == DistributedType.MULTI_CPU:
+            processes.distributed_type = DistributedType.MULTI_GPU
     return Accelerator(cpu=cpu, **options)
+
+
+def _check_fsdp() -> None:
+    """Check the variables that Accelerate's launcher sets from `fsdp_config`."""
+    version = os.environ.get("FSDP_VERSION", "1")
+    if version != "2":
+        raise ValueError(f"fsdp_version={version} in Accelerate's configuration is not supported; set it to 2.")
+    for field, remedy in (
+        ("offload_params", "set it to false"),
+        ("cpu_ram_efficient_loading", "set it to false"),
+        ("activation_checkpointing", "set it to false, and activation_checkpointing=true in the recipe"),
+    ):
+        if parse_flag_from_env(f"FSDP_{field.upper()}"):
+            raise ValueError(f"fsdp_{field}=true in Accelerate's configuration is not supported; {remedy}.")

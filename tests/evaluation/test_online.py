@@ -3,17 +3,12 @@ from dataclasses import replace
 import pytest
 import torch
 from datasets import Dataset
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
 
-from ldae import LDAEForPreTraining
 from ldae.data import DataConfig, iterate_once, open_probe_images
 from ldae.evaluation.features import extract_features
 from ldae.evaluation.knn import knn_accuracy
 from ldae.evaluation.online import OnlineProbe
 from ldae.evaluation.probing import probe_features
-from ldae.evaluation.untrained import untrained_like
 from ldae.training.recipe import TrainingConfig
 
 
@@ -65,21 +60,3 @@ def test_rows_without_a_label_are_left_out(digits):
     some = Dataset.from_dict({"image": rows["image"], "label": labels}, features=None)
     probe = OnlineProbe(digits[0], replace(digits[1], dataset=some.with_format("arrow")), image_size=16)
     assert torch.cat([batch.labels for batch in probe._batches[1]]).tolist() == [3] * 10
-
-
-def test_a_sharded_model_scores_the_same(config, digits):
-    model = untrained_like(LDAEForPreTraining(config), seed=0).train()
-    probe = OnlineProbe(*digits, image_size=16, num_train=200, num_eval=50)
-    expected = probe(model)
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    try:
-        mesh = init_device_mesh("cpu", (1,))
-        for module in (*model.ldae.layers, model):
-            fully_shard(module, mesh=mesh)
-        timesteps, noise = model.draw_corruption(torch.arange(2), 0)
-        for _ in range(2):  # also after a step of training, and training goes on after it
-            model(torch.zeros(2, 3, 16, 16), timesteps, noise).loss.backward()
-            assert probe(model) == pytest.approx(expected)
-            assert isinstance(model.head.projection.weight, DTensor)
-    finally:
-        torch.distributed.destroy_process_group()

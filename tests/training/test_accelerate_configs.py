@@ -8,8 +8,6 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DistributedType
 
-from ldae import LDAEConfig, LDAEForPreTraining
-
 
 FOLDER = Path(__file__).parents[2] / "training" / "accelerate"
 FILES = sorted(FOLDER.glob("*.yaml"))
@@ -22,7 +20,7 @@ def resolve(name: str, *options: str):
 
 
 def test_there_is_a_file_for_every_kind_of_launch():
-    assert [path.stem for path in FILES] == ["fsdp2", "multi_gpu", "multi_node", "one_gpu"]
+    assert [path.stem for path in FILES] == ["fsdp2", "hsdp", "multi_gpu", "multi_node", "one_gpu"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -41,6 +39,7 @@ def test_accelerate_reads_it_and_its_header_launches_it(path):
         ("multi_gpu", DistributedType.MULTI_GPU),
         ("multi_node", DistributedType.MULTI_GPU),
         ("fsdp2", DistributedType.FSDP),
+        ("hsdp", DistributedType.FSDP),
     ],
 )
 def test_each_starts_what_it_is_named_for(name, kind):
@@ -48,7 +47,7 @@ def test_each_starts_what_it_is_named_for(name, kind):
     launched = resolve(name)
     assert launched.multi_gpu == (kind == DistributedType.MULTI_GPU)
     assert launched.use_fsdp == (kind == DistributedType.FSDP)
-    assert launched.num_processes == {"one_gpu": 1, "multi_gpu": 8, "multi_node": 16, "fsdp2": 8}[name]
+    assert launched.num_processes == {"one_gpu": 1, "multi_gpu": 8, "multi_node": 16, "fsdp2": 8, "hsdp": 16}[name]
 
 
 def test_options_of_the_command_win_over_the_file():
@@ -59,9 +58,18 @@ def test_options_of_the_command_win_over_the_file():
     assert resolve("multi_gpu", "--num_processes", "2").num_processes == 2
 
 
-def test_fsdp_wraps_the_blocks_of_the_model():
-    launched = resolve("fsdp2")
-    assert launched.fsdp_version == 2 and launched.fsdp_auto_wrap_policy == "TRANSFORMER_BASED_WRAP"
-    model = LDAEForPreTraining(LDAEConfig.from_size("nano", image_size=16, patch_size=4, latent_dim=4))
-    assert type(model.ldae.layers[0]).__name__ == launched.fsdp_transformer_layer_cls_to_wrap
-    assert set(yaml.safe_load((FOLDER / "fsdp2.yaml").read_text())["fsdp_config"]) <= set(vars(launched))
+@pytest.mark.parametrize("name", ["fsdp2", "hsdp"])
+def test_fsdp_is_that_of_version_2_and_leaves_the_rest_to_the_recipe(name):
+    launched = resolve(name)
+    assert launched.fsdp_version == 2 and launched.fsdp_reshard_after_forward
+    assert not launched.fsdp_activation_checkpointing and not launched.fsdp_offload_params
+    file = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    assert set(file["fsdp_config"]) <= set(vars(launched))
+    sizes = (launched.parallelism_config_dp_replicate_size, launched.parallelism_config_dp_shard_size)
+    assert sizes == ((2, 8) if name == "hsdp" else (1, 1)) and launched.use_parallelism_config == (name == "hsdp")
+
+
+def test_the_sizes_of_hsdp_are_given_in_the_command():
+    options = "--num_machines 4 --num_processes 32 --parallelism_config_dp_replicate_size 4"
+    launched = resolve("hsdp", *options.split())
+    assert (launched.parallelism_config_dp_replicate_size, launched.parallelism_config_dp_shard_size) == (4, 8)

@@ -3,124 +3,115 @@ import resource
 import pytest
 import torch
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
 
 from ldae.errors import RunError
-from ldae.training.checkpoint import (
-    Checkpoint,
-    collect_model,
-    collect_optimizer,
-    latest_checkpoint,
-    load_checkpoint,
-    restore,
-    save_checkpoint,
-)
+from ldae.processes import make_accelerator
+from ldae.sections import TrainingConfig
+from ldae.training.checkpoint import PARTS, latest_checkpoint, load_checkpoint, save_checkpoint
+from ldae.training.state import TrainingState
+from ldae.training.task import Task
 
 
-def make_training() -> tuple[nn.Module, torch.optim.Optimizer]:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
-    return model, torch.optim.AdamW(model.parameters(), lr=0.1)
+class Toy(Task):
+    """Three layers, one of them with running statistics."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        self.module = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
 
 
-def step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+def make_training(ema_decay: float | None = None) -> TrainingState:
+    state = TrainingState(Toy(), TrainingConfig(ema_decay=ema_decay), make_accelerator(cpu=True))
+    for group in state.optimizer.param_groups:
+        group["lr"] = 0.1
+    return state
+
+
+def step(state: TrainingState, seed: int) -> None:
     x = torch.randn(16, 4, generator=torch.Generator().manual_seed(seed))
-    model(x).square().mean().backward()
-    optimizer.step()
-    optimizer.zero_grad()
+    state.network(x).square().mean().backward()
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    if state.ema is not None:
+        state.ema.step(state.trained.values())
 
 
-def make_checkpoint(images: int, ema: bool = False) -> Checkpoint:
-    model, optimizer = make_training()
-    step(model, optimizer, 0)
-    average = {name: p.detach() for name, p in model.named_parameters()} if ema else {}
-    state = {"images_seen": images, "data": [{"position": images}]}
-    return Checkpoint(collect_model(model), collect_optimizer(model, optimizer), average, state)
+def save(folder, images: int, state: TrainingState | None = None, keep: int = 1):
+    if state is None:
+        state = make_training()
+        step(state, 0)
+    steps = state.ema.optimization_step if state.ema else 0
+    record = {"images_seen": images, "data": [{"position": images}], "ema_steps": steps}
+    return save_checkpoint(folder, state.parts(), record, keep)
 
 
 def test_training_goes_on_bit_for_bit(tmp_path):
-    model, optimizer = make_training()
+    state = make_training(ema_decay=0.9)
     for seed in range(3):
-        step(model, optimizer, seed)
-    state = {"images_seen": 48}
-    path = save_checkpoint(
-        tmp_path, Checkpoint(collect_model(model), collect_optimizer(model, optimizer), {}, state), 2
-    )
+        step(state, seed)
+    path = save(tmp_path, 48, state)
     for seed in range(3, 6):
-        step(model, optimizer, seed)
+        step(state, seed)
 
-    again, again_optimizer = make_training()
-    restore(load_checkpoint(path), again, again_optimizer)
+    again = make_training(ema_decay=0.9)
+    again.restore(load_checkpoint(path))
     for seed in range(3, 6):
-        step(again, again_optimizer, seed)
-    for (name, ours), (_, theirs) in zip(model.state_dict().items(), again.state_dict().items(), strict=True):
-        assert torch.equal(ours, theirs), name
+        step(again, seed)
+    for part, tensors in state.parts().items():
+        theirs = again.parts()[part]
+        assert tensors and all(torch.equal(value, theirs[name]) for name, value in tensors.items()), part
 
 
 def test_everything_comes_back_and_nothing_is_a_pickle(tmp_path):
-    saved = make_checkpoint(64, ema=True)
-    path = save_checkpoint(tmp_path, saved, keep=1)
+    state = make_training(ema_decay=0.9)
+    step(state, 0)
+    path = save(tmp_path, 64, state)
     loaded = load_checkpoint(path)
-    assert loaded.state == saved.state and loaded.images_seen == 64
-    for part in ("model", "optimizer", "ema"):
-        ours, theirs = getattr(saved, part), getattr(loaded, part)
+    assert loaded.state == {"images_seen": 64, "data": [{"position": 64}], "ema_steps": 1}
+    for part in PARTS:
+        ours, theirs = state.parts()[part], loaded.read(part)
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert loaded.read("model", "0.").keys() == {"0.weight", "0.bias"}
     assert {file.suffix for file in path.iterdir()} == {".safetensors", ".json"}
+
+
+def test_the_average_is_swapped_in_and_out():
+    state = make_training(ema_decay=0.9)
+    for seed in range(3):
+        step(state, seed)
+    parts = {part: {name: value.clone() for name, value in tensors.items()} for part, tensors in state.parts().items()}
+    with pytest.raises(KeyError), state.averaged():
+        assert all(torch.equal(state.trained[name], value) for name, value in parts["ema"].items())
+        raise KeyError
+    for part, tensors in parts.items():
+        assert all(torch.equal(state.parts()[part][name], value) for name, value in tensors.items())
+    assert not torch.equal(parts["ema"]["0.weight"], parts["model"]["0.weight"])
+    assert torch.equal(state.weights()["0.weight"], parts["ema"]["0.weight"])
+    assert torch.equal(state.weights()["1.running_mean"], parts["model"]["1.running_mean"])
 
 
 def test_rotation_keeps_the_newest_and_ignores_unfinished_ones(tmp_path):
     (tmp_path / ".incomplete-images-000000000999").mkdir()
     for images in (8, 128, 64, 256):
-        save_checkpoint(tmp_path, make_checkpoint(images), keep=2)
+        save(tmp_path, images, keep=2)
     assert [path.name for path in sorted(tmp_path.glob("images-*"))] == ["images-000000000128", "images-000000000256"]
     assert latest_checkpoint(tmp_path).name == "images-000000000256"
     assert latest_checkpoint(tmp_path / "nowhere") is None
 
 
 def test_a_full_disk_is_said_and_leaves_the_last_checkpoint_intact(tmp_path):
-    kept = save_checkpoint(tmp_path / "checkpoints", make_checkpoint(64), keep=1)
-    before = load_checkpoint(kept)
+    kept = save(tmp_path / "checkpoints", 64)
+    before = load_checkpoint(kept).read("model")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # no file may grow beyond 100 bytes
     try:
         with pytest.raises(RunError) as error:
-            save_checkpoint(tmp_path / "checkpoints", make_checkpoint(128), keep=1)
+            save(tmp_path / "checkpoints", 128)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "at 128 images could not be written" in str(error.value) and "images-000000000064, is intact" in str(
         error.value
     )
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [kept.name]
-    after = load_checkpoint(kept)
-    assert all(torch.equal(before.model[key], after.model[key]) for key in before.model)
-
-
-def test_sharded_training_is_saved_whole_and_goes_on(tmp_path):
-    """FSDP2's sharded weights and optimizer state, on a mesh of one process: whole tensors out, the same shards in."""
-
-    def sharded() -> tuple[nn.Module, torch.optim.Optimizer]:
-        model, _ = make_training()
-        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
-        return model, torch.optim.AdamW(model.parameters(), lr=0.1)
-
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    try:
-        model, optimizer = sharded()
-        for seed in range(3):
-            step(model, optimizer, seed)
-        saved = Checkpoint(collect_model(model), collect_optimizer(model, optimizer), {}, {"images_seen": 48})
-        assert not any(
-            isinstance(value, DTensor) for part in (saved.model, saved.optimizer) for value in part.values()
-        )
-        path = save_checkpoint(tmp_path, saved, keep=1)
-        step(model, optimizer, 3)
-
-        again, again_optimizer = sharded()
-        restore(load_checkpoint(path), again, again_optimizer)
-        step(again, again_optimizer, 3)
-        ours, theirs = collect_model(model), collect_model(again)
-        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    finally:
-        torch.distributed.destroy_process_group()
+    after = load_checkpoint(kept).read("model")
+    assert all(torch.equal(before[key], after[key]) for key in before)

@@ -26,9 +26,9 @@ def test_a_ddae_run_gives_its_averaged_models_in_order(make_ddae):  # noqa: F811
     assert not same(first.state_dict(), last.state_dict())
 
     checkpoint = load_checkpoint(folder / "checkpoints" / "images-000000000064")
-    assert all(torch.equal(first.state_dict()[name], value) for name, value in checkpoint.ema.items())
+    assert all(torch.equal(first.state_dict()[name], value) for name, value in checkpoint.read("ema").items())
     _, raw = next(checkpoint_models(folder, raw=True))
-    assert same(raw.state_dict(), checkpoint.model) and not same(raw.state_dict(), first.state_dict())
+    assert same(raw.state_dict(), checkpoint.read("model")) and not same(raw.state_dict(), first.state_dict())
 
     options = ["--num_images", "20", "--timesteps", "11,400"]
     assert main(["alignment", str(folder), "--checkpoints", *options]) == 0

@@ -50,7 +50,7 @@ class Count(Callback):
             self.forward = counter.get_total_flops()
             loss.backward()
         self.step = counter.get_total_flops()
-        run.optimizer.zero_grad()
+        run.state.optimizer.zero_grad()
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -95,10 +95,10 @@ class Look(Callback):
 
     def start(self, run):
         self.memory = estimate_memory(run)
-        assert all(parameter.grad is None for parameter in run.trained.values())
+        assert all(parameter.grad is None for parameter in run.state.trained.values())
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
             estimate.blank_loss(run.task, run.micro_batch_size, run.device).backward()
-        run.optimizer.zero_grad()
+        run.state.optimizer.zero_grad()
         events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
         events.sort(key=lambda event: event.start_ns())
         self.taken = max(itertools.accumulate(event.nbytes() for event in events))

@@ -1,12 +1,9 @@
 """Ridge and kNN accuracy on a fixed subset, while a model trains: the loss does not tell whether it learns."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from ldae.data import Batch, DataConfig, ImageSource, iterate_once, open_probe_images
@@ -107,7 +104,7 @@ class OnlineProbe:
         """Score a model, which is left in the mode that it was in; no random state is touched.
 
         Args:
-            model ([`LDAEForPreTraining`] or [`LDAEModel`]): On every process of a sharded job.
+            model ([`LDAEForPreTraining`] or [`LDAEModel`]): A whole model, not one whose weights are sharded.
 
         Returns:
             `ridge_accuracy` and `knn_accuracy` at the model's own block and time step, `best_ridge_accuracy` at the
@@ -115,10 +112,9 @@ class OnlineProbe:
             `best_timestep`. Accuracies are fractions between 0 and 1, of the test subset. Penalties and the best cell
             are chosen on held-out images of the training subset; kNN has 20 neighbours, or as many as there are.
         """
-        with _whole(model):
-            train, test = (self._features(model, batches) for batches in self._batches)
-            some = as_encoder(model).search_timesteps[1::3]  # a search over all of them ends the run
-            search = search_features(model, *self._batches, timesteps=some, dtype=self.dtype)
+        train, test = (self._features(model, batches) for batches in self._batches)
+        some = as_encoder(model).search_timesteps[1::3]  # a search over all of them ends the run
+        search = search_features(model, *self._batches, timesteps=some, dtype=self.dtype)
         data = (train.flat[:, 0], train.classes, test.flat[:, 0], test.classes)
         layer, timestep = search.columns[search.chosen]
         return {
@@ -142,19 +138,6 @@ class OnlineProbe:
 
     def _features(self, model: PreTrainedModel, batches: list[Batch]) -> Features:
         return extract_features(model, batches, dtype=self.dtype)
-
-
-@contextmanager
-def _whole(model: torch.nn.Module) -> Iterator[None]:
-    """Gather the weights of an FSDP root, whose own forward features do not pass through."""
-    if not isinstance(model, FSDPModule):
-        yield
-        return
-    model.unshard()
-    try:
-        yield
-    finally:
-        model.reshard()
 
 
 def _labelled_part(batch: Batch) -> Batch | None:

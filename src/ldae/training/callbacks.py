@@ -53,7 +53,9 @@ class FeatureProbe(Callback):
         """Log the accuracies of the online probe where they are due."""
         every = self.options.probe_every_images or max(1, self.options.images // 10)
         if self.probe is not None and run.due(every):
-            run.log({"event": "probe", **self.probe(_encoder(run.task.module))})
+            with run.state.whole_module() as module:
+                scores = self.probe(_encoder(module))
+            run.log({"event": "probe", **scores})
 
     def finish(self, run: Run) -> None:
         """Search the exported model, and make the best block and time step the defaults in its config.json."""

@@ -3,22 +3,18 @@
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.tensor import DTensor
 
 from ldae.errors import RunError
 from ldae.files import open_permissions
@@ -26,23 +22,26 @@ from ldae.files import open_permissions
 
 INCOMPLETE_PREFIX = ".incomplete-"  # of a checkpoint that is being written
 DAMAGED_PREFIX = "damaged-"  # of a checkpoint that could not be read when a run resumed
-_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+PARTS = ("model", "optimizer", "ema")
+
+# Tensors by part and name. model: weights and persistent buffers. optimizer: AdamW's state, by `weight name/state
+# name`; empty before the first step. ema: averaged weights; empty where there is no average.
+Parts = dict[str, dict[str, torch.Tensor]]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Checkpoint:
-    """Everything that a run resumes from.
+    """A complete checkpoint on disk.
+
+    Its tensors are in `model.safetensors`, `optimizer.safetensors` and `ema.safetensors`, or if the run was sharded in
+    one `shard-*.safetensors` of each process, which `torch.distributed.checkpoint` wrote.
 
     Args:
-        model (`dict[str, torch.Tensor]`): Weights and persistent buffers by name.
-        optimizer (`dict[str, torch.Tensor]`): AdamW's state by `weight name/state name`; empty before the first step.
-        ema (`dict[str, torch.Tensor]`): Averaged weights by name; empty where there is no average.
+        path (`Path`): Its folder.
         state (`dict[str, Any]`): Values that JSON can hold: images seen, each process's position in the data, ...
     """
 
-    model: dict[str, torch.Tensor]
-    optimizer: dict[str, torch.Tensor]
-    ema: dict[str, torch.Tensor]
+    path: Path
     state: dict[str, Any]
 
     @property
@@ -50,75 +49,84 @@ class Checkpoint:
         """Images seen when it was written."""
         return self.state["images_seen"]
 
+    @property
+    def sharded(self) -> bool:
+        """True if the processes wrote a part each."""
+        return "shards" in self.state
 
-def collect_model(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return whole weights and persistent buffers on the CPU, under DDP and FSDP2 alike.
+    def read(self, part: str, prefix: str = "") -> dict[str, torch.Tensor]:
+        """Read the whole tensors of a part onto the CPU.
 
-    Every process must call it; the result is complete in the main process only. Of a model on the CPU the tensors are
-    the model's own: save them before the next step.
-    """
-    state: dict[str, Any] = get_model_state_dict(model, options=_WHOLE)
-    return state
+        Args:
+            part (`str`): `model`, `optimizer` or `ema`.
+            prefix (`str`): Only those whose name begins with it.
 
-
-def collect_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Return the optimizer's state by `weight name/state name`; otherwise like [`collect_model`]."""
-    state: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=_WHOLE)
-    return {
-        f"{weight}/{name}": value
-        for weight, values in state.get("state", {}).items()
-        for name, value in values.items()
-    }
-
-
-def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Load weights and optimizer state. Every process must call it."""
-    whole = StateDictOptions(full_state_dict=True)
-    set_model_state_dict(model, dict(checkpoint.model), options=whole)
-    if checkpoint.optimizer:
-        layout = get_optimizer_state_dict(model, optimizer)  # for its parameter groups
-        state: dict[str, Any] = {}
-        for key, value in checkpoint.optimizer.items():
-            weight, name = key.rsplit("/", 1)
-            state.setdefault(weight, {})[name] = value
-        set_optimizer_state_dict(model, optimizer, {**layout, "state": state}, options=whole)
+        Returns:
+            `dict[str, torch.Tensor]` by name, empty for a part that was not saved.
+        """
+        if self.sharded:
+            return _read_from_shards(self.path, part, prefix)
+        file = self.path / f"{part}.safetensors"
+        if not file.exists():
+            return {}
+        with safe_open(file, "pt") as tensors:
+            return {name: tensors.get_tensor(name) for name in tensors.offset_keys() if name.startswith(prefix)}
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
+def save_checkpoint(folder: Path, parts: Parts, state: dict[str, Any], keep: int) -> Path:
     """Write a checkpoint, rename it into place, and remove all but the newest `keep`.
+
+    Only the main process calls it, or every process if the tensors are shards: then each writes its own.
+
+    Args:
+        folder (`Path`): The run's `checkpoints/`.
+        parts (`Parts`): The tensors.
+        state (`dict[str, Any]`): As of [`Checkpoint`].
+        keep (`int`): Number of checkpoints to keep.
 
     Raises:
         RunError: If it cannot be written. Older checkpoints are kept.
     """
-    name = f"images-{checkpoint.images_seen:012d}"
+    name = f"images-{state['images_seen']:012d}"
     incomplete, final = folder / f"{INCOMPLETE_PREFIX}{name}", folder / name
+    sharded = any(isinstance(tensor, DTensor) for tensor in parts["model"].values())
+    is_main = not sharded or torch.distributed.get_rank() == 0
     try:
-        shutil.rmtree(incomplete, ignore_errors=True)
-        incomplete.mkdir(parents=True)
-        for part in ("model", "optimizer", "ema"):
-            tensors = getattr(checkpoint, part)
-            if tensors:
-                tensors = {key: value.contiguous() for key, value in tensors.items()}
-                save_file(tensors, incomplete / f"{part}.safetensors", metadata={"format": "pt"})
-        (incomplete / "state.json").write_text(json.dumps(checkpoint.state))
-        open_permissions(incomplete)
-        for path in (*incomplete.iterdir(), incomplete):
-            _flush(path)
-        if final.exists():  # an interrupted run saved the same images again
-            shutil.rmtree(final)
-        os.replace(incomplete, final)
-        _flush(folder)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(incomplete, ignore_errors=True)
+        if is_main:
+            shutil.rmtree(incomplete, ignore_errors=True)
+            incomplete.mkdir(parents=True)
+        if sharded:
+            torch.distributed.barrier()
+            writer = dcp.HuggingFaceStorageWriter(str(incomplete), save_distributed=True)
+            dcp.save(_flat(parts), storage_writer=writer)
+        else:
+            for part, tensors in parts.items():
+                if tensors:
+                    tensors = {key: value.contiguous() for key, value in tensors.items()}
+                    save_file(tensors, incomplete / f"{part}.safetensors", metadata={"format": "pt"})
+        if is_main:
+            if sharded:
+                state = {**state, "shards": sorted(path.name for path in incomplete.iterdir())}
+            (incomplete / "state.json").write_text(json.dumps(state))
+            _put_in_place(incomplete, final)
+    except (OSError, SafetensorError, CheckpointException) as error:
+        if is_main:
+            shutil.rmtree(incomplete, ignore_errors=True)
         newest = latest_checkpoint(folder)
         kept = f"The last checkpoint, {newest}, is intact" if newest else "No checkpoint had been written yet"
         raise RunError(
-            f"output_dir={str(folder.parent)!r}: the checkpoint at {checkpoint.images_seen:,} images could not be "
+            f"output_dir={str(folder.parent)!r}: the checkpoint at {state['images_seen']:,} images could not be "
             f"written ({error}). {kept}. Make room or give a writable folder, then run the same command to resume."
         ) from error
-    for old in complete_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+    if is_main:
+        for old in complete_checkpoints(folder)[:-keep]:
+            shutil.rmtree(old)
     return final
+
+
+def read_shards(path: Path, parts: Parts) -> None:
+    """Read a sharded checkpoint into tensors in place. Every process calls it, and reads what its shards need."""
+    dcp.load(_flat(parts), storage_reader=dcp.HuggingFaceStorageReader(str(path)))
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
@@ -132,33 +140,44 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return complete[-1] if complete else None
 
 
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a complete checkpoint without checking its files."""
+    return Checkpoint(path, json.loads((path / "state.json").read_text()))
+
+
 def exported_weights(path: Path, raw: bool = False) -> dict[str, torch.Tensor]:
     """Read the weights and buffers of a checkpoint by name, averaged where the run averages them, unless `raw`."""
-    weights, average = load_file(path / "model.safetensors"), path / "ema.safetensors"
-    return weights if raw or not average.exists() else {**weights, **load_file(average)}
+    checkpoint = open_checkpoint(path)
+    weights = checkpoint.read("model")
+    return weights if raw else {**weights, **checkpoint.read("ema")}
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint onto the CPU.
+    """Open a checkpoint, and check that its files are complete.
 
     Raises:
         RunError: If a file is missing or damaged, or a weight is not a finite number.
     """
     try:
-        state = json.loads((path / "state.json").read_text())
+        checkpoint = open_checkpoint(path)
+        state = checkpoint.state
         expected = {"model": True, "optimizer": state["images_seen"] > 0, "ema": state.get("ema_steps", 0) > 0}
-        parts = {part: path / f"{part}.safetensors" for part in expected}
-        tensors = {part: load_file(file) if expected[part] or file.exists() else {} for part, file in parts.items()}
-        for name, tensor in tensors["model"].items():
-            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-                raise ValueError(f"{name} has values that are not finite numbers")
+        whole = [f"{part}.safetensors" for part, needed in expected.items() if needed]
+        for file in state.get("shards", whole):
+            with safe_open(path / file, "pt") as tensors:
+                for name in tensors.offset_keys():
+                    if file != "model.safetensors" and not name.startswith("model/"):
+                        continue
+                    tensor = tensors.get_tensor(name)
+                    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                        raise ValueError(f"{name} has values that are not finite numbers")
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path} is damaged ({str(error).partition(chr(10))[0]})") from error
-    return Checkpoint(**tensors, state=state)
+    return checkpoint
 
 
 def load_newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
-    """Read the newest sound checkpoint of a `checkpoints/` folder, and set damaged ones that are newer aside.
+    """Open the newest sound checkpoint of a `checkpoints/` folder, and set damaged ones that are newer aside.
 
     Args:
         folder (`Path`): The folder. The damaged checkpoints in it are renamed, so that they count no more.
@@ -188,6 +207,35 @@ def load_newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
             "another output_dir to start again."
         )
     return None
+
+
+def _flat(parts: Parts) -> dict[str, Any]:
+    """Return the tensors of all parts by `part/name`."""
+    return {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+
+
+def _read_from_shards(path: Path, part: str, prefix: str) -> dict[str, torch.Tensor]:
+    reader, start = dcp.HuggingFaceStorageReader(str(path)), f"{part}/"
+    stored: dict[str, Any] = reader.read_metadata().state_dict_metadata
+    whole = {
+        key: torch.empty(saved.size, dtype=saved.properties.dtype)
+        for key, saved in stored.items()
+        if key.startswith(f"{start}{prefix}")
+    }
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # this process reads alone
+        dcp.load(whole, storage_reader=reader, no_dist=True)
+    return {key.removeprefix(start): tensor for key, tensor in whole.items()}
+
+
+def _put_in_place(incomplete: Path, final: Path) -> None:
+    open_permissions(incomplete)
+    for path in (*incomplete.iterdir(), incomplete):
+        _flush(path)
+    if final.exists():  # an interrupted run saved the same images again
+        shutil.rmtree(final)
+    os.replace(incomplete, final)
+    _flush(final.parent)
 
 
 def _flush(path: Path) -> None:

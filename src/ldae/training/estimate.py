@@ -8,7 +8,6 @@ from typing import Any
 
 import psutil
 import torch
-from accelerate.utils import DistributedType
 
 from ldae.data import Batch
 from ldae.data.loader import PREFETCHED_BATCHES
@@ -138,7 +137,7 @@ class Estimate(Callback):
 def resource_warnings(run: Run, memory: MemoryEstimate | None) -> list[str]:
     """List what this machine lacks for a run, a line each."""
     warnings = []
-    weights = sum(parameter.numel() for parameter in run.trained.values())
+    weights = sum(parameter.numel() for parameter in run.state.trained.values())
     if run.device.type == "cpu" and weights > LARGE_ON_CPU:
         warnings.append(
             f"{weights / 1e6:.0f} M weights train on a CPU, which takes days for most budgets; choose a smaller "
@@ -161,8 +160,7 @@ def resource_warnings(run: Run, memory: MemoryEstimate | None) -> list[str]:
 
 def estimate_memory(run: Run) -> MemoryEstimate | None:
     """Estimate the memory of a run from two small steps; `None` for sharded weights."""
-    sharded = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
-    if run.device.type not in ("cpu", "cuda") or run.accelerator.distributed_type in sharded:
+    if run.device.type not in ("cpu", "cuda") or run.state.sharded:
         return None
     held = torch.cuda.memory_allocated(run.device) if run.device.type == "cuda" else psutil.Process().memory_info().rss
     free, statistics = free_memory(run.device), batch_statistics(run.task.module)
@@ -170,7 +168,7 @@ def estimate_memory(run: Run) -> MemoryEstimate | None:
         fixed, per_image = count_step_bytes(run.task.module, lambda count: blank_loss(run.task, count, run.device))
     for buffer, before in statistics:
         buffer.copy_(before)
-    trained = sum(parameter.numel() * parameter.element_size() for parameter in run.trained.values())
+    trained = sum(parameter.numel() * parameter.element_size() for parameter in run.state.trained.values())
     return MemoryEstimate(held, 3 * trained, fixed, per_image, run.micro_batch_size, free)
 
 

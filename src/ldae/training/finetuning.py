@@ -23,7 +23,7 @@ from ldae.training.drop_path import DropPath
 from ldae.training.estimate import Estimate
 from ldae.training.finetuning_recipe import FineTuningRecipe
 from ldae.training.loop import Callback, Run, train
-from ldae.training.lora import add_lora, merged
+from ldae.training.lora import add_lora, merge_lora
 from ldae.training.rehearsal import Rehearsal, rehearse
 from ldae.training.run_folder import RunFolder
 from ldae.training.task import Task, trained_parameters
@@ -66,8 +66,7 @@ class FineTuningTask(Task):
         model = load_classifier(self.recipe)
         self.blocks = encoder_blocks(model)
         self._freeze(model)
-        if fine.lora_rank is not None:
-            add_lora(model, self.blocks[fine.frozen_blocks :], fine.lora_rank)
+        self._add_lora(model)
         self.drop_path = DropPath(model, self.blocks, fine.drop_path, first=fine.frozen_blocks)
         return self.optimized(model)
 
@@ -102,7 +101,10 @@ class FineTuningTask(Task):
         """Write the classifier, with plain layers where LoRA factors trained."""
         model = self.module
         if self.recipe.finetuning.lora_rank is not None:
-            model = merged(model, weights)
+            model = CLASSIFIERS[self.recipe.model_type](self.module.config)
+            self._add_lora(model)
+            model.load_state_dict(weights)
+            merge_lora(model)
             weights = model.state_dict()
         folder.export(model, weights, scheduler=False)
 
@@ -115,6 +117,11 @@ class FineTuningTask(Task):
             f"{len(self.blocks)} blocks, {self.module.num_labels} classes; {fine.checkpoint}, {begin}; layer_decay "
             f"{fine.layer_decay}"
         )
+
+    def _add_lora(self, model: Any) -> None:
+        fine = self.recipe.finetuning
+        if fine.lora_rank is not None:
+            add_lora(model, self.blocks[fine.frozen_blocks :], fine.lora_rank)
 
     def _freeze(self, model: Any) -> None:
         """Freeze the first blocks and what comes before them, and switch off their dropout."""
@@ -166,15 +173,14 @@ class MeasureAccuracy(Callback):
     def _accuracies(self, run: Run, source: ImageSource) -> dict[str, tuple[float, int]]:
         """Return accuracy and number of images, by weights."""
         scores = {"raw": self._accuracy(run, source)}
-        if run.ema is not None:
-            with run.averaged():
+        if run.state.ema is not None:
+            with run.state.averaged():
                 scores["ema"] = self._accuracy(run, source)
         return scores
 
     def _accuracy(self, run: Run, source: ImageSource) -> tuple[float, int]:
         """Measure the accuracy on a source; every process takes its share."""
-        model, accelerator = self.task.module, run.accelerator
-        c = model.config
+        accelerator, c = run.accelerator, self.task.module.config
         counts = torch.zeros(2, dtype=torch.long, device=run.device)  # correct, measured
         batches = iterate_once(
             source,
@@ -185,7 +191,7 @@ class MeasureAccuracy(Callback):
             world_size=accelerator.num_processes,
             num_workers=self.recipe.data.num_workers,
         )
-        with evaluating(model), accelerator.autocast():
+        with run.state.whole_module() as model, evaluating(model), accelerator.autocast():
             for batch in batches:
                 if batch.labels is None:
                     continue

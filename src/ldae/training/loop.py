@@ -5,13 +5,12 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, gather_object
-from diffusers.training_utils import EMAModel
+from accelerate.utils import gather_object
 
 from ldae import stopping
 from ldae.data import Batch, ImageLoader, check_disjoint, describe_counts
@@ -19,19 +18,12 @@ from ldae.errors import RunError
 from ldae.processes import make_accelerator
 from ldae.sections import TrainingConfig
 from ldae.training.budget import budget_warnings
-from ldae.training.checkpoint import (
-    Checkpoint,
-    collect_model,
-    collect_optimizer,
-    latest_checkpoint,
-    load_newest,
-    restore,
-    save_checkpoint,
-)
+from ldae.training.checkpoint import Checkpoint, latest_checkpoint, load_newest, save_checkpoint
 from ldae.training.learning_rate import learning_rate
 from ldae.training.progress import Stopwatch, hardware, print_line, progress_bar
 from ldae.training.run_folder import RunFolder
-from ldae.training.task import Task, batch_statistics, trained_parameters
+from ldae.training.state import TrainingState
+from ldae.training.task import Task, batch_statistics
 
 
 class Callback:
@@ -98,11 +90,12 @@ def _train(run: "Run") -> None:
 
 
 class Run:
-    """State of a task in training: network, optimizer, averaged weights, position in the data, images seen.
+    """A task in training: its state, the position in the data, the images seen, the log.
 
     The constructor resumes from the newest sound checkpoint. Arguments are those of [`train`], and the processes.
     """
 
+    state: TrainingState
     images_seen: int
     seconds: float  # spent training, over all starts
     loader: ImageLoader
@@ -125,16 +118,7 @@ class Run:
         with self.accelerator.main_process_first():  # which sets damaged checkpoints aside
             checkpoint = load_newest(folder.checkpoints, self.say)
         task.setup(self.accelerator, checkpoint)
-        optimizer = torch.optim.AdamW(
-            task.parameter_groups(),
-            betas=options.adam_betas,
-            weight_decay=options.weight_decay,
-            fused=self.device.type != "mps",
-        )
-        task.network, self.optimizer = self.accelerator.prepare(task.module.train(), optimizer)
-        task.module = self.accelerator.unwrap_model(task.network)
-        self.trained = trained_parameters(task.module)
-        self.ema = self._start_average(options.ema_decay)
+        self.state = TrainingState(task, options, accelerator)
         self._resume(checkpoint)
 
     def start(self) -> Iterator[Batch]:
@@ -157,7 +141,7 @@ class Run:
         t = self.options
         statistics = batch_statistics(self.task.module) if self.accumulation > 1 else []
         rate = learning_rate(self.images_seen, t)
-        for group in self.optimizer.param_groups:
+        for group in self.state.optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
         loss = torch.zeros((), device=self.device)
         for index in range(self.accumulation):
@@ -174,12 +158,12 @@ class Run:
                 part = self.task.loss(batch, positions) / self.accumulation
                 self.accelerator.backward(part)
             loss += part.detach()
-        limit = math.inf if t.max_grad_norm is None else t.max_grad_norm  # without a limit the norm is still logged
-        grad_norm = self.accelerator.clip_grad_norm_(self.trained.values(), limit)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        if self.ema is not None:
-            self.ema.step(self.trained.values())
+        # Without a limit the norm is still logged.
+        grad_norm = self.state.clip(math.inf if t.max_grad_norm is None else t.max_grad_norm)
+        self.state.optimizer.step()
+        self.state.optimizer.zero_grad()
+        if self.state.ema is not None:
+            self.state.ema.step(self.state.trained.values())
 
         self._check_finite()  # of the step before, so that an accelerator never waits for the host
         self.last_step = (self.images_seen, loss, grad_norm, rate)
@@ -206,22 +190,21 @@ class Run:
             self.folder.claim.check()
         self.seconds += time.perf_counter() - self._since
         self._since = time.perf_counter()
-        state = {
+        record = {
             "images_seen": self.images_seen,
             "seconds": self.seconds,
             "ranks": gather_object([{"loader": self.position, "losses": [loss.item() for loss in self.losses]}]),
-            "ema_steps": self.ema.optimization_step if self.ema else 0,
+            "ema_steps": self.state.ema.optimization_step if self.state.ema else 0,
         }
         if self.callbacks_due:
-            state["callbacks_due"] = True
-        weights = collect_model(self.task.network)
-        optimizer = collect_optimizer(self.task.network, self.optimizer.optimizer)
-        if self.is_main:
-            average = self._average()
-            checkpoint = Checkpoint(weights, optimizer, average, state)
-            save_checkpoint(self.folder.checkpoints, checkpoint, self.options.keep_checkpoints)
-            if not self.at_end:  # at the end, the task's `finish` writes it
-                self.task.export(self.folder, {**weights, **average})
+            record["callbacks_due"] = True
+        parts = self.state.parts()
+        if self.is_main or self.state.sharded:
+            save_checkpoint(self.folder.checkpoints, parts, record, self.options.keep_checkpoints)
+        if not self.at_end:  # at the end, the task's `finish` writes it
+            weights = self.state.weights()
+            if self.is_main:
+                self.task.export(self.folder, weights)
         self.images_saved = self.images_seen
         self.accelerator.wait_for_everyone()
         for callback in self.callbacks:
@@ -236,12 +219,12 @@ class Run:
                 "seconds": round(self.seconds, 1),
                 "hardware": hardware(),
                 "processes": self.accelerator.num_processes,
-                "weights": "ema" if self.ema else "raw",
+                "weights": "ema" if self.state.ema else "raw",
                 "images_read": images_read,
             }
         )
         self.say(f"Images read: {images_read}")
-        self.task.finish(self.folder, {**collect_model(self.task.network), **self._average()})
+        self.task.finish(self.folder, self.state.weights())
         for callback in self.callbacks:
             callback.finish(self)
         self.say(f"Finished: {self.folder.path} holds {self.task.product}.")
@@ -259,17 +242,6 @@ class Run:
     def due(self, every: int) -> bool:
         """Return whether the last step reached a multiple of `every` images, or the end."""
         return self.at_end or self.images_seen // every > (self.images_seen - self.options.total_batch_size) // every
-
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Use the averaged weights in the module within a context; only for a run with `ema_decay`."""
-        ema: Any = self.ema
-        ema.store(self.trained.values())
-        ema.copy_to(self.trained.values())
-        try:
-            yield
-        finally:
-            ema.restore(self.trained.values())
 
     def log(self, record: dict[str, Any]) -> None:
         """Write a line of metrics.jsonl, and pass the record to the callbacks."""
@@ -322,33 +294,13 @@ class Run:
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
-    def _start_average(self, decay: float | None) -> EMAModel | None:
-        if decay is None:
-            return None
-        if self.accelerator.distributed_type == DistributedType.FSDP:
-            raise ValueError(f"ema_decay={decay} does not work with FSDP; set it to null, or launch with DDP.")
-        ema = EMAModel(self.trained.values(), decay=decay)
-        ema.to(self.device)
-        return ema
-
-    def _shadows(self) -> dict[str, torch.Tensor]:
-        """Return the averaged weights by name, empty without an average."""
-        return {} if self.ema is None else dict(zip(self.trained, self.ema.shadow_params, strict=True))
-
-    def _average(self) -> dict[str, torch.Tensor]:
-        return {name: shadow.detach().cpu() for name, shadow in self._shadows().items()}
-
     def _resume(self, checkpoint: Checkpoint | None) -> None:
         """Set the state of a run from a checkpoint, or for a new run."""
         self.images_seen = self.images_saved = checkpoint.images_seen if checkpoint else 0
         self.callbacks_due = bool(checkpoint and checkpoint.state.get("callbacks_due"))
         self.seconds = checkpoint.state["seconds"] if checkpoint else 0.0
         if checkpoint:
-            restore(checkpoint, self.task.network, self.optimizer.optimizer)
-            for name, shadow in self._shadows().items():
-                shadow.copy_(checkpoint.ema[name])
-            if self.ema is not None:
-                self.ema.optimization_step = checkpoint.state["ema_steps"]
+            self.state.restore(checkpoint)
             self.say(f"Resuming from {checkpoint.images_seen:,} images.")
         if self.is_main:
             self.folder.forget_after(self.images_seen)  # the run will write those lines again

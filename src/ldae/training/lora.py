@@ -1,9 +1,7 @@
 """LoRA by peft: low-rank factors beside the frozen weights of an encoder, merged when it is saved."""
 
-import copy
 from typing import Any
 
-import torch
 from torch import nn
 
 from ldae.training.blocks import Block
@@ -40,17 +38,14 @@ def add_lora(model: Any, blocks: list[Block], rank: int) -> None:
     model.classifier.requires_grad_(True)
 
 
-def merged(model: Any, weights: dict[str, torch.Tensor]) -> Any:
-    """Return a copy of a classifier on the CPU, with these weights and its LoRA factors merged into plain layers."""
+def merge_lora(model: Any) -> None:
+    """Merge the LoRA factors of a classifier into plain layers, in place."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    plain = copy.deepcopy(model).cpu()
-    plain.load_state_dict(weights)
-    layers = [(name, module) for name, module in plain.named_modules() if isinstance(module, BaseTunerLayer)]
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
     for name, layer in layers:
         layer.merge()
         parent, _, own = name.rpartition(".")
-        setattr(plain.get_submodule(parent), own, layer.get_base_layer())
-    if hasattr(plain, "peft_config"):
-        del plain.peft_config
-    return plain
+        setattr(model.get_submodule(parent), own, layer.get_base_layer())
+    if hasattr(model, "peft_config"):
+        del model.peft_config

@@ -47,8 +47,7 @@ class DenoisingTask(Task):
             elif checkpoint is None:
                 fitted = obtain_tokenizer(self.recipe, self.source, self.accelerator).state_dict()
             else:
-                weights = checkpoint.model.items()
-                fitted = {name.removeprefix(prefix): value for name, value in weights if name.startswith(prefix)}
+                fitted = {name.removeprefix(prefix): t for name, t in checkpoint.read("model", prefix).items()}
             tokenizer.load_state_dict(fitted)
             if not self.rehearsing:
                 self.examples = latent_source(self.recipe, tokenizer, self.source, self.accelerator)

@@ -79,7 +79,7 @@ def rehearse(task: Task, batches: Iterable[Batch] | None = None) -> Rehearsal:
                     (seconds,) = broadcast_object_list([estimate.measure(run, at_once=run.at_end)])
     estimate.seconds_per_step = seconds
     run.say(estimate.describe(options.steps))
-    weights = sum(parameter.numel() for parameter in run.trained.values())
+    weights = sum(parameter.numel() for parameter in run.state.trained.values())
     half = passed[(len(passed) - 1) // 2]
     waited, elapsed = (end - start for start, end in zip(half, passed[-1], strict=True))
     return Rehearsal(seconds, options.steps, weights, peak_memory_gib(), waited / elapsed if elapsed else 0.0)

@@ -10,6 +10,7 @@ from ldae.data import Batch, ImageSource, open_images, prepare_images
 from ldae.training.checkpoint import Checkpoint
 from ldae.training.recipe import Recipe
 from ldae.training.run_folder import RunFolder
+from ldae.training.sharding import blocks_of, is_sharded
 from ldae.training.step_memory import return_freed_memory
 
 
@@ -140,8 +141,9 @@ class Task:
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable()
             return_freed_memory()
-        if self.options.compile:
-            model.compile(fullgraph=True)
+        if self.options.compile:  # sharded weights are gathered between the blocks, which no graph can span
+            for module in blocks_of(model) if is_sharded(self.accelerator) else [model]:
+                module.compile(fullgraph=True)
         return model
 
 

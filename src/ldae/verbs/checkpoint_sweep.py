@@ -235,8 +235,12 @@ class _Sweep:
 def _hash_of(checkpoint: Path) -> str:
     """Hash the weights that are measured: a run that was started anew has checkpoints of the same names."""
     average = checkpoint / "ema.safetensors"
-    with open(average if average.exists() else checkpoint / "model.safetensors", "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    whole = average if average.exists() else checkpoint / "model.safetensors"
+    digests = []
+    for path in [whole] if whole.exists() else sorted(checkpoint.glob("shard-*.safetensors")):
+        with open(path, "rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest()[:16])
+    return "-".join(digests)
 
 
 def _is_of(entry: dict[str, Any], keys: dict[str, Any], protocol: dict[str, Any]) -> bool:
