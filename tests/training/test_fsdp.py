@@ -27,12 +27,13 @@ from tests.training.test_finetuning import FAST
 
 # Runs jobs one after the other in the processes of one launch. A job may continue a copy of the first half of a run.
 SCRIPT = """
-import json, os, shutil, sys
+import json, os, resource, shutil, sys
 from pathlib import Path
 
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch.distributed.tensor import DTensor
+from ldae.errors import RunError
 from ldae.training.callbacks import FeatureProbe
 from ldae.training.finetuning import FineTuningTask, MeasureAccuracy
 from ldae.training.finetuning_recipe import load_finetuning_recipe
@@ -42,6 +43,7 @@ from ldae.training.recipe import load_recipe
 from ldae.training.run_folder import RunFolder
 
 rank, place, said = os.environ["RANK"], Path(sys.argv[1]), {}
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
 
 class CountBytes(Callback):
     def saved(self, run):
@@ -59,6 +61,8 @@ for name, job in json.loads((place / "jobs.json").read_text()).items():
             shutil.copytree(half, folder / "checkpoints" / half.name)
         torch.distributed.barrier()
     fields = job["fields"] | {"output_dir": str(folder)}
+    if name == "full disk" and rank == "1":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # no file may grow beyond 1000 bytes
     try:
         if "classifier" in name:
             task = FineTuningTask(load_finetuning_recipe(place / "ddp", None, fields))
@@ -67,8 +71,9 @@ for name, job in json.loads((place / "jobs.json").read_text()).items():
             task = DenoisingTask(load_recipe(place / "tiny.yaml", fields))
             callbacks = [FeatureProbe(task.recipe.data, task.options), CountBytes()]
         train(task, task.options, RunFolder(folder), callbacks)
-    except ValueError as error:
+    except (ValueError, RunError) as error:
         said[name] = str(error)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
 (place / f"said-{rank}.json").write_text(json.dumps(said))
@@ -129,6 +134,7 @@ def place(tmp_path_factory) -> Path:
         "ddp from fsdp": job(DDP, half_of="fsdp"),
         "classifier ddp": job(DDP, **FINE_TUNING),
         "classifier fsdp": job(FSDP, **FINE_TUNING),
+        "full disk": job(FSDP, half_of="fsdp", probe_every_images=0),
         "vae": job(FSDP, latent_tokenizer="vae", residual_weight=1, tokenizer_images=64),
         "old": job(FSDP | {"FSDP_VERSION": "1"}),
         "offload": job(FSDP | {"FSDP_OFFLOAD_PARAMS": "true"}),
@@ -193,6 +199,16 @@ def test_each_process_keeps_and_writes_its_part_alone(place):
         local, total = json.loads((place / f"said-{rank}.json").read_text())["fsdp"]
         assert local == pytest.approx(total / 2, rel=0.15)
         assert data_bytes(shard) == pytest.approx(total / 2, rel=0.15)
+
+
+def test_a_full_disk_ends_all_processes_and_leaves_the_last_checkpoint_intact(place):
+    for rank in range(2):  # one of which could write its shard
+        said = json.loads((place / f"said-{rank}.json").read_text())["full disk"]
+        assert "at 128 images could not be written ([Errno 27] File too large" in said
+        assert "images-000000000064, is intact" in said and "\n" not in said
+    checkpoints = place / "full disk" / "checkpoints"
+    assert [path.name for path in checkpoints.iterdir()] == ["images-000000000064"]
+    assert load_checkpoint(checkpoints / "images-000000000064").images_seen == 64
 
 
 def test_fsdp_refuses_what_it_does_not_do(place):
@@ -266,8 +282,9 @@ def test_a_killed_sharded_run_goes_on(place, tmp_path, count):
         time.sleep(0.005)
     for process in processes:
         process.kill()
-    assert not (folder / "model.safetensors").exists() or len(list((folder / "checkpoints").glob("images-*"))) == 1
+    assert not (folder / "checkpoints" / "images-000000000128").exists()
     run_jobs(count, tmp_path, {"fsdp": job(FSDP if count > 1 else DDP, probe_every_images=0)})
+    assert not list((folder / "checkpoints").glob(".*"))
     if count == 2:
         assert_same(folder, place / "fsdp")
     else:

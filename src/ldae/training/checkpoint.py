@@ -112,11 +112,13 @@ def save_checkpoint(folder: Path, parts: Parts, state: dict[str, Any], keep: int
     except (OSError, SafetensorError, CheckpointException) as error:
         if is_main:
             shutil.rmtree(incomplete, ignore_errors=True)
+        # Every process gets the errors of all, with their tracebacks.
+        reason = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
         newest = latest_checkpoint(folder)
         kept = f"The last checkpoint, {newest}, is intact" if newest else "No checkpoint had been written yet"
         raise RunError(
             f"output_dir={str(folder.parent)!r}: the checkpoint at {state['images_seen']:,} images could not be "
-            f"written ({error}). {kept}. Make room or give a writable folder, then run the same command to resume."
+            f"written ({reason}). {kept}. Make room or give a writable folder, then run the same command to resume."
         ) from error
     if is_main:
         for old in complete_checkpoints(folder)[:-keep]:

@@ -51,9 +51,8 @@ def shard(module: nn.Module, accelerator: Accelerator, activity: str) -> None:
         mesh = mesh[tuple(accelerator.parallelism_config.fsdp_dim_names)]
     if accelerator.mixed_precision != "no":
         module.forward = convert_outputs_to_fp32(accelerator.autocast()(module.forward))
-    warnings.filterwarnings(
-        "ignore", "FSDP2-wrapped module .* returned a view tensor"
-    )  # no output is changed in place
+    # No output is changed in place.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     for block in blocks[1:]:  # the first with the rest: diffusers' DiT uses a layer of it again after the last block
         fully_shard(block, mesh=mesh, reshard_after_forward=plugin.reshard_after_forward)
     fully_shard(module, mesh=mesh)
