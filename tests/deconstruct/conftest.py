@@ -1,11 +1,13 @@
 """A preset small enough for a test: the real rows of the trajectory, on real digits, for six steps."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from filelock import FileLock
 
 from ldae.cli import main
 from ldae.data import DataConfig, open_images
@@ -74,27 +76,40 @@ def write_tiny_preset(path: Path, digits: Path, **keys: Any) -> Path:
 
 
 @pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of a test run share."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    (shared / "deconstruct").mkdir(exist_ok=True)
+    return shared / "deconstruct"
+
+
+@pytest.fixture(scope="session")
+def digits(place: Path) -> Path:
     """A folder of 400 training and 120 test digits, to be probed in a third of the time."""
-    folder = tmp_path_factory.mktemp("images") / "digits"
-    folder.mkdir()
-    for split, count in (("train", 400), ("test", 120)):
-        rows = open_images(DataConfig("digits"), split).dataset.with_format(None).select(range(count))
-        rows.to_parquet(folder / f"{split}.parquet")
+    folder = place / "digits"
+    with FileLock(place / "digits.lock"):
+        if not folder.is_dir():
+            folder.mkdir()
+            for split, count in (("train", 400), ("test", 120)):
+                rows = open_images(DataConfig("digits"), split).dataset.with_format(None).select(range(count))
+                rows.to_parquet(folder / f"{split}.parquet")
     return folder
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> tuple[Path, Path]:
-    """A preset of three rows, a sweep and two seeds, and its folder after a launch."""
-    place = tmp_path_factory.mktemp("finished")
+def finished(place: Path, digits: Path) -> tuple[Path, Path]:
+    """A preset of three rows, a sweep and two seeds, and its folder after a launch, which takes half a minute."""
     sweep = {"dimensions": {"pca": [2]}}
     generation = {"num_images": 40, "reference_images": 60, "steps": 2, "grid": 9, "batch_size": 20, "rows": [0, 7]}
     keys = {"rows": [0, 7, 12], "seeds": [0, 1], "sweep": sweep, "generation": generation}
-    preset = write_tiny_preset(place / "preset.yaml", digits, **keys)
-    assert main(["deconstruct", "--config", str(preset), "--output_dir", str(place / "out")]) == 0
-    forget_processes()
-    return preset, place / "out"
+    with FileLock(place / "finished.lock"):
+        if not (place / "preset.yaml").is_file():
+            preset = write_tiny_preset(place / "starting.yaml", digits, **keys)
+            assert main(["deconstruct", "--config", str(preset), "--output_dir", str(place / "out")]) == 0
+            forget_processes()
+            preset.rename(place / "preset.yaml")
+    return place / "preset.yaml", place / "out"
 
 
 @pytest.fixture(autouse=True)

@@ -98,8 +98,9 @@ def test_every_checkpoint_loads_and_gives_features(finished):
         assert features.shape == (2, 32) and features.isfinite().all()
 
 
-def test_the_same_command_again_changes_no_number_and_trains_nothing(finished, capsys):
-    preset, folder = finished
+def test_the_same_command_again_changes_no_number_and_trains_nothing(finished, tmp_path, capsys):
+    preset, shared = finished  # by all workers of a test run, so it is left alone
+    folder = shutil.copytree(shared, tmp_path / "again")
     before = changes(folder)
     assert main(["deconstruct", "--config", str(preset), "--output_dir", str(folder)]) == 0
     assert changes(folder) == before

@@ -17,7 +17,7 @@ from .commands import SMALL
 from .judge import LONGEST, Case, broken_rule, by_verb, judge
 
 
-PART = {"images": 60, "recipes": 40, "checkpoints": 15, "tables": 10, "commands": 60}
+PART = {"images": 30, "recipes": 25, "checkpoints": 10, "tables": 8, "commands": 40}
 
 
 @pytest.fixture(scope="module", autouse=True)

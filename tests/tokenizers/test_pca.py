@@ -5,12 +5,11 @@ import warnings
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from sklearn.decomposition import PCA
 
 from ldae import LDAEConfig, LDAEForPreTraining, PatchMoments, fit_patch_pca, patchify
 from ldae.tokenizers.pca import pca_from_moments
+from tests.processes import run_on_two
 
 
 def smooth_images(count: int, channels: int = 3, size: int = 16, seed: int = 0) -> torch.Tensor:
@@ -75,20 +74,30 @@ def test_chunks_equal_one_pass():
     torch.testing.assert_close(chunked.covariance, one_pass.covariance, rtol=0, atol=1e-14)
 
 
-def _share_of_a_process(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    patches = patchify(smooth_images(12), 4).flatten(0, 1)
-    for name, cut in (("unequal", 50), ("one has none", len(patches))):
-        share = [patches[:cut], patches[cut:]][rank]
-        moments = PatchMoments(48).update(share).all_reduce()
-        torch.save((moments.count, moments.mean, moments.covariance), f"{folder}/{name} {rank}.pt")
-    dist.destroy_process_group()
+MERGE = """
+import os, sys
+import torch
+import torch.distributed as dist
+from ldae.tokenizers.pca import PatchMoments
+
+folder, rank = sys.argv[1], int(os.environ["RANK"])
+patches = torch.load(f"{folder}/patches.pt")
+dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+for name, cut in (("unequal", 50), ("one has none", len(patches))):
+    share = [patches[:cut], patches[cut:]][rank]
+    moments = PatchMoments(48).update(share).all_reduce()
+    torch.save((moments.count, moments.mean, moments.covariance), f"{folder}/{name} {rank}.moments")
+dist.destroy_process_group()
+"""
 
 
 def test_processes_merge_to_one_pass(tmp_path):
-    mp.spawn(_share_of_a_process, args=(str(tmp_path),), nprocs=2)
+    script = tmp_path / "merge.py"
+    script.write_text(MERGE)
+    torch.save(patchify(smooth_images(12), 4).flatten(0, 1), tmp_path / "patches.pt")
+    run_on_two(script, tmp_path, folder=tmp_path)
     one_pass = PatchMoments(48).update(patchify(smooth_images(12), 4))
-    files = sorted(tmp_path.glob("*.pt"))
+    files = sorted(tmp_path.glob("*.moments"))
     assert len(files) == 4
     for file in files:
         count, mean, covariance = torch.load(file)

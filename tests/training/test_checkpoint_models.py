@@ -10,6 +10,7 @@ from ldae.results import read_results
 from ldae.training.checkpoint import load_checkpoint
 from ldae.training.checkpoint_models import checkpoint_models
 from ldae.training.pretraining import pretrain
+from ldae.verbs import alignment
 from tests.training.test_ddae_pretraining import make_ddae  # noqa: F401 - a fixture
 
 
@@ -17,7 +18,19 @@ def same(weights: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> b
     return weights.keys() == others.keys() and all(torch.equal(weights[name], others[name]) for name in weights)
 
 
-def test_a_ddae_run_gives_its_averaged_models_in_order(make_ddae):  # noqa: F811
+def stop_at_second_call(function):
+    calls = []
+
+    def called(*arguments, **named):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return function(*arguments, **named)
+
+    return called
+
+
+def test_a_ddae_run_gives_its_averaged_models_in_order(make_ddae, monkeypatch):  # noqa: F811
     folder = pretrain(make_ddae(probe_every_images=0)).path
     (first_images, first), (last_images, last) = checkpoint_models(folder)
     assert (first_images, last_images) == (64, 128) and not last.training
@@ -31,6 +44,10 @@ def test_a_ddae_run_gives_its_averaged_models_in_order(make_ddae):  # noqa: F811
     assert same(raw.state_dict(), checkpoint.read("model")) and not same(raw.state_dict(), first.state_dict())
 
     options = ["--num_images", "20", "--timesteps", "11,400"]
+    with monkeypatch.context() as patch:  # stopped at the second checkpoint
+        patch.setattr(alignment, "measure_alignment", stop_at_second_call(alignment.measure_alignment))
+        assert main(["alignment", str(folder), "--checkpoints", *options]) == 130
+    assert {r["images_seen"] for r in read_results(folder)} == {64}
     assert main(["alignment", str(folder), "--checkpoints", *options]) == 0
     by_checkpoint = {r["checkpoint"]: r for r in read_results(folder)}
     assert list(by_checkpoint) == ["checkpoints/images-000000000064", "checkpoints/images-000000000128"]

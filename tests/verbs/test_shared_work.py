@@ -99,7 +99,7 @@ def in_one_process(place, calls):
     return {name: read_results(place / "one" / name) for name in calls}
 
 
-@pytest.mark.parametrize(("count", "some"), [(2, None), (4, ("ridge", "knn"))])
+@pytest.mark.parametrize(("count", "some"), [(2, None), pytest.param(4, ("ridge", "knn"), marks=pytest.mark.slow)])
 def test_processes_measure_what_one_process_does(calls, in_one_process, tmp_path, count, some):
     calls = {name: calls[name] for name in some or calls}
     (tmp_path / "script.py").write_text(CALLS)

@@ -182,15 +182,9 @@ class LDAEConfig(RemotePipelinesMixin, BackboneConfigMixin, PreTrainedConfig):
         """
         if name not in MODEL_SIZES:
             raise ValueError(f"size={name!r} is unknown; choose one of {', '.join(MODEL_SIZES)}.")
-        hidden_size, encoder, decoder, heads = MODEL_SIZES[name]
-        size_fields = {
-            "hidden_size": hidden_size,
-            "num_hidden_layers": encoder,
-            "decoder_num_hidden_layers": decoder,
-            "num_attention_heads": heads,
-            "intermediate_size": 4 * fields.get("hidden_size", hidden_size),
-        }
-        return cls(**(size_fields | fields))
+        names = ("hidden_size", "num_hidden_layers", "decoder_num_hidden_layers", "num_attention_heads")
+        chosen = dict(zip(names, MODEL_SIZES[name], strict=True)) | fields
+        return cls(**{"intermediate_size": 4 * chosen["hidden_size"]} | chosen)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -235,8 +229,7 @@ class LDAEConfig(RemotePipelinesMixin, BackboneConfigMixin, PreTrainedConfig):
     def search_timesteps(self) -> tuple[int, ...]:
         """Time steps to search for the best features, over the whole schedule.
 
-        At a small t the input is nearly clean, the best denoiser is the identity and the gates close, so features may
-        be best at a t of much noise.
+        At a small t the best denoiser is close to the identity, so features may be best at much noise.
         """
         return tuple(sorted({*self.scale_timesteps((0, 10, 20, 40, 80, 160, 320, 640, 1000)), self.feature_timestep}))
 
@@ -389,8 +382,8 @@ class LDAEConfig(RemotePipelinesMixin, BackboneConfigMixin, PreTrainedConfig):
                 )
 
     def _is_pixel_dim(self) -> bool:
-        side = round((self.latent_dim / self.num_channels) ** 0.5)
-        return side > 0 and self.num_channels * side**2 == self.latent_dim and self.patch_size % side == 0
+        sides = (q for q in range(1, self.patch_size + 1) if self.patch_size % q == 0)
+        return any(self.latent_dim == self.num_channels * q**2 for q in sides)
 
     def _require_positive(self, names: str) -> None:
         for name in names.split():

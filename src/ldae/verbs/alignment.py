@@ -30,7 +30,6 @@ def run(options: AlignmentOptions) -> int:
     print(f"Alignment and uniformity of {options.checkpoint}, {len(layers)} blocks x {len(timesteps)} t")
     print(f"images: {source.description}; on {inputs.device}")
     found: dict[int, list[SphereScore]] = {}
-    names: dict[int, str] = {}
     for seen, name, model in _models(inputs, options.checkpoints):
         found[seen] = measure_alignment(
             model,
@@ -43,18 +42,11 @@ def run(options: AlignmentOptions) -> int:
             device=inputs.device,
             dtype=inputs.dtype,
         )
-        names[seen] = name
-    if not is_main():
-        return 0
-    _print(found)
-    inputs.record(
-        *(
-            result
-            for seen, scores in found.items()
-            for result in _results(scores, inputs, options.centred, names[seen], seen, options.seeds)
-        )
-    )
-    _draw(found, inputs, options.centred)
+        if is_main():  # at once, so that a sweep which is stopped keeps what it has measured
+            _print(found[seen], seen)
+            inputs.record(*_results(found[seen], inputs, options.centred, name, seen, options.seeds))
+    if is_main():
+        _draw(found, inputs, options.centred)
     return 0
 
 
@@ -91,15 +83,11 @@ def _results(
             yield inputs.result(getattr(score, metric), protocol, **about)
 
 
-def _print(found: dict[int, list[SphereScore]]) -> None:
-    """Print the table."""
-    sweep = 0 not in found
-    rows = [["images seen"] * sweep + ["layer", "t", "alignment", "uniformity"]]
-    for seen, scores in found.items():
-        for s in scores:
-            shown = [str(s.layer), str(s.timestep), f"{s.alignment:.4f}", f"{s.uniformity:.4f}"]
-            rows.append([f"{seen:,}"] * sweep + shown)
-    print(table(rows))
+def _print(scores: list[SphereScore], seen: int) -> None:
+    """Print the table of a checkpoint."""
+    rows = [["layer", "t", "alignment", "uniformity"]]
+    rows += [[str(s.layer), str(s.timestep), f"{s.alignment:.4f}", f"{s.uniformity:.4f}"] for s in scores]
+    print(f"\n{seen:,} images seen:\n{table(rows)}" if seen else table(rows))
     print(f"Of {scores[0].n:,} images without labels, at two noisings each; lower is better in both.")
 
 

@@ -13,12 +13,12 @@ from ldae.training.recipe import merge_sections, read_sections, recipe_options
 
 
 @options
-class PretrainOptions:
-    """Pre-train from a recipe. The same command resumes.
+class RecipeOptions:
+    """The recipe.
 
     Args:
         config: The recipe: a YAML file, or the name of one that comes with ldae (`ldae recipes` lists them).
-        dry_run: Take the first steps, print what the whole run takes, and write nothing.
+        dry_run: Take the first steps, or fit on a few images, print what the whole run takes, and write nothing.
     """
 
     config: str | None = None
@@ -35,13 +35,13 @@ class PretrainOptions:
 
 
 @options
-class TrainTokenizerOptions(PretrainOptions):
-    """Fit or train the latent tokenizer of a recipe, for later runs. The same command resumes.
+class PretrainOptions(RecipeOptions):
+    """Pre-train from a recipe. The same command resumes."""
 
-    Args:
-        config: The recipe: a YAML file, or the name of one that comes with ldae (`ldae recipes` lists them).
-        dry_run: Take the first steps, or fit on a few images, print what it takes, and write nothing.
-    """
+
+@options
+class TrainTokenizerOptions(RecipeOptions):
+    """Fit or train the latent tokenizer of a recipe, for later runs. The same command resumes."""
 
 
 @options
