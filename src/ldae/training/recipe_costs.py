@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForPreTraining
 
-from ldae.training.accelerators import KEPT_FREE, Accelerator
+from ldae.training.accelerators import KEPT_FREE, DataSheet
 from ldae.training.estimate import MemoryEstimate, blank_loss
 from ldae.training.pretraining import DenoisingTask
 from ldae.training.recipe import Recipe
@@ -72,7 +72,7 @@ class Plan:
 
     recipe: Recipe
     costs: RecipeCosts
-    accelerator: Accelerator
+    accelerator: DataSheet
     devices: int
     mfu: float
 
