@@ -90,3 +90,9 @@ def _check_fsdp() -> None:
     ):
         if parse_flag_from_env(f"FSDP_{field.upper()}"):
             raise ValueError(f"fsdp_{field}=true in Accelerate's configuration is not supported; {remedy}.")
+    for kind in ("tp", "cp", "sp"):  # whose processes would have to read the same images
+        size = os.environ.get(f"PARALLELISM_CONFIG_{kind.upper()}_SIZE", "1")
+        if size != "1":
+            raise ValueError(
+                f"parallelism_config_{kind}_size={size} in Accelerate's configuration is not supported; set it to 1."
+            )

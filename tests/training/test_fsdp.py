@@ -137,6 +137,7 @@ def place(tmp_path_factory) -> Path:
         "full disk": job(FSDP, half_of="fsdp", probe_every_images=0),
         "vae": job(FSDP, latent_tokenizer="vae", residual_weight=1, tokenizer_images=64),
         "old": job(FSDP | {"FSDP_VERSION": "1"}),
+        "tensors": job(FSDP | {"PARALLELISM_CONFIG_TP_SIZE": "2"}),
         "offload": job(FSDP | {"FSDP_OFFLOAD_PARAMS": "true"}),
     }
     run_jobs(2, place, jobs)
@@ -215,6 +216,7 @@ def test_fsdp_refuses_what_it_does_not_do(place):
     said = json.loads((place / "said-0.json").read_text())
     assert "does not divide the tokenizer's network" in said["vae"]
     assert said["old"] == "fsdp_version=1 in Accelerate's configuration is not supported; set it to 2."
+    assert said["tensors"].startswith("parallelism_config_tp_size=2 in Accelerate's configuration is not supported")
     assert said["offload"].startswith("fsdp_offload_params=true")
 
 
@@ -332,3 +334,20 @@ def test_other_denoisers_are_divided_too(tmp_path, network):
         assert_close(tmp_path / "ddp", tmp_path / "fsdp")
     local, total = json.loads((tmp_path / "said-1.json").read_text())["fsdp"]
     assert local == pytest.approx(total / 2, rel=0.15)
+
+
+@pytest.mark.slow
+def test_the_peak_memory_of_a_process_falls_by_its_part(tmp_path):
+    """Weights, gradients, both moments and the average are held in part; DDP has the gradients a second time."""
+    model = TINY["model"] | {"hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 6}
+    model |= {"num_hidden_layers": 10, "decoder_num_hidden_layers": 10}
+    training = PRETRAINING | {"images": 32, "total_batch_size": 8, "micro_batch_size": 4, "log_every_images": 8}
+    recipe = TINY | {"model": model, "training": training | {"probe_every_images": 0}}
+    for name, env in (("ddp", DDP), ("fsdp", FSDP)):
+        (tmp_path / name).mkdir()
+        run_jobs(2, tmp_path / name, {"run": job(env)}, recipe)
+    ddp, fsdp = (records(tmp_path / name / "run", "peak_memory_gib")[3][2] for name in ("ddp", "fsdp"))
+    weights = load_file(tmp_path / "fsdp" / "run" / "model.safetensors").values()
+    part = 5 / 2 * sum(weight.nbytes for weight in weights) / 2**30
+    print(f"peak of a process: {ddp} GiB with DDP, {fsdp} GiB sharded; half of what is divided: {part:.3f} GiB")
+    assert ddp - fsdp > 0.75 * part

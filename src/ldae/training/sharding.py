@@ -11,6 +11,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from ldae.training.step_memory import return_freed_memory
+
 
 def is_sharded(accelerator: Accelerator) -> bool:
     """Return whether the launch divides weights over its processes."""
@@ -48,9 +50,10 @@ def shard(module: nn.Module, accelerator: Accelerator, activity: str) -> None:
     if mesh is None:
         mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     else:
-        mesh = mesh[tuple(accelerator.parallelism_config.fsdp_dim_names)]
+        mesh = mesh[tuple(accelerator.parallelism_config.dp_dim_names)]
     if accelerator.mixed_precision != "no":
         module.forward = convert_outputs_to_fp32(accelerator.autocast()(module.forward))
+    return_freed_memory()  # each step gathers weights and frees them again
     # No output is changed in place.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     for block in blocks[1:]:  # the first with the rest: diffusers' DiT uses a layer of it again after the last block

@@ -48,8 +48,7 @@ class TrainingState:
         self.accelerator, self.sharded = accelerator, is_sharded(accelerator)
         module = task.module.train()
         if self.sharded:
-            tensors = [*module.parameters(), *module.buffers()]
-            self._plain = copy.deepcopy(module, {id(tensor): tensor.to("meta") for tensor in tensors})
+            self._plain = _without_values(module)
             shard(module, accelerator, task.activity)
         optimizer = torch.optim.AdamW(
             task.parameter_groups(),
@@ -162,3 +161,9 @@ class TrainingState:
             held = self.trained[name].clone()
             self.trained[name].copy_(shadow)
             shadow.copy_(held)
+
+
+def _without_values(module: nn.Module) -> nn.Module:
+    """Return a copy of a module whose weights and buffers are on the meta device, where they take no memory."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return copy.deepcopy(module, {id(tensor): tensor.to("meta") for tensor in tensors})
