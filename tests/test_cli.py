@@ -149,3 +149,15 @@ def test_an_interrupt_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr("ldae.verbs.recipes.run", interrupt)
     assert main(["recipes"]) == 130
     assert capsys.readouterr().err == "ldae recipes: interrupted.\n"
+
+
+def test_idle_threads_sleep_soon_unless_the_user_says_otherwise() -> None:
+    code = "import os, sys, ldae_cli; assert 'torch' not in sys.modules; print(os.environ.get('GOMP_SPINCOUNT'))"
+
+    def spins(**given: str) -> str:
+        others = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, env=others | given, text=True, capture_output=True, check=True).stdout.strip()
+
+    assert spins() == "1000"
+    assert spins(GOMP_SPINCOUNT="7") == "7" and spins(OMP_WAIT_POLICY="active") == "None"

@@ -9,6 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ldae_cli  # noqa: F401 - before torch, so that its idle threads sleep
+
+
+# isort: split
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch.nn import functional as F
