@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec import AbstractFileSystem
 from PIL import Image
 
 from ldae.cli import main
@@ -102,10 +103,50 @@ def test_mistakes_name_the_address_and_the_remedy(bucket: str) -> None:
         ValueError, match=r"'memory://bucket/nothing' holds no .parquet or .tar file; give the address"
     ):
         open_images(DataConfig("memory://bucket/nothing"))
-    with pytest.raises(ValueError, match=r"'nosuch://bucket' cannot be opened .*fsspec must know nosuch://"):
+    with pytest.raises(ValueError, match=r"'nosuch://bucket' cannot be opened; fsspec must know nosuch://"):
         open_images(DataConfig("nosuch://bucket"))
     with pytest.raises(ValueError, match=r"'http://127.0.0.1:9/a.parquet' (cannot be reached|holds no)"):
         open_images(DataConfig("http://127.0.0.1:9/a.parquet"))
+
+
+class Refusing(AbstractFileSystem):
+    """A file system that refuses everything, as clients of object stores do."""
+
+    error: Exception = PermissionError("Forbidden")
+
+    def isdir(self, path: str) -> bool:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (PermissionError("Forbidden"), "(PermissionError: Forbidden); set credentials in the environment: AWS_ACCESS"),
+        (
+            OSError("no answer from https://me:hunter2@h/a?Signature=hunter2"),
+            "https://...@h/a?...); check the address, the",
+        ),
+        (
+            ValueError("Invalid endpoint: x."),
+            "(ValueError: Invalid endpoint: x); check the address, the endpoint (AWS",
+        ),
+    ],
+)
+def test_errors_of_a_client_name_the_remedy_and_hold_no_secret(
+    error: Exception, remedy: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("fsspec.core.url_to_fs", lambda _: (Refusing(), "bucket/images"))
+    monkeypatch.setattr(Refusing, "error", error)
+    assert main(["pretrain", "--dataset", "s3://bucket/images", "--output_dir", "run", "--size", "nano"]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("ldae pretrain: data.dataset='s3://bucket/images' cannot be reached (")
+    assert remedy in shown and "hunter2" not in shown and shown.count("\n") == 1
+
+
+def test_an_address_with_credentials_is_refused_without_repeating_them() -> None:
+    with pytest.raises(ValueError, match=r"^data.dataset='s3://...@bucket/a' holds credentials, .* AWS_PROFILE") as e:
+        list_remote("s3://KEY:hunter2@bucket/a", (".parquet",))
+    assert "hunter2" not in str(e.value)
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,13 @@ from ldae.places import is_address
 
 # Package of each protocol that fsspec itself does not bring.
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
+# What clients say of credentials that are missing or refused: builtin errors of fsspec, and those of botocore.
+REFUSED = ("PermissionError", "NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError")
+CREDENTIALS = {
+    "s3fs": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; FSSPEC_S3_ANON=true reads a public bucket",
+    "gcsfs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "adlfs": "AZURE_STORAGE_CONNECTION_STRING",
+}
 
 
 def list_remote(dataset: str, suffixes: tuple[str, ...]) -> list[str]:
@@ -31,6 +38,11 @@ def list_remote(dataset: str, suffixes: tuple[str, ...]) -> list[str]:
         ValueError: If a package is missing, the place cannot be reached, or there is no such file.
     """
     protocol = dataset.partition("://")[0]
+    shown, package = hide_secrets(f"data.dataset={dataset!r}"), PACKAGES.get(protocol)
+    if package in ("s3fs", "gcsfs") and "@" in dataset.partition("://")[2].partition("/")[0]:
+        raise ValueError(f"{shown} holds credentials, which would be kept in recipes; {_credentials(package)}.")
+    if protocol not in {*fsspec.available_protocols(), *fsspec.registry}:
+        raise ValueError(f"{shown} cannot be opened; fsspec must know {protocol}://.")
     try:
         system, path = fsspec.core.url_to_fs(dataset)
         if glob.has_magic(path):
@@ -39,21 +51,47 @@ def list_remote(dataset: str, suffixes: tuple[str, ...]) -> list[str]:
             found = [name for name in system.find(path) if PurePosixPath(name).suffix.lower() in suffixes]
         else:
             found = [path] if system.exists(path) else []
-    except (ImportError, ValueError) as error:
-        package = PACKAGES.get(protocol)
-        remedy = f"pip install {package}" if package else f"fsspec must know {protocol}://"
-        raise ValueError(f"data.dataset={dataset!r} cannot be opened ({one_line(error)}); {remedy}.") from error
+        bucket = path.partition("/")[0] if package else ""
+        no_bucket = bool(bucket and not found and not system.exists(bucket))
+    except ImportError as error:
+        remedy = f"pip install {package}" if package else f"install what {protocol}:// needs"
+        raise ValueError(f"{shown} cannot be opened ({one_line(error)}); {remedy}.") from error
     except Exception as error:  # the file systems' own, of their clients
         raise ValueError(
-            f"data.dataset={dataset!r} cannot be reached ({type(error).__name__}: {one_line(error)[:300]}); check the "
-            "address, the network and the credentials in the environment."
-        ) from error
+            f"{shown} cannot be reached ({type(error).__name__}: {hide_secrets(one_line(error).rstrip('.'))[:300]}); "
+            f"{_remedy(error, package)}."
+        ) from None  # its own text may hold a secret
+    if no_bucket:
+        raise ValueError(f"{shown}: there is no {bucket!r}, or these credentials may not see it; check the name.")
     if not found:
         raise ValueError(
-            f"data.dataset={dataset!r} holds no {' or '.join(suffixes)} file; give the address of such files, of "
+            f"{shown} holds no {' or '.join(suffixes)} file; give the address of such files, of "
             "their folder, or a pattern. Images must be packed in one of these formats."
         )
     return sorted(name if is_address(name) else system.unstrip_protocol(name) for name in found)
+
+
+def hide_secrets(text: str) -> str:
+    """Replace passwords and signatures of the addresses in a text.
+
+    Example:
+        >>> hide_secrets("https://me:secret@host/a.parquet?X-Amz-Signature=123")
+        'https://...@host/a.parquet?...'
+    """
+    text = re.sub(r"(?<=://)[^/\s@]+@", "...@", text)
+    return re.sub(r"(https?://[^\s?'\"]*\?)[^\s'\"]+", r"\1...", text)
+
+
+def _remedy(error: Exception, package: str | None) -> str:
+    """Say what to do about an error of a file system's client."""
+    if package and type(error).__name__ in REFUSED:
+        return _credentials(package)
+    endpoint = ", the endpoint (AWS_ENDPOINT_URL)" if package == "s3fs" else ""
+    return f"check the address{endpoint}, the network and the credentials in the environment"
+
+
+def _credentials(package: str) -> str:
+    return f"set credentials in the environment: {CREDENTIALS[package]}"
 
 
 def files_by_split(files: list[str], names: dict[str, str]) -> dict[str, Any]:
