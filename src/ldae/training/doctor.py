@@ -116,6 +116,7 @@ def measure_speed(recipe: Recipe, costs: RecipeCosts, memory: MemoryEstimate, de
     Raises:
         ValueError: If the images cannot be opened, or not even one fits into the memory.
     """
+    source = open_images(recipe.data) if read else None  # a mistake in its name is told before anything is measured
     peak = matrix_product_flops(device, recipe.training.mixed_precision == "bf16")
     batch = _measured_batch(recipe, costs, memory, peak)
     # With a learning rate of 0, weights stay finite whatever the images.
@@ -126,9 +127,9 @@ def measure_speed(recipe: Recipe, costs: RecipeCosts, memory: MemoryEstimate, de
     task = RandomImagesTask(replace(small, data=replace(recipe.data, num_workers=0)))
     alone = _quietly(lambda: rehearse(task, task.batches()))
     speed = Speed(peak, costs.step, batch, batch / alone.seconds_per_step)
-    if not read:
+    if source is None:
         return speed
-    loader = _loader_speed(small, batch)
+    loader = _loader_speed(small, source, batch)
     training = _quietly(lambda: rehearse(DenoisingTask(small)))
     return replace(speed, loader=loader, training=batch / training.seconds_per_step, waited=training.waited)
 
@@ -218,11 +219,11 @@ def _measured_batch(recipe: Recipe, costs: RecipeCosts, memory: MemoryEstimate, 
     return fitting
 
 
-def _loader_speed(recipe: Recipe, batch: int) -> float:
+def _loader_speed(recipe: Recipe, source: ImageSource, batch: int) -> float:
     """Return the images a second that a recipe's loader reads while nothing else is computed."""
     config = recipe.model_config()
     loader = ImageLoader(
-        open_images(recipe.data),
+        source,
         recipe.data,
         image_size=config.image_size,
         num_channels=config.num_channels,
