@@ -28,7 +28,7 @@ from ldae.training.rehearsal import Rehearsal, rehearse
 STEP_SECONDS = 3.0  # a measured step takes no longer: on a slow machine it has fewer images
 LIKELY_SHARE = 0.2  # of the peak, to choose that number
 SIDES = {"cpu": 1024, "cuda": 8192}  # of the square matrices whose product is timed
-WAITED = 0.05  # share of a step; more is worth a change
+WAITED = 0.1  # share of a step; more is worth a change
 LOW_SHARE = 0.25  # of the peak, on a GPU
 EXAMINED = 32  # images that are looked at to advise on their size
 

@@ -103,7 +103,7 @@ def _measure(recipe: Recipe, costs: RecipeCosts, machine: Machine, read: bool) -
     )
     side = None
     if speed.loader is not None and speed.training is not None:
-        _show("Loader", f"{speed.loader:,.1f} images/s alone, with {recipe.data.num_workers} workers")
+        _show("Loader", f"{speed.loader:,.1f} images/s alone, with num_workers = {recipe.data.num_workers}")
         _show(
             "Training", f"{speed.training:,.1f} images/s with its images: {speed.waited:.0%} of a step waits for them"
         )
