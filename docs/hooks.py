@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 SHOWN = (
     "training/recipes/**/*.yaml",
     "training/accelerate/*.yaml",
+    "training/launch/*",
     "notebooks/*.ipynb",
     "training/results/README.md",
     "model_cards/**/README.md",
@@ -24,6 +25,7 @@ SHOWN = (
     "CHANGELOG.md",
     "RELEASING.md",
 )
+LANGUAGES = {".yaml": "yaml", ".sh": "sh", ".sbatch": "sh"}  # files that become pages with their text
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#]+)")  # the path of a relative link
 NAME = re.compile(r"\[`~?([\w.]+)`\](?![(\[])")  # [`LDAEModel`], as transformers' docstrings link
 OBJECT = re.compile(r"^::: ([\w.]+)", re.MULTILINE)
@@ -32,13 +34,13 @@ EXAMPLE = re.compile(r"^( *)Example:$", re.MULTILINE)  # griffe's section of cod
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the files of the repository that pages link to; YAML files and notebooks become pages."""
+    """Add the files of the repository that pages link to; files of `LANGUAGES` and notebooks become pages."""
     for path in sorted(path for pattern in SHOWN for path in ROOT.glob(pattern)):
         name = path.relative_to(ROOT).as_posix()
-        if path.suffix == ".yaml":
+        if path.suffix in LANGUAGES:
             # In searches behind the guides and the reference.
             front = "---\nsearch: {boost: 0.2}\n---\n\n"
-            content = f"{front}# {path.name}\n\n`{name}`\n\n```yaml\n{path.read_text()}```\n"
+            content = f"{front}# {path.name}\n\n`{name}`\n\n```{LANGUAGES[path.suffix]}\n{path.read_text()}```\n"
             file = File.generated(config, f"{name}.md", content=content)
         elif path.suffix == ".ipynb":
             file = File.generated(config, f"{name}.md", content=notebook_page(path))
@@ -78,7 +80,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         target = posixpath.normpath(posixpath.join(here, match[1]))
         if (ROOT / target / "README.md").is_file():
             target += "/README.md"
-        target = f"{target}.md" if target.endswith((".yaml", ".ipynb")) else target.removeprefix("docs/")
+        target = f"{target}.md" if target.endswith((*LANGUAGES, ".ipynb")) else target.removeprefix("docs/")
         return posixpath.relpath(target, posixpath.dirname(uri) or ".")
 
     return LINK.sub(rewrite, markdown)
