@@ -18,7 +18,7 @@ install: $(STAMP)  ## create .venv with the tested versions and ldae in editable
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
 
 $(COMMON_TESTS)/PKG-INFO: $(STAMP)

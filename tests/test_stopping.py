@@ -69,7 +69,13 @@ with stopping.handling("ldae finetune"):
 """
 
 
-@pytest.mark.parametrize("number", stopping.SIGNALS)
+@pytest.mark.parametrize(
+    "number",
+    [
+        number if number == signal.SIGTERM else pytest.param(number, marks=pytest.mark.slow)
+        for number in stopping.SIGNALS
+    ],
+)
 def test_one_long_call_is_acknowledged_at_once_and_ended_by_the_second_signal(number):
     environment = {name: value for name, value in os.environ.items() if name != "LOCAL_RANK"}
     environment["PYTHONPATH"] = str(Path(stopping.__file__).parents[1])

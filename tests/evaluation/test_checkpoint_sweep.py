@@ -90,6 +90,7 @@ def test_every_checkpoint_is_probed_and_scored_and_nothing_twice(run, capsys, mo
     assert read_results(run) == results
 
 
+@pytest.mark.slow
 def test_what_differs_is_measured_again(run):
     assert sweep(run, "--probes", "knn", *STEPS) == 0
     before = read_results(run)
@@ -104,6 +105,7 @@ def test_what_differs_is_measured_again(run):
     assert len(read_results(run)) == 6
 
 
+@pytest.mark.slow
 def test_linear_probes_too_and_elsewhere(run, tmp_path):
     place = tmp_path / "out"
     options = ("--probes", "linear", "--epochs", 1, "--horizontal_flip", "false", "--output_dir", place, *STEPS)

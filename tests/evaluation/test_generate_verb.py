@@ -117,6 +117,7 @@ def test_half_precision_is_named(run):
     assert read_results(run)[0]["protocol"]["mixed_precision"] == "bf16"
 
 
+@pytest.mark.slow
 def test_samplers_are_compared_from_the_same_noise(ddae_run, capsys):
     chosen = ("--samplers", "ddim:3,ancestral:4,heun:2", "--num_images", 5)
     assert generate(ddae_run, *chosen, "--fid", 20, "--kid", 20, "--extractor", ddae_run) == 0

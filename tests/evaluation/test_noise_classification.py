@@ -75,6 +75,7 @@ def test_the_noise_of_a_level_is_named_as_its_schedule_has_it(ddae, model):
     assert noise_to_signal(DDAEModel.from_diffusers(model), (0, 999)) == as_ldae
 
 
+@pytest.mark.slow
 def test_the_verb_compares_heads_and_trained_networks_and_resumes(ddae, tmp_path, capsys):
     ddae.save_pretrained(tmp_path)
     save_image_processor(tmp_path, ddae.config)

@@ -236,6 +236,7 @@ def test_the_end_does_not_wait_for_a_push_that_hangs(hub_in_this_process: TestHu
     assert snapshots(run_folder) == []
 
 
+@pytest.mark.slow
 def test_a_hub_that_is_gone_ends_with_the_command_to_push_later(
     run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -98,7 +98,13 @@ def test_a_folder_gives_encoders_on_both_sides_of_the_middle(kind: str, tmp_path
             torch.testing.assert_close(early(pixels()).pooler_output, expected[middle][0])
 
 
-@pytest.mark.parametrize(("kind", "parametrization"), list(zip(NETWORKS, ("ddpm", "edm"), strict=True)))
+@pytest.mark.parametrize(
+    ("kind", "parametrization"),
+    [
+        pytest.param(kind, "edm", marks=pytest.mark.slow) if index else (kind, "ddpm")
+        for index, kind in enumerate(NETWORKS)
+    ],
+)
 def test_all_is_trained_alike_compiled_and_with_checkpointing(kind: str, parametrization: str) -> None:
     fields = {"self_conditioning": True, "augmentation_labels": True, "parametrization": parametrization}
     model = small_model(kind, **fields).train()

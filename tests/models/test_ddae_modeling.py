@@ -113,9 +113,11 @@ def test_other_image_sizes_are_taken_where_asked_for() -> None:
     "make",
     [
         lambda: DDAEModel.from_diffusers(small_unet("AttnDownBlock2D", "AttnUpBlock2D"), TAP),
-        lambda: DDAEModel.from_diffusers(small_conditional_unet(), vae=small_vae()),
+        pytest.param(
+            lambda: DDAEModel.from_diffusers(small_conditional_unet(), vae=small_vae()), marks=pytest.mark.slow
+        ),
         lambda: DDAEModel.from_diffusers(small_dit(), vae=small_vae()),
-        lambda: DDAEModel.from_diffusers(open_gates(LDAEModel(small_config()))),
+        pytest.param(lambda: DDAEModel.from_diffusers(open_gates(LDAEModel(small_config()))), marks=pytest.mark.slow),
     ],
     ids=["unet", "conditional unet", "dit", "ldae"],
 )

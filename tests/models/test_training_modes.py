@@ -56,7 +56,7 @@ def test_the_whole_encoder_forward_compiles() -> None:
     torch.testing.assert_close(got.pooler_output, expected.pooler_output, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("target", ["image", "noise"])
+@pytest.mark.parametrize("target", ["image", pytest.param("noise", marks=pytest.mark.slow)])
 def test_the_whole_pre_training_step_compiles(target: str) -> None:
     weighting = {"loss_weighting": "uniform"} if target == "noise" else {}
     config = small_config(prediction_target=target, num_class_embeds=3, **weighting)

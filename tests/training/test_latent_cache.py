@@ -72,7 +72,7 @@ def losses(folder: Path) -> list[float]:
 
 @pytest.mark.parametrize(
     ("changes", "dtype", "tolerance"),
-    [({}, "float16", 1e-4), (CLEAN_TARGET, "float32", 1e-5)],
+    [pytest.param({}, "float16", 1e-4, marks=pytest.mark.slow), (CLEAN_TARGET, "float32", 1e-5)],
     ids=["row 0", "no noise at first"],
 )
 def test_training_from_the_cache_is_training_with_encoding(make, tmp_path, changes, dtype, tolerance):

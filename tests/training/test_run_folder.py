@@ -123,7 +123,7 @@ time.sleep(60)
 """
 
 
-@pytest.mark.parametrize("train", [pretrain, train_tokenizer])
+@pytest.mark.parametrize("train", [pretrain, pytest.param(train_tokenizer, marks=pytest.mark.slow)])
 def test_a_folder_in_use_is_refused_and_taken_over_from_a_killed_run(make_recipe, tmp_path, train):
     def start():
         train(make_recipe(images=32))
