@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class DataSheet:
-    """What the maker of an accelerator says of it.
+    """Published figures of an accelerator.
 
     Args:
         title: Name with its variant.

@@ -1,4 +1,4 @@
-"""What limits a recipe on this machine: its step, its loader and its memory, measured for a few seconds each."""
+"""Limits of a recipe on this machine: its step, its loader and its memory, measured for a few seconds each."""
 
 import io
 import itertools

@@ -202,7 +202,7 @@ class Run:
         if self.is_main or self.state.sharded:
             save_checkpoint(self.folder.checkpoints, parts, record, self.options.keep_checkpoints)
         if not self.at_end:  # at the end, the task's `finish` writes it
-            weights = self.state.weights()
+            weights = self.state.weights(parts)
             if self.is_main:
                 self.task.export(self.folder, weights)
         self.images_saved = self.images_seen

@@ -14,7 +14,7 @@ from ldae.training.progress import describe_bytes
 
 @dataclass(frozen=True)
 class Machine:
-    """What a run can use.
+    """Resources that a run can use.
 
     Args:
         cores: Cores of the CPU that this process may use.

@@ -1,4 +1,4 @@
-"""What a pre-training recipe costs on any machine: weights, memory and arithmetic, counted without computing."""
+"""Costs of a pre-training recipe on any machine: weights, memory and arithmetic, counted without computing."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -141,10 +141,11 @@ def count_costs(recipe: Recipe) -> RecipeCosts:
             loss.backward()
         model.zero_grad()
         fixed, per_image = count_step_bytes(model, lambda count: blank_loss(task, count, "cpu"))
-    trained = sum(weight.numel() * weight.element_size() for weight in trained_parameters(model).values())
+    parameters = trained_parameters(model).values()
+    trained = sum(weight.numel() * weight.element_size() for weight in parameters)
     held = sum(tensor.numel() * tensor.element_size() for tensor in [*model.parameters(), *model.buffers()])
     return RecipeCosts(
-        weights=sum(weight.numel() for weight in trained_parameters(model).values()),
+        weights=sum(weight.numel() for weight in parameters),
         held=held + (trained if recipe.training.ema_decay is not None else 0),
         trained=trained,
         fixed=fixed,

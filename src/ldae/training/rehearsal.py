@@ -20,7 +20,7 @@ from ldae.training.task import Task
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What a rehearsal measured.
+    """Measurements of a rehearsal.
 
     Args:
         seconds_per_step: Time of an optimizer step, with reading its images.

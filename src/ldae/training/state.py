@@ -1,4 +1,4 @@
-"""What training changes: weights, AdamW's state and averaged weights, whole in every process or divided over them."""
+"""State that training changes: weights, AdamW's and averaged weights, whole in every process or divided over them."""
 
 import copy
 from collections.abc import Iterator
@@ -88,12 +88,21 @@ class TrainingState:
             "ema": self._average(),
         }
 
-    def weights(self) -> dict[str, torch.Tensor]:
+    def weights(self, parts: Parts | None = None) -> dict[str, torch.Tensor]:
         """Return whole weights and buffers on the CPU, averaged where there is an average.
 
         Every process must call it; the result is complete in the main process only.
+
+        Args:
+            parts (`Parts`, *optional*): What [`~TrainingState.parts`] has just returned; whole weights among it are
+                not collected again.
         """
-        weights: dict[str, Any] = get_model_state_dict(self.network, options=_WHOLE)
+        collected: Any
+        if parts is None or self.sharded:
+            collected = get_model_state_dict(self.network, options=_WHOLE)
+        else:
+            collected = parts["model"]
+        weights: dict[str, torch.Tensor] = dict(collected)
         for name, shadow in self._average().items():
             whole = gathered(shadow)
             if self.accelerator.is_main_process:

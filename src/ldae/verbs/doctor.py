@@ -97,9 +97,10 @@ def _measure(recipe: Recipe, costs: RecipeCosts, machine: Machine, read: bool) -
     speed = measure_speed(recipe, costs, memory, device, read)
     precision = "bfloat16" if training.mixed_precision == "bf16" else "float32"
     _show("Peak", f"{_count(speed.peak)}FLOP/s in the product of two large matrices in {precision}")
-    share = speed.step * costs.step / speed.peak
     _show(
-        "Step", f"{speed.step:,.1f} images/s with {speed.batch_size:,} random images a step, {share:.0%} of the peak"
+        "Step",
+        f"{speed.step:,.1f} images/s with {speed.batch_size:,} random images a step, {speed.share_of_peak:.0%} of the "
+        "peak",
     )
     side = None
     if speed.loader is not None and speed.training is not None:
