@@ -1,10 +1,15 @@
-"""Files and folders that several processes share: whole-file writes, folder claims, content hashes and shards."""
+"""Files and folders that several processes share: whole-file writes, folder claims, content hashes and shards.
+
+Shards may also lie in an object store, as a `UPath` of [`~ldae.remote.open_folder`]. There a file appears when its
+upload is complete, and folders need not be made.
+"""
 
 import hashlib
 import json
 import os
 import random
 import socket
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -12,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from filelock import SoftFileLease, Timeout
 
@@ -21,7 +26,10 @@ from ldae.errors import RunError
 
 if TYPE_CHECKING:
     import torch
+    from upath import UPath
 
+AnyPath: TypeAlias = "Path | UPath"  # of a file or folder on this machine, or behind an address
+FolderName: TypeAlias = "str | os.PathLike[str] | UPath"
 CLAIM_FILE = ".claim"
 CLAIM_SECONDS = 60.0
 BEAT_SECONDS = 5.0
@@ -29,19 +37,29 @@ FORMER_CLAIM_FILE = ".lock"  # of ldae 0.1.0, whose runs may still be going on
 SHARDS, LEAST_ROWS, MOST_ROWS = 64, 256, 8192  # enough shards for many processes, enough rows for whole batches
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
+def write_whole(path: AnyPath, content: str | bytes) -> None:
     r"""Write a file under another name and rename it, so that readers see the old content or the new, never a part.
 
     Args:
-        path (`Path`): The file; its folder exists.
+        path (`Path` or `UPath`): The file; its folder exists.
         content (`str` or `bytes`): Its content; text is written as UTF-8 with `\\n` at line ends.
 
     Raises:
         OSError: If it cannot be written; the old file is then unchanged.
     """
+    content = content.encode("utf-8") if isinstance(content, str) else content
+    if not isinstance(path, Path):
+        path.write_bytes(content)
+        return
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")  # folders may be shared
-    temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+    temporary.write_bytes(content)
     os.replace(temporary, path)
+
+
+def make_folder(path: AnyPath) -> None:
+    """Create a folder, and those above it, where they do not exist; an object store has none."""
+    if isinstance(path, Path):
+        path.mkdir(parents=True, exist_ok=True)
 
 
 def open_permissions(path: Path) -> None:
@@ -252,7 +270,7 @@ class ShardFolder:
         identity_file (`str`): Name of the JSON file.
     """
 
-    path: Path
+    path: AnyPath
     option: str
     content: str
     identity_file: str
@@ -284,10 +302,11 @@ class ShardFolder:
         Raises:
             ValueError: If the folder holds other files, or shards made from something else.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         noted = self.identity()
         if noted is None:
-            names = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
+            entries = self.path.iterdir() if self.path.exists() else ()
+            names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
             if names:
                 raise ValueError(
                     f"{self.option}={str(self.path)!r} holds other files ({', '.join(names[:3])}); give an empty "
@@ -318,21 +337,26 @@ class ShardFolder:
 
 class ShardWriter:
     """Writer of one shard, under a hidden name until it is whole; as a context manager it discards the shard on an
-    error.
+    error. A shard of an object store is written to a temporary file, and uploaded when it is whole.
 
     Args:
-        path (`Path`): The shard's file.
+        path (`Path` or `UPath`): The shard's file.
         open_writer (`Callable[[str], Any]`): Opens a pyarrow writer (`write_table`, `close`) on a path.
     """
 
-    def __init__(self, path: Path, open_writer: Callable[[str], Any]) -> None:
+    def __init__(self, path: AnyPath, open_writer: Callable[[str], Any]) -> None:
         self.path = path
-        self.partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")  # two runs may write the same shard
+        hidden = f".{path.name}.{uuid.uuid4().hex[:8]}"  # two runs may write the same shard
+        self.partial = path.with_name(hidden) if isinstance(path, Path) else Path(tempfile.gettempdir()) / hidden
         self.writer = open_writer(str(self.partial))
 
     def finish(self) -> None:
         """Close the file and give it its name."""
         self.writer.close()
+        if not isinstance(self.path, Path):
+            self.path.fs.put_file(str(self.partial), self.path.path)
+            self.partial.unlink()
+            return
         try:
             os.replace(self.partial, self.path)
         except FileNotFoundError:

@@ -15,9 +15,9 @@ from PIL import Image
 
 from ldae.cli import main
 from ldae.data import DataConfig, iterate_once, open_images
-from ldae.data.remote import list_remote
 from ldae.places import find_data
 from ldae.processes import make_accelerator
+from ldae.remote import list_remote
 from ldae.training.recipe import load_recipe
 from ldae.training.tokenizer_fit import sample_images
 from tests.data.image_files import encode, random_pixels

@@ -1,4 +1,4 @@
-"""Data sets on S3, read by s3fs from moto's server on this machine.
+"""Data sets and feature tables on S3, read and written by s3fs on moto's server on this machine.
 
 Both need an older python-dateutil than the tests run on, so they are installed in a folder for this test alone.
 """
@@ -7,9 +7,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
+
+from ldae import LDAEForPreTraining
+from tests.models.small_models import small_config
 
 
 PACKAGES = """
@@ -50,6 +55,14 @@ for address, streaming, environment in json.loads(sys.argv[1]):
     for name in environment:
         os.environ.pop(name)
 print(json.dumps(found))
+"""
+LIST = """
+import hashlib, json, sys
+import s3fs
+
+system = s3fs.S3FileSystem()
+names = system.ls(sys.argv[1]) if system.exists(sys.argv[1]) else []
+print(json.dumps({name.rpartition("/")[2]: hashlib.sha256(system.cat_file(name)).hexdigest() for name in names}))
 """
 KEYS = {"AWS_ACCESS_KEY_ID": "AKIAEXAMPLE", "AWS_SECRET_ACCESS_KEY": "hunter2"}
 
@@ -119,3 +132,35 @@ def test_a_bucket_is_read_and_mistakes_are_told_with_their_remedy(environment, e
 def test_a_public_bucket_needs_no_credentials(environment, endpoint):
     public = environment | {"FSSPEC_S3_ANON": "true", "AWS_ENDPOINT_URL": endpoint}
     assert read(public, ("s3://photos/images", False, {}), ("s3://photos/images", True, {})) == [10, 10]
+
+
+def test_a_table_is_written_to_a_bucket_killed_and_resumed(environment, endpoint, tmp_path):
+    """Killed after its first shards, the table ends with the same bytes as one that was not."""
+    torch.manual_seed(0)
+    LDAEForPreTraining(small_config()).save_pretrained(tmp_path / "run")
+    here = environment | {"AWS_ENDPOINT_URL": endpoint, **KEYS, "OMP_NUM_THREADS": "1"}
+    common = [str(tmp_path / "run"), "--dataset", "digits", "--split", "train", "--num_workers", "0"]
+    common += ["--rows_per_shard", "64", "--device", "cpu"]
+
+    def command(name: str) -> list[str]:
+        return [sys.executable, "-m", "ldae", "extract_features", *common, "--output_dir", f"s3://photos/{name}"]
+
+    def listed(name: str) -> dict[str, str]:
+        found = subprocess.run(
+            [sys.executable, "-c", LIST, f"photos/{name}/data"], env=here, check=True, capture_output=True, text=True
+        )
+        return json.loads(found.stdout.splitlines()[-1])
+
+    subprocess.run(command("whole"), env=here, check=True, capture_output=True)
+    with subprocess.Popen(command("killed"), env=here, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as killed:
+        while killed.poll() is None and not listed("killed"):
+            time.sleep(0.05)
+        killed.kill()
+    before = listed("killed")
+    resumed = subprocess.run(command("killed"), env=here, check=True, capture_output=True, text=True)
+    assert len(before) < 23 or "All of it was there already" in resumed.stdout
+    assert listed("killed") == listed("whole") and len(listed("whole")) == 23
+    refused = subprocess.run(
+        [*command("x")[:-1], "s3://photoss/x"], env=here, capture_output=True, text=True, check=False
+    )
+    assert refused.returncode == 2 and "there is no 'photoss'" in refused.stderr

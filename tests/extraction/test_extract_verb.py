@@ -3,12 +3,14 @@
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
+import fsspec
 import psutil
 import pytest
 from datasets import load_dataset
@@ -134,6 +136,48 @@ def test_search_finds_an_image_among_its_neighbours(checkpoint, digit, tmp_path,
         assert Image.open(f"{place}/pictures/search.png").size[0] == 4 + 4 * 132
     assert search(f"{folder}_false", digit, "--dataset", tmp_path, "--device", "cpu") == 0
     assert "No picture: the images were not found again" in capsys.readouterr().out
+
+
+@pytest.fixture
+def bucket():
+    system = fsspec.filesystem("memory")
+    yield "memory://bucket"
+    system.rm("/bucket", recursive=True)
+
+
+def test_a_table_behind_an_address_goes_on_and_is_probed(checkpoint, tmp_path, bucket, capsys):
+    """Shards lost in the object store are written again; probes read the tables there as they read folders."""
+    for split in ("train", "test"):
+        to = ["--split", split, "--output_dir", f"{bucket}/{split}", "--rows_per_shard", "128"]
+        assert extract(checkpoint, *FAST, *to) == 0
+    assert "360 rows in memory://bucket/test" in capsys.readouterr().out
+    system = fsspec.filesystem("memory")
+    files = {name: system.cat_file(name) for name in system.glob("/bucket/test/data/*")}
+    assert [Path(name).name for name in files] == [f"test-0000{i}.parquet" for i in range(3)]
+    system.rm_file("/bucket/test/data/test-00001.parquet")
+    assert extract(checkpoint, *FAST, *to, "--batch_size", "64") == 0
+    assert "128 images in" in capsys.readouterr().out
+    assert {name: system.cat_file(name) for name in system.glob("/bucket/test/data/*")} == files
+    assert (
+        'load_dataset("parquet", data_files="memory://bucket/test/data/*.parquet"'
+        in system.cat_file("/bucket/test/README.md").decode()
+    )
+    measured = ["--output_dir", str(tmp_path / "knn"), "--device", "cpu"]
+    assert main(["knn", str(checkpoint), "--features", f"{bucket}/train,{bucket}/test", *measured]) == 0
+    stored = capsys.readouterr().out
+    assert main(["knn", str(checkpoint), "--dataset", "digits", *measured, "--num_workers", "0"]) == 0
+    number = r"kNN k=20.*%"
+    assert re.search(number, stored)[0] == re.search(number, capsys.readouterr().out)[0]
+
+
+def test_mistakes_with_addresses_are_one_line(checkpoint, digit, bucket, capsys):
+    to = [checkpoint, *FAST, "--output_dir"]
+    assert "output_dir='https://host/table' can only be read" in error_of(capsys, extract, *to, "https://host/table")
+    assert "fsspec must know s4://" in error_of(capsys, extract, *to, "s4://bucket/table")
+    assert "needs the table on this machine" in error_of(capsys, extract, *to, f"{bucket}/table", "--index")
+    assert "holds no features" in error_of(capsys, search, f"{bucket}/nothing", digit)
+    fsspec.filesystem("memory").pipe_file("/bucket/mine/notes.txt", b"mine")
+    assert "holds other files (notes.txt)" in error_of(capsys, extract, *to, f"{bucket}/mine")
 
 
 def test_what_is_wrong_is_one_line(checkpoint, digit, tmp_path, capsys):

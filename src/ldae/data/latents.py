@@ -134,7 +134,7 @@ def cache_latents(
     }
     cache.claim(identity, notes={"source": source.description})
     ranges = shard_ranges(count, rows_per_shard)
-    shards = [(cache.path / f"data-{i:05d}-of-{len(ranges):05d}.arrow", rows) for i, rows in enumerate(ranges)]
+    shards = [(Path(folder) / f"data-{i:05d}-of-{len(ranges):05d}.arrow", rows) for i, rows in enumerate(ranges)]
     missing = [(path, rows) for path, rows in shards[rank::world_size] if not path.is_file()]
     tokenizer.to(device).eval()
 

@@ -13,11 +13,11 @@ from datasets import Image as ImageFeature
 
 from ldae.errors import one_line
 from ldae.places import check_place, is_address, near_path
+from ldae.remote import files_by_split, list_remote
 from ldae.sections import DataConfig
 
 from . import digits
 from .columns import find_image_column, find_label_column, find_other_columns
-from .remote import files_by_split, list_remote
 
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2")

@@ -5,8 +5,9 @@ from typing import Any
 
 from huggingface_hub import DatasetCardData
 
-from ldae.files import write_whole
+from ldae.files import AnyPath, write_whole
 from ldae.hub.upload import CARD_FILE, is_sealed_card, seal_card
+from ldae.places import is_address
 
 from .folder import DATA_FOLDER
 
@@ -15,11 +16,11 @@ LISTED = 20  # unreadable images that the card names; extraction.json names all
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
-def write_dataset_card(folder: Path, noted: dict[str, Any], repo_id: str | None = None) -> bool:
+def write_dataset_card(folder: AnyPath, noted: dict[str, Any], repo_id: str | None = None) -> bool:
     """Write the README.md of a feature table, unless a person has written or edited it.
 
     Args:
-        folder (`Path`): The table's folder.
+        folder (`Path` or `UPath`): The table's folder.
         noted (`dict`): Content of its `extraction.json`.
         repo_id (`str`, *optional*): Repository that it is pushed to, for the lines that open it.
 
@@ -29,12 +30,21 @@ def write_dataset_card(folder: Path, noted: dict[str, Any], repo_id: str | None 
     path = folder / CARD_FILE
     if path.is_file() and not is_sealed_card(path.read_text(encoding="utf-8")):
         return False
-    write_whole(path, seal_card(render_dataset_card(noted, repo_id or folder.name)))
+    name = folder.name if isinstance(folder, Path) else str(folder)
+    write_whole(path, seal_card(render_dataset_card(noted, repo_id or name)))
     return True
 
 
 def render_dataset_card(noted: dict[str, Any], name: str) -> str:
-    """Render the card, with the metadata that `datasets` and the Hub read."""
+    """Render the card, with the metadata that `datasets` and the Hub read.
+
+    Args:
+        noted (`dict`): Content of the table's `extraction.json`.
+        name (`str`): What the table is opened by: a path, a repository or an address.
+    """
+    opened = f'"{name}", split="{noted["split"]}"'
+    if is_address(name):
+        opened = f'"parquet", data_files="{name}/{DATA_FOLDER}/*.parquet", split="train"'
     first = next(column for column in noted["columns"] if column.startswith("features"))
     data_files = [{"split": noted["split"], "path": f"{DATA_FOLDER}/*.parquet"}]
     metadata = DatasetCardData(
@@ -75,7 +85,7 @@ def render_dataset_card(noted: dict[str, Any], name: str) -> str:
         "```python",
         "from datasets import load_dataset",
         "",
-        f'table = load_dataset("{name}", split="{noted["split"]}").with_format("torch")',
+        f'table = load_dataset({opened}).with_format("torch")',
         f'table[0]["{first}"]',
         "```",
         "",

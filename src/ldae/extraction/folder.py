@@ -1,7 +1,6 @@
 """The folder of a feature table: what it was made from, which shards it has, and how one is written."""
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,8 +16,9 @@ from datasets import Features
 
 from ldae.data.nested_lists import nested_column, nested_feature
 from ldae.errors import one_line
-from ldae.files import ShardFolder, ShardWriter
+from ldae.files import AnyPath, FolderName, ShardFolder, ShardWriter
 from ldae.files import choose_rows_per_shard as choose_rows
+from ldae.remote import open_folder
 
 from .reader import FeatureColumn
 from .rows import Piece, Shard
@@ -51,7 +51,7 @@ class FeatureFolder:
         streaming (`bool`): The table is made from a stream, whose shards are numbered part by part.
     """
 
-    path: Path
+    path: AnyPath
     split: str
     streaming: bool
 
@@ -60,7 +60,7 @@ class FeatureFolder:
         """The folder as shards with an identity."""
         return ShardFolder(self.path, "output_dir", "features", IDENTITY_FILE)
 
-    def shard_path(self, shard: Shard) -> Path:
+    def shard_path(self, shard: Shard) -> AnyPath:
         """Return the file of a shard; files sorted by name hold the rows in the order of the data set."""
         place = f"{shard[0]:05d}-{shard[1]:05d}" if self.streaming else f"{shard[1]:05d}"
         return self.path / DATA_FOLDER / f"{self.split}-{place}.parquet"
@@ -75,7 +75,7 @@ class FeatureFolder:
             ValueError: If one is damaged or has other columns.
         """
         found = {}
-        for path in sorted((self.path / DATA_FOLDER).glob(f"{self.split}-*.parquet")):
+        for path in table_files(self.path, f"{self.split}-*.parquet"):
             match = re.fullmatch(rf"{re.escape(self.split)}-(?:(\d+)-)?(\d+)\.parquet", path.name)
             if match is not None:
                 found[int(match[1] or 0), int(match[2])] = _read_footer(path, columns)
@@ -105,7 +105,7 @@ class FeatureShardWriter(ShardWriter):
         columns (`dict[str, FeatureColumn]`): The columns of features.
     """
 
-    def __init__(self, path: Path, features: Features, columns: dict[str, FeatureColumn]) -> None:
+    def __init__(self, path: AnyPath, features: Features, columns: dict[str, FeatureColumn]) -> None:
         self.columns, self.schema = columns, features.arrow_schema
         others = [name for name in self.schema.names if name not in columns]
         super().__init__(path, lambda p: pq.ParquetWriter(p, self.schema, compression="zstd", use_dictionary=others))
@@ -145,17 +145,19 @@ class FeatureShardWriter(ShardWriter):
             self.held = []
 
 
-def _read_footer(path: Path, columns: Mapping[str, str]) -> dict[str, Any]:
+def _read_footer(path: AnyPath, columns: Mapping[str, str]) -> dict[str, Any]:
     """Read what a shard says of itself, and check that it holds that.
 
     Raises:
         ValueError: If it does not.
     """
     try:
-        metadata = pq.read_metadata(path)
+        with path.open("rb") as stream:
+            file = pq.ParquetFile(stream)
+            metadata, schema = file.metadata, file.schema_arrow
         footer = json.loads((metadata.metadata or {}).get(FOOTER, b"{}"))
         kept = footer["read"] - len(footer["skipped"])
-        found = {name: str(kind) for name, kind in Features.from_arrow_schema(pq.read_schema(path)).items()}
+        found = {name: str(kind) for name, kind in Features.from_arrow_schema(schema).items()}
     except Exception as error:  # damaged bytes make pyarrow raise almost anything
         raise ValueError(f"{path} is damaged ({one_line(error)[:200]}); {MAKE_AGAIN}") from error
     if kept != metadata.num_rows:
@@ -166,13 +168,14 @@ def _read_footer(path: Path, columns: Mapping[str, str]) -> dict[str, Any]:
     return footer | {"kept": kept}
 
 
-def read_identity(folder: str | os.PathLike[str]) -> dict[str, Any]:
+def read_identity(folder: FolderName) -> dict[str, Any]:
     """Read what a feature table was made from.
 
     Raises:
         ValueError: If the folder holds no table, or the file does not describe one.
     """
-    noted = ShardFolder(Path(folder), "folder", "features", IDENTITY_FILE).identity()
+    path = open_folder(folder, "folder")
+    noted = ShardFolder(path, "folder", "features", IDENTITY_FILE).identity()
     if noted is None:
         raise ValueError(
             f"{str(folder)!r} holds no features ({IDENTITY_FILE} is missing); make them with extract_features."
@@ -181,13 +184,13 @@ def read_identity(folder: str | os.PathLike[str]) -> dict[str, Any]:
         value = noted.get(name)
         if not isinstance(value, kinds) or (int in kinds and isinstance(value, bool)):
             raise ValueError(
-                f"{Path(folder) / IDENTITY_FILE} is damaged ({name}={value!r}); restore it, or make the table anew "
+                f"{path / IDENTITY_FILE} is damaged ({name}={value!r}); restore it, or make the table anew "
                 "with extract_features in an empty folder."
             )
     return noted
 
 
-def read_complete(folder: str | os.PathLike[str]) -> dict[str, Any]:
+def read_complete(folder: FolderName) -> dict[str, Any]:
     """Read what a feature table was made from, and check that all of it is there.
 
     Raises:
@@ -196,7 +199,8 @@ def read_complete(folder: str | os.PathLike[str]) -> dict[str, Any]:
     noted = read_identity(folder)
     if "rows" not in noted:
         raise ValueError(f"{str(folder)!r} is not complete; repeat the command of extract_features.")
-    shards = FeatureFolder(Path(folder), noted["split"], noted["streaming"]).finished(noted["columns"])
+    path = open_folder(folder, "folder")
+    shards = FeatureFolder(path, noted["split"], noted["streaming"]).finished(noted["columns"])
     rows = sum(shard["kept"] for shard in shards.values())
     if rows != noted["rows"]:
         raise ValueError(
@@ -204,6 +208,13 @@ def read_complete(folder: str | os.PathLike[str]) -> dict[str, Any]:
             "writes what is missing."
         )
     return noted
+
+
+def table_files(folder: AnyPath, pattern: str = "[!.]*.parquet") -> list[Any]:
+    """List the files of a table whose names match a pattern, in the order of the data set."""
+    if not isinstance(folder, Path):
+        folder.fs.invalidate_cache()  # other processes write there too
+    return sorted((folder / DATA_FOLDER).glob(pattern), key=lambda path: path.name)
 
 
 def table_features(metadata: Features, columns: dict[str, FeatureColumn], dtype: str) -> Features:

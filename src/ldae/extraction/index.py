@@ -11,6 +11,7 @@ from datasets import ClassLabel, Dataset, load_dataset
 
 from ldae.data import ImageSource
 from ldae.errors import one_line
+from ldae.places import is_address
 
 from .folder import MAKE_AGAIN, read_complete, read_identity
 from .reader import FEATURES
@@ -30,8 +31,10 @@ def open_table(folder: str | os.PathLike[str], cache_dir: str | None = None) -> 
         cache_dir (`str`, *optional*): Folder in which `datasets` keeps its copy of the table.
 
     Raises:
-        ValueError: If the folder holds no table, or an incomplete or damaged one.
+        ValueError: If the folder holds no table, or an incomplete or damaged one, or is behind an address.
     """
+    if is_address(str(folder)):
+        raise ValueError(f"folder={str(folder)!r}: an index needs the table on this machine; copy it here first.")
     noted = read_complete(folder)
     try:
         return load_dataset("parquet", data_dir=str(folder), split=noted["split"], cache_dir=cache_dir)

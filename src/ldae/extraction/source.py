@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +19,10 @@ from ldae.data.sources import HELD_OUT
 from ldae.errors import one_line
 from ldae.evaluation.encoder import Layer
 from ldae.evaluation.features import Features, StoredFeatures, stack_layers
+from ldae.files import AnyPath
+from ldae.remote import open_folder
 
-from .folder import DATA_FOLDER, MAKE_AGAIN, read_complete
+from .folder import MAKE_AGAIN, read_complete, table_files
 from .reader import FEATURES, column_name
 from .rows import ROW
 
@@ -34,14 +35,14 @@ class FeatureTable(StoredFeatures):
     """The features of one split, from a table of [`~ldae.extraction.table.extract_table`].
 
     Args:
-        folder (`Path`): The table's folder.
+        folder (`Path` or `UPath`): The table's folder.
         noted (`dict`): Content of its `extraction.json`.
         label_column (`str`, *optional*): Column of the labels.
         class_names (`list[str]`, *optional*): Names of the classes.
         held_out (`bool`, *optional*): Only every tenth row (`True`) or only the others (`False`); by default all rows.
     """
 
-    folder: Path
+    folder: AnyPath
     noted: dict[str, Any]
     label_column: str | None
     class_names: list[str] | None
@@ -73,9 +74,9 @@ class FeatureTable(StoredFeatures):
         return {place: FEATURES if len(places) == 1 else column_name(*place) for place in places}
 
     @property
-    def files(self) -> list[Path]:
+    def files(self) -> list[Any]:
         """Its parquet files, in the order of the data set."""
-        return sorted((self.folder / DATA_FOLDER).glob("[!.]*.parquet"))
+        return table_files(self.folder)
 
     def read(
         self,
@@ -97,14 +98,17 @@ class FeatureTable(StoredFeatures):
         begin = 0
         others = [ROW, *([] if self.label_column is None else [self.label_column])]
         for path in self.files:
-            file = pq.ParquetFile(path)
-            missing = [name for name in (*others, *columns) if name not in file.schema_arrow.names]
-            if missing:
-                raise ValueError(f"{path} has no column {missing[0]!r}; make the table anew with extract_features.")
-            try:
-                batches = list(file.iter_batches(READ_ROWS, columns=[*others, *columns]))
-            except OSError as error:
-                raise ValueError(f"{path} is damaged ({one_line(error)[:200]}); {MAKE_AGAIN}") from error
+            with path.open("rb") as stream:
+                file = pq.ParquetFile(stream)
+                missing = [name for name in (*others, *columns) if name not in file.schema_arrow.names]
+                if missing:
+                    raise ValueError(
+                        f"{path} has no column {missing[0]!r}; make the table anew with extract_features."
+                    )
+                try:
+                    batches = list(file.iter_batches(READ_ROWS, columns=[*others, *columns]))
+                except OSError as error:
+                    raise ValueError(f"{path} is damaged ({one_line(error)[:200]}); {MAKE_AGAIN}") from error
             for rows in batches:
                 piece = self._piece(self._selected(rows), columns, len(layers))
                 if piece is not None:
@@ -173,8 +177,8 @@ def open_feature_tables(
     """Open the features that probes train on and those they are scored on.
 
     Args:
-        folders (`Sequence`): The tables of the training images and of the test images; or one, of whose rows every
-            tenth is held out, as of images without a test split.
+        folders (`Sequence`): The tables, here or behind addresses, of the training images and of the test images; or
+            one, of whose rows every tenth is held out, as of images without a test split.
         label_column (`str`, *optional*): Column of the labels; by default the one of the type class label.
 
     Returns:
@@ -187,7 +191,7 @@ def open_feature_tables(
         raise ValueError(
             f"features={list(map(str, folders))} must be one folder, or those of training and test images."
         )
-    tables = [_open_table(Path(folder), label_column) for folder in folders]
+    tables = [_open_table(open_folder(folder, "features"), label_column) for folder in folders]
     train, test = tables[0], tables[-1]
     if len(tables) == 1:
         if train.noted["streaming"] or train.noted["noisy"]:
@@ -203,7 +207,7 @@ def open_feature_tables(
     return train, test
 
 
-def _open_table(folder: Path, label_column: str | None) -> FeatureTable:
+def _open_table(folder: AnyPath, label_column: str | None) -> FeatureTable:
     try:
         noted = read_complete(folder)
     except ValueError as error:
@@ -211,7 +215,8 @@ def _open_table(folder: Path, label_column: str | None) -> FeatureTable:
     if noted["pool"] != "mean":
         raise ValueError(f"features={folder} holds features of all places; make a table with --pool mean.")
     table = FeatureTable(folder, noted, None, None)
-    schema = pq.read_schema(table.files[0])
+    with table.files[0].open("rb") as stream:
+        schema = pq.read_schema(stream)
     missing = [name for name in table.columns.values() if name not in schema.names]
     if missing:
         raise ValueError(f"features={folder} has no column {missing[0]!r}; make the table anew with extract_features.")

@@ -5,7 +5,6 @@ import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +15,9 @@ from ldae import stopping
 from ldae.data import ImageSource
 from ldae.data.loader import make_torch_loader
 from ldae.data.rows import hash_source
-from ldae.files import hash_tensors, shard_ranges
+from ldae.files import AnyPath, hash_tensors, make_folder, shard_ranges
 from ldae.processes import join_processes
+from ldae.remote import open_folder
 
 from .folder import (
     DATA_FOLDER,
@@ -39,14 +39,14 @@ class Extraction:
     """Outcome of [`extract_table`].
 
     Attributes:
-        folder (`Path`): The table's folder.
+        folder (`Path` or `UPath`): The table's folder.
         noted (`dict`): Content of `extraction.json`: settings, `rows`, `skipped` (row, name and reason of each
             unreadable image), `counts` of conversions.
         images (`int`): Number of images whose features this process computed; 0 if the table was complete.
         seconds (`float`): Time taken.
     """
 
-    folder: Path
+    folder: AnyPath
     noted: dict[str, Any]
     images: int
     seconds: float
@@ -76,7 +76,8 @@ def extract_table(
     Args:
         reader ([`~ldae.extraction.reader.FeatureReader`]): Reads the features; its model is on the device to use.
         source ([`~ldae.data.ImageSource`]): The images, streamed or not; the table keeps its `other_columns`.
-        folder (`str` or path): The table's folder; it is created if it does not exist.
+        folder (`str` or path): The table's folder, here or at an address such as `s3://bucket/features`; it is created
+            if it does not exist.
         pixels (`Pixels`, *optional*): Makes pixels from records; by default a centre crop of the model's size.
         settings (`dict`, *optional*): Further JSON settings for `extraction.json`. A later call with other settings,
             or with another model, other images or columns, is refused.
@@ -125,7 +126,7 @@ def extract_table(
     state = join_processes()
     rows = RowReader(source, pixels, named=_first_name(source) is not None, root=root)
     features = table_features(rows.features, reader.columns, dtype)
-    place = FeatureFolder(Path(folder), _split_name(source), source.streaming)
+    place = FeatureFolder(open_folder(folder, "output_dir"), _split_name(source), source.streaming)
     with state.main_process_first():
         chosen = rows_per_shard or (place.shards.identity() or {}).get("rows_per_shard")
         chosen = chosen or choose_rows_per_shard(reader.columns, dtype, source.num_examples)
@@ -148,7 +149,7 @@ def extract_table(
             "rows_per_shard": chosen,
         }
         place.shards.claim(identity, {"source": source.description, **(notes or {})})
-        (place.path / DATA_FOLDER).mkdir(exist_ok=True)
+        make_folder(place.path / DATA_FOLDER)
     finished = broadcast_object_list([place.finished(identity["columns"])])[
         0
     ]  # as the main process sees it, so that all divide the same rest

@@ -24,6 +24,7 @@ from ldae.extraction.reader import FeatureReader
 from ldae.extraction.rows import CroppedPixels, Pixels, ProcessedPixels, model_input
 from ldae.extraction.table import Extraction, extract_table
 from ldae.hub.upload import CARD_FILE, upload_files
+from ldae.places import is_address
 from ldae.processes import choose_device, make_accelerator
 from ldae.training.progress import peak_memory_gib, progress_bar
 from ldae.verbs.inputs import data_config, open_at
@@ -41,6 +42,12 @@ def run(options: ExtractFeaturesOptions) -> int:
     """
     if options.output_dir is None:
         raise ValueError("output_dir is missing; give --output_dir, a folder for the table.")
+    local_only = "index" if options.index else "push_to_hub" if options.push_to_hub else None
+    if local_only and is_address(options.output_dir):
+        raise ValueError(
+            f"{local_only}={getattr(options, local_only)} needs the table on this machine; give a local --output_dir "
+            f"in place of {options.output_dir!r}."
+        )
     if options.index:
         import_faiss()
         if options.pool != "mean":
@@ -60,12 +67,11 @@ def run(options: ExtractFeaturesOptions) -> int:
         _report(done, accelerator.num_processes)
         if options.index:
             for column in reader.columns:
-                path = build_index(
-                    done.folder, indexed_column(done.folder, column), options.index_factory, data.cache_dir
-                )
+                folder = str(done.folder)
+                path = build_index(folder, indexed_column(folder, column), options.index_factory, data.cache_dir)
                 print(f"Index: {path}")
         if options.push_to_hub:
-            status = _push(done.folder, options)
+            status = _push(Path(str(done.folder)), options)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return status

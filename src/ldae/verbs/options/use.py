@@ -16,6 +16,7 @@ class ExtractFeaturesOptions(FeatureOptions, SplitOptions, CheckpointOptions):
     stopped.
 
     Args:
+        output_dir: Folder of the table, here or at an address such as s3://bucket/features.
         pool: Features of an image: their mean, or those of all places.
         dtype: Type of the stored features.
         columns: Other columns to keep, such as caption,url, or none; by default all plain ones.
@@ -28,6 +29,7 @@ class ExtractFeaturesOptions(FeatureOptions, SplitOptions, CheckpointOptions):
         private: Make a new repository private.
     """
 
+    output_dir: str | None = None
     pool: Literal["mean", "none"] = "mean"
     dtype: Literal["float32", "float16"] = "float32"
     columns: list[str] | None = None

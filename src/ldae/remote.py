@@ -1,13 +1,16 @@
-"""Data sets behind an address (s3://, gs://, hf://, https://), found with fsspec."""
+"""Data sets and folders behind an address (s3://, gs://, hf://, https://), reached with fsspec."""
 
 import glob
 import re
-from pathlib import PurePosixPath
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
 
 from ldae.errors import one_line
+from ldae.files import AnyPath, FolderName
 from ldae.places import is_address
 
 
@@ -37,38 +40,97 @@ def list_remote(dataset: str, suffixes: tuple[str, ...]) -> list[str]:
     Raises:
         ValueError: If a package is missing, the place cannot be reached, or there is no such file.
     """
-    protocol = dataset.partition("://")[0]
-    shown, package = hide_secrets(f"data.dataset={dataset!r}"), PACKAGES.get(protocol)
-    if package in ("s3fs", "gcsfs") and "@" in dataset.partition("://")[2].partition("/")[0]:
-        raise ValueError(f"{shown} holds credentials, which would be kept in recipes; {_credentials(package)}.")
-    if protocol not in {*fsspec.available_protocols(), *fsspec.registry}:
-        raise ValueError(f"{shown} cannot be opened; fsspec must know {protocol}://.")
-    try:
+    shown, package = _check_protocol(dataset, "data.dataset")
+    with _reaching(shown, package):
         system, path = fsspec.core.url_to_fs(dataset)
         if glob.has_magic(path):
             found = system.glob(path)
-        elif protocol not in ("http", "https") and system.isdir(path):
+        elif not _is_web(dataset) and system.isdir(path):
             found = [name for name in system.find(path) if PurePosixPath(name).suffix.lower() in suffixes]
         else:
             found = [path] if system.exists(path) else []
-        bucket = path.partition("/")[0] if package else ""
-        no_bucket = bool(bucket and not found and not system.exists(bucket))
-    except ImportError as error:
-        remedy = f"pip install {package}" if package else f"install what {protocol}:// needs"
-        raise ValueError(f"{shown} cannot be opened ({one_line(error)}); {remedy}.") from error
-    except Exception as error:  # the file systems' own, of their clients
-        raise ValueError(
-            f"{shown} cannot be reached ({type(error).__name__}: {hide_secrets(one_line(error).rstrip('.'))[:300]}); "
-            f"{_remedy(error, package)}."
-        ) from None  # its own text may hold a secret
-    if no_bucket:
-        raise ValueError(f"{shown}: there is no {bucket!r}, or these credentials may not see it; check the name.")
+        bucket = None if found else _missing_bucket(system, path, package)
+    _check_bucket(bucket, shown)
     if not found:
         raise ValueError(
             f"{shown} holds no {' or '.join(suffixes)} file; give the address of such files, of "
             "their folder, or a pattern. Images must be packed in one of these formats."
         )
     return sorted(name if is_address(name) else system.unstrip_protocol(name) for name in found)
+
+
+def open_folder(name: FolderName, option: str) -> AnyPath:
+    """Return the path of a folder, on this machine or behind an address.
+
+    Args:
+        name (`str` or path): The folder; it need not exist.
+        option (`str`): Name of the option that it was given by, for messages.
+
+    Returns:
+        `Path` or `UPath`: For an address a `UPath`, which has the methods of `Path`.
+
+    Raises:
+        ValueError: If an address cannot be reached or not be written to.
+    """
+    address = str(name)
+    if not is_address(address):
+        return Path(address)
+    from upath import UPath
+
+    shown, package = _check_protocol(address, option)
+    if _is_web(address):
+        raise ValueError(f"{shown} can only be read; give an address that is written to, such as s3://bucket/folder.")
+    with _reaching(shown, package):
+        folder = UPath(address)
+        folder.fs.invalidate_cache()  # other processes write there too
+        bucket = None if folder.exists() else _missing_bucket(folder.fs, folder.path, package)
+    _check_bucket(bucket, shown)
+    return folder
+
+
+def _check_protocol(address: str, option: str) -> tuple[str, str | None]:
+    """Check that fsspec knows an address's protocol, and that it holds no credentials.
+
+    Returns:
+        How messages show the address, and the package that its protocol needs.
+    """
+    protocol, _, rest = address.partition("://")
+    shown, package = hide_secrets(f"{option}={address!r}"), PACKAGES.get(protocol)
+    if package in ("s3fs", "gcsfs") and "@" in rest.partition("/")[0]:
+        raise ValueError(f"{shown} holds credentials, which would be kept in recipes; {_credentials(package)}.")
+    if protocol not in {*fsspec.available_protocols(), *fsspec.registry}:
+        raise ValueError(f"{shown} cannot be opened; fsspec must know {protocol}://.")
+    return shown, package
+
+
+@contextmanager
+def _reaching(shown: str, package: str | None) -> Iterator[None]:
+    """Turn the errors of a file system and of its client into one that names the address and the remedy."""
+    try:
+        yield
+    except ImportError as error:
+        remedy = f"pip install {package}" if package else f"install what {shown} needs"
+        raise ValueError(f"{shown} cannot be opened ({one_line(error)}); {remedy}.") from error
+    except Exception as error:  # the file systems' own, of their clients
+        raise ValueError(
+            f"{shown} cannot be reached ({type(error).__name__}: {hide_secrets(one_line(error).rstrip('.'))[:300]}); "
+            f"{_remedy(error, package)}."
+        ) from None  # its own text may hold a secret
+
+
+def _missing_bucket(system: Any, path: str, package: str | None) -> str | None:
+    """Return the name of a path's bucket if the object store has none of that name."""
+    bucket = path.partition("/")[0]
+    return bucket if package and not system.exists(bucket) else None
+
+
+def _check_bucket(missing: str | None, shown: str) -> None:
+    if missing is not None:
+        raise ValueError(f"{shown}: there is no {missing!r}, or these credentials may not see it; check the name.")
+
+
+def _is_web(address: str) -> bool:
+    return address.startswith(("http://", "https://"))
 
 
 def hide_secrets(text: str) -> str:
