@@ -14,27 +14,18 @@ def reader(tmp_path):
     return RowReader(source, CroppedPixels(3, 4), named=False)
 
 
-def pieces_of(reader, world_size=1, finished=(), finished_parts=(), rows_per_shard=4, batch_size=3):
+def pieces_of(reader, shares=1, finished=(), parts=None, rows_per_shard=4, batch_size=3):
+    parts = range(reader.source.dataset.num_shards) if parts is None else parts
     return [
         piece
-        for rank in range(world_size)
-        for piece in StreamedPieces(
-            reader,
-            rows_per_shard=rows_per_shard,
-            batch_size=batch_size,
-            finished=finished,
-            finished_parts=finished_parts,
-            rank=rank,
-            world_size=world_size,
-        )
+        for i in range(shares)
+        for piece in StreamedPieces(reader, rows_per_shard, batch_size, finished, parts, (i, shares))
     ]
 
 
-@pytest.mark.parametrize(("world_size", "rows_per_shard", "batch_size"), list(product([1, 2, 5], [4, 100], [3, 50])))
-def test_a_stream_is_cut_into_the_same_shards_by_any_number_of_processes(
-    reader, world_size, rows_per_shard, batch_size
-):
-    pieces = pieces_of(reader, world_size, rows_per_shard=rows_per_shard, batch_size=batch_size)
+@pytest.mark.parametrize(("shares", "rows_per_shard", "batch_size"), list(product([1, 2, 5], [4, 100], [3, 50])))
+def test_a_stream_is_cut_into_the_same_shards_by_any_number_of_shares(reader, shares, rows_per_shard, batch_size):
+    pieces = pieces_of(reader, shares, rows_per_shard=rows_per_shard, batch_size=batch_size)
     assert sorted(number for piece in pieces for number in numbers(piece.images)) == list(range(19))
     begins = {0: 0, 1: 9, 2: 13}
     for piece in pieces:
@@ -52,7 +43,7 @@ def test_a_stream_is_cut_into_the_same_shards_by_any_number_of_processes(
 
 
 def test_what_is_written_is_not_decoded_again(reader):
-    pieces = pieces_of(reader, finished={(0, 1), (2, 0)}, finished_parts={1})
+    pieces = pieces_of(reader, finished={(0, 1), (2, 0)}, parts=[0, 2])
     assert sorted({piece.shard for piece in pieces}) == [(0, 0), (0, 2), (2, 1)]
     assert sorted(number for piece in pieces for number in numbers(piece.images)) == [0, 1, 2, 3, 8, 17, 18]
 

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
         PixelEncoder,
         PooledEncoder,
         as_encoder,
-        open_encoder,
     )
     from .evaluate import Evaluation
     from .features import Features, extract_features, feature_map, iterate_features
     from .knn import knn_accuracy, knn_predict
     from .linear_probe import ProbeSettings, train_linear_probes
+    from .opening import open_encoder
     from .probing import ProbeResult, probe_features, run_probe
     from .protocol import Protocol
     from .retrieval import retrieval_map
@@ -56,7 +56,7 @@ _LAZY = {
     "iterate_features": "features",
     "knn_accuracy": "knn",
     "knn_predict": "knn",
-    "open_encoder": "encoder",
+    "open_encoder": "opening",
     "probe_features": "probing",
     "retrieval_map": "retrieval",
     "run_probe": "probing",

@@ -1,17 +1,16 @@
 """Encoders: one small interface for everything that is measured, from denoisers to raw pixels."""
 
 import inspect
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 
 import ldae  # noqa: F401 - registers the models with transformers
-from ldae.checkpoints import image_side, load_backbone, open_config, open_model
+from ldae.checkpoints import image_side
 from ldae.models.features_ldae import check_choices
 
 from .untrained import untrained_like
@@ -321,47 +320,6 @@ def as_encoder(model: Any) -> Encoder:
     if isinstance(model, Encoder):
         return model
     return DenoiserEncoder(model) if hasattr(model.base_model, "feature_layers") else PooledEncoder(model)
-
-
-def open_encoder(
-    checkpoint: str | os.PathLike[str],
-    device: torch.device | str | None = None,
-    *,
-    layers: Sequence[Any] | None = None,
-    every: bool = False,
-) -> Encoder:
-    """Load an encoder in evaluation mode.
-
-    Args:
-        checkpoint (`str` or path): Folder or Hub id of an l-DAE or a DDAE, or of any vision model of `AutoModel`,
-            which needs its image processor beside it.
-        device (`torch.device` or `str`, *optional*): Where to; by default a GPU where there is one, else the CPU.
-        layers (`Sequence`, *optional*): Layers that it must reach; an l-DAE is cut after the deepest of them.
-        every (`bool`, defaults to `False`): Whether it must reach all layers of the checkpoint, the decoder's too.
-
-    Returns:
-        [`Encoder`].
-
-    Raises:
-        ValueError: If it cannot be loaded, or has weights missing.
-    """
-    name = os.fspath(checkpoint)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    config = open_config(name)
-    if not hasattr(config, "reach_fields"):
-        if layers or every:
-            raise ValueError(f"layers are choices of l-DAE and DDAE models; this is a {config.model_type}.")
-        return PooledEncoder(*load_backbone(name, "checkpoint")).to(device)
-    fields = config.reach_fields(layers) if layers or every else {}
-    try:
-        model = open_model(AutoModel, name, **fields)
-    except ValueError:
-        if not fields:
-            raise
-        model = open_model(AutoModel, name)  # a checkpoint that was cut reaches as far as its own layer
-    encoder = DenoiserEncoder(model.to(device).eval())
-    encoder.config = config  # the checkpoint's own: of its layers, the paper's point is told
-    return encoder
 
 
 def baselines_of(encoder: Encoder) -> list[Encoder]:

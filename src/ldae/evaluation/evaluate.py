@@ -15,12 +15,13 @@ from ldae.processes import choose_device
 from ldae.results import Result
 from ldae.shared_work import on_main
 
-from .encoder import Encoder, Layer, PixelEncoder, as_encoder, open_encoder
+from .encoder import Encoder, Layer, PixelEncoder, as_encoder
 from .features import Features, Prepare, centre_crop, extract_features
 from .images import ImageSet, fixed_subset
 from .knn import knn_accuracy
 from .linear_probe import ProbeSettings
 from .metrics import mean_and_stderr
+from .opening import open_encoder
 from .probe_features import HOLDOUT, SPLIT_SEED
 from .probing import probe_features
 from .retrieval import retrieval_map

@@ -81,7 +81,7 @@ class FeatureFolder:
                 found[int(match[1] or 0), int(match[2])] = _read_footer(path, columns)
         return found
 
-    def finish(self, shards: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def finish(self, shards: Sequence[dict[str, Any]]) -> None:
         """Add the totals over all shards to the identity file, and remove what killed starts left."""
         counts: Counter[str] = Counter()
         for shard in shards:
@@ -93,7 +93,6 @@ class FeatureFolder:
         }
         self.shards.write_identity(noted)
         self.shards.clear(f"{DATA_FOLDER}/.*.parquet.*")
-        return noted
 
 
 class FeatureShardWriter(ShardWriter):

@@ -1,13 +1,18 @@
 """Read features of a model as the named columns of a table."""
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import PIL.Image
 import torch
 
 from ldae.evaluation.encoder import Encoder, Layer, PooledEncoder, as_encoder
 from ldae.evaluation.features import check_finite
+from ldae.evaluation.opening import open_at
+
+from .rows import CroppedPixels, Pixels, ProcessedPixels, model_input
 
 
 FEATURES = "features"  # the only column, or the beginning of the names of several
@@ -114,3 +119,42 @@ def column_name(layer: Layer, timestep: int) -> str:
     """Name the column of one layer and time step among several."""
     place = f"layer{layer}" if isinstance(layer, int) else layer.replace(".", "_")
     return f"{FEATURES}_{place}_t{timestep}"
+
+
+def open_reader(
+    checkpoint: str,
+    device: torch.device | str,
+    *,
+    layers: Sequence[Layer] | None = None,
+    timesteps: Sequence[int] | None = None,
+    every: bool = False,
+    noisy: bool = False,
+    reduced: bool = True,
+    **options: Any,
+) -> tuple[FeatureReader, Pixels]:
+    """Open a checkpoint.
+
+    Args:
+        checkpoint (`str`): Folder or Hub id of an l-DAE, a DDAE, or any vision model of `AutoModel`.
+        device (`torch.device` or `str`): Where it computes.
+        layers (`Sequence`, *optional*), timesteps, every, noisy: See [`~ldae.evaluation.opening.open_at`].
+        reduced (`bool`, defaults to `True`): Decode large JPEG files at a fraction of their size.
+        options: `seed`, `pool` and `dtype` of [`FeatureReader`].
+
+    Returns:
+        The reader of its features, and the function that makes its input from an image file.
+
+    Raises:
+        ValueError: If the checkpoint cannot be loaded, or has no such layer or time step.
+    """
+    encoder, layers, timesteps = open_at(checkpoint, layers, timesteps, every=every, noisy=noisy)
+    pixels: Pixels = CroppedPixels(encoder.num_channels, encoder.image_size, reduced)
+    if isinstance(encoder, PooledEncoder):  # its own image processor makes its pixels
+        pixels = ProcessedPixels(encoder.processor, encoder.num_channels)
+        options["use_pooler"], encoder.processor = encoder.use_pooler, None
+    black = io.BytesIO()
+    PIL.Image.new("RGB", (64, 64)).save(black, "PNG")
+    example = model_input(torch.from_numpy(pixels(black.getvalue())[0])[None])  # (1, C, S, S)
+    encoder.to(device)
+    choices: dict[str, Any] = {"layers": layers, "timesteps": timesteps, "noisy": noisy, **options}
+    return FeatureReader(encoder, example.to(device), **choices), pixels

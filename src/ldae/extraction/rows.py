@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -184,35 +184,23 @@ class StoredPieces(torch.utils.data.Dataset[Piece]):
 
 @dataclass(eq=False)
 class StreamedPieces(torch.utils.data.IterableDataset[Piece]):
-    """Pieces of a stream.
-
-    If the stream has at least as many parts (mostly files) as there are processes, its parts are divided among them;
-    otherwise all processes read all parts, and their shards are divided. A process's parts are divided among its
-    workers.
+    """Pieces of a stream, whose parts (mostly files) are divided among the workers of the loader.
 
     Args:
         reader ([`RowReader`]): Makes the pieces.
         rows_per_shard (`int`): Rows of a shard.
         batch_size (`int`): Rows of a piece.
         finished (`Collection[Shard]`): Shards that are written; their rows are not decoded.
-        finished_parts (`Collection[int]`): Parts whose shards are all written; they are not read.
-        rank (`int`): This process.
-        world_size (`int`): Number of processes.
+        parts (`Sequence[int]`): Parts to read.
+        share (`tuple[int, int]`, defaults to `(0, 1)`): `(i, n)` for every n-th shard of each part, from shard i on.
     """
 
     reader: RowReader
     rows_per_shard: int
     batch_size: int
     finished: Collection[Shard]
-    finished_parts: Collection[int]
-    rank: int
-    world_size: int
-
-    def __post_init__(self) -> None:
-        self.num_parts = self.reader.source.dataset.num_shards
-        self.by_parts = self.num_parts >= self.world_size
-        parts = range(self.rank, self.num_parts, self.world_size) if self.by_parts else range(self.num_parts)
-        self.parts = [part for part in parts if part not in self.finished_parts]
+    parts: Sequence[int]
+    share: tuple[int, int] = (0, 1)
 
     def __iter__(self) -> Iterator[Piece]:
         info = torch.utils.data.get_worker_info()
@@ -232,11 +220,12 @@ class StreamedPieces(torch.utils.data.IterableDataset[Piece]):
             first += len(table)
 
     def _is_mine(self, part: int, number: int) -> bool:
-        return (part, number) not in self.finished and (self.by_parts or number % self.world_size == self.rank)
+        return (part, number) not in self.finished and number % self.share[1] == self.share[0]
 
     def _batches_of(self, part: int) -> Iterator[tuple[pa.Table, bool]]:
         """Yield the undecoded rows of each piece, never of two shards, with `True` if they are the part's last."""
-        rows = self.reader.source.dataset.shard(self.num_parts, part).with_format("arrow").iter(ROWS_PER_READ)
+        dataset = self.reader.source.dataset
+        rows = dataset.shard(dataset.num_shards, part).with_format("arrow").iter(ROWS_PER_READ)
         held: pa.Table | None = None
         begun = 0
         for table in rows:

@@ -1,33 +1,31 @@
 """`ldae extract_features CHECKPOINT --output_dir DIR`: the features of a whole data set as a table."""
 
-import dataclasses
-import io
 import os
 import sys
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import PIL.Image
 import torch
 from accelerate import Accelerator
 
 from ldae.checkpoints import hash_weights
-from ldae.data import DataConfig, ImageSource, describe_counts, open_images
+from ldae.data import describe_counts, open_images
 from ldae.errors import one_line
-from ldae.evaluation.encoder import PooledEncoder
 from ldae.extraction.card import describe_skip, write_dataset_card
 from ldae.extraction.folder import DATA_FOLDER, IDENTITY_FILE
 from ldae.extraction.index import INDEX_FOLDER, build_index, import_faiss, indexed_column
-from ldae.extraction.reader import FeatureReader
-from ldae.extraction.rows import CroppedPixels, Pixels, ProcessedPixels, model_input
-from ldae.extraction.table import Extraction, extract_table
+from ldae.extraction.job import TableJob
+from ldae.extraction.ray_engine import write_table_on_ray
+from ldae.extraction.reader import open_reader
+from ldae.extraction.table import Extraction, write_table
 from ldae.hub.upload import CARD_FILE, upload_files
 from ldae.places import is_address
 from ldae.processes import choose_device, make_accelerator
 from ldae.training.progress import peak_memory_gib, progress_bar
-from ldae.verbs.inputs import data_config, open_at
+from ldae.verbs.inputs import data_config
 from ldae.verbs.options.use import ExtractFeaturesOptions
 
 
@@ -52,98 +50,99 @@ def run(options: ExtractFeaturesOptions) -> int:
         import_faiss()
         if options.pool != "mean":
             raise ValueError("index=true needs pool='mean'; with pool='none' a row has many features.")
-    accelerator = make_accelerator(cpu=options.device == "cpu")
-    device = choose_device(options.device, accelerator.device)
-    with accelerator.main_process_first():  # what is downloaded or prepared is so once
-        data = data_config(options)
-        source = open_images(data, other_columns=[] if options.columns == ["none"] else options.columns)
-        reader, pixels = open_reader(options, device)
-        if isinstance(pixels, CroppedPixels):
-            pixels = dataclasses.replace(pixels, reduced=source.reduced_decoding)
-    done = _extract(options, data, source, reader, pixels, accelerator)
+    accelerator = make_accelerator(cpu=options.device == "cpu" or options.engine == "ray")
+    if options.engine == "ray":
+        done, columns = _extract_on_ray(options, accelerator)
+    else:
+        done, columns = _extract(options, accelerator)
     status = 0
     if accelerator.is_main_process:
         write_dataset_card(done.folder, done.noted, options.push_to_hub)
         _report(done, accelerator.num_processes)
-        if options.index:
-            for column in reader.columns:
-                folder = str(done.folder)
-                path = build_index(folder, indexed_column(folder, column), options.index_factory, data.cache_dir)
-                print(f"Index: {path}")
+        folder = str(done.folder)
+        for column in columns if options.index else ():
+            index = build_index(folder, indexed_column(folder, column), options.index_factory, options.cache_dir)
+            print(f"Index: {index}")
         if options.push_to_hub:
-            status = _push(Path(str(done.folder)), options)
+            status = _push(Path(folder), options)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return status
 
 
-def open_reader(options: ExtractFeaturesOptions, device: torch.device) -> tuple[FeatureReader, Pixels]:
-    """Open the checkpoint.
-
-    Returns:
-        The reader of its features, and the function that makes its input from an image file.
+def open_job(options: ExtractFeaturesOptions, device: torch.device) -> TableJob:
+    """Open the images, the checkpoint and the folder.
 
     Raises:
-        ValueError: If the checkpoint cannot be loaded, or has no such layer or time step.
+        ValueError: If one of them is refused.
     """
-    choices: dict[str, Any] = {
-        "noisy": options.noisy,
-        "seed": options.seed,
-        "pool": options.pool,
-        "dtype": torch.bfloat16 if options.mixed_precision == "bf16" else None,
-    }
-    pixels: Pixels
-    where: dict[str, Any] = {"every": options.block_sweep, "noisy": options.noisy}
-    encoder, choices["layers"], choices["timesteps"] = open_at(
-        options.checkpoint, options.layers, options.timesteps, **where
+    data = data_config(options)
+    source = open_images(data, other_columns=[] if options.columns == ["none"] else options.columns)
+    reader, pixels = open_reader(
+        options.checkpoint,
+        device,
+        layers=options.layers,
+        timesteps=options.timesteps,
+        every=options.block_sweep,
+        noisy=options.noisy,
+        seed=options.seed,
+        pool=options.pool,
+        dtype=torch.bfloat16 if options.mixed_precision == "bf16" else None,
+        reduced=source.reduced_decoding,
     )
-    if isinstance(encoder, PooledEncoder):  # its own image processor makes its pixels
-        pixels = ProcessedPixels(encoder.processor, encoder.num_channels)
-        choices["use_pooler"], encoder.processor = encoder.use_pooler, None
-    else:
-        pixels = CroppedPixels(encoder.num_channels, encoder.image_size)
-    black = io.BytesIO()
-    PIL.Image.new("RGB", (64, 64)).save(black, "PNG")
-    example = model_input(torch.from_numpy(pixels(black.getvalue())[0])[None])  # (1, C, S, S)
-    return FeatureReader(encoder.to(device), example.to(device), **choices), pixels
-
-
-def _extract(
-    options: ExtractFeaturesOptions,
-    data: DataConfig,
-    source: ImageSource,
-    reader: FeatureReader,
-    pixels: Pixels,
-    accelerator: Accelerator,
-) -> Extraction:
     names = ("dataset", "dataset_config", "split", "image_column", "label_column", "streaming")
     where = {"data": {name: getattr(data, name) for name in names}}
-    if accelerator.is_main_process:
-        print(f"Features of {source.description} by {options.checkpoint}, on {accelerator.num_processes} x ", end="")
-        print(f"{reader.encoder.device}: " + ", ".join(_columns_in_words(reader)), flush=True)
-    with progress_bar(source.num_examples, 0, accelerator.is_main_process, "images") as bar:
-        return extract_table(
-            reader,
-            source,
-            str(options.output_dir),
-            pixels=pixels,
-            settings=where if source.streaming else None,  # a stream's images are too far away to be compared
-            notes={"checkpoint": options.checkpoint, "weights": hash_weights(options.checkpoint), **where},
-            root=data.dataset if os.path.isdir(data.dataset) else None,
-            dtype=options.dtype,
-            batch_size=options.batch_size,
-            rows_per_shard=options.rows_per_shard,
-            num_workers=data.num_workers,
-            on_images=_advance(bar, accelerator.num_processes),
+    return TableJob(
+        reader,
+        source,
+        str(options.output_dir),
+        pixels=pixels,
+        settings=where if source.streaming else None,  # a stream's images are too far away to be compared
+        notes={"checkpoint": options.checkpoint, "weights": hash_weights(options.checkpoint), **where},
+        root=data.dataset if os.path.isdir(data.dataset) else None,
+        dtype=options.dtype,
+        rows_per_shard=options.rows_per_shard,
+        batch_size=options.batch_size,
+        num_workers=data.num_workers,
+    )
+
+
+def _extract(options: ExtractFeaturesOptions, accelerator: Accelerator) -> tuple[Extraction, list[str]]:
+    """Write the table by the processes of this launch; return its columns of features too."""
+    with accelerator.main_process_first():  # what is downloaded or prepared is so once
+        job = open_job(options, choose_device(options.device, accelerator.device))
+    main = accelerator.is_main_process
+    if main:
+        _announce(options, job, f"{accelerator.num_processes} x {job.reader.encoder.device}")
+    with progress_bar(job.source.num_examples, 0, main, "images") as bar:
+        return write_table(job, _advance(bar, accelerator.num_processes)), list(job.reader.columns)
+
+
+def _extract_on_ray(options: ExtractFeaturesOptions, accelerator: Accelerator) -> tuple[Extraction, list[str]]:
+    """Write the table by the actors of a Ray cluster; return its columns of features too."""
+    if accelerator.num_processes > 1:
+        raise ValueError("engine='ray' starts its own processes; leave accelerate launch out.")
+    if options.device is not None:
+        raise ValueError(
+            f"device={options.device!r} does not go with engine='ray', whose actors take the GPUs of the cluster; "
+            "leave it out."
         )
+    job = open_job(options, torch.device("cpu"))
+    _announce(options, job, "a Ray cluster")
+    with progress_bar(job.source.num_examples, 0, True, "images") as bar:
+        done = write_table_on_ray(job, partial(open_job, options), actors=options.actors, on_images=_advance(bar, 1))
+    return done, list(job.reader.columns)
+
+
+def _announce(options: ExtractFeaturesOptions, job: TableJob, where: str) -> None:
+    columns = [f"{name} {' x '.join(map(str, column.shape))}" for name, column in job.reader.columns.items()]
+    print(
+        f"Features of {job.source.description} by {options.checkpoint}, on {where}: {', '.join(columns)}", flush=True
+    )
 
 
 def _advance(bar: Any, num_processes: int) -> Callable[[int], object]:
     return lambda rows: bar.update(min(rows * num_processes, (bar.total or 2**62) - bar.n))
-
-
-def _columns_in_words(reader: FeatureReader) -> list[str]:
-    return [f"{name} {' x '.join(map(str, column.shape))}" for name, column in reader.columns.items()]
 
 
 def _report(done: Extraction, num_processes: int) -> None:

@@ -9,8 +9,9 @@ import torch
 
 from ldae.data import DataConfig, ImageSource, open_images, open_probe_images
 from ldae.errors import RunError, one_line
-from ldae.evaluation.encoder import Encoder, open_encoder
+from ldae.evaluation.encoder import Encoder
 from ldae.evaluation.images import ImageSet
+from ldae.evaluation.opening import open_at
 from ldae.extraction.source import FeatureTable, open_feature_tables
 from ldae.places import check_place, find_data, is_local, near_path
 from ldae.processes import choose_device
@@ -188,33 +189,6 @@ def record(output_dir: Path, *results: Result) -> None:
             f"output_dir={str(output_dir)!r}: results.json could not be written ({one_line(error)}); the numbers "
             "above are complete. Make room or mend the file, and repeat the command to keep them."
         ) from error
-
-
-def open_at(
-    checkpoint: str,
-    layers: Sequence[Any] | None = None,
-    timesteps: Sequence[int] | None = None,
-    *,
-    every: bool = False,
-    noisy: bool = False,
-) -> tuple[Encoder, tuple[Any, ...] | None, tuple[int, ...] | None]:
-    """Load an encoder that reaches the given layers.
-
-    Returns:
-        `(encoder, layers, timesteps)`, filled in; both are `None` if the encoder has no choice of them.
-
-    Raises:
-        ValueError: If the checkpoint cannot be loaded, or a layer or time step does not exist.
-    """
-    if layers and every:
-        raise ValueError(f"layers={','.join(map(str, layers))} and block_sweep are both given; give one of them.")
-    encoder = open_encoder(checkpoint, "cpu", layers=layers, every=every)
-    if every and encoder.has_choices:
-        layers = encoder.search_layers
-    chosen = encoder.choices(layers or None, timesteps or None, noisy or every)
-    if not encoder.has_choices:
-        return encoder, None, None
-    return encoder, tuple(chosen[0]), tuple(chosen[1])
 
 
 def results_place(options: Any) -> tuple[Path, str]:

@@ -8,14 +8,13 @@ import torch
 from ldae.data import DataConfig, UnreadableImageError, decode_image, open_images
 from ldae.extraction.folder import read_identity
 from ldae.extraction.index import indexed_column, nearest_rows, undecoded_images
-from ldae.extraction.reader import FeatureReader
+from ldae.extraction.job import hash_model
+from ldae.extraction.reader import FeatureReader, open_reader
 from ldae.extraction.rows import FILE_NAME, ROW, SHARD, Pixels, model_input
-from ldae.extraction.table import hash_model
 from ldae.processes import choose_device
 from ldae.reports.neighbours import SIDE, neighbour_picture
-from ldae.verbs.extract_features import open_reader
 from ldae.verbs.inputs import table
-from ldae.verbs.options.use import ExtractFeaturesOptions, SearchOptions
+from ldae.verbs.options.use import SearchOptions
 
 
 PICTURE = "pictures/search.png"
@@ -53,17 +52,10 @@ def _features_of(record: dict[str, Any], noted: dict[str, Any], column: str, opt
 
 def _open_model(noted: dict[str, Any], options: SearchOptions, device: torch.device) -> tuple[FeatureReader, Pixels]:
     checkpoint = options.checkpoint or noted["checkpoint"]
-    chosen = ExtractFeaturesOptions(
-        checkpoint=checkpoint,
-        layers=noted["layers"],
-        timesteps=noted["timesteps"],
-        noisy=noted["noisy"],
-        seed=noted["seed"],
-        pool=noted["pool"],
-        mixed_precision="bf16" if noted["compute_dtype"] == "bfloat16" else "no",
-    )
+    choices = {name: noted[name] for name in ("layers", "timesteps", "noisy", "seed", "pool")}
+    dtype = torch.bfloat16 if noted["compute_dtype"] == "bfloat16" else None
     try:
-        reader, pixels = open_reader(chosen, device)
+        reader, pixels = open_reader(checkpoint, device, **choices, dtype=dtype)
     except ValueError as error:
         raise ValueError(f"{error} Say with --checkpoint where the model of the table is now.") from error
     if hash_model(reader.encoder.module) != noted["model"]:

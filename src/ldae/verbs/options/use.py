@@ -22,6 +22,9 @@ class ExtractFeaturesOptions(FeatureOptions, SplitOptions, CheckpointOptions):
         columns: Other columns to keep, such as caption,url, or none; by default all plain ones.
         seed: Seed of the noise of --noisy.
         batch_size: Images in a forward.
+        engine: accelerate, for the processes of this launch; or ray, for the actors of a Ray cluster (RAY_ADDRESS, or
+            a new one on this machine), which may die, move and be replaced while the table is written.
+        actors: Actors of a Ray cluster; by default one for each GPU, or as many as the cores allow.
         rows_per_shard: Rows of a file; by default it follows from their size, at most 8192.
         index: Build a FAISS index too.
         index_factory: The index in FAISS's words; the default compares by cosine.
@@ -35,6 +38,8 @@ class ExtractFeaturesOptions(FeatureOptions, SplitOptions, CheckpointOptions):
     columns: list[str] | None = None
     seed: int = 0
     batch_size: int = Field(256, ge=1)
+    engine: Literal["accelerate", "ray"] = "accelerate"
+    actors: int | None = Field(None, ge=1)
     rows_per_shard: int | None = Field(None, ge=1)
     index: bool = False
     index_factory: str = "L2norm,Flat"
