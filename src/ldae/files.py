@@ -132,6 +132,14 @@ def hash_tensors(settings: Any, tensors: Mapping[str, "torch.Tensor"]) -> str:
     return digest.hexdigest()[:16]
 
 
+def is_claimed(folder: Path) -> bool:
+    """Tell whether a folder's claim has been renewed within the time after which it expires."""
+    try:
+        return time.time() - (folder / CLAIM_FILE).stat().st_mtime < CLAIM_SECONDS
+    except FileNotFoundError:
+        return False
+
+
 class FolderClaim:
     """A claim on a folder that several launches share, perhaps on several machines: one holds it, the others wait.
 

@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ldae.cli import main
+from ldae.data import open_images
 from ldae.processes import join_processes
 from ldae.training import doctor, estimate
 from ldae.training.accelerators import ACCELERATORS
@@ -141,11 +142,12 @@ def test_large_files_make_reading_the_limit(make_recipe, quick, tmp_path):
         Image.fromarray(pixels).save(tmp_path / "images" / f"{index}.png")
     recipe = make_recipe(dataset=str(tmp_path / "images"), random_resized_crop=False, total_batch_size=8)
     costs = count_costs(recipe)
-    speed = measure_speed(recipe, costs, costs.memory(2**40, 8), "cpu", read=True)
+    source = open_images(recipe.data)
+    speed = measure_speed(recipe, costs, costs.memory(2**40, 8), "cpu", source)
     assert speed.batch_size == 8 and speed.waited > doctor.WAITED
     assert speed.seconds(1000) == 1000 / speed.training
     machine = replace(GPU, device="cpu", bf16=False)
-    advice = advise(recipe, machine, speed, costs.memory(2**40, 8), doctor.median_shorter_side(recipe))
+    advice = advise(recipe, machine, speed, costs.memory(2**40, 8), doctor.median_shorter_side(source))
     assert advice[0].startswith("--num_workers ") and "8 cores" in advice[0]
     assert advice[1].startswith("smaller copies of the images: their shorter side is 600")
 
@@ -170,8 +172,8 @@ def test_a_slow_machine_is_measured_with_fewer_images_and_a_small_one_is_refused
     memory = costs.memory(2**40, 32)
     join_processes(cpu=True)
     tight = replace(memory, free=memory.missing - 2 * memory.per_image)
-    assert measure_speed(recipe, costs, tight, "cpu", read=False).batch_size == 30
+    assert measure_speed(recipe, costs, tight, "cpu", None).batch_size == 30
     monkeypatch.setattr(doctor, "STEP_SECONDS", 0.0)
-    assert measure_speed(recipe, costs, memory, "cpu", read=False).batch_size == 1
+    assert measure_speed(recipe, costs, memory, "cpu", None).batch_size == 1
     with pytest.raises(ValueError, match="not even one image fits here"):
-        measure_speed(recipe, costs, replace(memory, free=0), "cpu", read=False)
+        measure_speed(recipe, costs, replace(memory, free=0), "cpu", None)

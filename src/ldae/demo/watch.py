@@ -9,7 +9,7 @@ import PIL.Image
 from matplotlib.figure import Figure
 
 from ldae.demo.model import DemoModel
-from ldae.files import CLAIM_FILE, CLAIM_SECONDS
+from ldae.files import is_claimed
 from ldae.options import read_yaml
 from ldae.reports.tile_grid import tile_grid
 from ldae.reports.training_curves import ACCURACIES, accuracy_figure, logged, loss_figure, measured
@@ -60,7 +60,7 @@ class WatchedRun:
     def log_state(self) -> tuple[Any, ...]:
         """Return what changes when the log does, or when the run starts or stops."""
         found = self.folder.metrics.stat() if self.folder.metrics.is_file() else None
-        return (found and (found.st_mtime_ns, found.st_size), self._is_running())
+        return (found and (found.st_mtime_ns, found.st_size), is_claimed(self.folder.path))
 
     def read_log(self) -> tuple[str, Figure | None, Figure | None]:
         """Read the log.
@@ -87,7 +87,7 @@ class WatchedRun:
             return f"**Finished:** {seen:,} images{cost}."
         end = self._budget()
         progress = f"{seen:,} images" if end is None else f"{seen:,} of {end:,} images"
-        if not self._is_running():
+        if not is_claimed(self.folder.path):
             return f"**Stopped** at {progress}. The run's own command resumes it."
         if end is not None and seen >= end:
             return f"**Ending:** all {end:,} images were seen; the last measurements and pictures are being made."
@@ -105,13 +105,6 @@ class WatchedRun:
             return -(-options["images"] // options["total_batch_size"]) * options["total_batch_size"]
         except (KeyError, TypeError, ValueError):
             return None
-
-    def _is_running(self) -> bool:
-        """Tell whether the run's claim on its folder has been renewed within the time after which it expires."""
-        try:
-            return time.time() - (self.folder.path / CLAIM_FILE).stat().st_mtime < CLAIM_SECONDS
-        except FileNotFoundError:
-            return False
 
     # -- the model ----------------------------------------------------------------------------------------------------
 

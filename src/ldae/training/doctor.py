@@ -2,13 +2,10 @@
 
 import io
 import itertools
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -18,7 +15,7 @@ from ldae import stopping
 from ldae.data import Batch, DataConfig, ImageLoader, ImageSource, open_images, survey_images
 from ldae.data.loader import PREFETCHED_BATCHES
 from ldae.training.estimate import MemoryEstimate, StepTimer
-from ldae.training.machine import Machine, release_memory
+from ldae.training.machine import Machine, can_compile, release_memory
 from ldae.training.pretraining import DenoisingTask
 from ldae.training.recipe import Recipe
 from ldae.training.recipe_costs import RecipeCosts
@@ -92,18 +89,21 @@ class RandomImagesTask(DenoisingTask):
             yield Batch(images, torch.arange(count) + step * count, labels)
 
 
-def can_compile(device: str) -> bool:
-    """Return whether torch.compile finds what it needs for a type of device: a C++ compiler, and on a GPU Triton."""
-    return cpp_compiler() is not None and (device != "cuda" or find_spec("triton") is not None)
+class OpenedImagesTask(DenoisingTask):
+    """The pre-training of a recipe on images that are open already."""
+
+    def __init__(self, recipe: Recipe, source: ImageSource) -> None:
+        super().__init__(recipe)
+        self.opened = source
+
+    def open_source(self) -> ImageSource:
+        """Return the images."""
+        return self.opened
 
 
-def cpp_compiler() -> str | None:
-    """Return the C++ compiler that torch.compile would call; `None` if there is none."""
-    names = [os.environ.get("CXX"), "g++", "clang++", "c++"]
-    return next((name for name in names if name and shutil.which(name)), None)
-
-
-def measure_speed(recipe: Recipe, costs: RecipeCosts, memory: MemoryEstimate, device: str, read: bool) -> Speed:
+def measure_speed(
+    recipe: Recipe, costs: RecipeCosts, memory: MemoryEstimate, device: str, source: ImageSource | None
+) -> Speed:
     """Measure a recipe's steps and its loader on one device, for some seconds each. Nothing is printed or written.
 
     Args:
@@ -111,12 +111,11 @@ def measure_speed(recipe: Recipe, costs: RecipeCosts, memory: MemoryEstimate, de
         costs ([`RecipeCosts`]): Its costs.
         memory ([`MemoryEstimate`]): Its memory on this device.
         device (`str`): Type of the device.
-        read (`bool`): Whether to open its images and measure the loader, too.
+        source ([`~ldae.data.ImageSource`], *optional*): Its images, to measure the loader, too.
 
     Raises:
-        ValueError: If the images cannot be opened, or not even one fits into the memory.
+        ValueError: If not even one image fits into the memory.
     """
-    source = open_images(recipe.data) if read else None  # a mistake in its name is told before anything is measured
     peak = matrix_product_flops(device, recipe.training.mixed_precision == "bf16")
     batch = _measured_batch(recipe, costs, memory, peak)
     # With a learning rate of 0, weights stay finite whatever the images.
@@ -130,7 +129,7 @@ def measure_speed(recipe: Recipe, costs: RecipeCosts, memory: MemoryEstimate, de
     if source is None:
         return speed
     loader = _loader_speed(small, source, batch)
-    training = _quietly(lambda: rehearse(DenoisingTask(small)))
+    training = _quietly(lambda: rehearse(OpenedImagesTask(small, source)))
     return replace(speed, loader=loader, training=batch / training.seconds_per_step, waited=training.waited)
 
 
@@ -176,9 +175,8 @@ def advise(
     return advice
 
 
-def median_shorter_side(recipe: Recipe) -> int | None:
-    """Return the median shorter side of a few of a recipe's images in pixels; `None` for a stream."""
-    source = open_images(recipe.data)
+def median_shorter_side(source: ImageSource) -> int | None:
+    """Return the median shorter side of a few images in pixels; `None` for a stream."""
     return None if source.streaming else survey_images(source, EXAMINED).shorter_side
 
 

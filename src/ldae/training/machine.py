@@ -2,7 +2,9 @@
 
 import gc
 import os
+import shutil
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import psutil
 import torch
@@ -59,6 +61,17 @@ def look_at_machine() -> Machine:
         accelerators=names or ([] if device == "cpu" else [device]),
         bf16=device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False),
     )
+
+
+def can_compile(device: str) -> bool:
+    """Return whether torch.compile finds what it needs for a type of device: a C++ compiler, and on a GPU Triton."""
+    return cpp_compiler() is not None and (device != "cuda" or find_spec("triton") is not None)
+
+
+def cpp_compiler() -> str | None:
+    """Return the C++ compiler that torch.compile would call; `None` if there is none."""
+    names = [os.environ.get("CXX"), "g++", "clang++", "c++"]
+    return next((name for name in names if name and shutil.which(name)), None)
 
 
 def release_memory() -> None:

@@ -4,6 +4,8 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import TextIO
 
 import torch
@@ -43,6 +45,9 @@ def peak_memory_gib() -> float:
     """Return the peak memory in GiB, of the accelerator or, without one, of the process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
+    with suppress(OSError, IndexError):  # Linux, where getrusage may give the peak of a larger parent
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return int(status.partition("VmHWM:")[2].split()[0]) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**30 if sys.platform == "darwin" else 2**20)
 

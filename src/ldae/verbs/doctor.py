@@ -6,19 +6,18 @@ from importlib.metadata import version
 
 import torch
 
+from ldae.data import ImageSource, open_images
 from ldae.processes import choose_device, join_processes
 from ldae.training.accelerators import ACCELERATORS, KEPT_FREE
 from ldae.training.doctor import (
     WAITED,
     Speed,
     advise,
-    can_compile,
-    cpp_compiler,
     measure_speed,
     median_shorter_side,
 )
 from ldae.training.estimate import MemoryEstimate, free_memory
-from ldae.training.machine import Machine, look_at_machine
+from ldae.training.machine import Machine, can_compile, cpp_compiler, look_at_machine
 from ldae.training.progress import describe_bytes, describe_seconds
 from ldae.training.recipe import Recipe, load_recipe
 from ldae.training.recipe_costs import Plan, RecipeCosts, count_costs
@@ -43,10 +42,12 @@ def run(options: DoctorOptions) -> int:
         join_processes(cpu=device.type == "cpu")
         machine = look_at_machine()
         _show_machine(machine)
+    # A mistake in the name of the images is told before anything is measured.
+    source = open_images(recipe.data) if options.on is None and options.read else None
     costs = count_costs(recipe)
     _show_recipe(recipe, costs, options.config)
     if options.on is None:
-        _measure(recipe, costs, machine, options.read)
+        _measure(recipe, costs, machine, source)
     else:
         _show_plan(Plan(recipe, costs, ACCELERATORS[options.on], options.num_devices or 1, options.mfu))
     return 0
@@ -89,12 +90,12 @@ def _show_memory(memory: MemoryEstimate, place: str) -> None:
     )
 
 
-def _measure(recipe: Recipe, costs: RecipeCosts, machine: Machine, read: bool) -> None:
+def _measure(recipe: Recipe, costs: RecipeCosts, machine: Machine, source: ImageSource | None) -> None:
     """Measure on this machine and print what limits the recipe."""
     device, training = machine.device, recipe.training
     memory = costs.memory(free_memory(torch.device(device)), training.batch_layout(1)[0])
     _show_memory(memory, "are free")
-    speed = measure_speed(recipe, costs, memory, device, read)
+    speed = measure_speed(recipe, costs, memory, device, source)
     precision = "bfloat16" if training.mixed_precision == "bf16" else "float32"
     _show("Peak", f"{_count(speed.peak)}FLOP/s in the product of two large matrices in {precision}")
     _show(
@@ -103,12 +104,12 @@ def _measure(recipe: Recipe, costs: RecipeCosts, machine: Machine, read: bool) -
         "peak",
     )
     side = None
-    if speed.loader is not None and speed.training is not None:
+    if source is not None:
         _show("Loader", f"{speed.loader:,.1f} images/s alone, with num_workers = {recipe.data.num_workers}")
         _show(
             "Training", f"{speed.training:,.1f} images/s with its images: {speed.waited:.0%} of a step waits for them"
         )
-        side = median_shorter_side(recipe) if speed.waited > WAITED else None
+        side = median_shorter_side(source) if speed.waited > WAITED else None
     time = describe_seconds(speed.seconds(training.images))
     _show("Whole recipe", f"about {time} on this device, without fits of a tokenizer, probes and pictures")
     _show("Limit", _limit(speed, memory))
