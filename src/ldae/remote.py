@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import fsspec
 
@@ -18,6 +19,7 @@ from ldae.places import is_address
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 # What clients say of credentials that are missing or refused: builtin errors of fsspec, and those of botocore.
 REFUSED = ("PermissionError", "NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError")
+SECRETS = ("signature", "sig", "token", "secret", "password", "credential", "key")  # in names of an address's query
 CREDENTIALS = {
     "s3fs": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; FSSPEC_S3_ANON=true reads a public bucket",
     "gcsfs": "GOOGLE_APPLICATION_CREDENTIALS",
@@ -96,8 +98,12 @@ def _check_protocol(address: str, option: str) -> tuple[str, str | None]:
     """
     protocol, _, rest = address.partition("://")
     shown, package = hide_secrets(f"{option}={address!r}"), PACKAGES.get(protocol)
-    if package in ("s3fs", "gcsfs") and "@" in rest.partition("/")[0]:
-        raise ValueError(f"{shown} holds credentials, which would be kept in recipes; {_credentials(package)}.")
+    names = {name.lower() for name, _ in parse_qsl(urlsplit(address).query)}
+    signed = any(word in name for name in names for word in SECRETS)
+    user, at, _ = rest.partition("/")[0].rpartition("@")
+    if signed or (at and (":" in user or package in ("s3fs", "gcsfs"))):
+        remedy = _credentials(package) if package in CREDENTIALS else "download the files, and name their folder"
+        raise ValueError(f"{shown} holds credentials, which would be kept in recipes and cards; {remedy}.")
     if protocol not in {*fsspec.available_protocols(), *fsspec.registry}:
         raise ValueError(f"{shown} cannot be opened; fsspec must know {protocol}://.")
     return shown, package
@@ -152,8 +158,8 @@ def _remedy(error: Exception, package: str | None) -> str:
     return f"check the address{endpoint}, the network and the credentials in the environment"
 
 
-def _credentials(package: str) -> str:
-    return f"set credentials in the environment: {CREDENTIALS[package]}"
+def _credentials(package: str | None) -> str:
+    return f"set credentials in the environment: {CREDENTIALS[str(package)]}"
 
 
 def files_by_split(files: list[str], names: dict[str, str]) -> dict[str, Any]:

@@ -109,6 +109,16 @@ def test_mistakes_name_the_address_and_the_remedy(bucket: str) -> None:
         open_images(DataConfig("http://127.0.0.1:9/a.parquet"))
 
 
+@pytest.mark.parametrize(
+    "address",
+    ["https://me:hunter2@host/a.parquet", "https://host/a.parquet?X-Amz-Signature=hunter2", "s3://hunter2@bucket/a"],
+)
+def test_addresses_with_credentials_are_refused_because_recipes_keep_them(address: str) -> None:
+    with pytest.raises(ValueError, match="holds credentials, which would be kept in recipes and cards") as error:
+        open_images(DataConfig(address))
+    assert "hunter2" not in str(error.value)
+
+
 class Refusing(AbstractFileSystem):
     """A file system that refuses everything, as clients of object stores do."""
 
