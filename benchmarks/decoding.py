@@ -1,13 +1,15 @@
 """Decode JPEG files to the model's size: ours against Pillow alone, which decodes the whole image and resizes it.
 
 Both read from memory, resize the shortest edge (bicubic) and crop the centre; the pixels are compared first. The
-images have the spectrum of photographs (amplitude 1 / frequency) and quality 90.
+images have the spectrum of photographs (amplitude 1 / frequency) and quality 90. `--others` compares ours with itself
+around another decoder, where one is installed, at the same reduced scale.
 
-    python benchmarks/decoding.py [--pairs 9]
+    python benchmarks/decoding.py [--pairs 9] [--others]
 """
 
 import argparse
 import io
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from harness import compare
 from PIL import Image
 
 from ldae.data import decode_image
+from ldae.data.decode import image_to_pixels, reduce_jpeg
 
 
 # width, height, side of the result, target ratio
@@ -54,6 +57,47 @@ def decode_with_pillow(data: bytes, size: int) -> np.ndarray:
         return np.asarray(image.crop((left, top, left + size, top + size))).transpose(2, 0, 1)
 
 
+def decode_with_simplejpeg(data: bytes, size: int) -> np.ndarray:
+    """Decode as ours does, with simplejpeg in place of Pillow's decoder."""
+    import simplejpeg
+
+    with Image.open(io.BytesIO(data)) as image:
+        whole = reduce_jpeg(image, size) or (*image.size, 1)
+    least = {"min_width": -(-whole[0] // whole[2]), "min_height": -(-whole[1] // whole[2])} if whole[2] > 1 else {}
+    image = Image.fromarray(simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False, **least))
+    return image_to_pixels(image, 3, size, whole=whole)
+
+
+def decode_with_opencv(data: bytes, size: int) -> np.ndarray:
+    """Decode as ours does, with OpenCV in place of Pillow's decoder."""
+    import cv2
+
+    cv2.setNumThreads(1)
+    with Image.open(io.BytesIO(data)) as image:
+        whole = reduce_jpeg(image, size) or (*image.size, 1)
+    mode = {1: cv2.IMREAD_COLOR, **{n: getattr(cv2, f"IMREAD_REDUCED_COLOR_{n}") for n in (2, 4, 8)}}[whole[2]]
+    image = Image.fromarray(cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), mode), cv2.COLOR_BGR2RGB))
+    return image_to_pixels(image, 3, size, whole=whole)
+
+
+def run_others(pairs: int = 9) -> None:
+    """Measure the decoders that are installed, and print a line for each case."""
+    torch.set_num_threads(1)
+    decoders = {"simplejpeg": decode_with_simplejpeg, "cv2": decode_with_opencv}
+    for name in [name for name in decoders if find_spec(name)]:
+        for width, height, size, _ in CASES:
+            data, decode = make_photograph(width, height), decoders[name]
+            difference = np.abs(decode_image(data, 3, size)[0].astype(float) - decode(data, size))
+            assert difference.mean() < 1, difference.mean()
+            compare(
+                f"{name}: {width}x{height} to {size}",
+                lambda data=data, size=size, decode=decode: decode(data, size),
+                lambda data=data, size=size: decode_image(data, 3, size),
+                pairs=pairs,
+                target=1.5,
+            )
+
+
 def run(pairs: int = 9) -> None:
     """Measure, and print a line for each case."""
     torch.set_num_threads(1)
@@ -74,4 +118,6 @@ def run(pairs: int = 9) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=9)
-    run(parser.parse_args().pairs)
+    parser.add_argument("--others", action="store_true", help="compare other decoders: simplejpeg, OpenCV")
+    options = parser.parse_args()
+    (run_others if options.others else run)(options.pairs)
