@@ -11,8 +11,9 @@ import pytest
 ROOT = Path(__file__).parents[1] / "src" / "ldae"
 # From the bottom up: each part imports only from itself and from those before it.
 ORDER = (
-    "errors places stopping files remote options sections processes shared_work results checkpoints models schedulers "
-    "data hub pipelines tokenizers evaluation reports extraction export training deconstruct demo verbs cli __main__"
+    "errors places stopping files shards remote options sections processes shared_work results checkpoints models "
+    "schedulers data hub pipelines tokenizers evaluation reports extraction export training deconstruct demo verbs "
+    "cli __main__"
 ).split()
 
 

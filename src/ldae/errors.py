@@ -1,9 +1,12 @@
 """Errors that a user can mend, and their message in one line."""
 
 import errno
+import re
 
 
 LONGEST = 600  # characters of a message
+# Packages of the clients of object stores and the network, whose errors have no common base class.
+CLIENTS = frozenset("botocore aiobotocore s3fs gcsfs google adlfs azure aiohttp httpx requests urllib3".split())
 
 
 class RunError(RuntimeError):
@@ -14,14 +17,25 @@ class RunError(RuntimeError):
 
 
 def one_line(error: BaseException | str) -> str:
-    r"""Return a message in one line, cut after `LONGEST` characters.
+    r"""Return a message in one line, without passwords and signatures, cut after `LONGEST` characters.
 
     Example:
         >>> one_line("first\n  second")
         'first second'
     """
-    text = " ".join(str(error).split())
+    text = hide_secrets(" ".join(str(error).split()))
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+def hide_secrets(text: str) -> str:
+    """Replace passwords and signatures of the addresses in a text.
+
+    Example:
+        >>> hide_secrets("https://me:secret@host/a.parquet?X-Amz-Signature=123")
+        'https://...@host/a.parquet?...'
+    """
+    text = re.sub(r"(?<=://)[^/\s@]+@", "...@", text)
+    return re.sub(r"(https?://[^\s?'\"]*\?)(?!\.\.\.)[^\s'\"]+", r"\1...", text)
 
 
 def explain(error: BaseException) -> str | None:
@@ -44,6 +58,11 @@ def explain(error: BaseException) -> str | None:
         }
         remedy = remedies.get(error.errno or 0, "name another file or folder, or repair this one")
         return f"{reason.rstrip('.')}; {remedy}."
+    if type(error).__module__.partition(".")[0] in CLIENTS:
+        kind = type(error).__name__
+        return (
+            f"the network or the store failed ({kind}: {one_line(str(error).rstrip('.'))[:300]}); repeat the command."
+        )
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _is_memory(str(error))):
         return f"out of memory ({one_line(error)[:200]}); give a smaller model, batch or image."
     return None

@@ -1,7 +1,7 @@
-"""Files and folders that several processes share: whole-file writes, folder claims, content hashes and shards.
+"""Files and folders that several processes share: whole-file writes, folder claims and content hashes.
 
-Shards may also lie in an object store, as a `UPath` of [`~ldae.remote.open_folder`]. There a file appears when its
-upload is complete, and folders need not be made.
+A file may also lie in an object store, as a `UPath` of [`~ldae.remote.open_folder`]. There it appears when its upload
+is complete, and folders need not be made.
 """
 
 import hashlib
@@ -9,14 +9,10 @@ import json
 import os
 import random
 import socket
-import tempfile
 import time
-import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from filelock import SoftFileLease, Timeout
@@ -30,11 +26,11 @@ if TYPE_CHECKING:
 
 AnyPath: TypeAlias = "Path | UPath"  # of a file or folder on this machine, or behind an address
 FolderName: TypeAlias = "str | os.PathLike[str] | UPath"
+STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "hf", "memory")  # file systems without folders
 CLAIM_FILE = ".claim"
 CLAIM_SECONDS = 60.0
 BEAT_SECONDS = 5.0
 FORMER_CLAIM_FILE = ".lock"  # of ldae 0.1.0, whose runs may still be going on
-SHARDS, LEAST_ROWS, MOST_ROWS = 64, 256, 8192  # enough shards for many processes, enough rows for whole batches
 
 
 def write_whole(path: AnyPath, content: str | bytes) -> None:
@@ -57,9 +53,11 @@ def write_whole(path: AnyPath, content: str | bytes) -> None:
 
 
 def make_folder(path: AnyPath) -> None:
-    """Create a folder, and those above it, where they do not exist; an object store has none."""
+    """Create a folder, and those above it, where they do not exist; object stores have none."""
     if isinstance(path, Path):
         path.mkdir(parents=True, exist_ok=True)
+    elif path.protocol not in STORES:
+        path.fs.makedirs(path.path, exist_ok=True)
 
 
 def open_permissions(path: Path) -> None:
@@ -263,134 +261,3 @@ class FolderClaim:
                 return True
             former.unlink()
         return False
-
-
-@dataclass(frozen=True)
-class ShardFolder:
-    """A folder of shards, and a JSON file that identifies what they were made from.
-
-    A shard exists whole or not at all, so a killed start is continued by the next, with any number of processes.
-
-    Args:
-        path (`Path`): The folder.
-        option (`str`): The option that names the folder, for messages.
-        content (`str`): What the shards hold, for messages: "latents".
-        identity_file (`str`): Name of the JSON file.
-    """
-
-    path: AnyPath
-    option: str
-    content: str
-    identity_file: str
-
-    def identity(self) -> dict[str, Any] | None:
-        """Read what the shards were made from; `None` if nothing was begun here.
-
-        Raises:
-            ValueError: If the file is damaged.
-        """
-        file = self.path / self.identity_file
-        if not file.is_file():
-            return None
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-            if not isinstance(content, dict):
-                raise ValueError("it is no mapping")
-        except ValueError as error:
-            raise ValueError(f"{file} is damaged ({error}); restore it, or give an empty folder.") from error
-        return content
-
-    def claim(self, identity: dict[str, Any], notes: dict[str, Any]) -> None:
-        """Write the identity file, or check that it says the same.
-
-        Args:
-            identity (`dict`): What the shards are made from, and how.
-            notes (`dict`): Further entries, which a later start may change.
-
-        Raises:
-            ValueError: If the folder holds other files, or shards made from something else.
-        """
-        make_folder(self.path)
-        noted = self.identity()
-        if noted is None:
-            entries = self.path.iterdir() if self.path.exists() else ()
-            names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
-            if names:
-                raise ValueError(
-                    f"{self.option}={str(self.path)!r} holds other files ({', '.join(names[:3])}); give an empty "
-                    "folder."
-                )
-            self.write_identity({**notes, **identity})
-            return
-        changed = [
-            f"{name} differ" if isinstance(value, dict) else f"{name} was {noted.get(name)} and is {value}"
-            for name, value in identity.items()
-            if noted.get(name) != value
-        ]
-        if changed:
-            raise ValueError(
-                f"{self.option}={str(self.path)!r} holds {self.content} with other settings ({'; '.join(changed)}); "
-                "give another folder, or the former settings."
-            )
-
-    def write_identity(self, content: dict[str, Any]) -> None:
-        """Write the identity file."""
-        write_whole(self.path / self.identity_file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-    def clear(self, pattern: str) -> None:
-        """Remove the unfinished shards of killed starts, `.NAME.*` for each name that matches a glob pattern."""
-        for left in self.path.glob(pattern):
-            left.unlink(missing_ok=True)
-
-
-class ShardWriter:
-    """Writer of one shard, under a hidden name until it is whole; as a context manager it discards the shard on an
-    error. A shard of an object store is written to a temporary file, and uploaded when it is whole.
-
-    Args:
-        path (`Path` or `UPath`): The shard's file.
-        open_writer (`Callable[[str], Any]`): Opens a pyarrow writer (`write_table`, `close`) on a path.
-    """
-
-    def __init__(self, path: AnyPath, open_writer: Callable[[str], Any]) -> None:
-        self.path = path
-        hidden = f".{path.name}.{uuid.uuid4().hex[:8]}"  # two runs may write the same shard
-        self.partial = path.with_name(hidden) if isinstance(path, Path) else Path(tempfile.gettempdir()) / hidden
-        self.writer = open_writer(str(self.partial))
-
-    def finish(self) -> None:
-        """Close the file and give it its name."""
-        self.writer.close()
-        if not isinstance(self.path, Path):
-            self.path.fs.put_file(str(self.partial), self.path.path)
-            self.partial.unlink()
-            return
-        try:
-            os.replace(self.partial, self.path)
-        except FileNotFoundError:
-            if not self.path.is_file():  # otherwise another run finished the same shard first and cleaned up
-                raise
-
-    def discard(self) -> None:
-        """Remove what was written."""
-        self.writer.close()
-        self.partial.unlink(missing_ok=True)
-
-    def __enter__(self) -> "ShardWriter":
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is None:
-            self.finish()
-        else:
-            self.discard()
-
-
-def choose_rows_per_shard(count: int | None) -> int:
-    """Choose the rows of a shard: a 64th of all, from 256 to 8,192."""
-    return MOST_ROWS if count is None else min(max(-(-count // SHARDS), LEAST_ROWS), MOST_ROWS)
-
-
-def shard_ranges(count: int, rows_per_shard: int) -> list[range]:
-    """Divide rows into shards."""
-    return [range(i, min(i + rows_per_shard, count)) for i in range(0, count, rows_per_shard)]

@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import fsspec
 
-from ldae.errors import one_line
+from ldae.errors import hide_secrets, one_line
 from ldae.files import AnyPath, FolderName
 from ldae.places import is_address
 
@@ -72,10 +72,12 @@ def open_folder(name: FolderName, option: str) -> AnyPath:
         `Path` or `UPath`: For an address a `UPath`, which has the methods of `Path`.
 
     Raises:
-        ValueError: If an address cannot be reached or not be written to.
+        ValueError: If an address is misspelt, cannot be reached, or cannot be written to.
     """
     address = str(name)
     if not is_address(address):
+        if re.match(r"[\w+.-]{2,}:/|\w+::", address) and not Path(address).exists():
+            raise ValueError(f"{option}={address!r} is neither a path nor an address such as s3://bucket/folder.")
         return Path(address)
     from upath import UPath
 
@@ -84,6 +86,8 @@ def open_folder(name: FolderName, option: str) -> AnyPath:
         raise ValueError(f"{shown} can only be read; give an address that is written to, such as s3://bucket/folder.")
     with _reaching(shown, package):
         folder = UPath(address)
+        if folder.protocol in ("file", "local"):
+            return Path(folder.path)
         folder.fs.invalidate_cache()  # other processes write there too
         bucket = None if folder.exists() else _missing_bucket(folder.fs, folder.path, package)
     _check_bucket(bucket, shown)
@@ -119,7 +123,7 @@ def _reaching(shown: str, package: str | None) -> Iterator[None]:
         raise ValueError(f"{shown} cannot be opened ({one_line(error)}); {remedy}.") from error
     except Exception as error:  # the file systems' own, of their clients
         raise ValueError(
-            f"{shown} cannot be reached ({type(error).__name__}: {hide_secrets(one_line(error).rstrip('.'))[:300]}); "
+            f"{shown} cannot be reached ({type(error).__name__}: {one_line(str(error).rstrip('.'))[:300]}); "
             f"{_remedy(error, package)}."
         ) from None  # its own text may hold a secret
 
@@ -137,17 +141,6 @@ def _check_bucket(missing: str | None, shown: str) -> None:
 
 def _is_web(address: str) -> bool:
     return address.startswith(("http://", "https://"))
-
-
-def hide_secrets(text: str) -> str:
-    """Replace passwords and signatures of the addresses in a text.
-
-    Example:
-        >>> hide_secrets("https://me:secret@host/a.parquet?X-Amz-Signature=123")
-        'https://...@host/a.parquet?...'
-    """
-    text = re.sub(r"(?<=://)[^/\s@]+@", "...@", text)
-    return re.sub(r"(https?://[^\s?'\"]*\?)[^\s'\"]+", r"\1...", text)
 
 
 def _remedy(error: Exception, package: str | None) -> str:

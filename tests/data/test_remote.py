@@ -15,6 +15,7 @@ from PIL import Image
 
 from ldae.cli import main
 from ldae.data import DataConfig, iterate_once, open_images
+from ldae.errors import explain
 from ldae.places import find_data
 from ldae.processes import make_accelerator
 from ldae.remote import list_remote
@@ -176,3 +177,12 @@ def test_a_short_stream_is_read_once_to_fit_the_tokenizer(bucket: str, tmp_path:
     recipe = load_recipe(None, {**fields, **model})
     drawn = list(sample_images(open_images(recipe.data), recipe, make_accelerator(cpu=True)))
     assert recipe.tokenizer.tokenizer_images > 1000 and sum(map(len, drawn)) == 64  # one batch
+
+
+def test_errors_of_a_store_in_the_middle_of_the_work_are_one_line() -> None:
+    failed = type("EndpointConnectionError", (Exception,), {"__module__": "botocore.exceptions"})
+    line = explain(failed("Could not connect to https://host/bucket?X-Amz-Signature=hunter2."))
+    assert line.startswith(
+        "the network or the store failed (EndpointConnectionError: Could not connect to https://host"
+    )
+    assert line.endswith("; repeat the command.") and "hunter2" not in line

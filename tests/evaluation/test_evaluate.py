@@ -112,6 +112,19 @@ def test_two_live_models_of_one_class_are_not_confused(few, model):
     assert few.knn(model).value == first.value
     train = (few._extract(few._choose(m), 0).values for m in (model, untrained_like(model, seed=5)))
     assert not torch.equal(*train)
+    table = few.compare(model, untrained_like(model, seed=5), metrics=["knn"], raw_pixels=False)
+    assert {name: next(iter(row.values())).value for name, row in table.scores.items()} == {
+        "LDAEForPreTraining": first.value,
+        "LDAEForPreTraining (2)": second.value,
+    }
+
+
+def test_a_model_that_has_trained_on_is_measured_again(few, model):
+    before = few.knn(model).value
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(0)
+    assert few.knn(model).value != before
 
 
 def test_a_fixed_probe_loses_accuracy_with_noise(few, others, checkpoint):

@@ -148,22 +148,22 @@ def bucket():
 def test_a_table_behind_an_address_goes_on_and_is_probed(checkpoint, tmp_path, bucket, capsys):
     """Shards lost in the object store are written again; probes read the tables there as they read folders."""
     for split in ("train", "test"):
-        to = ["--split", split, "--output_dir", f"{bucket}/{split}", "--rows_per_shard", "128"]
+        to = ["--split", split, "--output_dir", f"{bucket}/[1]/{split}", "--rows_per_shard", "128"]
         assert extract(checkpoint, *FAST, *to) == 0
-    assert "360 rows in memory://bucket/test" in capsys.readouterr().out
+    assert "360 rows in memory://bucket/[1]/test" in capsys.readouterr().out
     system = fsspec.filesystem("memory")
-    files = {name: system.cat_file(name) for name in system.glob("/bucket/test/data/*")}
+    files = {name: system.cat_file(name) for name in system.ls("/bucket/[1]/test/data", detail=False)}
     assert [Path(name).name for name in files] == [f"test-0000{i}.parquet" for i in range(3)]
-    system.rm_file("/bucket/test/data/test-00001.parquet")
+    system.rm_file("/bucket/[1]/test/data/test-00001.parquet")
     assert extract(checkpoint, *FAST, *to, "--batch_size", "64") == 0
     assert "128 images in" in capsys.readouterr().out
-    assert {name: system.cat_file(name) for name in system.glob("/bucket/test/data/*")} == files
+    assert {name: system.cat_file(name) for name in system.ls("/bucket/[1]/test/data", detail=False)} == files
     assert (
-        'load_dataset("parquet", data_files="memory://bucket/test/data/*.parquet"'
-        in system.cat_file("/bucket/test/README.md").decode()
+        'load_dataset("parquet", data_files="memory://bucket/[1]/test/data/*.parquet"'
+        in system.cat_file("/bucket/[1]/test/README.md").decode()
     )
     measured = ["--output_dir", str(tmp_path / "knn"), "--device", "cpu"]
-    assert main(["knn", str(checkpoint), "--features", f"{bucket}/train,{bucket}/test", *measured]) == 0
+    assert main(["knn", str(checkpoint), "--features", f"{bucket}/[1]/train,{bucket}/[1]/test", *measured]) == 0
     stored = capsys.readouterr().out
     assert main(["knn", str(checkpoint), "--dataset", "digits", *measured, "--num_workers", "0"]) == 0
     number = r"kNN k=20.*%"
@@ -176,6 +176,7 @@ def test_mistakes_with_addresses_are_one_line(checkpoint, digit, bucket, capsys)
     assert "fsspec must know s4://" in error_of(capsys, extract, *to, "s4://bucket/table")
     assert "needs the table on this machine" in error_of(capsys, extract, *to, f"{bucket}/table", "--index")
     assert "holds no features" in error_of(capsys, search, f"{bucket}/nothing", digit)
+    assert "is neither a path nor an address" in error_of(capsys, extract, *to, "S3://bucket/table")
     fsspec.filesystem("memory").pipe_file("/bucket/mine/notes.txt", b"mine")
     assert "holds other files (notes.txt)" in error_of(capsys, extract, *to, f"{bucket}/mine")
 

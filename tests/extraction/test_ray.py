@@ -16,11 +16,14 @@ import torch
 from PIL import Image
 
 from ldae.cli import main
-from ldae.extraction.ray_engine import FeatureMapper, _plan
+from ldae.data import DataConfig, open_images
+from ldae.extraction.job import TableJob
+from ldae.extraction.ray_engine import FeatureMapper, _plan, _ShardWriter
 from ldae.extraction.reader import FeatureReader
 from ldae.extraction.rows import model_input
-from tests.data.image_files import encode, random_pixels
+from tests.data.image_files import encode, random_pixels, write_parquet
 from tests.extraction.test_table import digests
+from tests.models.small_models import draw_images
 
 
 ROOT = Path(__file__).parents[2]
@@ -36,9 +39,12 @@ import psutil
 from ray.cluster_utils import Cluster
 
 folder, *command = sys.argv[1:]
+here = os.getcwd()
+os.chdir("/")  # as a cluster that was started elsewhere
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
 cluster.add_node(num_cpus=1)
 cluster.wait_for_nodes()
+os.chdir(here)
 run = subprocess.Popen(command, env={**os.environ, "RAY_ADDRESS": cluster.address}, stdout=subprocess.PIPE, text=True)
 while run.poll() is None and not list(Path(folder, "data").glob("[!.]*")):
     time.sleep(0.05)
@@ -116,6 +122,27 @@ def test_what_does_not_go_together_is_one_line(checkpoint, tmp_path, capsys, mon
     assert "device='cpu' does not go with engine='ray'" in capsys.readouterr().err
 
 
+def test_an_actor_that_replaces_a_dead_one_computes_only_missing_shards_of_its_part(encoder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # an actor changes to the driver's folder
+    folder = write_parquet(tmp_path / "images", [19])
+    source = open_images(DataConfig(str(folder), streaming=True))
+
+    def open_job(device):
+        reader = FeatureReader(encoder.to(device), draw_images(1).to(device))
+        return TableJob(reader, source, tmp_path / "table", rows_per_shard=8)
+
+    def written(job):
+        return _ShardWriter(job, str(tmp_path))({"number": 0})
+
+    def refuse(device):
+        raise ValueError("checkpoint='run' does not exist; give another.")
+
+    assert written(open_job) == {"images": 19, "rows": 19, "refused": ""}
+    (tmp_path / "table" / "data" / "train-00000-00001.parquet").unlink()
+    assert written(open_job) == {"images": 8, "rows": 8, "refused": ""}
+    assert written(refuse)["refused"] == "checkpoint='run' does not exist; give another."
+
+
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory) -> Iterator[dict[str, str]]:
     folder = tmp_path_factory.mktemp("ray")
@@ -128,23 +155,19 @@ def environment(tmp_path_factory) -> Iterator[dict[str, str]]:
 
 @pytest.mark.slow
 def test_two_machines_of_which_an_actor_is_killed_write_the_table_of_one_process(environment, checkpoint, tmp_path):
-    def command(folder: Path, *more: str) -> list[str]:
-        start = [sys.executable, "-m", "ldae", "extract_features", str(checkpoint), "--output_dir", str(folder), *more]
+    def command(folder: str, *more: str) -> list[str]:  # relative paths, which the actors take as the command does
+        start = [sys.executable, "-m", "ldae", "extract_features", checkpoint.name, "--output_dir", folder, *more]
         return [*start, "--dataset", "digits", "--split", "train", "--num_workers", "0", "--rows_per_shard", "32"]
 
-    ray, alone = tmp_path / "ray", tmp_path / "alone"
-    script = [sys.executable, "-c", ON_TWO_MACHINES, str(ray)]
-    done = subprocess.run(
-        [*script, *command(ray, "--engine", "ray")], env=environment, capture_output=True, text=True, check=False
-    )
+    here = {"env": environment, "cwd": tmp_path, "capture_output": True}
+    script = [sys.executable, "-c", ON_TWO_MACHINES, "ray"]
+    done = subprocess.run([*script, *command("ray", "--engine", "ray")], **here, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "actors 2" in done.stdout and "1,437 rows" in done.stdout
-    subprocess.run(command(alone, "--device", "cpu"), env=environment, check=True, capture_output=True)
-    assert digests(ray) == digests(alone) and len(digests(ray)) == 45
-    again = subprocess.run(
-        command(ray, "--engine", "ray"), env=environment, check=True, capture_output=True, text=True
-    )
-    assert "All of it was there already" in again.stdout
+    subprocess.run(command("alone", "--device", "cpu"), **here, check=True)
+    assert digests(tmp_path / "ray") == digests(tmp_path / "alone") and len(digests(tmp_path / "ray")) == 45
+    again = subprocess.run(command("ray", "--engine", "ray"), **here, check=True)
+    assert b"All of it was there already" in again.stdout
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from ldae.data import DataConfig, iterate_once, open_images
 from ldae.evaluation.features import extract_features
 from ldae.extraction.folder import IDENTITY_FILE, choose_rows_per_shard
 from ldae.extraction.reader import FeatureColumn, FeatureReader
+from ldae.extraction.source import open_feature_tables
 from ldae.extraction.table import extract_table
 from tests.data.image_files import numbered_image, write_odd_folder, write_parquet
 from tests.models.small_models import draw_images
@@ -175,6 +176,13 @@ def test_half_precision_of_storage_and_maps(encoder, digits, tmp_path):
     expected = reader(batch.images / 127.5 - 1, batch.positions)["features"]
     found = torch.tensor(table[:3]["features"])
     assert 0 < (found - expected).abs().max() < 2e-3  # a float16 has 11 bits
+
+
+def test_a_table_written_without_the_command_is_read_by_probes_too(reader, digits, tmp_path):
+    extract_table(reader, digits, f"file://{tmp_path}/table")
+    train, test = open_feature_tables([tmp_path / "table"])
+    assert train.description == f"features={tmp_path}/table of digits (test) (test, rows with index % 10 != 9)"
+    assert (train.name, test.split) == ("digits (test)", "test, rows with index % 10 == 9")
 
 
 def test_shards_are_few_and_small_enough():

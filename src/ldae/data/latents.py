@@ -21,8 +21,9 @@ import torch.utils.data
 from datasets import Dataset, DatasetInfo, Features, Value
 
 from .. import stopping
-from ..files import ShardFolder, ShardWriter, choose_rows_per_shard, hash_tensors, shard_ranges, write_whole
+from ..files import hash_tensors, write_whole
 from ..models.tokenizer_conv_ldae import ConvVAETokenizer
+from ..shards import ShardFolder, ShardWriter, choose_rows_per_shard, shard_ranges
 from .augment import prepare_images
 from .batch import Batch, Decoder, WorkerBatch
 from .loader import make_torch_loader

@@ -1,15 +1,17 @@
 """Evaluation of encoders on a data set: scores with their protocol, and tables of several encoders."""
 
 import os
-import weakref
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedModel
 
 from ldae.data import DataConfig, open_probe_images
+from ldae.files import hash_tensors
 from ldae.models.randomness_ldae import NOISE, keyed_normal
 from ldae.processes import choose_device
 from ldae.results import Result
@@ -46,6 +48,13 @@ class _Choice:
     encoder: Encoder
     layer: Layer | None
     timestep: int | None
+
+    @cached_property
+    def key(self) -> tuple[Any, ...]:
+        """What its features depend on: the weights as they are now, so that a model may train between measures."""
+        module, processor = self.encoder.module, getattr(self.encoder, "processor", None)
+        weights: Any = self.encoder if module is None else hash_tensors(str(processor), module.state_dict())
+        return type(self.encoder).__name__, weights, self.layer, self.timestep
 
 
 class Evaluation:
@@ -96,16 +105,14 @@ class Evaluation:
         sources = open_probe_images(self.data)
         for source in sources:
             if source.label_column is None:
-                raise ValueError(
-                    f"{source.description} has no label column, and a probe needs one; name label_column."
-                )
+                raise ValueError(f"{source.description} has no labels, which probes need; name label_column.")
         self.sources = tuple(
             source if limit is None else fixed_subset(source, limit, SPLIT_SEED)
             for source, limit in zip(sources, (max_train, max_test), strict=True)
         )
         self.split = sources[1].split + ("" if max_test is None else f", at most {max_test} images")
         self._images: dict[tuple[int, int], tuple[ImageSet, ImageSet]] = {}
-        self._features: dict[Any, tuple[Features, Features, Any]] = {}
+        self._features: dict[Any, tuple[Features, Features]] = {}
         self._opened: dict[str, Encoder] = {}
 
     def few_shot(
@@ -272,8 +279,7 @@ class Evaluation:
         Raises:
             ValueError: for an unknown metric or option, or a checkpoint that cannot be loaded.
         """
-        unknown = [name for name in metrics if name not in METRICS]
-        if unknown or not metrics:
+        if not metrics or not set(metrics) <= set(METRICS):
             raise ValueError(f"metrics={list(metrics)} must be some of {', '.join(METRICS)}.")
         taken = {
             "few_shot": ("shots", "draws", "seed"),
@@ -287,29 +293,29 @@ class Evaluation:
         if stray:
             raise ValueError(f"{stray[0]}={options[stray[0]]!r} is not an option of {', '.join(metrics)}.")
         scores: dict[str, dict[str, Result]] = {}
+        named: Counter[str] = Counter()
 
-        def add(name: str, measured: Any) -> None:
-            scores[name] = {}
+        def add(chosen: _Choice) -> None:
+            number = named[chosen.name] = named[chosen.name] + 1
+            chosen = replace(chosen, name=f"{chosen.name} ({number})") if number > 1 else chosen
+            scores[chosen.name] = {}
             for metric in metrics:
                 given = {key: value for key, value in options.items() if key in taken[metric]}
-                found = getattr(self, metric)(measured, **given) or []
+                found = getattr(self, metric)(chosen, **given) or []
                 for score in found if isinstance(found, list) else [found]:
-                    scores[name][column_title(score)] = score
+                    scores[chosen.name][column_title(score)] = score
 
         sizes = []
         for checkpoint in checkpoints:
             chosen = self._choose(checkpoint)
             sizes.append(chosen.encoder.image_size)
-            add(chosen.name, chosen)
+            add(chosen)
             if untrained:
-                fresh = replace(chosen, name=f"{chosen.name}, untrained", encoder=chosen.encoder.untrained(0))
-                add(fresh.name, fresh)
+                add(replace(chosen, name=f"{chosen.name}, untrained", encoder=chosen.encoder.untrained(0)))
             self._opened.pop(chosen.name, None)  # one at a time
         if raw_pixels:
             side = min([RAW_PIXELS, *sizes])
-            add(
-                f"raw pixels, {side} x {side}", _Choice(f"raw pixels, {side} x {side}", PixelEncoder(side), None, None)
-            )
+            add(_Choice(f"raw pixels, {side} x {side}", PixelEncoder(side), None, None))
         return ScoreTable(scores)
 
     def _measure(self, measure: Callable[[_Choice], T], checkpoint: Any, choice: dict[str, Any]) -> T:
@@ -343,15 +349,11 @@ class Evaluation:
 
     def _both(self, chosen: _Choice) -> tuple[Features, Features]:
         """Return features of the training images and of the test images, computed once."""
-        key = (chosen.name, chosen.layer, chosen.timestep)
-        owner: Any = chosen.encoder.module or chosen.encoder
-        if key in self._features and self._features[key][2]() is not owner and chosen.name not in self._opened:
-            del self._features[key]  # of another live model of the same class
-        if key not in self._features:
+        if chosen.key not in self._features:
             while len(self._features) >= KEPT_ENCODERS:
                 del self._features[next(iter(self._features))]
-            self._features[key] = (self._extract(chosen, 0), self._extract(chosen, 1), weakref.ref(owner))
-        return self._features[key][:2]
+            self._features[chosen.key] = (self._extract(chosen, 0), self._extract(chosen, 1))
+        return self._features[chosen.key]
 
     def _extract(self, chosen: _Choice, part: int, **options: Any) -> Features:
         """Extract features of the training (0) or the test (1) images."""

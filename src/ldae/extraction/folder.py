@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from datasets import Features
 
 from ldae.data.nested_lists import nested_column, nested_feature
 from ldae.errors import one_line
-from ldae.files import AnyPath, FolderName, ShardFolder, ShardWriter
-from ldae.files import choose_rows_per_shard as choose_rows
+from ldae.files import AnyPath, FolderName
 from ldae.remote import open_folder
+from ldae.shards import ShardFolder, ShardWriter
+from ldae.shards import choose_rows_per_shard as choose_rows
 
 from .reader import FeatureColumn
 from .rows import Piece, Shard
@@ -65,17 +67,19 @@ class FeatureFolder:
         place = f"{shard[0]:05d}-{shard[1]:05d}" if self.streaming else f"{shard[1]:05d}"
         return self.path / DATA_FOLDER / f"{self.split}-{place}.parquet"
 
-    def finished(self, columns: Mapping[str, str]) -> dict[Shard, dict[str, Any]]:
+    def finished(self, columns: Mapping[str, str], number: int | None = None) -> dict[Shard, dict[str, Any]]:
         """Find the written shards, with the rows read, kept and skipped of each, and whether it ends its part.
 
         Args:
             columns: The type of each column, in words.
+            number: Look only for the shard of this number, or for those of the part of a stream.
 
         Raises:
             ValueError: If one is damaged or has other columns.
         """
         found = {}
-        for path in table_files(self.path, f"{self.split}-*.parquet"):
+        place = "" if number is None else f"{number:05d}"
+        for path in table_files(self.path, f"{self.split}-{place}*.parquet"):
             match = re.fullmatch(rf"{re.escape(self.split)}-(?:(\d+)-)?(\d+)\.parquet", path.name)
             if match is not None:
                 found[int(match[1] or 0), int(match[2])] = _read_footer(path, columns)
@@ -158,6 +162,8 @@ def _read_footer(path: AnyPath, columns: Mapping[str, str]) -> dict[str, Any]:
         kept = footer["read"] - len(footer["skipped"])
         found = {name: str(kind) for name, kind in Features.from_arrow_schema(schema).items()}
     except Exception as error:  # damaged bytes make pyarrow raise almost anything
+        if not is_damage(error, path):
+            raise
         raise ValueError(f"{path} is damaged ({one_line(error)[:200]}); {MAKE_AGAIN}") from error
     if kept != metadata.num_rows:
         raise ValueError(f"{path} has {metadata.num_rows} rows, not the {kept} it was written with; {MAKE_AGAIN}")
@@ -165,6 +171,11 @@ def _read_footer(path: AnyPath, columns: Mapping[str, str]) -> dict[str, Any]:
         names = [name for name in {**found, **columns} if found.get(name) != columns.get(name)]
         raise ValueError(f"{path} differs in its columns ({', '.join(names)}) from its table; {MAKE_AGAIN}")
     return footer | {"kept": kept}
+
+
+def is_damage(error: Exception, path: AnyPath) -> bool:
+    """Tell whether an error of reading a shard comes from its bytes, and not from the network."""
+    return isinstance(path, Path) or isinstance(error, (pa.ArrowException, ValueError, LookupError, TypeError))
 
 
 def read_identity(folder: FolderName) -> dict[str, Any]:
@@ -211,9 +222,11 @@ def read_complete(folder: FolderName) -> dict[str, Any]:
 
 def table_files(folder: AnyPath, pattern: str = "[!.]*.parquet") -> list[Any]:
     """List the files of a table whose names match a pattern, in the order of the data set."""
+    data = folder / DATA_FOLDER
     if not isinstance(folder, Path):
         folder.fs.invalidate_cache()  # other processes write there too
-    return sorted((folder / DATA_FOLDER).glob(pattern), key=lambda path: path.name)
+    paths = data.iterdir() if data.exists() else ()  # UPath.glob would take the folder's own name for a pattern
+    return sorted((path for path in paths if fnmatchcase(path.name, pattern)), key=lambda path: path.name)
 
 
 def table_features(metadata: Features, columns: dict[str, FeatureColumn], dtype: str) -> Features:

@@ -10,8 +10,9 @@ from ldae import stopping
 from ldae.data import ImageSource
 from ldae.data.loader import make_torch_loader
 from ldae.data.rows import hash_source
-from ldae.files import FolderName, hash_tensors, make_folder, shard_ranges
+from ldae.files import FolderName, hash_tensors, make_folder
 from ldae.remote import open_folder
+from ldae.shards import shard_ranges
 
 from .folder import (
     DATA_FOLDER,
@@ -95,9 +96,9 @@ class TableJob:
         self.place.shards.claim(identity, {"source": source.description, **(notes or {})})
         make_folder(self.place.path / DATA_FOLDER)
 
-    def finished(self) -> Finished:
-        """Find the shards that are written."""
-        return self.place.finished(self.columns)
+    def finished(self, number: int | None = None) -> Finished:
+        """Find the shards that are written: all, or of one of the numbers of [`~TableJob.missing`]."""
+        return self.place.finished(self.columns, number)
 
     def missing(self, finished: Finished) -> list[int]:
         """Find the shards to write by their numbers, or the unfinished parts of a stream."""
@@ -141,7 +142,8 @@ class TableJob:
                     images += len(batch)
                 writers[piece.shard].add(piece, values)
                 if piece.ends_shard:
-                    writers.pop(piece.shard).finish_shard(piece.ends_part)
+                    writers[piece.shard].finish_shard(piece.ends_part)
+                    del writers[piece.shard]
                 if on_images is not None:
                     on_images(piece.num_rows)
         finally:

@@ -2,9 +2,11 @@
 
 import io
 import logging
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -14,11 +16,12 @@ import torch
 from ldae import stopping
 from ldae.data import UnreadableImageError, describe_counts
 from ldae.data.batch import SKIPPED
+from ldae.errors import explain
 from ldae.evaluation.encoder import Layer
 from ldae.processes import choose_device
 
 from .folder import read_identity
-from .job import Finished, TableJob
+from .job import TableJob
 from .reader import open_reader
 from .rows import model_input
 from .table import Extraction
@@ -114,15 +117,29 @@ def _as_file(record: Any) -> Any:
 
 
 class _ShardWriter:
-    """Actor that writes whole shards."""
+    """Actor that writes whole shards, or a stream's parts."""
 
-    def __init__(self, open_job: Callable[[torch.device], TableJob], finished: Finished) -> None:
-        self.job, self.finished = open_job(choose_device(None)), finished
+    def __init__(self, open_job: Callable[[torch.device], TableJob], folder: str) -> None:
+        self.open_job, self.folder = open_job, folder
+        self.job: TableJob | None = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Write a shard or a part; what was refused is returned, because Ray keeps little of an error but its text."""
         rows: list[int] = []
-        images = self.job.write([int(row["number"])], self.finished, on_images=rows.append)
-        return {"images": images, "rows": sum(rows)}
+        try:
+            if self.job is None:
+                with suppress(OSError):  # relative paths are the driver's, where this machine has its folder
+                    os.chdir(self.folder)
+                self.job = self.open_job(choose_device(None))
+            number = int(row["number"])
+            # An actor that died may have finished some shards of the part.
+            images = self.job.write([number], self.job.finished(number), on_images=rows.append)
+        except Exception as error:
+            refused = explain(error)
+            if refused is None:
+                raise
+            return {"images": 0, "rows": sum(rows), "refused": refused}
+        return {"images": images, "rows": sum(rows), "refused": ""}
 
 
 def write_table_on_ray(
@@ -164,18 +181,17 @@ def write_table_on_ray(
         numbers = ray.data.from_items([{"number": number} for number in missing], override_num_blocks=len(missing))
         written = numbers.map(
             _ShardWriter,
-            fn_constructor_args=(open_job, finished),
+            fn_constructor_args=(open_job, os.getcwd()),
             compute=ray.data.ActorPoolStrategy(size=count),
             **needs,
         )
-        try:
-            for row in written.iter_rows():
-                stopping.check()
-                images += row["images"]
-                if on_images is not None:
-                    on_images(row["rows"])
-        except ray.exceptions.RayError as error:
-            raise _cause(error) from error
+        for row in written.iter_rows():
+            stopping.check()
+            if row["refused"]:
+                raise ValueError(row["refused"])
+            images += row["images"]
+            if on_images is not None:
+                on_images(row["rows"])
     seconds = time.perf_counter() - begun_at
     job.conclude(finished)
     return Extraction(job.place.path, read_identity(job.place.path), images, seconds)
@@ -202,13 +218,3 @@ def _plan(ray: Any, actors: int | None, most: int, cores: int) -> tuple[int, dic
         )
     possible = min(gpus, fitting) if gpus else fitting
     return min(actors or possible, possible, most), {"num_cpus": cores, "num_gpus": 1 if gpus else 0}
-
-
-def _cause(error: BaseException) -> BaseException:
-    """Find the error of an actor's own code within Ray's."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, (ValueError, OSError)) and not type(seen).__module__.startswith("ray"):
-            return seen
-        seen = getattr(seen, "cause", None) or seen.__cause__
-    return error

@@ -22,7 +22,7 @@ from ldae.evaluation.features import Features, StoredFeatures, stack_layers
 from ldae.files import AnyPath
 from ldae.remote import open_folder
 
-from .folder import MAKE_AGAIN, read_complete, table_files
+from .folder import MAKE_AGAIN, is_damage, read_complete, table_files
 from .reader import FEATURES, column_name
 from .rows import ROW
 
@@ -49,9 +49,15 @@ class FeatureTable(StoredFeatures):
     held_out: bool | None = None
 
     @property
+    def data(self) -> dict[str, Any]:
+        """The data set, configuration and split; a table that was not written by the command may not note them."""
+        fallback = {"dataset": self.noted["source"], "dataset_config": None, "split": self.noted["split"]}
+        return self.noted.get("data", fallback)
+
+    @property
     def name(self) -> str:  # type: ignore[override]
         """The data set, with its configuration if it has several."""
-        data = self.noted["data"]
+        data = self.data
         return data["dataset"] if data["dataset_config"] is None else f"{data['dataset']}, {data['dataset_config']}"
 
     @property
@@ -59,7 +65,7 @@ class FeatureTable(StoredFeatures):
         """The split, and which of its rows."""
         sign = {None: "", True: "==", False: "!="}[self.held_out]
         rows = f", rows with index % {HELD_OUT} {sign} {HELD_OUT - 1}" if sign else ""
-        return self.noted["data"]["split"] + rows
+        return self.data["split"] + rows
 
     @property
     def description(self) -> str:
@@ -108,6 +114,8 @@ class FeatureTable(StoredFeatures):
                 try:
                     batches = list(file.iter_batches(READ_ROWS, columns=[*others, *columns]))
                 except OSError as error:
+                    if not is_damage(error, path):
+                        raise
                     raise ValueError(f"{path} is damaged ({one_line(error)[:200]}); {MAKE_AGAIN}") from error
             for rows in batches:
                 piece = self._piece(self._selected(rows), columns, len(layers))
