@@ -54,7 +54,7 @@ def test_a_run_that_cannot_start_is_one_line_on_stderr(capsys, tmp_path):
     arguments = ["pretrain", "--config", DIGITS, "--output_dir", str(tmp_path / "file" / "run")]
     assert main(arguments) == 2
     error = capsys.readouterr().err
-    assert error.startswith("ldae pretrain: output_dir=") and "cannot be written to" in error
+    assert error.startswith("ldae pretrain: output_dir=") and "is a file or lies in one" in error
     assert error.count("\n") == 1
 
 
@@ -63,7 +63,7 @@ def test_a_traceback_can_be_asked_for(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="did you mean --images"):
         main(["pretrain", "--config", DIGITS, "--imagse", "3"])
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="cannot be written to"):
+    with pytest.raises(RunError, match="is a file or lies in one"):
         main(["pretrain", "--config", DIGITS, "--output_dir", str(tmp_path / "file" / "run")])
 
 

@@ -84,3 +84,8 @@ def test_what_makes_no_sense_is_refused_by_name(write_preset, keys, message):
 def test_unknown_options_are_refused(write_preset, name, message):
     with pytest.raises(ValueError, match=message):
         load_preset(write_preset(), {name: "3"})
+
+
+def test_a_preset_that_comes_with_ldae_is_found_by_its_name():
+    preset = load_preset("deconstruction/digits")
+    assert preset.path.name == "digits.yaml" and len(preset.rows) == 15

@@ -164,11 +164,11 @@ def test_the_verb_says_what_is_wrong(ddae, tmp_path, capsys):
     for folder, options, message in (
         ("run", ["--seeds", "2"], "seeds=2 must be a list of 2 values"),
         ("run", ["--num_images", "1"], "num_images=1 must be"),
-        ("run", ["--layers", "mid"], "layers=['mid'] must be one or more different ones of down_blocks"),
+        ("run", ["--layers", "mid"], "layers=['mid'] must be one or more of down_blocks"),
         (
             "run",
             ["--timesteps", "1000"],
-            "timesteps=[1000] must be one or more different ones of the numbers from 0 to 999",
+            "timesteps=[1000] must be one or more of the numbers from 0 to 999",
         ),
         ("run", ["--checkpoints"], "holds no checkpoints/images-*"),
         ("vit", [], "choices of l-DAE and DDAE models"),

@@ -90,9 +90,9 @@ def test_layers_time_steps_and_noise_are_chosen(make):
     assert torch.equal(noise, encoder.draw_noise(pixels.flip(0), positions, seed=1))
     torch.testing.assert_close(maps[0].mean(dim=(2, 3)), found[layers[-1]][1])
     assert not torch.allclose(clean[0], found[layers[-1]][1], atol=1e-4)
-    with pytest.raises(ValueError, match=r"timesteps=.* must be one or more different ones of the numbers from 0 to"):
+    with pytest.raises(ValueError, match=r"timesteps=.* must be one or more of the numbers from 0 to"):
         encoder.choices(None, [encoder.num_train_timesteps])
-    with pytest.raises(ValueError, match=r"layers=.*nowhere.* must be one or more different ones of"):
+    with pytest.raises(ValueError, match=r"layers=.*nowhere.* must be one or more of"):
         encoder.choices(["nowhere"], None)
 
 

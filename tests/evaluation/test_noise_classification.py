@@ -114,7 +114,7 @@ def test_the_verb_compares_heads_and_trained_networks_and_resumes(ddae, tmp_path
         ),
         (
             ["--timesteps", "10,1000"],
-            "timesteps=[10, 1000] must be one or more different ones of the numbers from 0 to 999",
+            "timesteps=[10, 1000] must be one or more of the numbers from 0 to 999",
         ),
         (["--draws", "0"], "draws=0 must be"),
         (["--seeds", "0,0"], "seeds=(0, 0) must be"),

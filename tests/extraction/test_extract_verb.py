@@ -83,7 +83,7 @@ def test_a_table_with_a_card_that_datasets_opens(checkpoint, tmp_path, capsys):
     card = (folder / "README.md").read_text()
     assert "360 rows, one for each image" in card and "| layers | 2 |" in card and "path: data/*.parquet" in card
     assert extract(checkpoint, *FAST, "--output_dir", folder) == 0
-    assert "All of it was there already" in capsys.readouterr().out
+    assert "The table was complete already" in capsys.readouterr().out
     (folder / "README.md").write_text("# Mine")
     assert extract(checkpoint, *FAST, "--output_dir", folder) == 0
     assert (folder / "README.md").read_text() == "# Mine"

@@ -194,10 +194,10 @@ def test_an_unknown_tap_is_refused_with_the_list_of_all(name: str) -> None:
     [
         (
             {"layers": ["up_blocks.1.resnets.0"]},
-            r"layers=\['up_blocks.1.resnets.0'\] must be one or more different ones of down_blocks.0",
+            r"layers=\['up_blocks.1.resnets.0'\] must be one or more of down_blocks.0",
         ),
         ({"layers": []}, "layers=.. must be one or more"),
-        ({"layers": ["mid_block.resnets.0"] * 2}, "must be one or more different ones"),
+        ({"layers": ["mid_block.resnets.0"] * 2}, "each once"),
         ({"timesteps": [1, 1000]}, r"timesteps=\[1, 1000\] must be .* the numbers from 0 to 999"),
         ({"pool": "max"}, "pool='max' is unknown"),
     ],

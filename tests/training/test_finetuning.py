@@ -18,7 +18,7 @@ from ldae.cli import main
 from ldae.data import DataConfig, open_images
 from ldae.results import read_results
 from ldae.training.finetuning import FineTuningTask, finetune, load_classifier
-from ldae.training.finetuning_recipe import load_finetuning_recipe
+from ldae.training.finetuning_recipe import TRAINING_DEFAULTS, finetuning_options, load_finetuning_recipe
 from ldae.training.pretraining import pretrain
 from ldae.training.recipe import build_recipe
 from tests.models.small_models import draw_images, open_gates
@@ -261,3 +261,13 @@ def test_checkpoints_and_images_that_cannot_be_fine_tuned_are_named(run, ddae, t
     assert "seeds=[0, 1] only applies with --compare_from_scratch" in capsys.readouterr().err
     assert main(["finetune", str(run), "--compare_from_scratch", "--seed", "1"]) == 2
     assert "seed=1 does not apply to a comparison" in capsys.readouterr().err
+
+
+def test_help_tells_the_defaults_of_a_fine_tuning():
+    shown = {option.name: option for group in finetuning_options().values() for option in group}
+    assert (
+        shown["weight_decay"].default == TRAINING_DEFAULTS["weight_decay"]
+        and "App. A" not in shown["weight_decay"].help
+    )
+    assert shown["images"].default is None and shown["images"].help.endswith("by default 100 epochs.")
+    assert shown["crop_scale"].default == (0.08, 1.0) and "select_features" not in shown

@@ -127,3 +127,16 @@ def test_a_recipe_can_be_the_difference_from_another(tmp_path):
     (tmp_path / "sub" / "circle.yaml").write_text("base: ../round.yaml\n")
     with pytest.raises(ValueError, match="its bases lead back to it"):
         load_recipe(tmp_path / "round.yaml")
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("digits", {"denoiser_type": "UNet2DModel"}, "denoiser_type only applies with model_type='ddae', and this is"),
+        ("digits", {"model_type": "ddae"}, "model.size only applies with model_type='ldae', and this is 'ddae'"),
+        ("ddae_digits", {"model.patch_size": "4"}, "model.patch_size only applies with model_type='ldae'"),
+    ],
+)
+def test_fields_of_the_other_kind_of_model_are_refused_by_that_reason(name, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        load_recipe(name, overrides)

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from ldae.options import Option, build, describe, did_you_mean, options
 from ldae.sections import ResNetClassifierConfig
-from ldae.training.recipe import field_owners, read_sections, recipe_options
+from ldae.training.recipe import field_owners, find_recipe, read_sections, recipe_options
 
 
 if TYPE_CHECKING:
@@ -224,7 +224,8 @@ def load_preset(path: str | Path, overrides: dict[str, str] | None = None) -> Pr
     """Read a preset and override some of it.
 
     Args:
-        path (`str` or `Path`): The YAML file. Its key `base` names another preset, which the file changes.
+        path (`str` or `Path`): The YAML file, or the name of a preset that comes with ldae. Its key `base` names
+            another preset, which the file changes.
         overrides (`dict[str, str]`, *optional*): Values as YAML text: a recipe's fields by name (`images`), the
             preset's own by section (`probe.epochs`), `rows` and `seeds` as lists (`0,7,12a`).
 
@@ -235,7 +236,7 @@ def load_preset(path: str | Path, overrides: dict[str, str] | None = None) -> Pr
         ValueError: For an unknown key or field, a value of the wrong type, a row that does not exist, or a field in
             which rows differ.
     """
-    path = Path(path)
+    path = find_recipe(path)
     content = read_sections(path, extra=KEYS)
     _override(content, overrides or {})
     sections = {name: content[name] for name in RECIPE_SECTIONS}

@@ -130,6 +130,7 @@ def render_model_card(
     groups = _group_results([entry for entry in results if not is_rejected(entry)])
     name = folder.resolve().name if run is None else f"{run.name}-{folder.resolve().name}"
     model_id = repo_id or name
+    has_code = repo_id is not None or any(folder.glob("modeling_*.py"))  # a push adds the code
     base_model = recipe.get("training", {}).get("push_to_hub") if run is not None else None
 
     card_data = ModelCardData(
@@ -148,6 +149,8 @@ def render_model_card(
         card_data,
         template_str=TEMPLATE.read_text(encoding="utf-8"),
         model_id=model_id,
+        location=repo_id or (name if folder.is_absolute() else folder.as_posix()),
+        trust=", trust_remote_code=True" if has_code else "",
         config=config,
         family=family,
         size=_size_name(config),

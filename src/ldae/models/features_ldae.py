@@ -203,7 +203,7 @@ def check_choices(
         ("timesteps", timesteps, range(last + 1), f"the numbers from 0 to {last}"),
     ):
         if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(possible):
-            raise ValueError(f"{name}={list(chosen)} must be one or more different ones of {words}.")
+            raise ValueError(f"{name}={list(chosen)} must be one or more of {words}, each once.")
 
 
 def tokens_of(activation: torch.Tensor) -> torch.Tensor:

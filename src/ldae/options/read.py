@@ -58,7 +58,8 @@ def parse_arguments(arguments: Sequence[str], known: Mapping[str, Option]) -> di
         word = rest.pop(0)
         if not word.startswith("--"):
             if not places:
-                raise ValueError(f"unexpected argument {word!r}; write --option value.")
+                example = f"--config {word}" if "config" in known and not found else "--option value"
+                raise ValueError(f"unexpected argument {word!r}; write {example}.")
             if places[0].kind == "list":
                 found.setdefault(places[0].name, []).append(word)
             else:

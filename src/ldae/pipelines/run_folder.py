@@ -312,7 +312,7 @@ class RunFolderPipeline(DiffusionPipeline):
         if classes is None:
             if class_labels is None and guidance_scale == 1:
                 return None
-            given = f"class_labels={class_labels}" if class_labels is not None else f"guidance_scale={guidance_scale}"
+            given = "class_labels" if class_labels is not None else f"guidance_scale={guidance_scale}"
             raise ValueError(
                 f"{given} needs a class-conditional model, but this one is trained without labels; leave it out."
             )
@@ -331,8 +331,8 @@ class RunFolderPipeline(DiffusionPipeline):
         labels = torch.as_tensor(class_labels, device=self._execution_device).long().reshape(-1)
         if labels.min() < 0 or labels.max() > classes:
             raise ValueError(
-                f"class_labels={class_labels} are not all classes; the classes are 0 to {classes - 1}, and {classes} "
-                "is the null class."
+                f"class_labels={sorted(set(labels.tolist()))} are not all classes; the classes are 0 to "
+                f"{classes - 1}, and {classes} is the null class."
             )
         return labels.expand(count)
 

@@ -2,7 +2,8 @@
 
 import dataclasses
 import os
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,15 @@ TRAINING_DEFAULTS: dict[str, Any] = {
     "ema_decay": 0.9999,
 }
 DATA_DEFAULTS: dict[str, Any] = {"random_resized_crop": True, "crop_scale": (0.08, 1.0)}
+# Defaults that follow from the checkpoint or the budget, in words.
+DERIVED = {
+    "images": "100 epochs",
+    "warmup_images": "a twentieth of the budget",
+    "dataset": "that of the checkpoint's recipe.yaml",
+    "horizontal_flip": "as in the checkpoint's recipe.yaml, or true",
+    **dict.fromkeys(("num_hidden_layers", "feature_timestep", "project_clean_input"), "the checkpoint's"),
+    "feature_layer": "the checkpoint's; for a DDAE the name of a tap",
+}
 UNUSED = ("geometric_augmentation", "latent_cache", "probe_train_examples")  # only for pre-training
 # Fields of the model that may be changed: where it ends, and how it sees a clean image.
 CUTS = {
@@ -81,11 +91,19 @@ class FineTuningRecipe(Recipe):
 
 def finetuning_options() -> dict[str, list[Option]]:
     """List the fields of a fine-tuning recipe by section."""
-    sections: dict[str, list[Option]] = {}
-    for section, kind in _SECTIONS.items():
-        sections[section] = [o for o in describe(kind) if o.name not in (*UNUSED, "checkpoint")]
+    hidden = (*UNUSED, "checkpoint", "select_features")
+    sections = {section: [o for o in describe(kind) if o.name not in hidden] for section, kind in _SECTIONS.items()}
     cuts = {option.name: option for model_type in ("ddae", "ldae") for option in model_options(model_type)}
-    return {"model": [cuts[name] for name in CUTS["ldae"]], **sections}
+    sections = {"model": [cuts[name] for name in CUTS["ldae"]], **sections}
+    return {section: [_as_of_fine_tuning(option) for option in found] for section, found in sections.items()}
+
+
+def _as_of_fine_tuning(option: Option) -> Option:
+    """Give a field of a pre-training the default that it has in a fine-tuning."""
+    text = re.sub(r" \(App\. A: [^)]*\)", "", option.help)
+    if option.name in DERIVED:
+        return replace(option, default=None, help=f"{text.rstrip('.')}; by default {DERIVED[option.name]}.")
+    return replace(option, default=(TRAINING_DEFAULTS | DATA_DEFAULTS).get(option.name, option.default), help=text)
 
 
 def load_finetuning_recipe(

@@ -145,10 +145,15 @@ def merge_sections(sections: Mapping[str, Mapping[str, Any]], overrides: Mapping
     model_type = overrides.get("model_type", chosen["model"].get("model_type", "ldae"))
     if not isinstance(model_type, str) or model_type not in MODELS:
         raise ValueError(f"model_type={model_type!r} is unknown; choose one of {', '.join(MODELS)}.")
-    override(chosen, overrides, field_owners(model_type))
-    check_names(chosen, field_owners(model_type))
+    owners = field_owners(model_type)
+    _refuse_other_models([*overrides, *(f"model.{name}" for name in chosen["model"])], owners, model_type)
+    override(chosen, overrides, owners)
+    check_names(chosen, owners)
     if "dataset" not in chosen["data"]:
-        raise ValueError("dataset is missing; give --dataset digits, a Hub id, a folder of images or a glob of files.")
+        raise ValueError(
+            "dataset is missing; give --dataset digits, a Hub id, a folder of images or a glob of files, or --config "
+            "and a recipe that names one."
+        )
     hints = {option.name: option.hint for option in (*MODEL_OPTIONS, *model_options(model_type))}
     return Recipe(
         model=convert_fields(chosen["model"], hints, "model"),
@@ -178,6 +183,17 @@ def override(
         if field not in owners or section not in ("", owners[field]):
             raise ValueError(f"--{name} is not a field of {what}{did_you_mean(field, owners)}")
         sections[owners[field]][field] = value
+
+
+def _refuse_other_models(given: Iterable[str], owners: Mapping[str, str], model_type: str) -> None:
+    """Refuse fields that only another kind of model has."""
+    for other in MODELS:
+        only = field_owners(other).keys() - owners.keys() if other != model_type else set()
+        for name in given:
+            if name.rpartition(".")[2] in only:
+                raise ValueError(
+                    f"{name} only applies with model_type={other!r}, and this is {model_type!r}; leave it out."
+                )
 
 
 def check_names(sections: Mapping[str, Mapping[str, Any]], owners: Mapping[str, str], what: str = "a recipe") -> None:

@@ -121,6 +121,8 @@ class RunFolder:
                 shutil.rmtree(left)
             write_whole(self.recipe, yaml.safe_dump(recipe.resolved(), sort_keys=False))
         except OSError as error:
+            if isinstance(error, (FileExistsError, NotADirectoryError)):
+                raise RunError(f"output_dir={str(self.path)!r} is a file or lies in one; give a folder.") from error
             raise RunError(
                 f"output_dir={str(self.path)!r} cannot be written to ({error}); give a folder that can."
             ) from error

@@ -153,7 +153,7 @@ def _report(done: Extraction, num_processes: int) -> None:
         print(f" in each of {num_processes} processes" if num_processes > 1 else "", end="")
         print(f"; peak memory {peak_memory_gib():.2f} GiB")
     else:
-        print("All of it was there already.")
+        print("The table was complete already.")
     print(f"{noted['rows']:,} rows in {done.folder}; {describe_counts(Counter(noted['counts']))}")
     for skip in noted["skipped"][:NAMED_SKIPS]:
         print(f"  not in the table: {describe_skip(skip, noted)}")

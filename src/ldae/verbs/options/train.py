@@ -84,7 +84,7 @@ class DeconstructOptions:
     one folder.
 
     Args:
-        config: The preset: a YAML file.
+        config: The preset: a YAML file, or the name of one that comes with ldae, such as deconstruction/digits.
         output_dir: Folder for everything.
         rows: Rows that this launch works on, such as 0,7,12a; by default the preset's.
         seeds: Seeds of pre-training, such as 0,1,2; by default the preset's.
