@@ -1,7 +1,10 @@
 """`ldae recipes [NAME]`: the recipes that come with ldae."""
 
 import json
+from pathlib import Path
 
+from ldae.deconstruct.preset import KEYS
+from ldae.options import did_you_mean, read_yaml
 from ldae.options.help import json_schema
 from ldae.training.recipe import recipe_files, recipe_options
 from ldae.verbs.options.start import RecipesOptions
@@ -14,14 +17,21 @@ def run(options: RecipesOptions) -> int:
         return 0
     known = recipe_files()
     if options.name is None:
-        for name, path in known.items():
-            first_line = path.read_text(encoding="utf-8").partition("\n")[0]
-            print(f"{name:40s} {first_line.removeprefix('# ')}")
+        presets = {name for name, path in known.items() if read_yaml(path).keys() & set(KEYS)}
+        _show("Recipes, for ldae pretrain --config NAME", {name: known[name] for name in known if name not in presets})
+        _show("Presets, for ldae deconstruct --config NAME", {name: known[name] for name in known if name in presets})
         return 0
     if options.name not in known:
-        raise ValueError(f"name={options.name!r} is not a recipe; `ldae recipes` lists them.")
+        raise ValueError(f"name={options.name!r} is not a recipe{did_you_mean(options.name, known, 'ldae recipes ')}")
     print(known[options.name].read_text(encoding="utf-8"), end="")
     return 0
+
+
+def _show(title: str, files: dict[str, Path]) -> None:
+    print(f"{title}:")
+    for name, path in files.items():
+        first_line = path.read_text(encoding="utf-8").partition("\n")[0]
+        print(f"  {name:40s} {first_line.removeprefix('# ')}")
 
 
 def recipe_schema() -> dict[str, object]:
