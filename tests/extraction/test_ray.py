@@ -118,6 +118,7 @@ def test_what_does_not_go_together_is_one_line(checkpoint, tmp_path, capsys, mon
     command = ["extract_features", str(checkpoint), "--dataset", "digits", "--output_dir", str(tmp_path / "table")]
     assert main([*command, "--engine", "ray"]) == 2
     assert "engine='ray' needs Ray; install it with: pip install 'ldae[ray]'" in capsys.readouterr().err
+    monkeypatch.setattr("ldae.verbs.extract_features.import_ray", lambda: None)
     assert main([*command, "--engine", "ray", "--device", "cpu"]) == 2
     assert "device='cpu' does not go with engine='ray'" in capsys.readouterr().err
 

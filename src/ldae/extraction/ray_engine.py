@@ -110,7 +110,7 @@ def _as_file(record: Any) -> Any:
         return record
     file = io.BytesIO()
     try:
-        PIL.Image.fromarray(record[..., 0] if record.shape[-1] == 1 else record).save(file, "TIFF")
+        PIL.Image.fromarray(record[..., 0] if record.shape[2:] == (1,) else record).save(file, "TIFF")
     except (TypeError, ValueError) as error:
         raise UnreadableImageError(f"an array {record.shape} of {record.dtype} is no image") from error
     return file.getvalue()
@@ -168,7 +168,7 @@ def write_table_on_ray(
     Raises:
         ValueError: If Ray is not installed, the cluster is too small for one actor, or an actor refuses the job.
     """
-    ray = _import_ray()
+    ray = import_ray()
     finished = job.finished()
     missing = job.missing(finished)
     images, begun_at = 0, time.perf_counter()
@@ -197,7 +197,12 @@ def write_table_on_ray(
     return Extraction(job.place.path, read_identity(job.place.path), images, seconds)
 
 
-def _import_ray() -> Any:
+def import_ray() -> Any:
+    """Import Ray.
+
+    Raises:
+        ValueError: If it is not installed.
+    """
     try:
         import ray
         import ray.data

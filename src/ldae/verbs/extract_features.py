@@ -18,7 +18,7 @@ from ldae.extraction.card import describe_skip, write_dataset_card
 from ldae.extraction.folder import DATA_FOLDER, IDENTITY_FILE
 from ldae.extraction.index import INDEX_FOLDER, build_index, import_faiss, indexed_column
 from ldae.extraction.job import TableJob
-from ldae.extraction.ray_engine import write_table_on_ray
+from ldae.extraction.ray_engine import import_ray, write_table_on_ray
 from ldae.extraction.reader import open_reader
 from ldae.extraction.table import Extraction, write_table
 from ldae.hub.upload import CARD_FILE, upload_files
@@ -46,6 +46,8 @@ def run(options: ExtractFeaturesOptions) -> int:
             f"{local_only}={getattr(options, local_only)} needs the table on this machine; give a local --output_dir "
             f"in place of {options.output_dir!r}."
         )
+    if options.engine == "ray":
+        import_ray()
     if options.index:
         import_faiss()
         if options.pool != "mean":
