@@ -97,7 +97,7 @@ def test_other_models_of_auto_model(batches):
 
 @pytest.mark.parametrize(
     "options, named",
-    [({"layers": [5]}, r"layers=\[5\].*1 to 4"), ({"layers": [1, 1]}, "different"), ({"timesteps": [1000]}, "999")],
+    [({"layers": [5]}, r"layers=\[5\].*1 to 4"), ({"layers": [1, 1]}, "each once"), ({"timesteps": [1000]}, "999")],
 )
 def test_impossible_choices_are_refused(model, batches, options, named):
     with pytest.raises(ValueError, match=named):

@@ -145,7 +145,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(make_recipe
 
 def test_a_folder_that_cannot_be_written_is_said(make_recipe, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="cannot be written to"):
+    with pytest.raises(RunError, match="is a file or lies in one"):
         pretrain(make_recipe("file/run"))
     with pytest.raises(ValueError, match="output_dir is missing"):
         pretrain(make_recipe(output_dir=None))

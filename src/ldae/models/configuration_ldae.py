@@ -248,9 +248,7 @@ class LDAEConfig(RemotePipelinesMixin, BackboneConfigMixin, PreTrainedConfig):
         depth = self.total_num_hidden_layers
         blocks = range(1, depth + 1)
         if layers and not set(layers) <= set(blocks):
-            raise ValueError(
-                f"layers={','.join(map(str, layers))} must be blocks from 1 to {depth}, which this model has."
-            )
+            raise ValueError(f"layers={','.join(map(str, layers))} do not exist; this model has blocks 1 to {depth}.")
         return self.cut_fields(max(layers or blocks))
 
     def cut_fields(self, layer: int) -> dict[str, Any]:
