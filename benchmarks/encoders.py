@@ -43,7 +43,7 @@ from ldae.results import Result, add_result
 
 
 MOST_LOGISTIC = 1024  # dimensions; wider features, such as raw pixels, get a ridge probe in closed form instead
-SIGMAS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)  # of noise added to pixels in [-1, 1]
+SIGMAS = (0.05, 0.1, 0.2, 0.4, 0.8)  # of noise added to pixels in [-1, 1]
 
 
 class Measurement:
@@ -108,7 +108,7 @@ def robustness_figure(checkpoint: str, dataset: str) -> Figure:
     axes = figure.subplots()
     table = evaluation.compare(checkpoint, untrained=True, metrics=("robustness",), sigmas=SIGMAS)
     for marker, (name, scores) in zip("o^s", table.scores.items(), strict=False):
-        axes.plot(SIGMAS, [100 * score.value for score in scores.values()], marker=marker, label=Path(name).name)
+        axes.plot((0.0, *SIGMAS), [100 * score.value for score in scores.values()], marker=marker, label=Path(name).name)
     axes.set(xlabel="standard deviation of the noise, pixels in [-1, 1]", ylabel="test accuracy in %")
     axes.legend(frameon=False)
     return figure

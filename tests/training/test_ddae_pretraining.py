@@ -84,7 +84,7 @@ def test_stopping_and_resuming_changes_no_bit_with_dropout_either(make_ddae):
         ({"model_type": "mae"}, "model_type='mae' is unknown; choose one of ldae, ddae"),
         ({"tokenizer_images": 5}, "tokenizer.tokenizer_images='?5'? does not apply with model_type='ddae'"),
         ({"latent_cache": "folder"}, "latent_cache='folder' does not apply with model_type='ddae'"),
-        ({"size": "nano"}, "--size is not a field of a recipe"),
+        ({"size": "nano"}, "size only applies with model_type='ldae'"),
         ({"feature_timestep": 1000}, "feature_timestep=1000 is invalid"),
         ({"geometric_augmentation": 0.12}, "geometric_augmentation=0.12 needs augmentation_labels"),
         ({"geometric_augmentation": 1.2}, "data.geometric_augmentation=1.2 must be a number"),
