@@ -108,7 +108,9 @@ def robustness_figure(checkpoint: str, dataset: str) -> Figure:
     axes = figure.subplots()
     table = evaluation.compare(checkpoint, untrained=True, metrics=("robustness",), sigmas=SIGMAS)
     for marker, (name, scores) in zip("o^s", table.scores.items(), strict=False):
-        axes.plot((0.0, *SIGMAS), [100 * score.value for score in scores.values()], marker=marker, label=Path(name).name)
+        axes.plot(
+            (0.0, *SIGMAS), [100 * score.value for score in scores.values()], marker=marker, label=Path(name).name
+        )
     axes.set(xlabel="standard deviation of the noise, pixels in [-1, 1]", ylabel="test accuracy in %")
     axes.legend(frameon=False)
     return figure
