@@ -133,10 +133,10 @@ def _show_plan(plan: Plan) -> None:
     accelerator, memory = plan.accelerator, plan.memory
     precision = "bfloat16" if plan.bf16 else "float32"
     _show("On", f"{plan.devices} x {accelerator.title}, {plan.peak / 1e12:,.1f} TFLOP/s each in {precision}")
-    _show_memory(memory, f"of {accelerator.memory} GB are used at most")
+    _show_memory(memory, f"of {accelerator.memory} GB may be used")
     largest = plan.largest_micro_batch
     own = f"{memory.micro_batch_size:,} images {'fit' if memory.fits else 'do not fit'}"
-    most = "not even one image fits: choose a smaller network" if largest is None else f"the most are {largest:,}"
+    most = "not even one image fits: choose a smaller network" if largest is None else f"at most {largest:,} do"
     _show("Micro-batch", f"{own}; {most}")
     time = plan.seconds
     days = f"{time / DAY:,.1f} days, " if time > 2 * DAY else ""

@@ -31,7 +31,7 @@ class MemoryOptions:
 
 @options
 class TableOptions:
-    """Features that are there.
+    """Precomputed features.
 
     Args:
         features: Feature tables in place of images, so that features are computed once for all probes: the folders
@@ -61,9 +61,10 @@ class LinearProbeOptions(TableOptions, MemoryOptions, FeatureOptions, ImageOptio
             is 1e-3. Several are extended until the chosen ones lie inside.
         seeds: Seeds of Adam's probes; by default 0,1,2.
         crop_scale: Smallest and largest share of the area kept by an l-DAE's random crops.
-        baselines: Instead, compare with the untrained network, raw pixels and mean PCA coefficients (features computed
-            once).
-        shots: Instead, compare them by ridge probes of this many labels a class, all on the same draws.
+        baselines: Compare with the untrained network, raw pixels and mean PCA coefficients, on features computed once,
+            instead of the protocol.
+        shots: Compare the encoder and these baselines by ridge probes of this many labels a class, all on the same
+            draws, instead of the usual probe.
         draws: Number of draws of --shots.
         horizontal_flip: Mirror images; false for digits and letters.
         batch_norm: Put a BatchNorm without parameters in front of the linear layer; DDAE's public code has none.
@@ -223,7 +224,7 @@ class NoiseClassificationOptions(ImageOptions, CheckpointOptions):
     Args:
         layers: The block, counted from 1, or the tap of a DDAE; by default the model's.
         timesteps: Noise levels; by default 1, 5, 10, 20, 30, 40, 50, 60 and 80 % of all.
-        images: Budget of each in images seen.
+        images: Images that each network and each head sees.
         finetune: Fine-tune the network too.
         seeds: Seeds of heads, networks and noise in training.
         draws: Noisings of an image that heads see.
