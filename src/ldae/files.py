@@ -45,7 +45,7 @@ def write_whole(path: AnyPath, content: str | bytes) -> None:
     """
     content = content.encode("utf-8") if isinstance(content, str) else content
     if not isinstance(path, Path):
-        path.write_bytes(content)
+        path.fs.pipe_file(path.path, content)  # appears whole or not at all
         return
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")  # folders may be shared
     temporary.write_bytes(content)

@@ -119,7 +119,7 @@ class ShardWriter:
         self.writer.close()
         if not isinstance(self.path, Path):
             self.upload.seek(0)
-            self.path.write_bytes(self.upload.read())
+            self.path.fs.pipe_file(self.path.path, self.upload.read())
             self.upload.close()
             return
         try:

@@ -312,7 +312,8 @@ class RunFolderPipeline(DiffusionPipeline):
         if classes is None:
             if class_labels is None and guidance_scale == 1:
                 return None
-            given = "class_labels" if class_labels is not None else f"guidance_scale={guidance_scale}"
+            shown = "class_labels" if isinstance(class_labels, torch.Tensor) else f"class_labels={class_labels}"
+            given = f"guidance_scale={guidance_scale}" if class_labels is None else shown
             raise ValueError(
                 f"{given} needs a class-conditional model, but this one is trained without labels; leave it out."
             )
