@@ -19,7 +19,10 @@ from ldae.places import is_address
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 # What clients say of credentials that are missing or refused: builtin errors of fsspec, and those of botocore.
 REFUSED = ("PermissionError", "NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError")
-SECRETS = ("signature", "sig", "token", "secret", "password", "credential", "key")  # in names of an address's query
+# Names in an address's query whose values are secret.
+SECRETS = re.compile(
+    r"(?:^|[-_])(?:signature|sig|token|secret|password|credential|(?:aws)?(?:access|api)?key(?:id)?)$"
+)
 CREDENTIALS = {
     "s3fs": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; FSSPEC_S3_ANON=true reads a public bucket",
     "gcsfs": "GOOGLE_APPLICATION_CREDENTIALS",
@@ -103,7 +106,7 @@ def _check_protocol(address: str, option: str) -> tuple[str, str | None]:
     protocol, _, rest = address.partition("://")
     shown, package = hide_secrets(f"{option}={address!r}"), PACKAGES.get(protocol)
     names = {name.lower() for name, _ in parse_qsl(urlsplit(address).query)}
-    signed = any(word in name for name in names for word in SECRETS)
+    signed = any(SECRETS.search(name) for name in names)
     user, at, _ = rest.partition("/")[0].rpartition("@")
     if signed or (at and (":" in user or package in ("s3fs", "gcsfs"))):
         remedy = _credentials(package) if package in CREDENTIALS else "download the files, and name their folder"

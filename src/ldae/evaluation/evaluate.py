@@ -51,7 +51,7 @@ class _Choice:
 
     @cached_property
     def key(self) -> tuple[Any, ...]:
-        """What its features depend on: the weights as they are now, so that a model may train between measures."""
+        """Identify its features by the weights as they are now, so that a model may train between measures."""
         module, processor = self.encoder.module, getattr(self.encoder, "processor", None)
         weights: Any = self.encoder if module is None else hash_tensors(str(processor), module.state_dict())
         return type(self.encoder).__name__, weights, self.layer, self.timestep
