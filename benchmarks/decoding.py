@@ -57,12 +57,17 @@ def decode_with_pillow(data: bytes, size: int) -> np.ndarray:
         return np.asarray(image.crop((left, top, left + size, top + size))).transpose(2, 0, 1)
 
 
+def choose_reduction(data: bytes, size: int) -> tuple[int, int, int]:
+    """Return width and height of the whole image, and the factor by which ours would decode it smaller."""
+    with Image.open(io.BytesIO(data)) as image:
+        return reduce_jpeg(image, size) or (*image.size, 1)
+
+
 def decode_with_simplejpeg(data: bytes, size: int) -> np.ndarray:
     """Decode as ours does, with simplejpeg in place of Pillow's decoder."""
     import simplejpeg
 
-    with Image.open(io.BytesIO(data)) as image:
-        whole = reduce_jpeg(image, size) or (*image.size, 1)
+    whole = choose_reduction(data, size)
     least = {"min_width": -(-whole[0] // whole[2]), "min_height": -(-whole[1] // whole[2])} if whole[2] > 1 else {}
     image = Image.fromarray(simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False, **least))
     return image_to_pixels(image, 3, size, whole=whole)
@@ -73,8 +78,7 @@ def decode_with_opencv(data: bytes, size: int) -> np.ndarray:
     import cv2
 
     cv2.setNumThreads(1)
-    with Image.open(io.BytesIO(data)) as image:
-        whole = reduce_jpeg(image, size) or (*image.size, 1)
+    whole = choose_reduction(data, size)
     mode = {1: cv2.IMREAD_COLOR, **{n: getattr(cv2, f"IMREAD_REDUCED_COLOR_{n}") for n in (2, 4, 8)}}[whole[2]]
     image = Image.fromarray(cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), mode), cv2.COLOR_BGR2RGB))
     return image_to_pixels(image, 3, size, whole=whole)

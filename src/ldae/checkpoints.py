@@ -21,6 +21,7 @@ from transformers.utils import (
 
 import ldae  # noqa: F401 - registers the models with transformers
 from ldae.errors import one_line
+from ldae.files import hash_tensors
 from ldae.places import check_place, near_path
 
 
@@ -150,6 +151,13 @@ def load_backbone(source: str | os.PathLike[str], field: str) -> tuple[Any, Any,
     _refuse_missing(set(report["missing_keys"]) - set(pooler), f"{field}={name!r}")
     refuse_non_finite(model, f"{field}={name!r}")
     return model.requires_grad_(False).eval(), processor, not pooler
+
+
+def hash_model(model: torch.nn.Module) -> str:
+    """Hash everything that a model's features depend on: its configuration and its weights."""
+    config: Any = model.config
+    fields = {name: value for name, value in config.to_dict().items() if not name.startswith(("_", "transformers"))}
+    return hash_tensors(fields, model.state_dict())
 
 
 def hash_weights(checkpoint: str | os.PathLike[str], option: str = "checkpoint") -> str:

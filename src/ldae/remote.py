@@ -1,6 +1,7 @@
 """Data sets and folders behind an address (s3://, gs://, hf://, https://), reached with fsspec."""
 
 import glob
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,6 +78,8 @@ def open_folder(name: FolderName, option: str) -> AnyPath:
     Raises:
         ValueError: If an address is misspelt, cannot be reached, or cannot be written to.
     """
+    if not isinstance(name, str | os.PathLike):
+        return name  # a UPath, whose store has answered already
     address = str(name)
     if not is_address(address):
         if re.match(r"[\w+.-]{2,}:/|\w+::", address) and not Path(address).exists():

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import torch
 from transformers import PreTrainedModel
 
+from ldae.checkpoints import hash_model
 from ldae.data import DataConfig, open_probe_images
-from ldae.files import hash_tensors
 from ldae.models.randomness_ldae import NOISE, keyed_normal
 from ldae.processes import choose_device
 from ldae.results import Result
@@ -53,8 +53,8 @@ class _Choice:
     def key(self) -> tuple[Any, ...]:
         """Identify its features by the weights as they are now, so that a model may train between measures."""
         module, processor = self.encoder.module, getattr(self.encoder, "processor", None)
-        weights: Any = self.encoder if module is None else hash_tensors(str(processor), module.state_dict())
-        return type(self.encoder).__name__, weights, self.layer, self.timestep
+        weights: Any = self.encoder if module is None else hash_model(module)
+        return type(self.encoder).__name__, weights, str(processor), self.layer, self.timestep
 
 
 class Evaluation:

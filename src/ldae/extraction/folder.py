@@ -206,10 +206,10 @@ def read_complete(folder: FolderName) -> dict[str, Any]:
     Raises:
         ValueError: If the folder holds no table, or an incomplete or damaged one.
     """
-    noted = read_identity(folder)
+    path = open_folder(folder, "folder")
+    noted = read_identity(path)
     if "rows" not in noted:
         raise ValueError(f"{str(folder)!r} is not complete; repeat the command of extract_features.")
-    path = open_folder(folder, "folder")
     shards = FeatureFolder(path, noted["split"], noted["streaming"]).finished(noted["columns"])
     rows = sum(shard["kept"] for shard in shards.values())
     if rows != noted["rows"]:

@@ -4,13 +4,12 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import torch
-
 from ldae import stopping
+from ldae.checkpoints import hash_model
 from ldae.data import ImageSource
 from ldae.data.loader import make_torch_loader
 from ldae.data.rows import hash_source
-from ldae.files import FolderName, hash_tensors, make_folder
+from ldae.files import FolderName, make_folder
 from ldae.remote import open_folder
 from ldae.shards import shard_ranges
 
@@ -184,14 +183,7 @@ class TableJob:
         return make_torch_loader(StoredPieces(self.rows), self.num_workers, tasks)  # type: ignore[arg-type]
 
 
-def hash_model(model: torch.nn.Module) -> str:
-    """Hash everything that a model's features depend on: its configuration and its weights."""
-    config: Any = model.config
-    fields = {name: value for name, value in config.to_dict().items() if not name.startswith(("_", "transformers"))}
-    return hash_tensors(fields, model.state_dict())
-
-
-def complete_parts(finished: dict[Shard, dict[str, Any]]) -> set[int]:
+def complete_parts(finished: Finished) -> set[int]:
     """Find the parts of a stream whose shards are all written, up to the one that ends the part."""
     ends = {part: number for (part, number), said in finished.items() if said["ends_part"]}
     return {part for part, last in ends.items() if all((part, number) in finished for number in range(last))}

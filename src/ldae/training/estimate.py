@@ -45,7 +45,7 @@ class MemoryEstimate:
 
     @property
     def missing(self) -> int:
-        """What the first step adds to `held`."""
+        """Memory that the first step adds to `held`."""
         return self.optimizer + self.fixed + self.per_image * self.micro_batch_size
 
     @property

@@ -82,7 +82,7 @@ class OwnRecipe:
 
     @property
     def summary(self) -> str:
-        """What is trained and how long a step takes, in one line."""
+        """Description of the network and the time of a step, in one line."""
         recipe = self.build()
         config, training = recipe.model_config(), recipe.training
         return (

@@ -61,10 +61,12 @@ def run(options: ExtractFeaturesOptions) -> int:
     if accelerator.is_main_process:
         write_dataset_card(done.folder, done.noted, options.push_to_hub)
         _report(done, accelerator.num_processes)
-        folder, cache_dir = str(done.folder), data_config(options).cache_dir
-        for column in columns if options.index else ():
-            index = build_index(folder, indexed_column(folder, column), options.index_factory, cache_dir)
-            print(f"Index: {index}")
+        folder = str(done.folder)
+        if options.index:
+            cache_dir = data_config(options).cache_dir
+            for column in columns:
+                index = build_index(folder, indexed_column(folder, column), options.index_factory, cache_dir)
+                print(f"Index: {index}")
         if options.push_to_hub:
             status = _push(Path(folder), options)
     accelerator.wait_for_everyone()

@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
+from ldae.checkpoints import hash_model
 from ldae.data import DataConfig, UnreadableImageError, decode_image, open_images
 from ldae.extraction.folder import read_identity
 from ldae.extraction.index import indexed_column, nearest_rows, undecoded_images
-from ldae.extraction.job import hash_model
 from ldae.extraction.reader import FeatureReader, open_reader
 from ldae.extraction.rows import FILE_NAME, ROW, SHARD, Pixels, model_input
 from ldae.processes import choose_device
