@@ -14,14 +14,13 @@ from ldae.cli import main
 from ldae.data import open_images
 from ldae.processes import join_processes
 from ldae.training import doctor, estimate
-from ldae.training.accelerators import ACCELERATORS
+from ldae.training.costs import ACCELERATORS, Plan, count_costs
 from ldae.training.doctor import Speed, advise, measure_speed
-from ldae.training.estimate import blank_loss, estimate_memory
 from ldae.training.loop import Callback
 from ldae.training.machine import Machine
+from ldae.training.memory import blank_loss, estimate_memory
 from ldae.training.pretraining import DenoisingTask
 from ldae.training.recipe import load_recipe
-from ldae.training.recipe_costs import Plan, count_costs
 from ldae.verbs.options.start import DoctorOptions
 from tests.training.conftest import train_task
 

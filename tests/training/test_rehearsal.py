@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from ldae.cli import main
-from ldae.training import estimate
-from ldae.training.estimate import Estimate, estimate_memory
+from ldae.training import estimate, machine, memory
+from ldae.training.estimate import Estimate
 from ldae.training.loop import Callback
+from ldae.training.memory import blank_loss, estimate_memory
 from ldae.training.pretraining import DenoisingTask, pretrain, rehearse_pretraining
 from ldae.training.tokenizer_training import rehearse_tokenizer
 from tests.training.conftest import After, train_task
@@ -97,7 +98,7 @@ class Look(Callback):
         self.memory = estimate_memory(run)
         assert all(parameter.grad is None for parameter in run.state.trained.values())
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-            estimate.blank_loss(run.task, run.micro_batch_size, run.device).backward()
+            blank_loss(run.task, run.micro_batch_size, run.device).backward()
         run.state.optimizer.zero_grad()
         events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
         events.sort(key=lambda event: event.start_ns())
@@ -136,13 +137,13 @@ def test_memory_that_will_not_suffice_is_told_with_the_micro_batch_that_fits(mak
     look = Look()
     train_task(DenoisingTask(make_recipe("look")), look)
     room = look.memory.optimizer + look.memory.fixed + 9 * look.memory.per_image
-    monkeypatch.setattr(estimate, "free_memory", lambda device: room)
+    monkeypatch.setattr(memory, "free_memory", lambda device: room)
     train_task(DenoisingTask(make_recipe("short")), Estimate())
     (warning,) = [line for line in capsys.readouterr().err.splitlines() if "needs about" in line]
     assert warning.startswith("Warning: pre-training: the first step needs about") and warning.endswith(
         "give --micro_batch_size 8, which changes no result."
     )
-    monkeypatch.setattr(estimate, "free_memory", lambda device: look.memory.optimizer)
+    monkeypatch.setattr(memory, "free_memory", lambda device: look.memory.optimizer)
     train_task(DenoisingTask(make_recipe("none")), Estimate())
     assert "are free; choose a smaller network." in capsys.readouterr().err
 
@@ -177,10 +178,10 @@ def test_a_slow_first_step_such_as_a_compilation_is_not_taken_for_the_others(mak
 
 def test_free_memory_is_no_more_than_a_container_may_use(monkeypatch, tmp_path):
     cpu = torch.device("cpu")
-    assert estimate.free_memory(cpu) > 2**20
+    assert machine.free_memory(cpu) > 2**20
     (tmp_path / "memory.max").write_text("3000000\n")
     (tmp_path / "memory.current").write_text("2000000\n")
-    monkeypatch.setattr(estimate, "CGROUP", tmp_path)
-    assert estimate.free_memory(cpu) == 1_000_000
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    assert machine.free_memory(cpu) == 1_000_000
     (tmp_path / "memory.max").write_text("max\n")
-    assert estimate.free_memory(cpu) > 2**20
+    assert machine.free_memory(cpu) > 2**20

@@ -12,11 +12,11 @@ from ldae.cli import main
 from ldae.data import ImageSurvey
 from ldae.data.decode import ImageFacts
 from ldae.training import estimate, own_recipe
+from ldae.training.estimate import Rehearsal
 from ldae.training.machine import Machine
 from ldae.training.own_recipe import STEPS, Planner
 from ldae.training.pretraining import pretrain
 from ldae.training.recipe import load_recipe
-from ldae.training.rehearsal import Rehearsal
 from tests.data.image_files import encode, random_pixels
 
 
@@ -144,7 +144,7 @@ def test_the_micro_batch_is_halved_until_it_fits(monkeypatch):
         tried.append(task.options.micro_batch_size)
         if tried[-1] > 16:
             raise torch.OutOfMemoryError
-        return Rehearsal(1.0, 100, 1000, 1.0, waited=0.0)
+        return Rehearsal(1.0, 100, waited=0.0)
 
     monkeypatch.setattr(own_recipe, "rehearse", short_of_memory)
     planner = Measured({"dataset": "digits"}, 0.0, PHOTOS, GPU, 7200, 10.0, "runs/photos")

@@ -3,11 +3,11 @@
 import dataclasses
 
 from ldae.deconstruct.runner import Deconstruction
+from ldae.training.estimate import rehearse
 from ldae.training.machine import release_memory
 from ldae.training.pretraining import DenoisingTask, without_folder
 from ldae.training.progress import describe_seconds
 from ldae.training.recipe import Recipe
-from ldae.training.rehearsal import rehearse
 from ldae.training.tokenizer_training import rehearse_tokenizer, trains_tokenizer
 
 
@@ -23,7 +23,7 @@ def rehearse_rows(launch: Deconstruction) -> float:
         `float`: Seconds that all rows and seeds train for. Probes and samples are not part of it.
 
     Raises:
-        ValueError, RunError: As of [`~ldae.training.rehearsal.rehearse`].
+        ValueError, RunError: As of [`~ldae.training.estimate.rehearse`].
     """
     total = 0.0
     for run in {run.variant.name: run for run in launch.runs}.values():

@@ -14,12 +14,12 @@ from transformers import AutoModelForPreTraining
 from ldae import stopping
 from ldae.data import Batch, DataConfig, ImageLoader, ImageSource, open_images, survey_images
 from ldae.data.loader import PREFETCHED_BATCHES
-from ldae.training.estimate import MemoryEstimate, StepTimer
+from ldae.training.costs import RecipeCosts
+from ldae.training.estimate import Rehearsal, StepTimer, rehearse
 from ldae.training.machine import Machine, can_compile, release_memory
+from ldae.training.memory import MemoryEstimate
 from ldae.training.pretraining import DenoisingTask
 from ldae.training.recipe import Recipe
-from ldae.training.recipe_costs import RecipeCosts
-from ldae.training.rehearsal import Rehearsal, rehearse
 
 
 STEP_SECONDS = 3.0  # a measured step takes no longer: on a slow machine it has fewer images

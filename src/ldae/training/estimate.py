@@ -1,70 +1,26 @@
-"""Estimates of a run's memory, before its first step, and of its time, after the first ones."""
+"""Estimates of a run's memory and time: before and after its first steps, or in a rehearsal that writes nothing."""
 
 import time
-from contextlib import suppress
+from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
-import psutil
-import torch
+from accelerate.utils import broadcast_object_list
 
+from ldae import stopping
 from ldae.data import Batch
 from ldae.data.loader import PREFETCHED_BATCHES
+from ldae.processes import make_accelerator
 from ldae.training.loop import Callback, Run
-from ldae.training.progress import describe_bytes, describe_seconds, peak_memory_gib
-from ldae.training.step_memory import count_step_bytes
-from ldae.training.task import Task, batch_statistics
+from ldae.training.memory import MemoryEstimate, estimate_memory
+from ldae.training.progress import describe_bytes, describe_count, describe_seconds, peak_memory_gib
+from ldae.training.run_folder import RunFolder
+from ldae.training.task import Task
 
 
-GIB = 2**30
 LARGE_ON_CPU = 20_000_000  # weights that train
 SHORTEST, LONGEST = 4.0, 30.0  # seconds over which steps are timed
-CGROUP = Path("/sys/fs/cgroup")
-
-
-@dataclass(frozen=True)
-class MemoryEstimate:
-    """Memory that a process of a run needs at its peak, in bytes.
-
-    Args:
-        held: What is in use before the first step: the weights, and without an accelerator the whole process.
-        optimizer: Gradients, and the two moments of AdamW.
-        fixed: What a step takes whatever its batch, such as weights in bfloat16.
-        per_image: Activations of one image at the peak of forward and backward pass.
-        micro_batch_size: Images in one forward.
-        free: Memory that is free on the device.
-    """
-
-    held: int
-    optimizer: int
-    fixed: int
-    per_image: int
-    micro_batch_size: int
-    free: int
-
-    @property
-    def missing(self) -> int:
-        """Memory that the first step adds to `held`."""
-        return self.optimizer + self.fixed + self.per_image * self.micro_batch_size
-
-    @property
-    def fits(self) -> bool:
-        """True if there is enough free memory."""
-        return self.missing <= self.free
-
-    def fitting_micro_batch(self, share: int) -> int | None:
-        """Return the largest divisor of a process's share of the batch that fits, or `None` if none does."""
-        room = self.free - self.optimizer - self.fixed
-        sizes = (size for size in range(min(share, self.micro_batch_size), 0, -1) if share % size == 0)
-        return next((size for size in sizes if size * self.per_image <= room), None)
-
-    def __str__(self) -> str:
-        activations = self.per_image * self.micro_batch_size
-        return (
-            f"Memory: about {describe_bytes(self.held + self.missing)}, of which {describe_bytes(activations)} are "
-            f"activations of {self.micro_batch_size:,} images; {describe_bytes(self.free)} are free"
-        )
 
 
 class StepTimer:
@@ -95,14 +51,9 @@ class StepTimer:
 
 
 class Estimate(Callback):
-    """Tells the memory that a run needs before its first step, and its time after the first ones.
+    """Tells the memory that a run needs before its first step, and its time after the first ones."""
 
-    Attributes:
-        seconds_per_step (`float`, *optional*): Time of a step, once it was measured.
-    """
-
-    def __init__(self) -> None:
-        self.seconds_per_step: float | None = None
+    timer: StepTimer | None
 
     def start(self, run: Run) -> None:
         """Estimate the memory, and warn if it will not suffice or a large network is on a CPU."""
@@ -111,27 +62,26 @@ class Estimate(Callback):
             run.say(str(memory))
         for warning in resource_warnings(run, memory):
             run.warn(warning)
-        self._timer = StepTimer(PREFETCHED_BATCHES * run.task.recipe.data.num_workers // run.accumulation)
+        self.timer = StepTimer(PREFETCHED_BATCHES * run.task.recipe.data.num_workers // run.accumulation)
 
     def after_step(self, run: Run) -> None:
         """Tell the time of a step and of the run, once enough steps have been timed."""
-        if self.seconds_per_step is None and not run.at_end and self.measure(run) is not None:
-            run.say(self.describe((run.end - run.images_seen) // run.options.total_batch_size))
+        if self.timer is None or run.at_end:
+            return
+        seconds = self.timer.count()
+        if seconds is not None:
+            run.say(describe_time(seconds, (run.end - run.images_seen) // run.options.total_batch_size))
+            self.timer = None
 
-    def measure(self, run: Run, at_once: bool = False) -> float | None:
-        """Count a step, and return the time of a step once it is known; see [`StepTimer`]."""
-        self.seconds_per_step = self._timer.count(at_once)
-        return self.seconds_per_step
 
-    def describe(self, steps: int) -> str:
-        """Describe the time of some steps and the peak memory; only once the time of a step is known."""
-        assert self.seconds_per_step is not None
-        step = self.seconds_per_step
-        time_of_step = f"{1000 * step:.0f} ms" if step < 1 else f"{step:.1f} s"
-        return (
-            f"Time: {time_of_step} a step, about {describe_seconds(step * steps)} for {steps:,} steps, without probes "
-            f"and pictures; peak memory {describe_bytes(peak_memory_gib() * GIB)}"
-        )
+def describe_time(seconds_per_step: float, steps: int) -> str:
+    """Describe the time of some steps and the peak memory."""
+    step = f"{1000 * seconds_per_step:.0f} ms" if seconds_per_step < 1 else f"{seconds_per_step:.1f} s"
+    whole = describe_seconds(seconds_per_step * steps)
+    return (
+        f"Time: {step} a step, about {whole} for {describe_count(steps, 'step')}, without probes and pictures; peak "
+        f"memory {describe_bytes(peak_memory_gib() * 2**30)}"
+    )
 
 
 def resource_warnings(run: Run, memory: MemoryEstimate | None) -> list[str]:
@@ -144,63 +94,69 @@ def resource_warnings(run: Run, memory: MemoryEstimate | None) -> list[str]:
             "network (--size nano or tiny for an l-DAE) or a machine with a GPU."
         )
     if memory is not None and not memory.fits:
-        share = run.micro_batch_size * run.accumulation
-        fitting = memory.fitting_micro_batch(share)
-        remedy = (
-            "choose a smaller network"
-            if fitting is None
-            else f"give --micro_batch_size {fitting}, which changes no result"
-        )
+        fitting = memory.fitting_micro_batch(run.micro_batch_size * run.accumulation)
+        remedy = f"give --micro_batch_size {fitting}, which changes no result"
         warnings.append(
             f"the first step needs about {describe_bytes(memory.missing)} more, and {describe_bytes(memory.free)} "
-            f"are free; {remedy}."
+            f"are free; {'choose a smaller network' if fitting is None else remedy}."
         )
     return warnings
 
 
-def estimate_memory(run: Run) -> MemoryEstimate | None:
-    """Estimate the memory of a run from two small steps; `None` for sharded weights."""
-    if run.device.type not in ("cpu", "cuda") or run.state.sharded:
-        return None
-    held = torch.cuda.memory_allocated(run.device) if run.device.type == "cuda" else psutil.Process().memory_info().rss
-    free, statistics = free_memory(run.device), batch_statistics(run.task.module)
-    with run.accelerator.no_sync(run.task.network):
-        fixed, per_image = count_step_bytes(run.task.module, lambda count: blank_loss(run.task, count, run.device))
-    for buffer, before in statistics:
-        buffer.copy_(before)
-    trained = sum(parameter.numel() * parameter.element_size() for parameter in run.state.trained.values())
-    return MemoryEstimate(held, 3 * trained, fixed, per_image, run.micro_batch_size, free)
+@dataclass(frozen=True)
+class Rehearsal:
+    """Measurements of a rehearsal.
+
+    Args:
+        seconds_per_step: Time of an optimizer step, with reading its images.
+        steps: Steps of the whole budget.
+        waited: Share of the time that the later half of the steps waited for images.
+    """
+
+    seconds_per_step: float
+    steps: int
+    waited: float
+
+    @property
+    def seconds(self) -> float:
+        """Time of the whole budget."""
+        return self.seconds_per_step * self.steps
 
 
-def free_memory(device: torch.device) -> int:
-    """Return the free memory of a device in bytes; of the CPU also within the limit of a container."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    free = [psutil.virtual_memory().available]
-    for limit, usage in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        with suppress(OSError, ValueError):  # there is no such file, or it says "max"
-            free.append(int((CGROUP / limit).read_text()) - int((CGROUP / usage).read_text()))
-    return max(0, min(free))
+def rehearse(task: Task, batches: Iterable[Batch] | None = None) -> Rehearsal:
+    """Open a task's images, build its module, take its first steps and print the estimate; nothing is kept.
 
+    A latent tokenizer that would have to be fitted or trained first is fitted on a few images or left untrained, which
+    takes as long in a step. A folder that the recipe names is compared with the recipe and left as it is.
 
-def blank_loss(task: Task, count: int, device: torch.device | str) -> torch.Tensor:
-    """Compute a task's loss of some black images, or of latents that are zero."""
-    positions = torch.arange(count)
-    return task.loss(_blank_batch(task, positions), positions.to(device))
+    Args:
+        task ([`Task`]): What would be trained.
+        batches (`Iterable[Batch]`, *optional*): Endless micro-batches to take the steps with, in place of the task's.
 
-
-def _blank_batch(task: Task, positions: torch.Tensor) -> Batch:
-    count = len(positions)
-    config: Any = task.config
-    data = task.recipe.data
-    labels = torch.zeros(count, dtype=torch.int64)
-    if task.examples.latent_cache is not None:
-        views = 2 if data.horizontal_flip else 1
-        latents = torch.zeros(count, views, config.num_patches, config.latent_dim)
-        images: Any = None
-        return Batch(images, positions, labels, latents)
-    side = data.decode_size or config.image_size
-    return Batch(torch.zeros(count, config.num_channels, side, side, dtype=torch.uint8), positions, labels)
+    Raises:
+        ValueError: If the recipe does not fit this machine or this data.
+        RunError: If the folder holds a run of another recipe, or a loss is not finite.
+    """
+    options, estimate = task.options, Estimate()
+    if options.output_dir is not None:
+        RunFolder(options.output_dir).check_recipe(task.recipe)
+    task.rehearsing = True
+    accelerator = make_accelerator(mixed_precision=options.mixed_precision)
+    accelerator.print(f"Dry run of {task.activity}: nothing is written.")
+    with stopping.handling(task.activity), TemporaryDirectory() as folder:
+        run = Run(task, options, RunFolder(folder), [estimate], accelerator)
+        own = run.start()
+        chosen = own if batches is None else iter(batches)
+        assert estimate.timer is not None
+        run.bar.leave = False
+        with run.bar, closing(run.loader):
+            seconds, passed = None, []
+            while seconds is None:
+                stopping.check()
+                if run.step(chosen):
+                    passed.append((run.watch.waited, time.perf_counter()))
+                    (seconds,) = broadcast_object_list([estimate.timer.count(at_once=run.at_end)])
+    run.say(describe_time(seconds, options.steps))
+    half = passed[(len(passed) - 1) // 2]
+    waited, elapsed = (end - start for start, end in zip(half, passed[-1], strict=True))
+    return Rehearsal(seconds, options.steps, waited / elapsed if elapsed else 0.0)

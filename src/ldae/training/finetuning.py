@@ -20,11 +20,10 @@ from ldae.training.blocks import depth_of, encoder_blocks, parameter_groups
 from ldae.training.callbacks import AtEnd, sharing
 from ldae.training.checkpoint import Checkpoint
 from ldae.training.drop_path import DropPath
-from ldae.training.estimate import Estimate
+from ldae.training.estimate import Estimate, Rehearsal, rehearse
 from ldae.training.finetuning_recipe import FineTuningRecipe
 from ldae.training.loop import Callback, Run, train
 from ldae.training.lora import add_lora, merge_lora
-from ldae.training.rehearsal import Rehearsal, rehearse
 from ldae.training.run_folder import RunFolder
 from ldae.training.task import Task, trained_parameters
 
@@ -239,7 +238,7 @@ def rehearse_finetuning(recipe: FineTuningRecipe) -> Rehearsal:
         recipe ([`FineTuningRecipe`]): As [`~ldae.training.finetuning_recipe.load_finetuning_recipe`] returns it.
 
     Raises:
-        ValueError, RunError: As of [`~ldae.training.rehearsal.rehearse`].
+        ValueError, RunError: As of [`~ldae.training.estimate.rehearse`].
     """
     sharing(recipe.training, "Fine-tuned")  # which checks what it needs
     return rehearse(FineTuningTask(recipe))

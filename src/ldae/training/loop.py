@@ -20,7 +20,7 @@ from ldae.sections import TrainingConfig
 from ldae.training.budget import budget_warnings
 from ldae.training.checkpoint import Checkpoint, latest_checkpoint, load_newest, save_checkpoint
 from ldae.training.learning_rate import learning_rate
-from ldae.training.progress import Stopwatch, hardware, print_line, progress_bar
+from ldae.training.progress import Stopwatch, describe_count, hardware, print_line, progress_bar
 from ldae.training.run_folder import RunFolder
 from ldae.training.state import TrainingState
 from ldae.training.task import Task, batch_statistics
@@ -352,6 +352,8 @@ class Run:
     def _describe_batch(self) -> str:
         t = self.options
         return (
-            f"Batch: {t.total_batch_size} images = {self.accelerator.num_processes} processes x {self.accumulation} "
-            f"accumulated x {self.micro_batch_size}; {t.steps:,} steps, {t.images:,} images; {hardware()}"
+            f"Batch: {describe_count(t.total_batch_size, 'image')} = "
+            f"{describe_count(self.accelerator.num_processes, 'process')} x {self.accumulation} accumulated x "
+            f"{self.micro_batch_size}; {describe_count(t.steps, 'step')}, {describe_count(t.images, 'image')}; "
+            f"{hardware()}"
         )

@@ -19,10 +19,9 @@ from ldae.evaluation.untrained import untrained_like
 from ldae.models.randomness_ldae import TIMESTEPS, keyed_uniform
 from ldae.sections import TokenizerConfig
 from ldae.training.checkpoint import Checkpoint
-from ldae.training.estimate import Estimate
+from ldae.training.estimate import Estimate, Rehearsal, rehearse
 from ldae.training.loop import train
 from ldae.training.recipe import Recipe, model_fields
-from ldae.training.rehearsal import Rehearsal, rehearse
 from ldae.training.resnet_classifier import classifier_training
 from ldae.training.run_folder import RunFolder
 from ldae.training.task import Task

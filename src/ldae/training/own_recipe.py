@@ -11,11 +11,11 @@ import yaml
 
 from ldae.data import ImageSource, ImageSurvey
 from ldae.data.survey import time_reading
+from ldae.training.estimate import rehearse
 from ldae.training.machine import Machine
 from ldae.training.pretraining import DenoisingTask
 from ldae.training.progress import describe_seconds
 from ldae.training.recipe import Recipe, build_recipe
-from ldae.training.rehearsal import rehearse
 
 
 # Side of the images and of the patches in pixels, and latent dimensions for colour and for grey images.

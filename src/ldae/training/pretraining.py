@@ -12,11 +12,10 @@ from ldae.reports.ddae_pictures import ddae_figures
 from ldae.reports.run_pictures import draw_run_pictures, ldae_figures
 from ldae.training.callbacks import AtEnd, FeatureProbe, sharing
 from ldae.training.checkpoint import Checkpoint
-from ldae.training.estimate import Estimate
+from ldae.training.estimate import Estimate, Rehearsal, rehearse
 from ldae.training.latent_cache import latent_source
 from ldae.training.loop import Run, train
 from ldae.training.recipe import Recipe
-from ldae.training.rehearsal import Rehearsal, rehearse
 from ldae.training.run_folder import RunFolder
 from ldae.training.task import Task
 from ldae.training.tokenizer_training import (
@@ -108,7 +107,7 @@ def rehearse_pretraining(recipe: Recipe) -> Rehearsal:
         recipe ([`Recipe`]): Its `training.output_dir` may be missing.
 
     Raises:
-        ValueError, RunError: As of [`~ldae.training.rehearsal.rehearse`].
+        ValueError, RunError: As of [`~ldae.training.estimate.rehearse`].
     """
     sharing(recipe.training, "Trained")  # which checks what it needs
     if trains_tokenizer(recipe):

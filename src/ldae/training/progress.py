@@ -56,7 +56,22 @@ def hardware() -> str:
     """Describe the machine, for metrics and cards."""
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
-    return f"CPU, {torch.get_num_threads()} threads"
+    return f"CPU, {describe_count(torch.get_num_threads(), 'thread')}"
+
+
+def describe_count(count: int, noun: str) -> str:
+    """Write a number of things.
+
+    Example:
+    ```python
+    >>> from ldae.training.progress import describe_count
+    >>> describe_count(1, "process"), describe_count(2, "process"), describe_count(2188, "step")
+    ('1 process', '2 processes', '2,188 steps')
+
+    ```
+    """
+    ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun}{ending}"
 
 
 def describe_seconds(seconds: float) -> str:

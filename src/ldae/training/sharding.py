@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ldae.training.step_memory import return_freed_memory
+from ldae.training.machine import return_freed_memory
 
 
 def is_sharded(accelerator: Accelerator) -> bool:

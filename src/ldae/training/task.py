@@ -8,10 +8,10 @@ from torch import nn
 
 from ldae.data import Batch, ImageSource, open_images, prepare_images
 from ldae.training.checkpoint import Checkpoint
+from ldae.training.machine import return_freed_memory
 from ldae.training.recipe import Recipe
 from ldae.training.run_folder import RunFolder
 from ldae.training.sharding import blocks_of, is_sharded
-from ldae.training.step_memory import return_freed_memory
 
 
 class Task:

@@ -25,10 +25,9 @@ from ldae.tokenizers.linear_autoencoder import LinearAutoencoderTraining
 from ldae.tokenizers.perceptual import PerceptualLoss
 from ldae.training.callbacks import tracking
 from ldae.training.checkpoint import Checkpoint
-from ldae.training.estimate import Estimate
+from ldae.training.estimate import Estimate, Rehearsal, rehearse
 from ldae.training.loop import train
 from ldae.training.recipe import Recipe
-from ldae.training.rehearsal import Rehearsal, rehearse
 from ldae.training.run_folder import RunFolder
 from ldae.training.task import Task
 from ldae.training.tokenizer_fit import fit_on_source, latent_variance, measure_latents, patch_moments
@@ -130,7 +129,7 @@ def rehearse_tokenizer(recipe: Recipe) -> Rehearsal | None:
         recipe ([`Recipe`]): Recipe of the tokenizer, or of a denoiser.
 
     Returns:
-        [`~ldae.training.rehearsal.Rehearsal`], or `None` for one that is fitted in one pass.
+        [`~ldae.training.estimate.Rehearsal`], or `None` for one that is fitted in one pass.
     """
     own = tokenizer_recipe(recipe)
     if own.model_config().latent_tokenizer not in FITTED:

@@ -8,7 +8,7 @@ import torch
 
 from ldae.data import ImageSource, open_images
 from ldae.processes import choose_device, join_processes
-from ldae.training.accelerators import ACCELERATORS, KEPT_FREE
+from ldae.training.costs import ACCELERATORS, KEPT_FREE, Plan, RecipeCosts, count_costs
 from ldae.training.doctor import (
     WAITED,
     Speed,
@@ -16,11 +16,10 @@ from ldae.training.doctor import (
     measure_speed,
     median_shorter_side,
 )
-from ldae.training.estimate import MemoryEstimate, free_memory
-from ldae.training.machine import Machine, can_compile, cpp_compiler, look_at_machine
-from ldae.training.progress import describe_bytes, describe_seconds
+from ldae.training.machine import Machine, can_compile, cpp_compiler, free_memory, look_at_machine
+from ldae.training.memory import MemoryEstimate
+from ldae.training.progress import describe_bytes, describe_count, describe_seconds
 from ldae.training.recipe import Recipe, load_recipe
-from ldae.training.recipe_costs import Plan, RecipeCosts, count_costs
 from ldae.verbs.options.start import DoctorOptions
 
 
@@ -70,7 +69,7 @@ def _show_recipe(recipe: Recipe, costs: RecipeCosts, name: str | None) -> None:
     _show(
         "Recipe",
         f"{name or 'of the options'}: {costs.weights / 1e6:,.1f} M weights train, images of {config.image_size} x "
-        f"{config.image_size}; {training.images:,} images in steps of {training.total_batch_size:,}",
+        f"{config.image_size}; {describe_count(training.images, 'image')} in steps of {training.total_batch_size:,}",
     )
     recomputed = ", activations computed again" if training.activation_checkpointing else ""
     _show(
@@ -80,12 +79,12 @@ def _show_recipe(recipe: Recipe, costs: RecipeCosts, name: str | None) -> None:
 
 
 def _show_memory(memory: MemoryEstimate, place: str) -> None:
-    images = memory.micro_batch_size
     _show(
         "Memory",
         f"about {describe_bytes(memory.held + memory.missing)}: {describe_bytes(memory.held)} of weights, "
         f"{describe_bytes(memory.optimizer)} of gradients and AdamW's moments, "
-        f"{describe_bytes(memory.missing - memory.optimizer)} of a step of {images:,} images; "
+        f"{describe_bytes(memory.missing - memory.optimizer)} of a step of "
+        f"{describe_count(memory.micro_batch_size, 'image')}; "
         f"{describe_bytes(memory.held + memory.free)} {place}",
     )
 
@@ -100,8 +99,8 @@ def _measure(recipe: Recipe, costs: RecipeCosts, machine: Machine, source: Image
     _show("Peak", f"{_count(speed.peak)}FLOP/s in the product of two large matrices in {precision}")
     _show(
         "Step",
-        f"{speed.step:,.1f} images/s with {speed.batch_size:,} random images a step, {speed.share_of_peak:.0%} of the "
-        "peak",
+        f"{speed.step:,.1f} images/s with {describe_count(speed.batch_size, 'random image')} a step, "
+        f"{speed.share_of_peak:.0%} of the peak",
     )
     side = None
     if source is not None:
@@ -122,7 +121,7 @@ def _limit(speed: Speed, memory: MemoryEstimate) -> str:
     if not memory.fits:
         fitting = memory.fitting_micro_batch(memory.micro_batch_size)
         remedy = "choose a smaller network" if fitting is None else f"give --micro_batch_size {fitting}"
-        return f"memory: a step of {memory.micro_batch_size:,} images does not fit; {remedy}"
+        return f"memory: a step of {describe_count(memory.micro_batch_size, 'image')} does not fit; {remedy}"
     if speed.waited > WAITED:
         return f"reading: {speed.waited:.0%} of a step waits for images"
     return f"the step: {speed.share_of_peak:.0%} of the peak of this device is used"
@@ -135,12 +134,16 @@ def _show_plan(plan: Plan) -> None:
     _show("On", f"{plan.devices} x {accelerator.title}, {plan.peak / 1e12:,.1f} TFLOP/s each in {precision}")
     _show_memory(memory, f"of {accelerator.memory} GB may be used")
     largest = plan.largest_micro_batch
-    own = f"{memory.micro_batch_size:,} images {'fit' if memory.fits else 'do not fit'}"
-    most = "not even one image fits: choose a smaller network" if largest is None else f"at most {largest:,} do"
-    _show("Micro-batch", f"{own}; {most}")
+    size = describe_count(memory.micro_batch_size, "image")
+    most = (
+        "not even one image does: choose a smaller network"
+        if largest is None
+        else f"the largest that fits: {largest:,}"
+    )
+    _show("Micro-batch", f"of {size} {'fits' if memory.fits else 'does not fit'}; {most}")
     time = plan.seconds
     days = f"{time / DAY:,.1f} days, " if time > 2 * DAY else ""
-    _show("Time", f"{days}{time / 3600:,.1f} hours; {plan.devices * time / 3600:,.0f} device-hours in all")
+    _show("Time", f"{days}{describe_seconds(time)}; {describe_seconds(plan.devices * time)} of device time in all")
     _show("Reading", f"{plan.images_per_second:,.0f} images/s for each device, which the loader has to give")
     _show(
         "Assumed",

@@ -1,4 +1,4 @@
-"""Costs of a pre-training recipe on any machine: weights, memory and arithmetic, counted without computing."""
+"""Costs of a pre-training recipe, counted without computing, and its memory and time on accelerators elsewhere."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -13,11 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForPreTraining
 
-from ldae.training.accelerators import KEPT_FREE, DataSheet
-from ldae.training.estimate import MemoryEstimate, blank_loss
+from ldae.training.memory import MemoryEstimate, blank_loss, count_step_bytes
 from ldae.training.pretraining import DenoisingTask
 from ldae.training.recipe import Recipe
-from ldae.training.step_memory import count_step_bytes
 from ldae.training.task import trained_parameters
 
 
@@ -53,6 +51,39 @@ class RecipeCosts:
         """
         held = self.held + (self.trained if devices > 1 else 0)
         return MemoryEstimate(held, 3 * self.trained, self.fixed, self.per_image, micro_batch_size, capacity - held)
+
+
+@dataclass(frozen=True)
+class DataSheet:
+    """Published figures of an accelerator.
+
+    Args:
+        title: Name with its variant.
+        memory: Memory in GB (10^9 bytes).
+        bf16: Dense matrix products in bfloat16, in TFLOPS; `None` if the hardware has none.
+        float32: Matrix products in float32, in TFLOPS, without TF32.
+    """
+
+    title: str
+    memory: int
+    bf16: float | None
+    float32: float
+
+
+# From NVIDIA's data sheets and architecture white papers (Turing, Ampere, Ada, Hopper, Blackwell): dense rates with
+# float32 sums, which are half of the rates that the sheets give with sparsity.
+ACCELERATORS = {
+    "a100": DataSheet("A100 SXM 80 GB", 80, 312, 19.5),
+    "a100-40gb": DataSheet("A100 SXM 40 GB", 40, 312, 19.5),
+    "b200": DataSheet("B200 SXM", 180, 2250, 75),
+    "h100": DataSheet("H100 SXM", 80, 989.4, 66.9),
+    "h200": DataSheet("H200 SXM", 141, 989.4, 66.9),
+    "l4": DataSheet("L4", 24, 121, 30.3),
+    "l40s": DataSheet("L40S", 48, 362, 91.6),
+    "rtx4090": DataSheet("GeForce RTX 4090", 24, 165.2, 82.6),
+    "t4": DataSheet("T4", 16, None, 8.1),
+}
+KEPT_FREE = 0.1  # share of the memory for CUDA itself, its libraries and fragmentation
 
 
 @dataclass(frozen=True)

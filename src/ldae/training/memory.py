@@ -1,0 +1,161 @@
+"""Memory of a training step, counted tensor by tensor in two small steps."""
+
+import weakref
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ldae.data import Batch
+from ldae.training.loop import Run
+from ldae.training.machine import free_memory
+from ldae.training.progress import describe_bytes, describe_count
+from ldae.training.task import Task, batch_statistics
+
+
+SMALL, LARGE = 2, 4  # images of the two steps that are counted
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Memory that a process of a run needs at its peak, in bytes.
+
+    Args:
+        held: What is in use before the first step: the weights, and without an accelerator the whole process.
+        optimizer: Gradients, and the two moments of AdamW.
+        fixed: What a step takes whatever its batch, such as weights in bfloat16.
+        per_image: Activations of one image at the peak of forward and backward pass.
+        micro_batch_size: Images in one forward.
+        free: Memory that is free on the device.
+    """
+
+    held: int
+    optimizer: int
+    fixed: int
+    per_image: int
+    micro_batch_size: int
+    free: int
+
+    @property
+    def missing(self) -> int:
+        """Memory that the first step adds to `held`."""
+        return self.optimizer + self.fixed + self.per_image * self.micro_batch_size
+
+    @property
+    def fits(self) -> bool:
+        """True if there is enough free memory."""
+        return self.missing <= self.free
+
+    def fitting_micro_batch(self, share: int) -> int | None:
+        """Return the largest divisor of a process's share of the batch that fits, or `None` if none does."""
+        room = self.free - self.optimizer - self.fixed
+        sizes = (size for size in range(min(share, self.micro_batch_size), 0, -1) if share % size == 0)
+        return next((size for size in sizes if size * self.per_image <= room), None)
+
+    def __str__(self) -> str:
+        activations = self.per_image * self.micro_batch_size
+        return (
+            f"Memory: about {describe_bytes(self.held + self.missing)}, of which {describe_bytes(activations)} are "
+            f"activations of {describe_count(self.micro_batch_size, 'image')}; {describe_bytes(self.free)} are free"
+        )
+
+
+def estimate_memory(run: Run) -> MemoryEstimate | None:
+    """Estimate the memory of a run from two small steps; `None` for sharded weights."""
+    if run.device.type not in ("cpu", "cuda") or run.state.sharded:
+        return None
+    held = torch.cuda.memory_allocated(run.device) if run.device.type == "cuda" else psutil.Process().memory_info().rss
+    free, statistics = free_memory(run.device), batch_statistics(run.task.module)
+    with run.accelerator.no_sync(run.task.network):
+        fixed, per_image = count_step_bytes(run.task.module, lambda count: blank_loss(run.task, count, run.device))
+    for buffer, before in statistics:
+        buffer.copy_(before)
+    trained = sum(parameter.numel() * parameter.element_size() for parameter in run.state.trained.values())
+    return MemoryEstimate(held, 3 * trained, fixed, per_image, run.micro_batch_size, free)
+
+
+def blank_loss(task: Task, count: int, device: torch.device | str) -> torch.Tensor:
+    """Compute a task's loss of some black images, or of latents that are zero."""
+    config: Any = task.config
+    images: Any = None
+    data, latents = task.recipe.data, None
+    positions, labels = torch.arange(count), torch.zeros(count, dtype=torch.int64)
+    if task.examples.latent_cache is None:
+        side = data.decode_size or config.image_size
+        images = torch.zeros(count, config.num_channels, side, side, dtype=torch.uint8)
+    else:
+        latents = torch.zeros(count, 2 if data.horizontal_flip else 1, config.num_patches, config.latent_dim)
+    return task.loss(Batch(images, positions, labels, latents), positions.to(device))
+
+
+def count_step_bytes(module: nn.Module, loss: Callable[[int], torch.Tensor]) -> tuple[int, int]:
+    """Count the bytes that a step needs at its peak beside weights, gradients and the optimizer's state.
+
+    Two small steps are taken forward and backward, so what the backward pass computes again is counted, too. The
+    difference between them is the part of each image: with the number of images, memory grows on a straight line.
+
+    Args:
+        module (`nn.Module`): The module that trains. Its gradients are dropped.
+        loss (`Callable`): Computes the loss of a batch of so many images.
+
+    Returns:
+        Bytes that do not depend on the batch, such as weights in bfloat16, and bytes of an image.
+    """
+    with ExitStack() as hooks:
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                hooks.callback(parameter.register_post_accumulate_grad_hook(_drop_gradient).remove)
+        small, large = (_peak(module, loss, count) for count in (SMALL, LARGE))
+    per_image = max(0, large - small) // (LARGE - SMALL)
+    return max(0, small - SMALL * per_image), per_image
+
+
+def _peak(module: nn.Module, loss: Callable[[int], torch.Tensor], count: int) -> int:
+    with LiveBytes(module) as live, torch.compiler.set_stance("force_eager"):
+        loss(count).backward()
+    return live.peak
+
+
+def _drop_gradient(parameter: torch.Tensor) -> None:
+    parameter.grad = None
+
+
+class LiveBytes(TorchDispatchMode):
+    """Count of the bytes of the tensors that operations within this context make and that are still in use.
+
+    Real tensors and those of `FakeTensorMode` are counted alike, in the forward and in the backward pass.
+
+    Args:
+        module (`nn.Module`): Module whose weights and buffers, and views of them, are not counted.
+
+    Attributes:
+        peak (`int`): Most bytes that were in use at once.
+    """
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        held = [*module.parameters(), *module.buffers()]
+        self._sizes: dict[int, int] = {tensor.untyped_storage()._cdata: 0 for tensor in held}
+        self.peak = self._live = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self._sizes:
+                self._add(tensor.untyped_storage())
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        self._sizes[storage._cdata] = storage.nbytes()
+        self._live += storage.nbytes()
+        self.peak = max(self.peak, self._live)
+        weakref.finalize(storage, self._remove, storage._cdata).atexit = False
+
+    def _remove(self, key: int) -> None:
+        self._live -= self._sizes.pop(key)
