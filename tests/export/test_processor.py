@@ -9,7 +9,7 @@ from transformers import AutoImageProcessor
 from ldae import save_image_processor
 from ldae.data import decode_image
 from ldae.export.card import TEMPLATE
-from ldae.export.processor import save_portable_processor
+from ldae.export.checkpoint import save_portable_processor
 from tests.data.image_files import write_every_kind
 from tests.models.small_models import small_config
 

@@ -23,15 +23,9 @@ def write_card(
     repo_id: str,
     license: str | None = None,
 ) -> None:
-    """Write the README.md of an exported folder.
+    """Write the README.md of an exported folder from the content of its `export.json`.
 
-    Args:
-        folder (`Path`): The exported folder.
-        facts (`dict`): The content of `export.json`.
-        checkpoint (`str` or `os.PathLike`): The exported checkpoint; its card is searched for the licence.
-        repo_id (`str`): Hub id for the title and the code.
-        license (`str`, *optional*): The licence as the Hub spells it; by default that of the checkpoint's card, or
-            else "apache-2.0".
+    The title and the code name `repo_id`. The licence is by default that of the checkpoint's card, or "apache-2.0".
     """
     license = license or _license_of(checkpoint) or DEFAULT_LICENSE
     classifies = facts["id2label"] is not None

@@ -7,14 +7,15 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from ldae.data.image_processor import image_processor_settings
 from ldae.export.card import write_card
 from ldae.export.fold import fold_obstacle
 from ldae.export.graph import require_onnx, run_onnx, run_program, save_onnx, save_program
 from ldae.export.native import build_native, run_native, save_native
-from ldae.export.processor import save_portable_processor
 from ldae.export.source import Source, open_source
 from ldae.export.timm_vit import run_timm, save_timm
 from ldae.files import open_permissions
@@ -26,7 +27,6 @@ STAGING_PREFIX = ".export-"
 # activations have no fixed scale, so their error is relative to the largest value, if that is above 1.
 TOLERANCE = 1e-4
 
-Write = Callable[[Source, Path], None]
 Run = Callable[[Path, torch.Tensor], dict[str, torch.Tensor]]
 
 
@@ -34,20 +34,15 @@ Run = Callable[[Path, torch.Tensor], dict[str, torch.Tensor]]
 class Target:
     """A format: functions that write it and run its files again, and whether it only holds plain ViTs."""
 
-    write: Write
+    write: Callable[[Source, Path], None]
     run: Run
     plain: bool
-
-
-def _write_onnx(source: Source, folder: Path) -> None:
-    outputs = ["logits"] if source.id2label else ["last_hidden_state", "pooler_output"]
-    save_onnx(source.program, folder, outputs)
 
 
 TARGETS = {
     "transformers": Target(lambda s, folder: save_native(build_native(s.vit, s.id2label), folder), run_native, True),
     "timm": Target(lambda s, folder: save_timm(s.vit, folder, s.id2label), run_timm, True),
-    "onnx": Target(_write_onnx, run_onnx, False),
+    "onnx": Target(lambda s, folder: save_onnx(s.program, folder, s.output_names), run_onnx, False),
     "torch-export": Target(lambda s, folder: save_program(s.program, folder), run_program, False),
 }
 
@@ -90,7 +85,8 @@ def export_checkpoint(
         format (`str`): `"transformers"` for a `SiglipVisionModel` (an `IJepaForImageClassification` for a classifier),
             `"timm"` for a `VisionTransformer`, `"onnx"` or `"torch-export"`. The first two only take l-DAEs.
         timestep (`int`, *optional*): The time step t; by default the configuration's `feature_timestep`.
-        layer (`int` or `str`, *optional*): The layer that features are read after; by default the configuration's.
+        layer (`int` or `str`, *optional*): The layer that features are read after: a block's number, counted from 1,
+            or a tap's name; by default the configuration's.
         image_size (`int`, *optional*): Side of the images in pixels; by default the configuration's.
         repo_id (`str`, *optional*): Hub id for the model card; by default the folder's name.
         license (`str`, *optional*): The weights' licence as the Hub spells it; by default that of the checkpoint's
@@ -121,7 +117,9 @@ def export_checkpoint(
 
     staging = None
     try:
-        staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=_existing_parent(folder)))
+        # Beside the nearest existing parent, so that no folder is made before the export is verified.
+        parent = next(parent for parent in folder.resolve().parents if parent.is_dir())
+        staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=parent))
         target.write(source, staging)
         error, excess, outputs = _verify(source, staging, target.run)
         if not excess <= 1:  # also true for NaN
@@ -131,9 +129,10 @@ def export_checkpoint(
                 "computations in float32 to agree."
             )
         export = Export(folder=folder, source=source, format=format, max_abs_error=error, outputs=outputs)
+        facts = _describe(export)
         save_portable_processor(staging, source.config, source.image_size)
-        (staging / EXPORT_FILE).write_text(json.dumps(describe(export), indent=2) + "\n", encoding="utf-8")
-        write_card(staging, describe(export), checkpoint, repo_id=repo_id or folder.resolve().name, license=license)
+        (staging / EXPORT_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        write_card(staging, facts, checkpoint, repo_id=repo_id or folder.resolve().name, license=license)
         open_permissions(staging)
         folder.parent.mkdir(parents=True, exist_ok=True)
         os.replace(staging, folder)
@@ -145,7 +144,23 @@ def export_checkpoint(
     return export
 
 
-def describe(export: Export) -> dict[str, object]:
+def save_portable_processor(folder: str | os.PathLike[str], config: Any, image_size: int) -> None:
+    """Write a `preprocessor_config.json` for transformers 4 and 5, with a checkpoint's own pixels at `image_size`.
+
+    It names `CLIPImageProcessor`, because the `ViTImageProcessor` of transformers 4 can neither resize to the shortest
+    edge nor crop to the centre. It does not scale 16-bit values or composite transparency, so the export's card says
+    how to convert such images first.
+    """
+    settings = image_processor_settings(config) | {
+        "image_processor_type": "CLIPImageProcessor",
+        "size": {"shortest_edge": image_size},
+        "crop_size": {"height": image_size, "width": image_size},
+    }
+    del settings["auto_map"]  # an export carries no code of ours
+    Path(folder, "preprocessor_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _describe(export: Export) -> dict[str, Any]:
     """Return the content of `export.json`: the choices of the export and its largest error."""
     source = export.source
     return {
@@ -186,8 +201,3 @@ def _verify(source: Source, folder: Path, run: Run) -> tuple[float, float, dict[
             outputs[name] = tuple(value.shape)
     # torch's max keeps a NaN, Python's may not.
     return float(torch.stack(errors).max()), float(torch.stack(excesses).max()), outputs
-
-
-def _existing_parent(folder: Path) -> Path:
-    """Return the nearest existing parent, so that no folder is made before the export is verified."""
-    return next(parent for parent in folder.resolve().parents if parent.is_dir())

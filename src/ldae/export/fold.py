@@ -8,7 +8,6 @@ from transformers import PreTrainedModel
 
 from ldae.models.modeling_ldae import LDAEModel
 from ldae.models.tokenizer_ldae import unpatchify
-from ldae.models.transformer_ldae import LDAELayer
 
 
 Affine = tuple[torch.Tensor, torch.Tensor]  # weight and bias
@@ -16,20 +15,16 @@ Affine = tuple[torch.Tensor, torch.Tensor]  # weight and bias
 
 @dataclass(frozen=True)
 class PlainBlock:
-    """A pre-norm transformer block, as weights and biases.
+    """A pre-norm transformer block: each weight with its bias, in the order of the computation."""
 
-    `norm1` and `norm2` belong to LayerNorms, `(C,)`; the others to linear maps: `query`, `key`, `value` and `out`
-    `(C, C)`, `fc1` `(M, C)`, `fc2` `(C, M)`.
-    """
-
-    norm1: Affine
-    query: Affine
+    norm1: Affine  # (C,), of a LayerNorm
+    query: Affine  # (C, C), of a linear map, like the rest
     key: Affine
     value: Affine
     out: Affine
-    norm2: Affine
-    fc1: Affine
-    fc2: Affine
+    norm2: Affine  # (C,)
+    fc1: Affine  # (M, C)
+    fc2: Affine  # (C, M)
 
 
 @dataclass(frozen=True)
@@ -84,14 +79,7 @@ class PlainViT:
 
 
 def fold_obstacle(model: PreTrainedModel) -> str | None:
-    """Find out why a model cannot be folded into a plain ViT.
-
-    Args:
-        model (`PreTrainedModel`): An l-DAE or a DDAE, with or without classifier.
-
-    Returns:
-        `str`, *optional*: the reason, as a part of a sentence; `None` if the model can be folded.
-    """
+    """Say in part of a sentence why a model cannot be folded into a plain ViT; `None` if it can."""
     trunk = _trunk(model)
     if trunk is None:
         return f"its network is a {model.config.denoiser_type} of diffusers"
@@ -118,18 +106,7 @@ def fold(model: PreTrainedModel, timestep: int | None = None, image_size: int | 
         [`PlainViT`].
 
     Raises:
-        ValueError: If the model cannot be folded (see [`fold_obstacle`]), or does not take the t or the size.
-
-    Example:
-        ```python
-        >>> from ldae import LDAEConfig, LDAEModel
-        >>> from ldae.export.fold import fold
-        >>> model = LDAEModel(LDAEConfig.from_size("nano", image_size=16, patch_size=4, latent_dim=8))
-        >>> vit = fold(model, timestep=10)
-        >>> len(vit.blocks), vit.patches[0].shape, vit.positions.shape
-        (2, torch.Size([128, 3, 4, 4]), torch.Size([16, 128]))
-
-        ```
+        ValueError: If the model cannot be folded, or does not take the t or the size.
     """
     obstacle, trunk = fold_obstacle(model), _trunk(model)
     if trunk is None or obstacle is not None:
@@ -139,7 +116,9 @@ def fold(model: PreTrainedModel, timestep: int | None = None, image_size: int | 
     t = torch.tensor([timestep], device=trunk.device)
     conditioning = trunk.conditioning(t)  # (1, c)
     depth = config.feature_layer or config.num_hidden_layers
-    side = image_size // config.patch_size
+    embeddings, side = trunk.embeddings, image_size // config.patch_size
+    stretched = side != embeddings.grid
+    positions = embeddings.positions(side, side) if stretched else embeddings.position_embeddings  # (1, N, C)
     return PlainViT(
         image_size=image_size,
         patch_size=config.patch_size,
@@ -147,7 +126,7 @@ def fold(model: PreTrainedModel, timestep: int | None = None, image_size: int | 
         hidden_act=config.hidden_act,
         layer_norm_eps=float(config.layer_norm_eps),
         patches=_fold_patches(trunk, t),
-        positions=_positions(trunk, side)[0],
+        positions=positions[0],
         blocks=tuple(_fold_block(layer, conditioning) for layer in trunk.layers[:depth]),
         classifier=_affine(model.classifier) if hasattr(model, "classifier") else None,
     )
@@ -194,16 +173,14 @@ def _fold_patches(trunk: LDAEModel, t: torch.Tensor) -> Affine:
     d, p = config.patch_dim, config.patch_size
     probes = torch.cat([torch.zeros(1, d), torch.eye(d)]).double()  # (D + 1, D)
     images = unpatchify(probes[:, None], p, p, p)  # (D + 1, channels, P, P)
-    embedded = front.embeddings.projection(
-        front.input_tokens(front.prepare_input(images, None, any_size=True), t.cpu())
-    )[:, 0]  # (D + 1, C)
+    tokens = front.input_tokens(front.prepare_input(images, None, any_size=True), t.cpu())
+    embedded = front.embeddings.projection(tokens)[:, 0]  # (D + 1, C)
     columns = embedded[1:] - embedded[0]  # (D, C)
     return columns.T.reshape(-1, config.num_channels, p, p), embedded[0]
 
 
 def _fold_block(layer: Any, conditioning: torch.Tensor) -> PlainBlock:
     """Fold a DiT block's shifts, scales and gates into its weights."""
-    assert isinstance(layer, LDAELayer)
     modulation = (part.double().flatten() for part in layer.modulation(conditioning))  # (C,) each
     shift1, scale1, gate1, shift2, scale2, gate2 = modulation
     attention, mlp = layer.attention, layer.mlp
@@ -217,12 +194,6 @@ def _fold_block(layer: Any, conditioning: torch.Tensor) -> PlainBlock:
         fc1=_affine(mlp.fc1),
         fc2=_gated(mlp.fc2, gate2),
     )
-
-
-def _positions(trunk: LDAEModel, side: int) -> torch.Tensor:
-    """Return the positions `(1, N, C)` of a grid of `side` x `side` patches."""
-    embeddings = trunk.embeddings
-    return embeddings.position_embeddings if side == embeddings.grid else embeddings.positions(side, side)
 
 
 def _affine(linear: Any) -> Affine:

@@ -23,12 +23,7 @@ SINGLE_FILE_BYTES = 1_800_000_000  # protobuf holds 2 GB; larger weights go to a
 
 
 class FixedStep(nn.Module):
-    """A model at one time step and a clean input.
-
-    Args:
-        model (`PreTrainedModel`): An l-DAE or a DDAE, with or without classifier.
-        timestep (`int`): The time step t.
-    """
+    """A model at one time step and a clean input."""
 
     timesteps: torch.Tensor
 
@@ -40,7 +35,8 @@ class FixedStep(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
         """Compute `last_hidden_state` and `pooler_output`, or `logits`, of images `(B, C, H, W)`."""
         outputs = self.model(pixel_values, timesteps=self.timesteps, interpolate_pos_encoding=True)
-        return {name: outputs[name] for name in output_names(outputs)}
+        names = ("logits",) if "logits" in outputs else ("last_hidden_state", "pooler_output")
+        return {name: outputs[name] for name in names}
 
 
 class PlainEncoder(nn.Module):
@@ -64,11 +60,6 @@ class PlainEncoder(nn.Module):
         return {"last_hidden_state": tokens, "pooler_output": pooled}
 
 
-def output_names(outputs: Any) -> tuple[str, ...]:
-    """Return the names of the outputs to export."""
-    return ("logits",) if "logits" in outputs else ("last_hidden_state", "pooler_output")
-
-
 def trace(module: nn.Module, num_channels: int, image_size: int) -> torch.export.ExportedProgram:
     """Trace a module to a `torch.export` program for any number of images `(B, channels, size, size)`.
 
@@ -78,8 +69,7 @@ def trace(module: nn.Module, num_channels: int, image_size: int) -> torch.export
     example = torch.zeros(2, num_channels, image_size, image_size)
     try:
         with torch.no_grad(), quiet():
-            free = {"pixel_values": {0: batch()}}
-            program = torch.export.export(module.eval(), (example,), dynamic_shapes=free)
+            program = torch.export.export(module.eval(), (example,), dynamic_shapes=_free_batch())
             return program.run_decompositions({})  # to aten operators: regions without autocast cannot be saved
     except Exception as error:  # torch raises many kinds
         raise ValueError(
@@ -87,9 +77,9 @@ def trace(module: nn.Module, num_channels: int, image_size: int) -> torch.export
         ) from error
 
 
-def batch() -> Any:
-    """Return the dynamic batch dimension."""
-    return torch.export.Dim("batch", min=1)
+def _free_batch() -> dict[str, Any]:
+    """Return the dynamic shapes of the input: any number of images."""
+    return {"pixel_values": {0: torch.export.Dim("batch", min=1)}}
 
 
 def save_program(program: torch.export.ExportedProgram, folder: str | os.PathLike[str]) -> None:
@@ -106,19 +96,14 @@ def run_program(folder: str | os.PathLike[str], pixel_values: torch.Tensor) -> d
 
 
 def save_onnx(program: torch.export.ExportedProgram, folder: str | os.PathLike[str], outputs: Sequence[str]) -> None:
-    """Save a program as an ONNX graph with the input `pixel_values`, named outputs and a dynamic batch.
-
-    Raises:
-        ValueError: If onnx is not installed.
-    """
-    require_onnx()
+    """Save a program as an ONNX graph with the input `pixel_values`, named outputs and a dynamic batch."""
     with torch.no_grad(), quiet():
         graph: Any = torch.onnx.export(
             program,
             dynamo=True,
             input_names=["pixel_values"],
             output_names=list(outputs),
-            dynamic_shapes={"pixel_values": {0: batch()}},
+            dynamic_shapes=_free_batch(),
             verbose=False,
         )
     size = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
@@ -127,7 +112,6 @@ def save_onnx(program: torch.export.ExportedProgram, folder: str | os.PathLike[s
 
 def run_onnx(folder: str | os.PathLike[str], pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
     """Compute the outputs of a saved graph with onnxruntime, on the CPU."""
-    require_onnx()
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

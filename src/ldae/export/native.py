@@ -35,7 +35,7 @@ IJEPA_BLOCK = (
 def build_native(
     vit: PlainViT, id2label: Mapping[int, str] | None = None
 ) -> SiglipVisionModel | IJepaForImageClassification:
-    """Build a transformers model with the weights of a plain ViT.
+    """Build a transformers model with the weights of a plain ViT, in float32 and in evaluation mode.
 
     Args:
         vit ([`PlainViT`]): The weights.
@@ -43,50 +43,38 @@ def build_native(
 
     Returns:
         `SiglipVisionModel` for an encoder, with attention pooling that computes the mean over tokens, so that
-        `pooler_output` and pipelines with `pool=True` work; `IJepaForImageClassification` for a classifier. Both are
-        in float32 and in evaluation mode.
-
-    Example:
-        ```python
-        >>> import torch
-        >>> from ldae import LDAEConfig, LDAEModel
-        >>> from ldae.export.fold import fold
-        >>> from ldae.export.native import build_native
-        >>> model = LDAEModel(LDAEConfig.from_size("nano", image_size=16, patch_size=4, latent_dim=8)).eval()
-        >>> native, images = build_native(fold(model)), torch.rand(2, 3, 16, 16)
-        >>> torch.allclose(native(images).pooler_output, model(images).pooler_output, atol=1e-4)
-        True
-
-        ```
+        `pooler_output` and pipelines with `pool=True` work; `IJepaForImageClassification` for a classifier.
     """
-    return build_siglip(vit) if vit.classifier is None else build_ijepa(vit, id2label)
+    return build_siglip(vit) if vit.classifier is None else _build_ijepa(vit, vit.classifier, id2label)
 
 
 @torch.no_grad()
 def build_siglip(vit: PlainViT, *, pooling: bool = True, dtype: torch.dtype = torch.float32) -> SiglipVisionModel:
-    """Build an encoder for [`build_native`]; without `pooling` it returns only tokens."""
+    """Build an encoder; without `pooling` it returns only tokens."""
     model = SiglipVisionModel(SiglipVisionConfig(**_shape(vit), vision_use_head=pooling)).eval().to(dtype)
     _put(model.embeddings.patch_embedding, vit.patches)
     model.embeddings.position_embedding.weight.copy_(vit.positions)
     _put_blocks(model.encoder.layers, vit, SIGLIP_BLOCK)
     _put(model.post_layernorm, vit.final_norm)
-    if pooling:
-        _make_mean(model.head, vit.hidden_size)
+    if pooling:  # the mean: equal weights from a zero query, identity values and output, and no MLP
+        head, identity = model.head, torch.eye(vit.hidden_size)
+        for parameter in head.parameters():
+            parameter.zero_()
+        head.attention.in_proj_weight[2 * vit.hidden_size :].copy_(identity)
+        head.attention.out_proj.weight.copy_(identity)
     return model
 
 
 @torch.no_grad()
-def build_ijepa(vit: PlainViT, id2label: Mapping[int, str] | None = None) -> IJepaForImageClassification:
-    """Build a classifier for [`build_native`]."""
-    assert vit.classifier is not None
-    names = dict(id2label) if id2label else {i: f"LABEL_{i}" for i in range(len(vit.classifier[1]))}
+def _build_ijepa(vit: PlainViT, classifier: Affine, id2label: Mapping[int, str] | None) -> IJepaForImageClassification:
+    names = dict(id2label) if id2label else {i: f"LABEL_{i}" for i in range(len(classifier[1]))}
     config = IJepaConfig(**_shape(vit), id2label=names, label2id={name: i for i, name in names.items()})
     model = IJepaForImageClassification(config).eval()
     _put(model.ijepa.embeddings.patch_embeddings.projection, vit.patches)
     model.ijepa.embeddings.position_embeddings.copy_(vit.positions[None])
     _put_blocks(model.ijepa.layers, vit, IJEPA_BLOCK)
     _put(model.ijepa.layernorm, vit.final_norm)
-    _put(model.classifier, vit.classifier)
+    _put(model.classifier, classifier)
     return model
 
 
@@ -110,15 +98,6 @@ def run_native(folder: str | os.PathLike[str], pixel_values: torch.Tensor) -> di
     kind: Any = AutoModelForImageClassification if classifier else AutoModel
     model = kind.from_pretrained(folder, local_files_only=True).eval()
     return dict(model(pixel_values))
-
-
-def _make_mean(head: Any, width: int) -> None:
-    """Set attention pooling to the mean: equal weights from a zero query, identity values and output, and no MLP."""
-    for parameter in head.parameters():
-        parameter.zero_()
-    identity = torch.eye(width)
-    head.attention.in_proj_weight[2 * width :].copy_(identity)
-    head.attention.out_proj.weight.copy_(identity)
 
 
 def _shape(vit: PlainViT) -> dict[str, Any]:

@@ -22,7 +22,7 @@ class Source:
         name (`str`): The Hub id, or the folder's own name.
         model (`PreTrainedModel`): An l-DAE or a DDAE, with or without classifier, in float32 and evaluation mode.
         timestep (`int`): The time step t.
-        image_size (`int`): Side of the images, in pixels.
+        image_size (`int`, in pixels): Side of the images.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Source:
 
     @property
     def layer(self) -> int | str:
-        """The layer that features are read after: a block's number, counted from 1, or a tap's name."""
+        """The layer that features are read after."""
         encoder: Any = self.model.base_model
         return encoder.default_layer
 
@@ -46,13 +46,14 @@ class Source:
         """Names of a classifier's classes; `None` for an encoder."""
         return dict(self.config.id2label) if hasattr(self.model, "classifier") else None
 
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the outputs."""
+        return ("logits",) if self.id2label else ("last_hidden_state", "pooler_output")
+
     @cached_property
     def vit(self) -> PlainViT:
-        """The model as a plain ViT.
-
-        Raises:
-            ValueError: If it cannot be folded into one.
-        """
+        """The model as a plain ViT; a ValueError if it cannot be folded into one."""
         return fold(self.model, self.timestep, self.image_size)
 
     @cached_property
@@ -74,17 +75,7 @@ def open_source(
     layer: int | str | None = None,
     image_size: int | None = None,
 ) -> Source:
-    """Load a checkpoint for an export.
-
-    Args:
-        checkpoint (`str` or `os.PathLike`): Folder or Hub id of an l-DAE or a DDAE, encoder or classifier.
-        timestep (`int`, *optional*): The time step t; by default the configuration's `feature_timestep`.
-        layer (`int` or `str`, *optional*): The layer that features are read after: a block's number, counted from 1,
-            or a tap's name; by default the configuration's.
-        image_size (`int`, *optional*): Side of the images in pixels; by default the configuration's.
-
-    Returns:
-        [`Source`].
+    """Load a checkpoint for an export, with the choices of [`~ldae.export.export_checkpoint`].
 
     Raises:
         ValueError: If the checkpoint cannot be loaded or exported, or does not have a chosen layer, t or size.

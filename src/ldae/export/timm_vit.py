@@ -123,19 +123,14 @@ def run_timm(folder: str | os.PathLike[str], pixel_values: torch.Tensor) -> dict
 
 
 def timm_is_installed() -> bool:
-    """Return whether timm can be imported; it needs torchvision."""
+    """Tell whether timm can be imported; it needs torchvision."""
     return find_spec("timm") is not None and find_spec("torchvision") is not None
 
 
 def timm_forward(
     state: Mapping[str, torch.Tensor], pixel_values: torch.Tensor, **arguments: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute the forward of timm's `VisionTransformer` without timm.
-
-    Args:
-        state (`Mapping`): The weights, from [`timm_state_dict`].
-        pixel_values (`torch.FloatTensor` of shape `(B, channels, H, W)`): The images.
-        **arguments: The model's arguments, from [`timm_arguments`].
+    """Compute the forward of timm's `VisionTransformer` without timm, from its weights and arguments.
 
     Returns:
         The tokens `(B, N, C)` of `forward_features`, and the output of `forward_head`, `(B, C)` or logits `(B, K)`.
