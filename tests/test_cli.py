@@ -28,6 +28,17 @@ def test_help_names_every_verb_with_its_meaning(capsys):
     assert listed == {name: verb.summary for name, verb in VERBS.items()}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "same_as"), [("help", "--help"), ("help knn", "knn --help"), ("-V", "--version")]
+)
+def test_help_and_version_have_other_names(arguments, same_as, capsys):
+    shown = []
+    for each in (arguments, same_as):
+        assert main(each.split()) == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1]
+
+
 def test_no_verb_shows_the_help_and_fails(capsys):
     assert main([]) == 2
     assert "usage: ldae COMMAND" in capsys.readouterr().out

@@ -28,10 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         130, 138 or 143 after SIGINT, SIGUSR1 or SIGTERM.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == ["help"]:  # help VERB is VERB --help
+        arguments = [*arguments[1:2], "--help"]
     if not arguments or arguments[0] in HELP:
         print(_overview())
         return 0 if arguments else 2
-    if arguments[0] == "--version":
+    if arguments[0] in ("-V", "--version"):
         from importlib.metadata import version
 
         print(f"ldae {version('ldae')}")

@@ -43,7 +43,7 @@ class DataConfig:
         horizontal_flip: Mirror half of the images.
         geometric_augmentation: Probability of each of EDM's geometric transformations, which a DDAE with
             `augmentation_labels` is conditioned on; 0 turns them off.
-        cache_dir: Folder in which `datasets` keeps what it downloads and prepares.
+        cache_dir: Folder in which the `datasets` library keeps what it downloads and prepares.
 
     Raises:
         ValueError: If a field is out of its range; the message names it.

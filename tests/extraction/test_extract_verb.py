@@ -181,6 +181,14 @@ def test_mistakes_with_addresses_are_one_line(checkpoint, digit, bucket, capsys)
     assert "holds other files (notes.txt)" in error_of(capsys, extract, *to, f"{bucket}/mine")
 
 
+def test_a_kind_of_index_that_does_not_exist_is_refused_before_the_first_image(checkpoint, tmp_path, capsys):
+    pytest.importorskip("faiss")
+    folder = tmp_path / "features"
+    wrong = [checkpoint, *FAST, "--output_dir", folder, "--index", "--index_factory", "Flta"]
+    assert "index_factory='Flta' is not an index of FAISS" in error_of(capsys, extract, *wrong)
+    assert not list(folder.rglob("*.parquet"))
+
+
 def test_what_is_wrong_is_one_line(checkpoint, digit, tmp_path, capsys):
     folder = tmp_path / "features"
     assert "output_dir is missing" in error_of(capsys, extract, checkpoint, *FAST)
@@ -201,9 +209,6 @@ def test_what_is_wrong_is_one_line(checkpoint, digit, tmp_path, capsys):
     )
     assert "timesteps was [10] and is [0]" in error_of(capsys, extract, *two, "--timesteps", "0")
     pytest.importorskip("faiss")
-    assert "index_factory='Flta' is not an index of FAISS" in error_of(
-        capsys, extract, *two, "--index", "--index_factory", "Flta"
-    )
     assert extract(*two, "--index") == 0
     chosen = ("--column", "features_layer2_t10", "--device", "cpu")
     assert "k=0 must be an integer, 1 or more" in error_of(capsys, search, folder, digit, *chosen, "--k", "0")

@@ -92,7 +92,7 @@ def test_its_folder_samples_in_eighteen_steps(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"parametrization": "flow"}, "parametrization='flow' is unknown; choose ddpm or edm"),
+        ({"parametrization": "flow"}, "parametrization='flow' is unknown; choose one of ddpm, edm"),
         (
             {"scheduler_config": {"beta_end": 0.1}},
             "scheduler_config has 'beta_end', which EDM does not have; choose from sigma_data",

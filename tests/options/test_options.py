@@ -68,7 +68,6 @@ class Example(Shared):
     [
         ("--images 1e6", "images", 1_000_000),
         ("--images=500_000", "images", 500_000),
-        ("--images 3 --images 4", "images", 4),
         ("--rate 1e-3", "rate", 1e-3),
         ("--rate null", "rate", None),
         ("--noisy", "noisy", True),
@@ -104,6 +103,7 @@ def test_values_of_a_command_line_have_their_fields_type(words, field, value):
         ("--scale 1,0.5", "scale=(1.0, 0.5) must rise."),
         ("--imagse 3", "unknown option --imagse; did you mean --images?"),
         ("--images", "--images has no value; write --images VALUE."),
+        ("--images 3 --images=4", "--images is given twice, as 3 and as 4; give it once."),
         ("a b", "unexpected argument 'b'; write --option value."),
         ("--images '[1", 'images="\'[1" is not YAML; quote it.'),
         ("--rate .inf", "rate=inf must be finite, a number or null."),
@@ -188,6 +188,20 @@ def test_the_help_of_pretrain_shows_every_field_of_a_recipe(capsys):
         assert all(f"--{option.name} " in shown for option in fields)
     for text in ("(1 or more; default: 1000000)", "one of no, bf16; default: no", "model, with model_type: ddae:"):
         assert text in " ".join(shown.split()) or text in shown
+
+
+def test_the_help_of_a_models_fields_shows_plain_text_and_choices():
+    shown = " ".join(verb_help("pretrain", OPTIONS["pretrain"]).split())
+    assert "`" not in shown and "*optional*" not in shown and "None" not in shown
+    assert "one of pca, ae, vae, conv_vae, pixel; default: pca" in shown
+    assert "one of nano, tiny, small, base, 12L, large" in shown
+    assert "one of ddpm, edm; default: ddpm" in shown
+    assert "--conditioning_size N Width of the conditioning MLP; null is a quarter of hidden_size" in shown
+
+
+def test_a_field_given_with_and_without_its_section_is_given_twice():
+    with pytest.raises(ValueError, match=r"^--training.images is given twice, as 3 and as 4; give it once.$"):
+        parse(OPTIONS["pretrain"], "--config digits --images 3 --training.images 4".split())
 
 
 def test_the_schema_accepts_every_recipe_that_comes_with_ldae():

@@ -46,7 +46,7 @@ def test_overrides_win_and_are_typed(recipe_file):
         ({"mixed_precision": "fp8"}, "mixed_precision='fp8' must be one of no, bf16"),
         ({"latent_dim": "100"}, "latent_dim=100 is invalid"),
         ({"ema_decay": "1.5"}, "ema_decay=1.5 must be a number, above 0 and below 1, or null"),
-        ({"size": "huge"}, "size='huge' is unknown"),
+        ({"size": "huge"}, "model.size='huge' must be one of nano, tiny"),
     ],
 )
 def test_wrong_values_are_named(recipe_file, overrides, message):

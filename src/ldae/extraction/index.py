@@ -84,22 +84,14 @@ def build_index(
 
     ```
     """
-    faiss = import_faiss()
     table = open_table(folder, cache_dir)
     column = indexed_column(folder, column)
-    width = table.features[column].length
-    try:
-        trained = faiss.index_factory(width, factory, faiss.METRIC_INNER_PRODUCT).is_trained
-    except RuntimeError as error:
-        raise ValueError(
-            f"index_factory={factory!r} is not an index of FAISS; give one such as {COSINE!r} or "
-            "'L2norm,IVF1024,Flat'."
-        ) from error
+    trained = empty_index(table.features[column].length, factory).is_trained
     _check_finite(table, column, folder)
     table.add_faiss_index(
         column,
         string_factory=factory,
-        metric_type=faiss.METRIC_INNER_PRODUCT,
+        metric_type=import_faiss().METRIC_INNER_PRODUCT,
         train_size=None if trained else min(len(table), MOST_TRAINED),
     )
     path = Path(folder) / INDEX_FOLDER / f"{column}.faiss"
@@ -108,6 +100,22 @@ def build_index(
     table.save_faiss_index(column, str(partial))
     os.replace(partial, path)
     return path
+
+
+def empty_index(width: int, factory: str) -> Any:
+    """Make an index of vectors `(width,)` without any in it.
+
+    Raises:
+        ValueError: If FAISS is not installed, or the kind of index does not exist for this width.
+    """
+    faiss = import_faiss()
+    try:
+        return faiss.index_factory(width, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise ValueError(
+            f"index_factory={factory!r} is not an index of FAISS for vectors of {width}; give one such as {COSINE!r} "
+            "or 'L2norm,IVF1024,Flat'."
+        ) from error
 
 
 def _check_finite(table: Dataset, column: str, folder: str | os.PathLike[str]) -> None:

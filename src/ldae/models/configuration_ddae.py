@@ -12,6 +12,11 @@ from .configuration_shared_ldae import RemotePipelinesMixin, refuse_unknown_fiel
 from .noise_ddae import DDPM, NOISE_PROCESSES, NoiseProcess
 
 
+CHOICES: dict[str, tuple[str, ...]] = {
+    "denoiser_type": ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel", "LDAEModel"),
+    "parametrization": ("ddpm", "edm"),
+}
+
 # The 35.7M UNet of the paper's CIFAR-10 runs: width 128, multipliers (1, 2, 2, 2), attention at 16 x 16, dropout 0.1.
 PAPER_UNET: dict[str, Any] = {
     "sample_size": 32,
@@ -126,11 +131,9 @@ class DDAEConfig(RemotePipelinesMixin, PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         refuse_unknown_fields(type(self), kwargs)
-        if self.denoiser_type not in DENOISERS:
-            raise ValueError(f"denoiser_type={self.denoiser_type!r} is unknown; choose one of {', '.join(DENOISERS)}.")
-        if self.parametrization not in NOISE_PROCESSES:
-            choices = " or ".join(NOISE_PROCESSES)
-            raise ValueError(f"parametrization={self.parametrization!r} is unknown; choose {choices}.")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(choices)}.")
         for name in ("denoiser_config", "vae_config", "scheduler_config"):
             setattr(self, name, _plain(getattr(self, name)))
         if self.denoiser_type == "LDAEModel":

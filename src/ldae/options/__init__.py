@@ -8,7 +8,7 @@ transformers: reading options and printing help take a fraction of a second.
 
 from .declare import build, did_you_mean, options
 from .describe import Option, Positional, describe, describe_source, documented_arguments
-from .read import parse, parse_arguments, read_yaml
+from .read import parse, read_yaml
 from .values import convert_fields, plain, yaml_text
 
 
@@ -23,7 +23,6 @@ __all__ = [
     "documented_arguments",
     "options",
     "parse",
-    "parse_arguments",
     "plain",
     "read_yaml",
     "yaml_text",

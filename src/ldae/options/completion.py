@@ -31,8 +31,7 @@ class Command:
 
     def values(self, option: Option) -> list[str]:
         """Return the words that an option takes; empty if it takes any."""
-        declared = option.kind.split(" or ")[0]
-        return list(self.words.get(option.name, declared.split("|") if "|" in declared else ()))
+        return list(self.words.get(option.name, option.choices or (["true", "false"] if option.is_flag else [])))
 
     @property
     def first_words(self) -> list[str]:

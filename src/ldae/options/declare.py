@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pydantic
 
-from .describe import default_of, describe, range_words
+from .describe import describe, range_words
 from .values import convert, wanted
 
 
@@ -78,16 +78,15 @@ def build(kind: type[T], values: Mapping[str, Any], section: str = "", what: str
     Raises:
         ValueError: For an unknown name, a missing one, or a value that is refused.
     """
-    known = [field.name for field in dataclasses.fields(kind) if field.init]  # type: ignore[arg-type]
+    known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     prefix = f"{section}." if section else ""
     for name in values:
         if name not in known:
             raise ValueError(f"unknown {what} {prefix}{name}{did_you_mean(name, known)}")
-    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
-        if field.init and field.name not in values and default_of(field) is dataclasses.MISSING:
-            positional = any(option.positional for option in describe(kind) if option.name == field.name)
-            remedy = f"give {field.name.upper()} after the command" if positional else f"give --{field.name}"
-            raise ValueError(f"{prefix}{field.name} is missing; {remedy}.")
+    for option in describe(kind):
+        if option.name not in values and option.default is dataclasses.MISSING:
+            remedy = f"give {option.name.upper()} after the command" if option.positional else f"give --{option.name}"
+            raise ValueError(f"{prefix}{option.name} is missing; {remedy}.")
     try:
         return kind(**values)
     except ValueError as error:
@@ -113,10 +112,6 @@ def _explain(kind: Any, error: pydantic.ValidationError) -> str:
     first = error.errors()[0]
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
-    name = str(first["loc"][0]) if first["loc"] else ""
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    if name not in fields or len(first["loc"]) > 1:  # inside a list or a mapping
-        path = ".".join(map(str, first["loc"]))
-        return f"{path}={first['input']!r}: {first['msg'].replace('Input should', 'it must')}."
-    hint = typing.get_type_hints(kind)[name]
-    return f"{name}={first['input']!r} must be {wanted(hint, range_words(fields[name]))}."
+    name = str(first["loc"][0])
+    field = next(field for field in dataclasses.fields(kind) if field.name == name)
+    return f"{name}={first['input']!r} must be {wanted(typing.get_type_hints(kind)[name], range_words(field))}."

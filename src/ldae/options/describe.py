@@ -11,7 +11,19 @@ from typing import Any
 
 import pydantic
 
-from .values import alternatives_of, kind_words
+from .values import alternatives_of, choices_of, kind_words
+
+
+# How a range is written, by the bounds that are declared.
+RANGES = {
+    (): "",
+    ("ge",): "{ge} or more",
+    ("gt",): "above {gt}",
+    ("ge", "le"): "from {ge} to {le}",
+    ("ge", "lt"): "from {ge} to below {lt}",
+    ("gt", "le"): "above {gt} and at most {le}",
+    ("gt", "lt"): "above {gt} and below {lt}",
+}
 
 
 class Positional:
@@ -24,23 +36,37 @@ class Option:
 
     Args:
         name: Name of the field.
-        kind: Its type in words, such as `integer` or `no|bf16`.
+        hint: Its type.
         default: Its default; `MISSING` where it must be given.
         help: What it does.
         allowed: Its range in words, such as `1 or more`; empty where every value of the type will do.
-        is_flag: True if the option may be given without a value, which means true.
-        positional: True if it is given without its name.
-        hint: Its type; `None` is any.
     """
 
     name: str
-    kind: str
+    hint: Any
     default: Any
     help: str
     allowed: str = ""
-    is_flag: bool = False
-    positional: bool = False
-    hint: Any = None
+
+    @property
+    def kind(self) -> str:
+        """Type in words, such as `integer` or `no|bf16`."""
+        return kind_words(self.hint)
+
+    @property
+    def choices(self) -> list[str]:
+        """Words that it takes; empty if it takes others too."""
+        return choices_of(self.hint)
+
+    @property
+    def is_flag(self) -> bool:
+        """True if the option may be given without a value, which means true."""
+        return bool in alternatives_of(self.hint)
+
+    @property
+    def positional(self) -> bool:
+        """True if the option is given without its name."""
+        return Positional in typing.get_args(self.hint)[1:]
 
 
 def describe(kind: type) -> list[Option]:
@@ -49,48 +75,45 @@ def describe(kind: type) -> list[Option]:
     for base in reversed(kind.__mro__):
         helps |= documented_arguments(base.__doc__ or "")
     hints = typing.get_type_hints(kind, include_extras=True)
-    found = []
-    for field in dataclasses.fields(kind):
-        if not field.init or field.name == "overrides":
-            continue
-        hint, default = hints[field.name], default_of(field)
-        found.append(
-            Option(
-                name=field.name,
-                kind=kind_words(hint),
-                default=default,
-                help=helps.get(field.name, ""),
-                allowed=range_words(field),
-                is_flag=bool in alternatives_of(hint),
-                hint=hint,
-                positional=any(extra is Positional for extra in typing.get_args(hint)[1:]),
-            )
-        )
-    return found
+    return [
+        Option(field.name, hints[field.name], default_of(field), helps.get(field.name, ""), range_words(field))
+        for field in dataclasses.fields(kind)
+        if field.name != "overrides"
+    ]
 
 
 def describe_source(path: str | Path, class_name: str) -> list[Option]:
     """List the declared fields of a class by reading its source, for classes whose import takes seconds.
 
     Args:
-        path: Python file.
+        path: Python file; its dictionary `CHOICES`, if it has one, lists the words that a field takes.
         class_name: Class in it, with annotated fields and an `Args:` section in its docstring.
     """
     tree = ast.parse(Path(path).read_text(encoding="utf-8"))
     found = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name)
+    fields = _annotated(found.body)
     helps = documented_arguments(ast.get_docstring(found) or "")
+    hints = {name: eval(ast.unparse(line.annotation), {"Any": Any}) for name, line in fields.items()}
+    if (choices := _annotated(tree.body).get("CHOICES")) is not None and choices.value is not None:
+        hints |= {name: typing.Literal[words] for name, words in ast.literal_eval(choices.value).items()}
     return [
-        Option(
-            name=line.target.id,
-            kind=_source_words(ast.unparse(line.annotation)),
-            default=_source_default(line.value),
-            help=helps.get(line.target.id, ""),
-            is_flag="bool" in ast.unparse(line.annotation),
-            hint=eval(ast.unparse(line.annotation), {"Any": Any}),
-        )
-        for line in found.body
-        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.target.id[0] != "_"
+        Option(name, hints[name], _source_default(line.value), helps.get(name, "")) for name, line in fields.items()
     ]
+
+
+def _annotated(body: list[ast.stmt]) -> dict[str, ast.AnnAssign]:
+    """Return the annotated assignments to public names."""
+    lines = [line for line in body if isinstance(line, ast.AnnAssign)]
+    return {line.target.id: line for line in lines if isinstance(line.target, ast.Name) and line.target.id[0] != "_"}
+
+
+def _source_default(node: ast.expr | None) -> Any:
+    if node is None:
+        return dataclasses.MISSING
+    try:
+        return ast.literal_eval(node)
+    except ValueError:  # a number written as an expression, such as 2**0.5
+        return round(eval(compile(ast.Expression(node), "", "eval"), {"__builtins__": {}}), 4)
 
 
 def documented_arguments(docstring: str) -> dict[str, str]:
@@ -116,8 +139,7 @@ def documented_arguments(docstring: str) -> dict[str, str]:
     for entry in re.split(r"\n(?=\S)", textwrap.dedent(section[2]).strip()):
         named = re.match(r"((?:\w+, )*\w+)(?: \([^:]*\))?: (.*)", entry, re.DOTALL)
         if named:
-            text = " ".join(named[2].split())
-            found |= dict.fromkeys(named[1].split(", "), text)
+            found |= dict.fromkeys(named[1].split(", "), " ".join(named[2].split()))
     return found
 
 
@@ -130,43 +152,8 @@ def default_of(field: Any) -> Any:
     return factory() if factory is not dataclasses.MISSING else default
 
 
-def _bounds(field: Any) -> dict[str, Any]:
-    """Return the bounds `ge`, `gt`, `le`, `lt` of a field."""
-    info = field.default
-    metadata = info.metadata if isinstance(info, pydantic.fields.FieldInfo) else []
-    return {name: getattr(m, name) for m in metadata for name in ("ge", "gt", "le", "lt") if hasattr(m, name)}
-
-
 def range_words(field: Any) -> str:
     """Say which numbers a field takes."""
-    bounds = _bounds(field)
-    low = f"{bounds['ge']:g}" if "ge" in bounds else f"above {bounds['gt']:g}" if "gt" in bounds else None
-    high = f"{bounds['le']:g}" if "le" in bounds else f"below {bounds['lt']:g}" if "lt" in bounds else None
-    if low is not None and high is not None:
-        return (
-            f"from {low} to {high}"
-            if "ge" in bounds
-            else f"{low} and at most {high}"
-            if "le" in bounds
-            else f"{low} and {high}"
-        )
-    if low is not None:
-        return low if "gt" in bounds else f"{low} or more"
-    return "" if high is None else high if "lt" in bounds else f"at most {high}"
-
-
-def _source_words(annotation: str) -> str:
-    names = {"int": "integer", "float": "number", "bool": "true|false", "str": "text", "None": "null"}
-    parts = [part.strip() for part in re.sub(r"\[.*\]", "", annotation).split("|")]
-    words = [names.get(part, {"dict": "mapping", "tuple": "list"}.get(part, part)) for part in parts]
-    words = [word for word in words if word != "integer"] if "number" in words else words
-    return " or ".join(words)
-
-
-def _source_default(node: ast.expr | None) -> Any:
-    if node is None:
-        return dataclasses.MISSING
-    try:
-        return ast.literal_eval(node)
-    except ValueError:  # a number written as an expression, such as 2**0.5
-        return round(eval(compile(ast.Expression(node), "", "eval"), {"__builtins__": {}}), 4)
+    metadata = field.default.metadata if isinstance(field.default, pydantic.fields.FieldInfo) else []
+    bounds = {name: f"{getattr(m, name):g}" for m in metadata for name in ("ge", "gt", "le", "lt") if hasattr(m, name)}
+    return RANGES[tuple(sorted(bounds))].format(**bounds)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,7 +30,7 @@ def help_text(
     """
     parts = [
         textwrap.fill(f"usage: {usage}", width, subsequent_indent="  "),
-        textwrap.fill(" ".join(summary.split()), width),
+        textwrap.fill(_plain(" ".join(summary.split())), width),
     ]
     for title, group in groups.items():
         parts.append(f"{title}:\n" + "\n".join(_option_lines(option, width) for option in group))
@@ -78,13 +79,9 @@ def json_schema(described: Sequence[Option]) -> dict[str, Any]:
             # YAML 1.1 reads 1e6 as text, and lists may be written as text with commas
             as_text = ["string"] if kind in ("integer", "number", "list") else []
             about["type"] = [names[kind], *as_text, *(["null"] if null else [])]
-        elif "|" in kind:
+        elif option.choices:
             # YAML 1.1 reads a bare `no` as false
-            about["enum"] = [
-                *kind.split("|"),
-                *([False] if "no" in kind.split("|") else []),
-                *([None] if null else []),
-            ]
+            about["enum"] = [*option.choices, *([False] if "no" in option.choices else []), *([None] if null else [])]
         if option.default is not dataclasses.MISSING:
             about["default"] = plain(option.default)
         properties[option.name] = about
@@ -93,19 +90,23 @@ def json_schema(described: Sequence[Option]) -> dict[str, Any]:
 
 def _option_lines(option: Option, width: int) -> str:
     """Write an option, its help, default and range in two columns."""
-    kind = option.kind.removesuffix(" or null")
-    flag = "[true|false]" if option.is_flag else "true|false"
-    value = flag if kind == "true|false" else VALUES.get(kind, "VALUE")
+    value = "[true|false]" if option.is_flag else VALUES.get(option.kind.removesuffix(" or null"), "VALUE")
     head = f"  {option.name.upper()}" if option.positional else f"  --{option.name} {value}"
     facts = ["required"] if option.default is dataclasses.MISSING and not option.positional else []
-    if "|" in kind and kind != "true|false":
-        facts.append(f"one of {', '.join(kind.split('|'))}")
+    if option.choices:
+        facts.append(f"one of {', '.join(option.choices)}")
     if option.allowed:
         facts.append(option.allowed)
     if option.default not in (dataclasses.MISSING, None) and not option.positional:
         facts.append(f"default: {yaml_text(option.default)}")
-    text = option.help + (f" ({'; '.join(facts)})" if facts else "")
+    text = _plain(option.help) + (f" ({'; '.join(facts)})" if facts else "")
     lines = textwrap.wrap(text, width - INDENT) or [""]
     if len(head) > INDENT - 2:
         return "\n".join([head, *(" " * INDENT + line for line in lines)])
     return "\n".join([head.ljust(INDENT) + lines[0], *(" " * INDENT + line for line in lines[1:])])
+
+
+def _plain(text: str) -> str:
+    """Take the marks of docstrings out of a text, and write values as the command line takes them."""
+    values = {"None": "null", "True": "true", "False": "false"}
+    return re.sub(r'\[?`("?)([^`]*?)\1`\]?', lambda marked: values.get(marked[2], marked[2]), text)

@@ -24,33 +24,23 @@ def parse(kind: type[T], arguments: Sequence[str]) -> T:
         arguments: The command line after the verb.
 
     Raises:
-        ValueError: For an option that is unknown, or a value that is missing or refused.
+        ValueError: For an option that is unknown or given twice, or a value that is missing or refused.
     """
     own = {option.name: option for option in describe(kind)}
-    listed = getattr(kind, "sections", None)
-    sections: Mapping[str, Sequence[Option]] | None = listed() if listed else None
-    others = {option.name: option for fields in (sections or {}).values() for option in fields}
-    dotted = {f"{section}.{o.name}": o for section, fields in (sections or {}).items() for o in fields}
-    given = parse_arguments(arguments, {**dotted, **others, **own})
+    sections: Mapping[str, Sequence[Option]] = getattr(kind, "sections", dict)()
+    others = {option.name: option for fields in sections.values() for option in fields}
+    dotted = {f"{section}.{option.name}": option for section, fields in sections.items() for option in fields}
+    given = _split(arguments, {**dotted, **others, **own})
     values = {name: value for name, value in given.items() if name in own}
-    if sections is not None:
+    if sections:
         values["overrides"] = {name: value for name, value in given.items() if name not in own}
-    elif values.get("config") is not None:
-        values = read_option_file(kind, values["config"]) | values
+    elif "config" in values:
+        values = _read_option_file(values["config"], own) | values
     return build(kind, values)
 
 
-def parse_arguments(arguments: Sequence[str], known: Mapping[str, Option]) -> dict[str, Any]:
-    """Split a command line into values by name, as text; `-` and `_` in names are the same, and the last of
-    several values counts.
-
-    Args:
-        arguments: Words such as `runs/digits --images 1000 --streaming=true --noisy`.
-        known: Options by name.
-
-    Raises:
-        ValueError: For an unknown option, a missing value or a word that belongs to none.
-    """
+def _split(arguments: Sequence[str], known: Mapping[str, Option]) -> dict[str, Any]:
+    """Split a command line into values by name, as text; `-` and `_` in names are the same."""
     places = [option for option in known.values() if option.positional]
     found: dict[str, Any] = {}
     rest = list(arguments)
@@ -77,18 +67,17 @@ def parse_arguments(arguments: Sequence[str], known: Mapping[str, Option]) -> di
                 raise ValueError(f"--{name} has no value; write --{name} VALUE.")
             else:
                 value = rest.pop(0)
+        for other, before in found.items():  # images and training.images are one option
+            if known[other].name == known[name].name:
+                raise ValueError(f"--{name} is given twice, as {before} and as {value}; give it once.")
         found[name] = value
     return found
 
 
-def read_option_file(kind: type, path: str) -> dict[str, Any]:
-    """Read a YAML file of `option: value` lines for a class under [`options`].
-
-    Raises:
-        ValueError: If it cannot be read or holds an unknown option; the message names the file.
-    """
+def _read_option_file(path: str, own: Mapping[str, Option]) -> dict[str, Any]:
+    """Read a YAML file of `option: value` lines."""
     values = read_yaml(path)
-    known = [option.name for option in describe(kind) if option.name != "config" and not option.positional]
+    known = [option.name for option in own.values() if option.name != "config" and not option.positional]
     for name in values:
         if name not in known:
             raise ValueError(f"{path}: unknown option {name}{did_you_mean(name, known)}")

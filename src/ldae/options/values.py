@@ -4,21 +4,22 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import yaml
 
 
-_WORDS = {int: "integer", float: "number", bool: "true|false", str: "text", dict: "mapping", Any: "value"}
-_ARTICLES = {
-    int: "an integer",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-    dict: "a mapping",
-    list: "a list",
-    tuple: "a list",
+# A type's name in help, and in a message on what is wanted.
+_WORDS: dict[Any, tuple[str, str]] = {
+    int: ("integer", "an integer"),
+    float: ("number", "a number"),
+    bool: ("true|false", "true or false"),
+    str: ("text", "text"),
+    dict: ("mapping", "a mapping"),
+    list: ("list", "a list"),
+    tuple: ("list", "a list of 2 values, such as 1,1"),  # every tuple among options is a pair
+    Any: ("value", "a value"),
 }
 
 
@@ -40,8 +41,8 @@ class StrictLoader(yaml.SafeLoader):
 
 def convert(value: Any, hint: Any, name: str) -> Any:
     """Convert a YAML value, or YAML text, to the type of a field; leave what pydantic has to refuse as it is."""
-    alternatives = (Any,) if hint is None else alternatives_of(hint)
-    if isinstance(value, str) and str not in alternatives and value not in _choices(alternatives):
+    alternatives = alternatives_of(hint)
+    if isinstance(value, str) and str not in alternatives and value not in choices_of(hint):
         try:
             value = yaml.load(value, StrictLoader)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -61,12 +62,10 @@ def convert(value: Any, hint: Any, name: str) -> Any:
             kind in (int, float) and (number := _number(value)) is not None and (kind is float or number.is_integer())
         ):
             return int(value) if kind is int and isinstance(value, int) else kind(number)
-        elif kind is tuple and parts and parts[-1] is not Ellipsis:
-            items = _items(value)
-            if items is not None and len(items) == len(parts):
-                return tuple(convert(item, part, name) for item, part in zip(items, parts, strict=True))
-        elif kind in (list, tuple) and (items := _items(value)) is not None:
-            return kind(convert(item, parts[0], name) if parts else item for item in items)
+        elif kind is tuple and (items := _items(value)) is not None and len(items) == len(parts):
+            return tuple(convert(item, part, name) for item, part in zip(items, parts, strict=True))
+        elif kind is list and (items := _items(value)) is not None:
+            return [convert(item, parts[0], name) if parts else item for item in items]
         elif kind is str and not isinstance(value, dict | list | tuple | bool | None):
             return value if isinstance(value, str) else str(value)
         elif kind is str and value is False:
@@ -75,7 +74,7 @@ def convert(value: Any, hint: Any, name: str) -> Any:
             return value
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name}={value!r} must be finite, {wanted(hint)}.")
-    raise ValueError(f"{name}={value!r} must be {wanted(hint)}{_near_choice(value, alternatives)}")
+    raise ValueError(f"{name}={value!r} must be {wanted(hint)}{_near_choice(value, hint)}")
 
 
 def convert_fields(values: Mapping[str, Any], hints: Mapping[str, Any], section: str) -> dict[str, Any]:
@@ -100,34 +99,19 @@ def plain(value: Any) -> Any:
 
 
 def kind_words(hint: Any) -> str:
-    alternatives = alternatives_of(hint)
-    words: list[str] = []
-    for alternative in alternatives:
-        kind = typing.get_origin(alternative) or alternative
-        if kind is Literal:
-            words.append("|".join(map(str, typing.get_args(alternative))))
-        elif kind in (list, tuple):
-            words.append("list")
-        elif kind is not type(None):
-            words.append(_WORDS.get(kind, getattr(kind, "__name__", str(kind))))
-    return " or ".join([*dict.fromkeys(words), *(["null"] if type(None) in alternatives else [])])
+    """Name a field's type in short, such as `integer or null` or `no|bf16`."""
+    choices, null = choices_of(hint), ["null"] if type(None) in alternatives_of(hint) else []
+    return " or ".join([*(["|".join(choices)] if choices else []), *(_WORDS[k][0] for k in _kinds(hint)), *null])
 
 
 def wanted(hint: Any, allowed: str = "") -> str:
     """Say in words what a field takes, such as `an integer, 1 or more, or null`."""
-    alternatives = alternatives_of(hint)
-    words = []
-    for alternative in alternatives:
-        kind, parts = typing.get_origin(alternative) or alternative, typing.get_args(alternative)
-        if kind is Literal:
-            words.append(f"one of {', '.join(map(str, parts))}")
-        elif kind is tuple and parts and parts[-1] is not Ellipsis:
-            words.append(f"a list of {len(parts)} values, such as {','.join(['1'] * len(parts))}")
-        elif kind is not type(None):
-            words.append(_ARTICLES.get(kind, getattr(kind, "__name__", str(kind))))
-    null = ["null"] if type(None) in alternatives else []
-    text = " or ".join([*dict.fromkeys(words), *([] if allowed else null)])
-    return f"{text}, {allowed}" + (", or null" if null else "") if allowed else text
+    choices, null = choices_of(hint), type(None) in alternatives_of(hint)
+    words = [f"one of {', '.join(choices)}"] if choices else []
+    words += [_WORDS[kind][1] for kind in _kinds(hint)]
+    if allowed:
+        return f"{' or '.join(words)}, {allowed}" + (", or null" if null else "")
+    return " or ".join([*words, *(["null"] if null else [])])
 
 
 def alternatives_of(hint: Any) -> tuple[Any, ...]:
@@ -139,12 +123,19 @@ def alternatives_of(hint: Any) -> tuple[Any, ...]:
     return (hint,)
 
 
-def _choices(alternatives: Sequence[Any]) -> list[Any]:
-    return [c for a in alternatives if typing.get_origin(a) is Literal for c in typing.get_args(a)]
+def choices_of(hint: Any) -> list[str]:
+    """Return the words that a hint lists."""
+    return [c for a in alternatives_of(hint) if typing.get_origin(a) is Literal for c in typing.get_args(a)]
 
 
-def _near_choice(value: Any, alternatives: Sequence[Any]) -> str:
-    close = difflib.get_close_matches(str(value), map(str, _choices(alternatives)), n=1)
+def _kinds(hint: Any) -> list[Any]:
+    """Return the types that a hint allows beside words and null; a number may be an integer."""
+    kinds = [typing.get_origin(a) or a for a in alternatives_of(hint)]
+    return [k for k in dict.fromkeys(kinds) if k in _WORDS and not (k is int and float in kinds)]
+
+
+def _near_choice(value: Any, hint: Any) -> str:
+    close = difflib.get_close_matches(str(value), choices_of(hint), n=1)
     return f"; did you mean {close[0]}?" if close else "."
 
 

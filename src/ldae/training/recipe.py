@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from glob import has_magic
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -18,14 +18,15 @@ from ldae.sections import FREE_FIELDS, DataConfig, TokenizerConfig, TrainingConf
 
 MODELS = {"ldae": "LDAEConfig", "ddae": "DDAEConfig"}  # model_type -> class in models/configuration_*.py
 SECTIONS: dict[str, Any] = {"data": DataConfig, "tokenizer": TokenizerConfig, "training": TrainingConfig}
+SIZES = Literal["nano", "tiny", "small", "base", "12L", "large"]
 MODEL_OPTIONS = (
-    Option("model_type", "ldae|ddae", "ldae", "The model: an l-DAE, or a DDAE around a network of diffusers."),
     Option(
-        "size",
-        "text or null",
-        None,
-        "Named size of an l-DAE (nano, tiny, small, base, 12L, large): its width, depth and heads.",
+        "model_type",
+        Literal["ldae", "ddae"],
+        "ldae",
+        "The model: an l-DAE, or a DDAE around a network of diffusers.",
     ),
+    Option("size", SIZES | None, None, "Named size of an l-DAE: its width, depth and heads."),
 )
 PATH_FIELDS = ("dataset", "tokenizer", "perceptual_model", "checkpoint")  # compared by where they lead
 PACKAGE = Path(__file__).parents[1]

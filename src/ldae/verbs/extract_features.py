@@ -16,7 +16,7 @@ from ldae.data import describe_counts, open_images
 from ldae.errors import one_line
 from ldae.extraction.card import describe_skip, write_dataset_card
 from ldae.extraction.folder import DATA_FOLDER, IDENTITY_FILE
-from ldae.extraction.index import INDEX_FOLDER, build_index, import_faiss, indexed_column
+from ldae.extraction.index import INDEX_FOLDER, build_index, empty_index, import_faiss, indexed_column
 from ldae.extraction.job import TableJob
 from ldae.extraction.ray_engine import import_ray, write_table_on_ray
 from ldae.extraction.reader import open_reader
@@ -115,6 +115,7 @@ def _extract(options: ExtractFeaturesOptions, accelerator: Accelerator) -> tuple
     """Write the table by the processes of this launch; return its columns of features too."""
     with accelerator.main_process_first():  # what is downloaded or prepared is so once
         job = open_job(options, choose_device(options.device, accelerator.device))
+    _check_index(options, job)
     main = accelerator.is_main_process
     if main:
         _announce(options, job, f"{accelerator.num_processes} x {job.reader.encoder.device}")
@@ -132,10 +133,18 @@ def _extract_on_ray(options: ExtractFeaturesOptions, accelerator: Accelerator) -
             "leave it out."
         )
     job = open_job(options, torch.device("cpu"))
+    _check_index(options, job)
     _announce(options, job, "a Ray cluster")
     with progress_bar(job.source.num_examples, 0, True, "images") as bar:
         done = write_table_on_ray(job, partial(open_job, options), actors=options.actors, on_images=_advance(bar, 1))
     return done, list(job.reader.columns)
+
+
+def _check_index(options: ExtractFeaturesOptions, job: TableJob) -> None:
+    """Refuse a kind of index that FAISS cannot make of these features, before the first image is read."""
+    if options.index:
+        for column in job.reader.columns.values():
+            empty_index(column.shape[-1], options.index_factory)
 
 
 def _announce(options: ExtractFeaturesOptions, job: TableJob, where: str) -> None:

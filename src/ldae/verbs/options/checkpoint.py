@@ -32,7 +32,7 @@ class ReferenceOptions:
         image_column: Column of the images; by default the one with the image type.
         streaming: Read shard after shard, without preparing the data set on disk first.
         num_workers: Worker processes of the loader; 0 decodes in the process itself.
-        cache_dir: Folder in which `datasets` keeps what it downloads and prepares.
+        cache_dir: Folder in which the `datasets` library keeps what it downloads and prepares.
     """
 
     dataset: str | None = None

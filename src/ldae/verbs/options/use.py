@@ -60,7 +60,7 @@ class SearchOptions:
         checkpoint: The model, if it has moved.
         dataset: The images, if they have moved.
         device: Device such as cuda, cpu or mps; by default cuda where there is one.
-        cache_dir: Folder in which `datasets` keeps the table as it reads it.
+        cache_dir: Folder in which the `datasets` library keeps the table as it reads it.
         output: File of the picture; by default pictures/search.png in the folder.
         config: YAML file of these options, by name; the command line wins.
     """
@@ -146,7 +146,7 @@ class DemoOptions:
         image_column: Column of the images; by default the one with the image type.
         label_column: Column of the labels; by default the one of the type class label.
         streaming: Read shard after shard, without preparing the data set on disk first.
-        cache_dir: Folder in which `datasets` keeps what it downloads and prepares.
+        cache_dir: Folder in which the `datasets` library keeps what it downloads and prepares.
         device: Device such as cuda, cpu or mps; by default cuda where there is one.
         host: Address to listen on; by default 127.0.0.1. 0.0.0.0 lets other machines in.
         port: Port; by default the first free one from 7860.
