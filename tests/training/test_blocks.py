@@ -5,9 +5,7 @@ import torch
 from torch import nn
 
 from ldae import DDAEConfig, DDAEForImageClassification, DDAEModel, LDAEForImageClassification
-from ldae.training.blocks import depth_of, encoder_blocks, parameter_groups
-from ldae.training.drop_path import DropPath
-from ldae.training.lora import add_lora, merge_lora
+from ldae.training.blocks import DropPath, add_lora, depth_of, encoder_blocks, merge_lora, parameter_groups
 from tests.models.small_diffusers import small_conditional_unet, small_dit, small_unet, small_vae
 from tests.models.small_models import draw_images, open_gates, small_config
 

@@ -8,8 +8,8 @@ from ldae.cli import main
 from ldae.evaluation.grid_search import write_choice
 from ldae.results import read_results
 from ldae.training.checkpoint import load_checkpoint
-from ldae.training.checkpoint_models import checkpoint_models
 from ldae.training.pretraining import pretrain
+from ldae.training.run_folder import checkpoint_models
 from ldae.verbs import alignment
 from tests.training.test_ddae_pretraining import make_ddae  # noqa: F401 - a fixture
 

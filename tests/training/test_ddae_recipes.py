@@ -8,7 +8,7 @@ import torch
 
 from ldae import DDAEModel
 from ldae.models.taps_ddae import block_ends
-from ldae.training.learning_rate import learning_rate
+from ldae.training.budget import learning_rate
 from ldae.training.recipe import Recipe, load_recipe
 
 

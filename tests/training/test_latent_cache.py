@@ -15,8 +15,7 @@ from safetensors.torch import load_file, save_file
 from ldae import LDAEConfig
 from ldae.errors import RunError
 from ldae.tokenizers.files import TOKENIZER_FILE
-from ldae.training.latent_cache import storage_dtype
-from ldae.training.pretraining import DenoisingTask, pretrain
+from ldae.training.pretraining import DenoisingTask, pretrain, storage_dtype
 from ldae.training.recipe import Recipe, load_recipe
 from ldae.training.tokenizer_training import train_tokenizer
 from tests.processes import ForkedProcess, run_on_two

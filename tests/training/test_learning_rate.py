@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from ldae.sections import TrainingConfig
-from ldae.training.learning_rate import learning_rate
+from ldae.training.budget import learning_rate
 
 
 RULE = TrainingConfig(images=4000, warmup_images=1000, total_batch_size=2048, base_learning_rate=1e-4)

@@ -8,7 +8,7 @@ from transformers import AutoModelForImageClassification
 from ldae import DDAEConfig, DDAEForImageClassification, DDAEForPreTraining, LDAEConfig, LDAEForPreTraining
 from ldae.data import DataConfig
 from ldae.errors import RunError
-from ldae.training.noise_classifier import (
+from ldae.training.classifiers import (
     NoiseClassifierConfig,
     NoiseClassifierTask,
     NormalizedClassifier,

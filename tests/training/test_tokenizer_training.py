@@ -12,8 +12,8 @@ from transformers import AutoModel, AutoModelForImageClassification
 from ldae import LDAEForPreTraining
 from ldae.results import read_results
 from ldae.tokenizers.files import load_tokenizer
+from ldae.training.classifiers import ResNetClassifierConfig, train_resnet_classifier
 from ldae.training.pretraining import pretrain
-from ldae.training.resnet_classifier import ResNetClassifierConfig, train_resnet_classifier
 from ldae.training.tokenizer_training import TokenizerTask, tokenizer_recipe, train_tokenizer
 from tests.training.conftest import stop_after
 

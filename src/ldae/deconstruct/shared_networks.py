@@ -12,8 +12,8 @@ from ldae.deconstruct.variants import tokenizer_name
 from ldae.files import FolderClaim, hash_settings, write_whole
 from ldae.options import read_yaml
 from ldae.processes import join_processes
+from ldae.training.classifiers import train_resnet_classifier
 from ldae.training.recipe import Recipe
-from ldae.training.resnet_classifier import train_resnet_classifier
 from ldae.training.tokenizer_training import tokenizer_recipe, train_tokenizer
 
 

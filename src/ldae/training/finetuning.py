@@ -1,5 +1,8 @@
 """Fine-tuning of an encoder as an image classifier: from a checkpoint and a recipe to a finished run folder."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,18 +15,18 @@ from ldae.data.mixing import mix_examples
 from ldae.data.rand_augment import rand_augment
 from ldae.evaluation.encoder import evaluating
 from ldae.evaluation.images import fixed_subset
+from ldae.evaluation.metrics import mean_and_stderr
 from ldae.models.modeling_ddae import DDAEForImageClassification
 from ldae.models.modeling_ldae import LDAEForImageClassification
+from ldae.processes import join_processes
 from ldae.reports.finetuning_pictures import draw_finetuning_pictures
-from ldae.results import Result, add_result
-from ldae.training.blocks import depth_of, encoder_blocks, parameter_groups
+from ldae.results import Result, add_result, read_results
+from ldae.training.blocks import DropPath, add_lora, depth_of, encoder_blocks, merge_lora, parameter_groups
 from ldae.training.callbacks import AtEnd, sharing
 from ldae.training.checkpoint import Checkpoint
-from ldae.training.drop_path import DropPath
 from ldae.training.estimate import Estimate, Rehearsal, rehearse
-from ldae.training.finetuning_recipe import FineTuningRecipe
+from ldae.training.finetuning_recipe import FineTuningRecipe, load_finetuning_recipe
 from ldae.training.loop import Callback, Run, train
-from ldae.training.lora import add_lora, merge_lora
 from ldae.training.run_folder import RunFolder
 from ldae.training.task import Task, trained_parameters
 
@@ -269,3 +272,64 @@ def finetune(recipe: FineTuningRecipe) -> RunFolder:
     callbacks = [Estimate(), MeasureAccuracy(task), pictures, *sharing(recipe.training, "Fine-tuned")]
     train(task, recipe.training, folder, callbacks)
     return folder
+
+
+def compare_with_scratch(
+    checkpoint: str,
+    path: str | None = None,
+    overrides: dict[str, Any] | None = None,
+    *,
+    epochs: int | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+) -> list[Result]:
+    """Fine-tune a checkpoint and train the same network from scratch, with the same images, augmentation and budget.
+
+    The same call resumes: finished runs are not repeated.
+
+    Args:
+        checkpoint (`str`): Folder or Hub id of the encoder.
+        path (`str`, *optional*): YAML file of [`~ldae.training.finetuning_recipe.load_finetuning_recipe`].
+        overrides (`dict`, *optional*): Values by field name. `output_dir` is by default
+            `CHECKPOINT/finetuning_comparison`.
+        epochs (`int`, *optional*): Budget in passes over the training images.
+        seeds (`Sequence[int]`, defaults to `(0, 1, 2)`): Seeds; there is a pair of runs for each.
+
+    Returns:
+        `list[Result]`: Mean test accuracies over the seeds, by start (`checkpoint`: "finetuned" or "from_scratch") and
+        weights (in `protocol`), which are also added to the results.json of the output folder.
+
+    Raises:
+        ValueError, RunError: As of [`~ldae.training.loop.train`].
+    """
+    overrides = dict(overrides or {})
+    for name in ("seed", "from_scratch"):
+        if name in overrides:
+            raise ValueError(f"{name}={overrides[name]} does not apply to a comparison, which sets it; leave it out.")
+    if len(set(seeds)) != len(seeds):
+        raise ValueError(f"seeds={list(seeds)} contains a seed twice; give different ones.")
+    folder = overrides.pop("output_dir", None)
+    if folder is None and not Path(checkpoint).is_dir():
+        raise ValueError(
+            f"output_dir is missing, and checkpoint={checkpoint!r} is not a folder that can hold the runs; give one."
+        )
+    output_dir = Path(checkpoint) / "finetuning_comparison" if folder is None else Path(folder)
+    compared = []
+    for start in ("finetuned", "from_scratch"):
+        entries: list[dict[str, Any]] = []
+        for seed in seeds:
+            own = {
+                "seed": seed,
+                "from_scratch": start == "from_scratch",
+                "output_dir": str(output_dir / start / f"seed-{seed}"),
+            }
+            run = finetune(load_finetuning_recipe(checkpoint, path, overrides | own, epochs=epochs))
+            entries += [entry for entry in read_results(run.path) if entry["protocol"]["name"] == "fine-tuning"]
+        for weights in dict.fromkeys(entry["protocol"]["weights"] for entry in entries):
+            chosen = [entry for entry in entries if entry["protocol"]["weights"] == weights]
+            mean, stderr = mean_and_stderr([entry["value"] for entry in chosen])
+            about: dict[str, Any] = {"seeds": seeds, "checkpoint": start, "stderr": stderr}
+            result = replace(Result.from_entry(chosen[0]), value=mean, **about)
+            compared.append(result)
+            if join_processes().is_main_process:
+                add_result(output_dir, result)
+    return compared

@@ -17,9 +17,8 @@ from ldae.data import Batch, ImageLoader, check_disjoint, describe_counts
 from ldae.errors import RunError
 from ldae.processes import make_accelerator
 from ldae.sections import TrainingConfig
-from ldae.training.budget import budget_warnings
+from ldae.training.budget import budget_warnings, learning_rate
 from ldae.training.checkpoint import Checkpoint, latest_checkpoint, load_newest, save_checkpoint
-from ldae.training.learning_rate import learning_rate
 from ldae.training.progress import Stopwatch, describe_count, hardware, print_line, progress_bar
 from ldae.training.run_folder import RunFolder
 from ldae.training.state import TrainingState

@@ -10,7 +10,7 @@ from ldae.evaluation.images import fixed_subset
 from ldae.reports.alignment_pictures import sphere_course, sphere_map
 from ldae.results import Result
 from ldae.shared_work import is_main
-from ldae.training.checkpoint_models import checkpoint_models
+from ldae.training.run_folder import checkpoint_models
 from ldae.verbs.inputs import ProbeInputs, open_inputs, table
 from ldae.verbs.options.measure import AlignmentOptions
 

@@ -28,8 +28,7 @@ from ldae.pipelines.loading import build_pipeline
 from ldae.reports.checkpoint_course import checkpoint_course
 from ldae.results import Result, read_results
 from ldae.shared_work import is_main, main_first, share
-from ldae.training.checkpoint_models import checkpoint_models
-from ldae.training.run_folder import RunFolder
+from ldae.training.run_folder import RunFolder, checkpoint_models
 from ldae.verbs.inputs import ProbeInputs, count_scored, open_inputs, table, weights_kind
 from ldae.verbs.options.measure import CheckpointSweepOptions
 

@@ -1,7 +1,6 @@
 """`ldae finetune CHECKPOINT [--field value ...]`: fine-tune an encoder as a classifier, or resume a run."""
 
-from ldae.training.finetuning import finetune, rehearse_finetuning
-from ldae.training.finetuning_comparison import compare_with_scratch
+from ldae.training.finetuning import compare_with_scratch, finetune, rehearse_finetuning
 from ldae.training.finetuning_recipe import load_finetuning_recipe
 from ldae.training.progress import describe_seconds
 from ldae.verbs.inputs import table
@@ -26,7 +25,8 @@ def run(options: FinetuneOptions) -> int:
     seeds = tuple(options.seeds or SEEDS)
     rows = [["start", "weights", "accuracy", "+-"]]
     for r in compare_with_scratch(*arguments, epochs=options.epochs, seeds=seeds):
-        rows.append([r.start, r.weights, f"{r.mean:.2%}", "-" if r.stderr is None else f"{r.stderr:.2%}"])
+        stderr = "-" if r.stderr is None else f"{r.stderr:.2%}"
+        rows.append([r.checkpoint, r.protocol["weights"], f"{r.value:.2%}", stderr])
     print(table(rows))
     print(f"Test accuracy; +- is the standard error over seeds {list(seeds)}. The budget of both is the same.")
     return 0

@@ -22,7 +22,7 @@ from ldae.evaluation.noise_classification import (
 from ldae.evaluation.probe_features import HOLDOUT
 from ldae.reports.noise_classification_pictures import noise_curves
 from ldae.shared_work import gather_objects, is_main
-from ldae.training.noise_classifier import (
+from ldae.training.classifiers import (
     NoiseClassifierConfig,
     rehearse_noise_classifier,
     train_noise_classifier,
