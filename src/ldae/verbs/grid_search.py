@@ -131,7 +131,8 @@ def _report(
             ]
         )
     print(table(rows))
-    print("* was chosen by the held-out tenth of the training images, not by the test set; p is the paper's point.")
+    legend = "* was chosen by the held-out tenth of the training images, not by the test set"
+    print(f"{legend}{_paper_legend(scores, paper)}.")
     cells = [(result, index) for result in results for index in range(len(result.columns))]
     found = []
     for score, (result, index) in zip(scores, cells, strict=True):
@@ -148,6 +149,12 @@ def _report(
 def _marks(score: GridScore, winner: GridScore, paper: tuple[Any, int]) -> str:
     """Return the marks of a cell in the table: `*` for the chosen one, `p` for the paper's point."""
     return (" *" if score is winner else "") + (" p" if (score.layer, score.timestep) == paper else "")
+
+
+def _paper_legend(scores: list[GridScore], paper: tuple[Any, int]) -> str:
+    """Explain `p` where a cell of the table has it."""
+    shown = any((score.layer, score.timestep) == paper for score in scores)
+    return "; p is the paper's point" if shown else ""
 
 
 def _draw(figure: Figure, inputs: ProbeInputs) -> None:
@@ -183,7 +190,7 @@ def _search_by_criterion(inputs: ProbeInputs, options: GridSearchOptions, timest
             ]
         )
     )
-    print("* has the best criterion, p is the paper's point. No label was looked at.")
+    print(f"* has the best criterion{_paper_legend(scores, paper)}. No label was looked at.")
     measured = []
     for score in scores:
         protocol = {"name": name, "layer": score.layer, "timestep": score.timestep, "input": "clean", "search": "grid"}
