@@ -14,7 +14,7 @@ from ldae.evaluation.alignment import SphereScore, alignment, default_timesteps,
 from ldae.evaluation.encoder import as_encoder
 from ldae.evaluation.features import extract_features
 from ldae.evaluation.images import ImageSet, fixed_subset
-from ldae.reports.alignment_pictures import sphere_course
+from ldae.reports.layer_maps import sphere_course
 from ldae.results import read_results
 from tests.models.test_ddae_pretraining import UNET
 

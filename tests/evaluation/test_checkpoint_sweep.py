@@ -11,7 +11,7 @@ from ldae.data import DataConfig, iterate_once, open_probe_images
 from ldae.evaluation.checkpoint_sweep import SweepPoint, best_points
 from ldae.evaluation.features import extract_features
 from ldae.evaluation.probing import probe_features
-from ldae.reports.checkpoint_course import checkpoint_course
+from ldae.reports.curves import checkpoint_course
 from ldae.results import read_results
 from ldae.training.pretraining import pretrain
 from ldae.training.recipe import load_recipe
@@ -66,9 +66,7 @@ def test_every_checkpoint_is_probed_and_scored_and_nothing_twice(run, capsys, mo
     ]
     assert results[-1]["checkpoint"] == "checkpoints/images-000000000096"
     assert results[2]["protocol"]["weights"] == "ema" and results[2]["protocol"]["steps"] == 2
-    assert (
-        "held-out" in printed and printed.count("32 images seen: ridge, knn, FID-20, KID-20 measured\n") == 1
-    )
+    assert "held-out" in printed and printed.count("32 images seen: ridge, knn, FID-20, KID-20 measured\n") == 1
     assert Image.open(run / "pictures" / "checkpoint_sweep.png").size[0] > 400
 
     # the last checkpoint of a finished run is the model in its folder

@@ -11,16 +11,15 @@ from PIL import Image
 
 from ldae import LDAEConfig, LDAEForPreTraining
 from ldae.data import DataConfig, open_images
+from ldae.reports.curves import training_figure
 from ldae.reports.run_pictures import (
     denoising_figure,
     draw_run_pictures,
     filters_figure,
-    ldae_figures,
     noise_figure,
     reconstruction_figure,
     schedule_figure,
 )
-from ldae.reports.training_curves import training_figure
 
 
 SIDE, SHOWN = 16, 3
@@ -138,12 +137,10 @@ def test_a_folder_gets_its_pictures_with_and_without_metrics(tmp_path):
     make_model().save_pretrained(tmp_path)
     source = open_images(DataConfig("digits", num_workers=0))
     names = ["denoising.png", "noise.png", "schedule.png", "filters.png"]
-    assert draw_run_pictures(tmp_path, source, ldae_figures, images=2) == [
-        tmp_path / "pictures" / name for name in names
-    ]
+    assert draw_run_pictures(tmp_path, source, images=2) == [tmp_path / "pictures" / name for name in names]
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == sorted(names)
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in TRAIN))
-    assert draw_run_pictures(tmp_path, source, ldae_figures, images=2)[-1] == tmp_path / "pictures" / "training.png"
+    assert draw_run_pictures(tmp_path, source, images=2)[-1] == tmp_path / "pictures" / "training.png"
     for path in (tmp_path / "pictures").iterdir():
         with Image.open(path) as picture:
             picture.load()

@@ -17,7 +17,7 @@ from ldae.evaluation.extractor import load_extractor
 from ldae.evaluation.generation import Sampling, generate_images, generation_results
 from ldae.pipelines.pipeline_ldae import LDAEPipeline
 from ldae.processes import join_processes
-from ldae.reports.samples import sample_grid
+from ldae.reports.image_grids import sample_grid
 from ldae.training.recipe import Recipe
 
 

@@ -17,9 +17,8 @@ from ldae.evaluation.encoder import Layer
 from ldae.evaluation.generation import Sampling, generate_images
 from ldae.hub.families import family_of
 from ldae.pipelines.loading import RunFolderPipeline, open_pipeline
+from ldae.reports.image_grids import sample_grid, tile_grid, to_picture
 from ldae.reports.patch_pca import patch_pca_images
-from ldae.reports.samples import sample_grid, to_picture
-from ldae.reports.tile_grid import tile_grid
 
 
 Report = Callable[[float, str], None]  # called with the share of the work that is done, 0 to 1, and the current step

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ldae.data import Batch, ImageSource, iterate_once
 from ldae.evaluation.features import extract_features
-from ldae.reports.samples import sample_grid, to_picture
+from ldae.reports.image_grids import sample_grid, to_picture
 
 
 THUMBNAIL = 64  # side of the small pictures that are kept of the searched images, in pixels

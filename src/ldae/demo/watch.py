@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from ldae.demo.model import DemoModel
 from ldae.files import is_claimed
 from ldae.options import read_yaml
-from ldae.reports.tile_grid import tile_grid
-from ldae.reports.training_curves import ACCURACIES, accuracy_figure, logged, loss_figure, measured
+from ldae.reports.curves import ACCURACIES, accuracy_figure, logged, loss_figure, measured
+from ldae.reports.image_grids import tile_grid
 from ldae.training.progress import describe_seconds
 from ldae.training.run_folder import RunFolder
 

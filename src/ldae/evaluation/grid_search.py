@@ -1,4 +1,4 @@
-"""Scores of a grid of layers and time steps: the best one, its heat map, and a checkpoint's choice in config.json."""
+"""Scores of a grid of layers and time steps: the best one, and a checkpoint's choice in config.json."""
 
 import json
 import os
@@ -6,9 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
-from matplotlib.figure import Figure
 
 from ldae.checkpoints import open_config
 from ldae.files import write_whole
@@ -93,68 +90,3 @@ def write_choice(folder: str | os.PathLike[str], layer: Layer, timestep: int) ->
     cut = open_config(folder, **before.cut_fields(layer), feature_timestep=timestep).to_dict()
     config |= {name: value for name, value in cut.items() if value != before.to_dict().get(name)}
     write_whole(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
-
-
-def heat_map(
-    scores: list[GridScore],
-    winner: GridScore,
-    paper: tuple[Layer, int] | None = None,
-    *,
-    label: str = "test accuracy in %",
-    scale: float = 100,
-) -> Figure:
-    """Draw scores by block and time step, clean and noisy inputs side by side.
-
-    Args:
-        scores (`list[GridScore]`): Their `test` is drawn.
-        winner (`GridScore`): Has a solid frame.
-        paper (`tuple`, *optional*): Block and time step of the paper's point, which has a dashed frame.
-        label (`str`): What the numbers are, for the colour bar.
-        scale (`float`, defaults to 100): What they are multiplied by.
-
-    Returns:
-        `matplotlib.figure.Figure`.
-    """
-    panels = sorted({score.noisy for score in scores})
-    layers = list(dict.fromkeys(score.layer for score in scores))
-    timesteps = sorted({score.timestep for score in scores})
-    figure = Figure(
-        figsize=(2.2 + len(panels) * max(2.4, 0.75 * len(timesteps)), 1.4 + 0.34 * len(layers)), layout="constrained"
-    )
-    values = torch.full((len(panels), len(layers), len(timesteps)), float("nan"))
-    for score in scores:
-        place = panels.index(score.noisy), layers.index(score.layer), timesteps.index(score.timestep)
-        values[place] = scale * score.test
-    finite = values[values.isfinite()]
-    for axes, panel, shown in zip(
-        figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels, values, strict=True
-    ):
-        image = axes.imshow(shown.numpy(), aspect="auto", vmin=finite.min(), vmax=finite.max(), cmap="viridis")
-        middle = (finite.min() + finite.max()) / 2
-        for row in range(len(layers)):
-            for column in range(len(timesteps)):
-                value = shown[row, column].item()
-                color = "black" if value > middle else "white"
-                axes.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=7, color=color)
-        if winner.noisy == panel:
-            corner = timesteps.index(winner.timestep) - 0.5, layers.index(winner.layer) - 0.5
-            axes.add_patch(_frame(corner))
-        if paper is not None and paper[0] in layers and paper[1] in timesteps:
-            axes.add_patch(_frame((timesteps.index(paper[1]) - 0.5, layers.index(paper[0]) - 0.5), "--"))
-        axes.set(
-            xticks=range(len(timesteps)),
-            xticklabels=timesteps,
-            yticks=range(len(layers)),
-            yticklabels=layers,
-            xlabel="time step t",
-            title="noisy input" if panel else "clean input",
-        )
-        axes.tick_params(labelsize=7)
-    figure.colorbar(image, ax=figure.axes, label=label)
-    return figure
-
-
-def _frame(corner: tuple[float, float], style: str = "-") -> Any:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle(corner, 1, 1, fill=False, edgecolor="red", linewidth=2, linestyle=style)

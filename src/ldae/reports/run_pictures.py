@@ -1,8 +1,7 @@
-"""Pictures of a run: the paper's Figures 3, 4, 7 and 8 for an l-DAE."""
+"""Pictures of a run: the paper's Figures 3, 4, 7 and 8 for an l-DAE, denoising and schedule for a DDAE."""
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +14,19 @@ from transformers import AutoModelForPreTraining
 from ldae.checkpoints import open_model
 from ldae.data import ImageSource, iterate_once, prepare_images
 from ldae.models.corruption_ldae import draw_noise
+from ldae.models.pretraining_ddae import DDAEForPreTraining
 from ldae.models.pretraining_ldae import LDAEForPreTraining
 from ldae.models.tokenizer_conv_ldae import ConvVAETokenizer
 from ldae.models.tokenizer_ldae import PatchTokenizer
-from ldae.reports.training_curves import training_figure
+from ldae.reports.curves import training_figure
 
 
-def draw_run_pictures(
-    folder: str | os.PathLike[str],
-    source: ImageSource,
-    figures: Callable[[Any, torch.Tensor], dict[str, Figure]],
-    images: int = 8,
-) -> list[Path]:
+def draw_run_pictures(folder: str | os.PathLike[str], source: ImageSource, images: int = 8) -> list[Path]:
     """Draw the pictures of a run's folder into its `pictures/`.
 
     Args:
         folder (`str` or path): A folder with a saved model for pre-training.
         source ([`~ldae.data.ImageSource`]): A source whose first images are shown.
-        figures (`Callable`): [`ldae_figures`] or [`~ldae.reports.ddae_pictures.ddae_figures`].
         images (`int`, defaults to 8): Number of images.
 
     Returns:
@@ -45,7 +39,7 @@ def draw_run_pictures(
     size = {"image_size": model.config.image_size, "num_channels": model.config.num_channels}
     batch = next(iterate_once(source, batch_size=images, limit=images, **size))
     pixels = prepare_images(batch.images, batch.positions, 0, image_size=batch.images.shape[-1])  # (B, C, H, W)
-    drawn = figures(model, pixels)
+    drawn = ldae_figures(model, pixels) if isinstance(model, LDAEForPreTraining) else ddae_figures(model, pixels)
     if (folder / "metrics.jsonl").is_file():
         records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         drawn["training.png"] = training_figure(records)
@@ -67,17 +61,39 @@ def ldae_figures(model: LDAEForPreTraining, pixels: torch.Tensor) -> dict[str, F
 
 
 @torch.no_grad()
+def ddae_figures(model: DDAEForPreTraining, pixels: torch.Tensor) -> dict[str, Figure]:
+    """Draw a DDAE's `denoising.png` and, for DDPM, `schedule.png`, which shows where features are read."""
+    b, steps, corruption = len(pixels), model.config.num_train_timesteps, model.ddae.corruption
+    noise = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(0))
+    rows = [("clean", pixels)]
+    for t in sorted({int(share * steps) for share in (0.1, 0.25, 0.5)}):
+        times = corruption.times_at(torch.full((b,), t))
+        sigma = corruption.scales(times)[1][0].item()
+        rows += [
+            (f"noisy\nt = {t}\n$\\sigma$ = {sigma:.2f}", corruption.add_noise(pixels, noise, times)),
+            ("denoised", model(pixels, times, noise).reconstruction),
+        ]
+    drawn = {"denoising.png": image_rows(rows)}
+    if model.config.parametrization == "ddpm":
+        drawn["schedule.png"], axes = _plot_schedule(corruption, "noise schedule")
+        axes.axvline(model.config.feature_timestep or 0, color="gray", linestyle=":", label="features")
+        axes.legend(frameon=False)
+    return drawn
+
+
+@torch.no_grad()
 def denoising_figure(model: LDAEForPreTraining, pixels: torch.Tensor) -> Figure:
     """Draw Fig. 8: clean images `(B, C, H, W)`, noisy inputs and denoised outputs at three noise levels."""
-    c, b = model.config, pixels.shape[0]
+    c, b, tokenizer = model.config, pixels.shape[0], model.ldae.tokenizer
     noise = draw_noise(c, torch.arange(b), seed=0)
     rows = [("clean", pixels)]
     levels = {min(c.num_train_timesteps - 1, int(share * c.num_train_timesteps)) for share in (0.25, 0.5, 0.9)}
     for t in sorted(levels if c.noise_schedule != "constant" else {0}):
         timesteps = torch.full((b,), t)
+        noisy = model.ldae.corruption(tokenizer.encode_images(pixels), noise, timesteps)  # whatever the input space
         sigma = model.ldae.corruption.sigmas[t].item()
         rows += [
-            (f"noisy\nt = {t}\n$\\sigma$ = {sigma:.2f}", noisy_images(model, pixels, noise, timesteps)),
+            (f"noisy\nt = {t}\n$\\sigma$ = {sigma:.2f}", tokenizer.decode_images(noisy, *pixels.shape[2:])),
             ("denoised", model(pixels, timesteps, noise).reconstruction),
         ]
     return image_rows(rows)
@@ -86,29 +102,16 @@ def denoising_figure(model: LDAEForPreTraining, pixels: torch.Tensor) -> Figure:
 @torch.no_grad()
 def noise_figure(model: LDAEForPreTraining, pixels: torch.Tensor) -> Figure:
     """Draw Fig. 7: clean images, with Gaussian noise on their pixels, and with noise on their latents."""
-    c, b = model.config, pixels.shape[0]
     sigma = (1 / 3) ** 0.5  # as in the figure
-    eps = draw_noise(c, torch.arange(b), seed=0)
     tokenizer = model.ldae.tokenizer
-    noisy = tokenizer.decode_images(tokenizer.encode_images(pixels) + sigma * eps, *pixels.shape[2:])
+    latents = tokenizer.encode_images(pixels) + sigma * draw_noise(model.config, torch.arange(len(pixels)), seed=0)
+    noise = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(0))
     rows = [
         ("clean", pixels),
-        (
-            f"pixel noise\n$\\sigma$ = {sigma:.2f}",
-            pixels + sigma * torch.randn(pixels.shape, generator=torch.Generator().manual_seed(0)),
-        ),
-        (f"latent noise\n$\\sigma$ = {sigma:.2f}", noisy),
+        (f"pixel noise\n$\\sigma$ = {sigma:.2f}", pixels + sigma * noise),
+        (f"latent noise\n$\\sigma$ = {sigma:.2f}", tokenizer.decode_images(latents, *pixels.shape[2:])),
     ]
     return image_rows(rows)
-
-
-def noisy_images(
-    model: LDAEForPreTraining, pixels: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
-) -> torch.Tensor:
-    """Decode noisy latents at `timesteps` to images `(B, C, H, W)`, whatever the model's input space."""
-    tokenizer = model.ldae.tokenizer
-    zt = model.ldae.corruption(tokenizer.encode_images(pixels), noise, timesteps)
-    return tokenizer.decode_images(zt, *pixels.shape[2:])
 
 
 @torch.no_grad()
@@ -130,13 +133,13 @@ def filters_figure(tokenizer: PatchTokenizer, most: int = 64) -> Figure:
 
 def schedule_figure(model: LDAEForPreTraining) -> Figure:
     """Draw Fig. 3 with everything that a schedule sets: gamma_t^2, sigma_t and the loss weight lambda_t."""
-    figure, axes = plot_schedule(model.ldae.corruption, f"noise schedule: {model.config.noise_schedule}")
+    figure, axes = _plot_schedule(model.ldae.corruption, f"noise schedule: {model.config.noise_schedule}")
     axes.plot(model.objective.loss_weights.cpu().numpy(), label=r"$\lambda_t$ (loss weight)", linestyle="--")
     axes.legend(frameon=False)
     return figure
 
 
-def plot_schedule(corruption: Any, title: str) -> tuple[Figure, Any]:
+def _plot_schedule(corruption: Any, title: str) -> tuple[Figure, Any]:
     """Plot gamma_t^2 and sigma_t against t, and return the figure and its axes."""
     figure = Figure(figsize=(6, 3.2), layout="constrained")
     axes = figure.subplots()

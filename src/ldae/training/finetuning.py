@@ -19,7 +19,7 @@ from ldae.evaluation.metrics import mean_and_stderr
 from ldae.models.modeling_ddae import DDAEForImageClassification
 from ldae.models.modeling_ldae import LDAEForImageClassification
 from ldae.processes import join_processes
-from ldae.reports.finetuning_pictures import draw_finetuning_pictures
+from ldae.reports.curves import draw_finetuning_pictures
 from ldae.results import Result, add_result, read_results
 from ldae.training.blocks import DropPath, add_lora, depth_of, encoder_blocks, merge_lora, parameter_groups
 from ldae.training.callbacks import AtEnd, sharing

@@ -21,12 +21,11 @@ from ldae.errors import RunError
 from ldae.models.configuration_ldae import LDAEConfig
 from ldae.models.corruption_ldae import LDAECorruption
 from ldae.models.tokenizer_conv_ldae import ConvVAETokenizer
-from ldae.reports.ddae_pictures import ddae_figures
-from ldae.reports.run_pictures import draw_run_pictures, ldae_figures
+from ldae.reports.run_pictures import draw_run_pictures
 from ldae.training.callbacks import AtEnd, FeatureProbe, sharing
 from ldae.training.checkpoint import Checkpoint
 from ldae.training.estimate import Estimate, Rehearsal, rehearse
-from ldae.training.loop import Run, train
+from ldae.training.loop import train
 from ldae.training.progress import progress_bar
 from ldae.training.recipe import Recipe
 from ldae.training.run_folder import RunFolder
@@ -205,11 +204,7 @@ def pretrain(recipe: Recipe) -> RunFolder:
     """
     folder = RunFolder.from_recipe(recipe)
     probe = FeatureProbe(recipe.data, recipe.training)
-    callbacks = [Estimate(), probe, AtEnd(_draw), *sharing(recipe.training, "Trained")]
+    pictures = AtEnd(lambda run: draw_run_pictures(run.folder.path, run.task.source))
+    callbacks = [Estimate(), probe, pictures, *sharing(recipe.training, "Trained")]
     train(DenoisingTask(recipe), recipe.training, folder, callbacks)
     return folder
-
-
-def _draw(run: Run) -> None:
-    figures = ldae_figures if hasattr(run.task.module.base_model, "tokenizer") else ddae_figures
-    draw_run_pictures(run.folder.path, run.task.source, figures)

@@ -7,7 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from ldae.evaluation.alignment import SphereScore, default_timesteps, measure_alignment
 from ldae.evaluation.images import fixed_subset
-from ldae.reports.alignment_pictures import sphere_course, sphere_map
+from ldae.reports.layer_maps import sphere_course, sphere_map
 from ldae.results import Result
 from ldae.shared_work import is_main
 from ldae.training.run_folder import checkpoint_models

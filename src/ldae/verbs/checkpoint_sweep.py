@@ -25,7 +25,7 @@ from ldae.evaluation.images import ImageSet
 from ldae.evaluation.probe_features import HOLDOUT
 from ldae.evaluation.probing import run_probe
 from ldae.pipelines.loading import build_pipeline
-from ldae.reports.checkpoint_course import checkpoint_course
+from ldae.reports.curves import checkpoint_course
 from ldae.results import Result, read_results
 from ldae.shared_work import is_main, main_first, share
 from ldae.training.run_folder import RunFolder, checkpoint_models
@@ -175,7 +175,9 @@ class _Sweep:
             return []
         for name, result in new.items():
             points[name] = SweepPoint(seen, name, result.value, result.details.get("held_out_value"))
-        print(f"{seen:,} images seen: {', '.join(new) + ' measured' if new else 'in results.json already'}", flush=True)
+        print(
+            f"{seen:,} images seen: {', '.join(new) + ' measured' if new else 'in results.json already'}", flush=True
+        )
         self.inputs.record(*new.values())
         return [points[name] for name in self.measures]
 

@@ -17,7 +17,7 @@ from ldae.evaluation.generation import Sampling, generate_images, generation_res
 from ldae.pipelines.loading import open_pipeline
 from ldae.pipelines.run_folder import HEUN, RunFolderPipeline
 from ldae.processes import choose_device, make_accelerator
-from ldae.reports.samples import sample_grid
+from ldae.reports.image_grids import sample_grid
 from ldae.results import Result, check_results
 from ldae.training.progress import progress_bar
 from ldae.verbs.inputs import count_scored, data_config, record, results_place, table, weights_kind

@@ -12,7 +12,6 @@ from ldae.evaluation.grid_search import (
     GridScore,
     best_score,
     grid_scores,
-    heat_map,
     name_layer,
     write_choice,
 )
@@ -20,6 +19,7 @@ from ldae.evaluation.images import count_images, fixed_subset
 from ldae.evaluation.linear_probe import ProbeSettings
 from ldae.evaluation.probing import ProbeResult, run_probe
 from ldae.evaluation.protocol import Protocol
+from ldae.reports.layer_maps import heat_map
 from ldae.shared_work import is_main
 from ldae.verbs.inputs import ProbeInputs, open_inputs, table
 from ldae.verbs.linear_probe import save_probe, show_progress

@@ -20,7 +20,7 @@ from ldae.evaluation.noise_classification import (
     probe_noise_levels,
 )
 from ldae.evaluation.probe_features import HOLDOUT
-from ldae.reports.noise_classification_pictures import noise_curves
+from ldae.reports.curves import noise_curves
 from ldae.shared_work import gather_objects, is_main
 from ldae.training.classifiers import (
     NoiseClassifierConfig,

@@ -12,7 +12,7 @@ from ldae.extraction.index import indexed_column, nearest_rows, undecoded_images
 from ldae.extraction.reader import FeatureReader, open_reader
 from ldae.extraction.rows import FILE_NAME, ROW, SHARD, Pixels, model_input
 from ldae.processes import choose_device
-from ldae.reports.neighbours import SIDE, neighbour_picture
+from ldae.reports.image_grids import NEIGHBOUR_SIDE, neighbour_picture
 from ldae.verbs.inputs import table
 from ldae.verbs.options.use import SearchOptions
 
@@ -74,7 +74,8 @@ def _draw(record: dict[str, Any], rows: list[dict[str, Any]], noted: dict[str, A
         if not source.streaming and source.num_examples != noted["num_examples"]:
             raise ValueError(f"{source.description} has {source.num_examples} rows, not {noted['num_examples']}")
         images = [
-            torch.from_numpy(decode_image(found, 3, SIDE)[0]) for found in (record, *undecoded_images(source, rows))
+            torch.from_numpy(decode_image(found, 3, NEIGHBOUR_SIDE)[0])
+            for found in (record, *undecoded_images(source, rows))
         ]
     except (ValueError, OSError, TypeError) as error:
         print(f"No picture: the images were not found again ({error}). Say with --dataset where they are.")

@@ -1,6 +1,6 @@
 """The picture of a fine-tuning run shows what was logged, and the end."""
 
-from ldae.reports.finetuning_pictures import finetuning_figure
+from ldae.reports.curves import finetuning_figure
 
 
 def test_the_curves_are_those_of_the_log_and_end_in_the_results():

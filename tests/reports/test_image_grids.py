@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from ldae.reports.samples import GAP, LEAST_SIDE, sample_grid
+from ldae.reports.image_grids import GAP, LEAST_SIDE, sample_grid
 
 
 def tile(picture, row, column, side, margin=GAP):
