@@ -53,7 +53,9 @@ def test_a_dry_run_leaves_a_run_as_it_is_and_refuses_another_recipe(make_recipe,
 
 def test_a_dry_run_of_a_fitted_tokenizer_reads_a_few_images(make_recipe, capsys, tmp_path):
     assert rehearse_tokenizer(make_recipe(tokenizer_images=1000)) is None
-    assert "pca of 1,024 patches" in capsys.readouterr().out  # of 64 images
+    shown = capsys.readouterr().out
+    assert "pca of 1,024 patches" in shown  # of 64 images
+    assert re.search(r"Time: about \d+ s to read 1,000 images, without .* peak memory", shown)
     assert not (tmp_path / "run").exists()
 
 

@@ -161,5 +161,5 @@ def test_a_gpu_gets_its_precision_and_slow_files_and_short_times_a_note():
     training = plan(machine=GPU).build().training
     assert training.mixed_precision == "bf16" and training.compile and training.micro_batch_size == 64
     assert plan(minutes=60).notes == []
-    assert "which train little" in plan(minutes=0.6).notes[0]
+    assert "too few to learn much" in plan(minutes=0.6).notes[0]
     assert "training waits for it" in plan(reading=0.2).notes[0]

@@ -37,12 +37,7 @@ class Block:
 def encoder_blocks(model: Any) -> list[Block]:
     """List the blocks of a classifier's encoder, first to last.
 
-    Args:
-        model (`LDAEForImageClassification` or `DDAEForImageClassification`): The classifier.
-
-    Returns:
-        `list[Block]`: Transformer blocks, or the residual(+attention) blocks of a UNet, which its paper counts as
-        layers.
+    They are transformer blocks, or the residual(+attention) blocks of a UNet, which its paper counts as layers.
 
     Example:
     ```python
@@ -124,8 +119,9 @@ def parameter_groups(
 class DropPath:
     """Stochastic depth: drops residual branches of single examples in training (Huang et al. 2016).
 
-    The rate rises linearly from 0 at the first block to `rate` at the last. The branches that an example loses depend
-    only on the seed and on its position in the run. The saved model holds no trace of the hooks.
+    Hooks on the last layer of each branch do it, of which the saved model holds no trace. The rate rises linearly from
+    0 at the first block to `rate` at the last. The branches that an example loses depend only on the seed and on its
+    position in the run.
 
     Args:
         model (`nn.Module`): A classifier.

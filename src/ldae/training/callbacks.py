@@ -23,22 +23,14 @@ from ldae.training.loop import Callback, Run
 
 
 class FeatureProbe(Callback):
-    """Probes of a denoiser's features while it trains, and a search for the best ones at the end.
-
-    Args:
-        data ([`~ldae.data.DataConfig`]): Names the labelled images.
-        options ([`TrainingConfig`]): `probe_every_images`, the sizes of the subset, and `select_features`.
-
-    Raises:
-        ValueError: If `select_features` is true and the images have no labels.
-    """
+    """Probes of a denoiser's features while it trains, and a search for the best ones at the end."""
 
     def __init__(self, data: DataConfig, options: TrainingConfig):
         self.data, self.options = data, options
         self.probe: OnlineProbe | None = None
 
     def start(self, run: Run) -> None:
-        """Decode the subset."""
+        """Decode the subset; refuse `select_features` for images without labels."""
         labelled = run.task.source.label_column is not None
         if self.options.select_features and not labelled:
             raise ValueError(
@@ -68,15 +60,9 @@ class FeatureProbe(Callback):
         search = probe.search(_encoder(open_model(AutoModelForPreTraining, folder).to(run.device)))
         accuracies = search.probes.held_out.tolist()
         for index in dict.fromkeys((search.chosen, search.paper)):
-            result = Result(
-                "held_out_accuracy",
-                accuracies[index],
-                self.data.dataset,
-                self.data.split,
-                search.describe(index),
-                details={"chosen": index == search.chosen},
-            )
-            add_result(folder, result)
+            protocol, details = search.describe(index), {"chosen": index == search.chosen}
+            about = ("held_out_accuracy", accuracies[index], self.data.dataset, self.data.split, protocol)
+            add_result(folder, Result(*about, details=details))
         layer, timestep = search.columns[search.chosen]
         write_choice(folder, layer, timestep)
         paper = search.columns[search.paper]
@@ -87,11 +73,7 @@ class FeatureProbe(Callback):
 
 
 class AtEnd(Callback):
-    """A function that the main process calls at the end, such as one that draws pictures.
-
-    Args:
-        function (`Callable`): Called with the run.
-    """
+    """A function that the main process calls with the run at the end, such as one that draws pictures."""
 
     def __init__(self, function: Callable[[Run], Any]):
         self.function = function
@@ -103,13 +85,7 @@ class AtEnd(Callback):
 
 
 class PushToHub(Callback):
-    """Uploads of the folder at checkpoints and at the end. Whatever the Hub does, training goes on.
-
-    Args:
-        repo_id (`str`): The repository.
-        private (`bool`): Whether a repository that has to be created is private.
-        message (`str`): Title of the last commit.
-    """
+    """Uploads of the folder at checkpoints and at the end. Whatever the Hub does, training goes on."""
 
     def __init__(self, repo_id: str, private: bool, message: str):
         self.repo_id, self.private, self.message = repo_id, private, message
@@ -133,9 +109,6 @@ class Trackers(Callback):
     """Accelerate's trackers: they receive the resolved recipe, every number of the log, and the pictures at the end.
 
     A resumed run continues the tracker's run: its id lies in the folder, in `logs/run_id`.
-
-    Args:
-        names (`Sequence[str]`): Such as `tensorboard`, `trackio` or `wandb`; also `GeneralTracker` objects.
 
     Raises:
         ValueError: If a tracker is unknown or not installed.

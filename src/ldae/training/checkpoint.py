@@ -74,15 +74,9 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, parts: Parts, state: dict[str, Any], keep: int) -> Path:
-    """Write a checkpoint, rename it into place, and remove all but the newest `keep`.
+    """Write a checkpoint into a `checkpoints/` folder, rename it into place, and remove all but the newest `keep`.
 
     Only the main process calls it, or every process if the tensors are shards: then each writes its own.
-
-    Args:
-        folder (`Path`): The run's `checkpoints/`.
-        parts (`Parts`): The tensors.
-        state (`dict[str, Any]`): As of [`Checkpoint`].
-        keep (`int`): Number of checkpoints to keep.
 
     Raises:
         RunError: If it cannot be written. Older checkpoints are kept.
@@ -179,14 +173,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def load_newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
-    """Open the newest sound checkpoint of a `checkpoints/` folder, and set damaged ones that are newer aside.
+    """Open the newest sound checkpoint of a `checkpoints/` folder; `None` if nothing was saved there.
 
-    Args:
-        folder (`Path`): The folder. The damaged checkpoints in it are renamed, so that they count no more.
-        say (`Callable[[str], None]`): Prints a line about each.
-
-    Returns:
-        [`Checkpoint`], or `None` if nothing was saved there.
+    Damaged ones that are newer are renamed, so that they count no more, and `say` prints a line about each.
 
     Raises:
         RunError: If every checkpoint is damaged; all are then left in place.
@@ -217,17 +206,14 @@ def _flat(parts: Parts) -> dict[str, Any]:
 
 
 def _read_from_shards(path: Path, part: str, prefix: str) -> dict[str, torch.Tensor]:
-    reader, start = dcp.HuggingFaceStorageReader(str(path)), f"{part}/"
+    reader = dcp.HuggingFaceStorageReader(str(path))
     stored: dict[str, Any] = reader.read_metadata().state_dict_metadata
-    whole = {
-        key: torch.empty(saved.size, dtype=saved.properties.dtype)
-        for key, saved in stored.items()
-        if key.startswith(f"{start}{prefix}")
-    }
+    chosen = {key: saved for key, saved in stored.items() if key.startswith(f"{part}/{prefix}")}
+    whole = {key: torch.empty(saved.size, dtype=saved.properties.dtype) for key, saved in chosen.items()}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # this process reads alone
         dcp.load(whole, storage_reader=reader, no_dist=True)
-    return {key.removeprefix(start): tensor for key, tensor in whole.items()}
+    return {key.removeprefix(f"{part}/"): tensor for key, tensor in whole.items()}
 
 
 def _put_in_place(incomplete: Path, final: Path) -> None:

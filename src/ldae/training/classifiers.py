@@ -51,12 +51,7 @@ def classifier_training(settings: Any, output_dir: str | Path | None, **fields: 
 
 
 class ResNetTask(Task):
-    """Supervised training of a ResNet on the images of a recipe.
-
-    Args:
-        recipe ([`Recipe`]): Data, image size and budget.
-        classifier ([`ResNetClassifierConfig`]): The network.
-    """
+    """Supervised training of a ResNet on the images of a recipe."""
 
     activity = "classifier"
     product = "the classifier"
@@ -68,7 +63,7 @@ class ResNetTask(Task):
     def build(self, checkpoint: Checkpoint | None) -> ResNetForImageClassification:
         """Build the network for the classes of the images."""
         c, names = self.classifier, self.source.class_names
-        if self.source.label_column is None or names is None:
+        if names is None or self.source.label_column is None:
             raise ValueError(
                 f"{self.source.description} has no named classes, and a classifier needs them; name its label_column, "
                 "or give a trained network as perceptual_model and extractor."
@@ -106,20 +101,17 @@ def train_resnet_classifier(recipe: Recipe, classifier: ResNetClassifierConfig, 
     Args:
         recipe ([`Recipe`]): Data, image size, precision and seed.
         classifier ([`ResNetClassifierConfig`]): The network and its budget.
-        output_dir (`str` or `Path`): Its folder.
-
-    Returns:
-        The folder, which `AutoModel` and `AutoModelForImageClassification` load.
+        output_dir (`str` or `Path`): Its folder, which is returned; `AutoModelForImageClassification` loads it.
 
     Raises:
         ValueError: If the images have no classes.
         RunError: If the folder holds another classifier.
     """
-    config, folder = recipe.model_config(), RunFolder(output_dir)
-    settings, described = folder.path / SETTINGS_FILE, dataclasses.asdict(classifier)
-    if settings.is_file() and folder.holds_weights() and json.loads(settings.read_text()) != described:
+    config, t, folder = recipe.model_config(), recipe.training, RunFolder(output_dir)
+    settings = folder.path / SETTINGS_FILE
+    kept = json.loads(settings.read_text()) if settings.is_file() and folder.holds_weights() else None
+    if kept not in (None, dataclasses.asdict(classifier)):
         raise RunError(f"output_dir={str(output_dir)!r} holds another classifier; give another folder.")
-    t = recipe.training
     training = classifier_training(classifier, output_dir, mixed_precision=t.mixed_precision, seed=t.seed)
     data = dataclasses.replace(
         recipe.data, random_resized_crop=False, decode_size=None, horizontal_flip=classifier.horizontal_flip
@@ -133,28 +125,15 @@ def train_resnet_classifier(recipe: Recipe, classifier: ResNetClassifierConfig, 
 
 @dataclass(frozen=True)
 class NoiseClassifierConfig:
-    """A noise-conditional classifier and its training by AdamW with a half-cycle cosine.
+    """A classifier of noised images that is told t, and its training by AdamW with a half-cycle cosine."""
 
-    Args:
-        checkpoint: Folder or Hub id of the l-DAE or DDAE that gives the network.
-        layer: Block after which the network is cut, counted from 1, or a DDAE's tap by name.
-        class_names: Names of the classes, in order.
-        pretrained: Whether to fine-tune the checkpoint's weights; by default weights are initialized anew.
-        images: Budget in images seen, each noised at one t.
-        total_batch_size: Images in an optimizer step.
-        learning_rate: Peak learning rate (not per 256 images); a twentieth of the budget warms up.
-        weight_decay: Weight decay of AdamW.
-        mixed_precision: `no` or `bf16`.
-        seed: Seed of weights, order, flips, time steps and noise.
-    """
-
-    checkpoint: str
-    layer: Layer
+    checkpoint: str  # folder or Hub id of the l-DAE or DDAE that gives the network
+    layer: Layer  # block after which the network is cut, counted from 1, or a DDAE's tap by name
     class_names: tuple[str, ...]
-    pretrained: bool = False
-    images: int = 50_000
+    pretrained: bool = False  # fine-tune the checkpoint's weights in place of new ones
+    images: int = 50_000  # budget in images seen, each noised at one t
     total_batch_size: int = 64
-    learning_rate: float = 1e-3
+    learning_rate: float = 1e-3  # peak, not per 256 images; a twentieth of the budget warms up
     weight_decay: float = 0.05
     mixed_precision: Literal["no", "bf16"] = "no"
     seed: int = 0
@@ -194,10 +173,6 @@ class NoiseClassifierTask(Task):
 
     t is uniform over all time steps (of EDM over the levels of its sampling schedule). Both t and the noise depend on
     the seed and an example's position in the run only.
-
-    Args:
-        recipe ([`Recipe`]): Data, image size and budget.
-        classifier ([`NoiseClassifierConfig`]): What is trained.
     """
 
     activity = "noise classifier"
@@ -231,9 +206,8 @@ def build_noise_classifier(classifier: NoiseClassifierConfig) -> PreTrainedModel
 
     A tokenizer or autoencoder in front of the network keeps the checkpoint's weights in either case.
     """
-    c = classifier
-    model = open_as_classifier(c.checkpoint, c.layer, c.class_names)
-    return model if c.pretrained else untrained_like(model, c.seed, random_gates=False)
+    model = open_as_classifier(classifier.checkpoint, classifier.layer, classifier.class_names)
+    return model if classifier.pretrained else untrained_like(model, classifier.seed, random_gates=False)
 
 
 def train_noise_classifier(classifier: NoiseClassifierConfig, data: DataConfig, output_dir: str | Path) -> Path:
@@ -242,29 +216,20 @@ def train_noise_classifier(classifier: NoiseClassifierConfig, data: DataConfig, 
     Args:
         classifier ([`NoiseClassifierConfig`]): The network and its budget.
         data ([`~ldae.data.DataConfig`]): The images; `horizontal_flip` is the only augmentation used.
-        output_dir (`str` or `Path`): The run's folder.
-
-    Returns:
-        The folder, which `AutoModelForImageClassification` loads.
+        output_dir (`str` or `Path`): The run's folder, which is returned; `AutoModelForImageClassification` loads it.
 
     Raises:
         ValueError: If an image has no label.
         RunError: If the folder holds another classifier.
     """
     recipe = noise_classifier_recipe(classifier, data, output_dir)
-    folder = RunFolder(output_dir)
-    train(NoiseClassifierTask(recipe, classifier), recipe.training, folder, [Estimate()])
-    return folder.path
+    train(NoiseClassifierTask(recipe, classifier), recipe.training, RunFolder(output_dir), [Estimate()])
+    return Path(output_dir)
 
 
 def rehearse_noise_classifier(classifier: NoiseClassifierConfig, data: DataConfig) -> Rehearsal:
-    """Take the first steps of a classifier's training and print what the whole takes, without writing anything.
-
-    Args:
-        classifier, data: As of [`train_noise_classifier`].
-    """
-    recipe = noise_classifier_recipe(classifier, data, None)
-    return rehearse(NoiseClassifierTask(recipe, classifier))
+    """Take the first steps of [`train_noise_classifier`] and print what the whole takes, without writing anything."""
+    return rehearse(NoiseClassifierTask(noise_classifier_recipe(classifier, data, None), classifier))
 
 
 def noise_classifier_recipe(

@@ -21,33 +21,20 @@ from ldae.training.task import trained_parameters
 
 @dataclass(frozen=True)
 class RecipeCosts:
-    """Costs of a recipe, whatever the machine.
+    """Costs of a recipe on any machine; a multiplication with an addition counts as two FLOPs."""
 
-    Args:
-        weights: Number of weights that train.
-        held: Bytes of all weights and buffers, and of their moving average if the recipe keeps one.
-        trained: Bytes of the weights that train.
-        fixed: Bytes that a step takes whatever its batch.
-        per_image: Bytes that a step takes for each image.
-        forward: FLOPs of the forward pass of one image; a multiplication with an addition counts as two.
-        step: FLOPs of forward and backward pass of one image, and of activations that are computed again.
-    """
-
-    weights: int
-    held: int
-    trained: int
-    fixed: int
-    per_image: int
-    forward: int
-    step: int
+    weights: int  # number of weights that train
+    held: int  # bytes of all weights and buffers, and of their moving average if the recipe keeps one
+    trained: int  # bytes of the weights that train
+    fixed: int  # bytes that a step takes whatever its batch
+    per_image: int  # bytes that a step takes for each image
+    forward: int  # FLOPs of the forward pass of one image
+    step: int  # FLOPs of forward and backward pass of one image, and of activations that are computed again
 
     def memory(self, capacity: int, micro_batch_size: int, devices: int = 1) -> MemoryEstimate:
-        """Estimate the memory of a device that holds nothing yet.
+        """Estimate the memory of a device of `capacity` bytes that holds nothing yet.
 
-        Args:
-            capacity (`int`): Bytes that it has.
-            micro_batch_size (`int`): Images in one forward.
-            devices (`int`): Devices in all; with several, each holds the gradients twice to exchange them.
+        With several devices, each holds the gradients twice to exchange them.
         """
         held = self.held + (self.trained if devices > 1 else 0)
         return MemoryEstimate(held, 3 * self.trained, self.fixed, self.per_image, micro_batch_size, capacity - held)
@@ -55,19 +42,12 @@ class RecipeCosts:
 
 @dataclass(frozen=True)
 class DataSheet:
-    """Published figures of an accelerator.
+    """Published figures of an accelerator."""
 
-    Args:
-        title: Name with its variant.
-        memory: Memory in GB (10^9 bytes).
-        bf16: Dense matrix products in bfloat16, in TFLOPS; `None` if the hardware has none.
-        float32: Matrix products in float32, in TFLOPS, without TF32.
-    """
-
-    title: str
-    memory: int
-    bf16: float | None
-    float32: float
+    title: str  # name with its variant
+    memory: int  # in GB (10^9 bytes)
+    bf16: float | None  # TFLOPS of dense matrix products in bfloat16; None if the hardware has none
+    float32: float  # TFLOPS of matrix products in float32, without TF32
 
 
 # From NVIDIA's data sheets and architecture white papers (Turing, Ampere, Ada, Hopper, Blackwell): dense rates with
@@ -88,14 +68,7 @@ KEPT_FREE = 0.1  # share of the memory for CUDA itself, its libraries and fragme
 
 @dataclass(frozen=True)
 class Plan:
-    """Memory and time of a recipe on accelerators that are not here, by arithmetic from published figures.
-
-    Args:
-        recipe: Recipe of a pre-training.
-        costs: Its costs.
-        accelerator: Its devices.
-        devices: Number of devices.
-        mfu: Share of the published peak that training reaches.
+    """Memory and time of a pre-training on accelerators that are not here, by arithmetic from published figures.
 
     Raises:
         ValueError: If the batch does not divide over the devices, or they cannot compute in the recipe's precision.
@@ -105,7 +78,7 @@ class Plan:
     costs: RecipeCosts
     accelerator: DataSheet
     devices: int
-    mfu: float
+    mfu: float  # share of the published peak that training reaches
 
     def __post_init__(self) -> None:
         self.recipe.training.batch_layout(self.devices)
@@ -150,10 +123,7 @@ class Plan:
 
 
 def count_costs(recipe: Recipe) -> RecipeCosts:
-    """Count the costs of a recipe with tensors that have shapes and no values, so that no memory is needed.
-
-    Args:
-        recipe ([`Recipe`]): The recipe of a pre-training; its images are not opened.
+    """Count the costs of a pre-training with tensors that have shapes and no values, so no memory is needed.
 
     Raises:
         ValueError: If the model cannot be built.

@@ -32,25 +32,15 @@ EXAMINED = 32  # images that are looked at to advise on their size
 
 @dataclass(frozen=True)
 class Speed:
-    """Speeds that were measured on one device.
+    """Speeds measured on one device. The last three are measured with the recipe's own images only."""
 
-    Args:
-        peak: FLOPs a second of the fastest large matrix product, in the recipe's precision.
-        flops_per_image: FLOPs of a step for each image.
-        batch_size: Images of the measured steps.
-        step: Images a second of training steps on images that lie in memory.
-        loader: Images a second that the loader reads alone; `None` if it was not measured.
-        training: Images a second of training steps on images that the loader reads meanwhile; `None` likewise.
-        waited: Share of these steps that is spent waiting for images.
-    """
-
-    peak: float
-    flops_per_image: float
-    batch_size: int
-    step: float
-    loader: float | None = None
-    training: float | None = None
-    waited: float = 0.0
+    peak: float  # FLOPs a second of the fastest large matrix product, in the recipe's precision
+    flops_per_image: float  # of a step
+    batch_size: int  # images of the measured steps
+    step: float  # images a second of training steps on images that lie in memory
+    loader: float | None = None  # images a second that the loader reads alone
+    training: float | None = None  # images a second of training steps on images that the loader reads meanwhile
+    waited: float = 0.0  # share of these steps that is spent waiting for images
 
     @property
     def share_of_peak(self) -> float:
@@ -68,7 +58,7 @@ class RandomImagesTask(DenoisingTask):
     rehearsing = True
 
     def open_source(self) -> ImageSource:
-        """Stand in for the images, which are not read."""
+        """Return a stand-in for the images, which are not read."""
         return replace(open_images(DataConfig("digits")), name="random images")
 
     def build(self, checkpoint: Any) -> Any:
@@ -104,24 +94,24 @@ class OpenedImagesTask(DenoisingTask):
 def measure_speed(
     recipe: Recipe, costs: RecipeCosts, memory: MemoryEstimate, device: str, source: ImageSource | None
 ) -> Speed:
-    """Measure a recipe's steps and its loader on one device, for some seconds each. Nothing is printed or written.
+    """Measure the steps of a pre-training on one device, and its loader if its images are given, for seconds each.
 
-    Args:
-        recipe ([`Recipe`]): Recipe of a pre-training.
-        costs ([`RecipeCosts`]): Its costs.
-        memory ([`MemoryEstimate`]): Its memory on this device.
-        device (`str`): Type of the device.
-        source ([`~ldae.data.ImageSource`], *optional*): Its images, to measure the loader, too.
+    Nothing is printed or written.
 
     Raises:
         ValueError: If not even one image fits into the memory.
     """
     peak = matrix_product_flops(device, recipe.training.mixed_precision == "bf16")
     batch = _measured_batch(recipe, costs, memory, peak)
-    # With a learning rate of 0, weights stay finite whatever the images.
-    fields: dict[str, Any] = {"output_dir": None, "latent_cache": None, "images": 10**9, "base_learning_rate": 0.0}
-    fields |= {"total_batch_size": batch, "micro_batch_size": None}
-    fields["compile"] = recipe.training.compile and can_compile(device)
+    fields: dict[str, Any] = {
+        "output_dir": None,
+        "latent_cache": None,
+        "images": 10**9,
+        "base_learning_rate": 0.0,  # weights stay finite whatever the images
+        "total_batch_size": batch,
+        "micro_batch_size": None,
+        "compile": recipe.training.compile and can_compile(device),
+    }
     small = replace(recipe, training=replace(recipe.training, **fields))
     task = RandomImagesTask(replace(small, data=replace(recipe.data, num_workers=0)))
     alone = _quietly(lambda: rehearse(task, task.batches()))
@@ -151,14 +141,9 @@ def matrix_product_flops(device: str, bf16: bool) -> float:
 def advise(
     recipe: Recipe, machine: Machine, speed: Speed, memory: MemoryEstimate, shorter_side: int | None
 ) -> list[str]:
-    """List what would make a recipe faster on a machine, the most useful first.
+    """List what would make a recipe faster on the machine where it was measured, the most useful first.
 
-    Args:
-        recipe ([`Recipe`]): The recipe.
-        machine ([`Machine`]): Where it was measured.
-        speed ([`Speed`]): What was measured.
-        memory ([`MemoryEstimate`]): Its memory here.
-        shorter_side (`int`, *optional*): Median shorter side of its images in pixels, if it is known.
+    `shorter_side` is that of its images in the median, in pixels, if it is known.
     """
     advice = _advise_on_reading(recipe, machine, speed, shorter_side) if speed.waited > WAITED else []
     training = recipe.training

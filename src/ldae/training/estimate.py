@@ -24,22 +24,14 @@ SHORTEST, LONGEST = 4.0, 30.0  # seconds over which steps are timed
 
 
 class StepTimer:
-    """Timer of steps of equal length. The first is left out, and so are those whose batches lay ready.
-
-    Args:
-        prepared (`int`): Steps whose batches the loader's workers prepare ahead.
-    """
+    """Timer of steps of equal length: without the first, and the `prepared` ones whose batches lay ready."""
 
     def __init__(self, prepared: int):
         self.prepared = prepared
         self._times = [time.perf_counter()]  # the start, and the end of each step
 
     def count(self, at_once: bool = False) -> float | None:
-        """Count a step that has just ended, and return the seconds of a step once they are known.
-
-        Args:
-            at_once (`bool`): Whether to return them with as few steps as there are.
-        """
+        """Count a step that has just ended. Return the seconds of a step once they are known, or `at_once`."""
         self._times.append(time.perf_counter())
         last = len(self._times) - 1
         first = min(1 + self.prepared, last // 2)
@@ -105,17 +97,11 @@ def resource_warnings(run: Run, memory: MemoryEstimate | None) -> list[str]:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """Measurements of a rehearsal.
+    """Measurements of a rehearsal."""
 
-    Args:
-        seconds_per_step: Time of an optimizer step, with reading its images.
-        steps: Steps of the whole budget.
-        waited: Share of the time that the later half of the steps waited for images.
-    """
-
-    seconds_per_step: float
-    steps: int
-    waited: float
+    seconds_per_step: float  # with reading its images
+    steps: int  # of the whole budget
+    waited: float  # share of the time that the later half of the measured steps waited for images
 
     @property
     def seconds(self) -> float:

@@ -39,9 +39,6 @@ class FineTuningTask(Task):
 
     The protocol is that of masked autoencoders (l-DAE, App. B): clean input, layer-wise learning-rate decay, drop
     path, MixUp, CutMix, RandAugment, label smoothing and averaged weights.
-
-    Args:
-        recipe ([`FineTuningRecipe`]): The checkpoint, the images, the regularization and the budget.
     """
 
     activity = "fine-tuning"
@@ -74,9 +71,9 @@ class FineTuningTask(Task):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return groups whose learning rate falls from block to block towards the input."""
-        layer_decay: Any = self.recipe.finetuning.layer_decay  # the recipe has made a number of it
-        rates = {"layer_decay": layer_decay, "weight_decay": self.options.weight_decay}
-        return parameter_groups(trained_parameters(self.module), self.blocks, **rates)
+        decay: Any = self.recipe.finetuning.layer_decay  # the recipe has made a number of it
+        parameters, weight_decay = trained_parameters(self.module), self.options.weight_decay
+        return parameter_groups(parameters, self.blocks, layer_decay=decay, weight_decay=weight_decay)
 
     def loss(self, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
         """Augment and mix the batch, drop paths, and compare with the smoothed labels."""
@@ -141,16 +138,10 @@ class FineTuningTask(Task):
 
 
 class MeasureAccuracy(Callback):
-    """Accuracy on the test images with the trained weights and with their average.
-
-    It is measured on a fixed subset in training, and on all test images at the end.
-
-    Args:
-        task ([`FineTuningTask`]): The task of the run.
-    """
+    """Accuracy of trained and of averaged weights: on a fixed subset in training, on all test images at the end."""
 
     def __init__(self, task: FineTuningTask):
-        self.task, self.recipe, self.options = task, task.recipe, task.options
+        self.task, self.options = task, task.options
 
     def after_step(self, run: Run) -> None:
         """Log the accuracy on a fixed subset."""
@@ -166,7 +157,7 @@ class MeasureAccuracy(Callback):
         t, source = self.options, self.task.test_source
         budget = {field: getattr(t, field) for field in ("images", "total_batch_size", "base_learning_rate")}
         for name, (value, count) in self._accuracies(run, source).items():
-            protocol = {"name": "fine-tuning", "weights": name, **budget, **self.recipe.resolved()["finetuning"]}
+            protocol = {"name": "fine-tuning", "weights": name, **budget, **self.task.recipe.resolved()["finetuning"]}
             result = Result("accuracy", value, source.name, source.split, protocol, seeds=t.seed, n=count)
             if run.is_main:
                 add_result(run.folder.path, result)
@@ -191,7 +182,7 @@ class MeasureAccuracy(Callback):
             batch_size=256,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
-            num_workers=self.recipe.data.num_workers,
+            num_workers=self.task.recipe.data.num_workers,
         )
         with run.state.whole_module() as model, evaluating(model), accelerator.autocast():
             for batch in batches:
@@ -235,14 +226,7 @@ def load_classifier(recipe: FineTuningRecipe) -> Any:
 
 
 def rehearse_finetuning(recipe: FineTuningRecipe) -> Rehearsal:
-    """Take the first steps of a recipe and print what the whole run takes, without writing anything.
-
-    Args:
-        recipe ([`FineTuningRecipe`]): As [`~ldae.training.finetuning_recipe.load_finetuning_recipe`] returns it.
-
-    Raises:
-        ValueError, RunError: As of [`~ldae.training.estimate.rehearse`].
-    """
+    """Take the first steps of [`finetune`] and print what the whole run takes, without writing anything."""
     sharing(recipe.training, "Fine-tuned")  # which checks what it needs
     return rehearse(FineTuningTask(recipe))
 

@@ -92,10 +92,10 @@ class FineTuningRecipe(Recipe):
 def finetuning_options() -> dict[str, list[Option]]:
     """List the fields of a fine-tuning recipe by section."""
     hidden = (*UNUSED, "checkpoint", "select_features")
-    sections = {section: [o for o in describe(kind) if o.name not in hidden] for section, kind in _SECTIONS.items()}
     cuts = {option.name: option for model_type in ("ddae", "ldae") for option in model_options(model_type)}
-    sections = {"model": [cuts[name] for name in CUTS["ldae"]], **sections}
-    return {section: [_as_of_fine_tuning(option) for option in found] for section, found in sections.items()}
+    sections = {"model": [cuts[name] for name in CUTS["ldae"]]}
+    sections |= {name: [o for o in describe(kind) if o.name not in hidden] for name, kind in _SECTIONS.items()}
+    return {name: [_as_of_fine_tuning(option) for option in found] for name, found in sections.items()}
 
 
 def _as_of_fine_tuning(option: Option) -> Option:
@@ -119,9 +119,8 @@ def load_finetuning_recipe(
         checkpoint (`str` or path): Folder or Hub id of the model that is fine-tuned.
         path (`str` or path, *optional*): A YAML file with the sections `data`, `finetuning` and `training`, such as
             the recipe.yaml of another fine-tuning run.
-        overrides (`dict`, *optional*): Values by field name; text is read as YAML. Of the model's fields, those that
-            say where it ends and how it sees a clean image: `feature_layer`, `feature_timestep`, and of an l-DAE
-            `num_hidden_layers` and `project_clean_input`.
+        overrides (`dict`, *optional*): Values by field name; text is read as YAML. Of the model's fields, only those
+            in `CUTS`.
         epochs (`int`, *optional*): Budget in passes over the training images, instead of `images`; 100 if neither is
             given.
 
@@ -165,11 +164,7 @@ def load_finetuning_recipe(
 
 
 def class_names(source: "ImageSource") -> list[str]:
-    """Return the names of the classes of a source, or numbers if they have none.
-
-    Raises:
-        ValueError: If it has no labels, or is a stream whose labels have no names.
-    """
+    """Return the names of a source's classes, or their numbers; refuse a source that has none."""
     if source.label_column is None:
         raise ValueError(
             f"{source.description} has no label column, which a classifier needs; name it with label_column."
@@ -286,10 +281,7 @@ def _classifier_config(checkpoint: str, base: Any, cut: dict[str, Any], names: l
             raise ValueError(f"feature_layer={layer} must be from 1 to num_hidden_layers={depth}.")
         cut = {**cut, "num_hidden_layers": layer, "feature_layer": None}
     elif cut.get("feature_layer", base.feature_layer) != base.feature_layer:
-        cut = {
-            **cut,
-            "hidden_size": None,
-        }  # belongs to the checkpoint's own tap; the model fills in that of the new one
+        cut = {**cut, "hidden_size": None}  # belongs to the checkpoint's own tap; the model fills in the new one's
     classes = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
     config = type(base).from_pretrained(checkpoint, **cut, **classes)
     if hasattr(config, "auto_map"):

@@ -26,7 +26,7 @@ from ldae.training.task import Task, batch_statistics
 
 
 class Callback:
-    """Base of what happens beside the training. Every process calls each method of every callback, in order."""
+    """Something that happens beside the training. Every process calls each method of every callback, in order."""
 
     def start(self, run: "Run") -> None:
         """Prepare, after the module was built and before the first step."""
@@ -89,10 +89,7 @@ def _train(run: "Run") -> None:
 
 
 class Run:
-    """A task in training: its state, the position in the data, the images seen, the log.
-
-    The constructor resumes from the newest sound checkpoint. Arguments are those of [`train`], and the processes.
-    """
+    """A task in training: its state, position in the data and log, resumed from the newest sound checkpoint."""
 
     state: TrainingState
     images_seen: int
@@ -110,13 +107,12 @@ class Run:
         accelerator: Accelerator,
     ):
         self.task, self.options, self.folder, self.callbacks = task, options, folder, callbacks
-        self.accelerator = accelerator
-        self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
+        self.accelerator, self.device, self.is_main = accelerator, accelerator.device, accelerator.is_main_process
         self.end = options.steps * options.total_batch_size  # the budget in whole steps
-        self.micro_batch_size, self.accumulation = options.batch_layout(self.accelerator.num_processes)
-        with self.accelerator.main_process_first():  # which sets damaged checkpoints aside
+        self.micro_batch_size, self.accumulation = options.batch_layout(accelerator.num_processes)
+        with accelerator.main_process_first():  # which sets damaged checkpoints aside
             checkpoint = load_newest(folder.checkpoints, self.say)
-        task.setup(self.accelerator, checkpoint)
+        task.setup(accelerator, checkpoint)
         self.state = TrainingState(task, options, accelerator)
         self._resume(checkpoint)
 
@@ -137,10 +133,10 @@ class Run:
         Returns:
             `bool`: False if a signal ended it between two micro-batches, which leaves the run as before the step.
         """
-        t = self.options
+        t, state = self.options, self.state
         statistics = batch_statistics(self.task.module) if self.accumulation > 1 else []
         rate = learning_rate(self.images_seen, t)
-        for group in self.state.optimizer.param_groups:
+        for group in state.optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
         loss = torch.zeros((), device=self.device)
         for index in range(self.accumulation):
@@ -158,11 +154,11 @@ class Run:
                 self.accelerator.backward(part)
             loss += part.detach()
         # Without a limit the norm is still logged.
-        grad_norm = self.state.clip(math.inf if t.max_grad_norm is None else t.max_grad_norm)
-        self.state.optimizer.step()
-        self.state.optimizer.zero_grad()
-        if self.state.ema is not None:
-            self.state.ema.step(self.state.trained.values())
+        grad_norm = state.clip(math.inf if t.max_grad_norm is None else t.max_grad_norm)
+        state.optimizer.step()
+        state.optimizer.zero_grad()
+        if state.ema is not None:
+            state.ema.step(state.trained.values())
 
         self._check_finite()  # of the step before, so that an accelerator never waits for the host
         self.last_step = (self.images_seen, loss, grad_norm, rate)
@@ -211,18 +207,16 @@ class Run:
 
     def finish(self) -> None:
         """Let the task write its result, after the last checkpoint."""
-        images_read = describe_counts(self.loader.counts)
-        self.log(
-            {
-                "event": "trained",
-                "seconds": round(self.seconds, 1),
-                "hardware": hardware(),
-                "processes": self.accelerator.num_processes,
-                "weights": "ema" if self.state.ema else "raw",
-                "images_read": images_read,
-            }
-        )
-        self.say(f"Images read: {images_read}")
+        record = {
+            "event": "trained",
+            "seconds": round(self.seconds, 1),
+            "hardware": hardware(),
+            "processes": self.accelerator.num_processes,
+            "weights": "ema" if self.state.ema else "raw",
+            "images_read": describe_counts(self.loader.counts),
+        }
+        self.log(record)
+        self.say(f"Images read: {record['images_read']}")
         self.task.finish(self.folder, self.state.weights())
         for callback in self.callbacks:
             callback.finish(self)
@@ -256,11 +250,15 @@ class Run:
         _, _, grad_norm, rate = self.last_step
         loss = self.accelerator.reduce(torch.stack(self.losses).mean(), "mean").item()
         self.losses = []
-        record: dict[str, Any] = {"loss": round(loss, 6), "grad_norm": round(float(grad_norm), 4)}
-        record["learning_rate"] = rate
-        record |= {name: round(value.item(), 6) for name, value in self.task.parts.items()}
-        record |= self.watch.lap()
-        self.log({"event": "train", **record})
+        record: dict[str, Any] = {
+            "event": "train",
+            "loss": round(loss, 6),
+            "grad_norm": round(float(grad_norm), 4),
+            "learning_rate": rate,
+            **{name: round(value.item(), 6) for name, value in self.task.parts.items()},
+            **self.watch.lap(),
+        }
+        self.log(record)
         shown = {
             "loss": f"{loss:.4f}",
             "img/s": f"{record['images_per_second']:.0f}",
@@ -281,15 +279,15 @@ class Run:
 
     def asked_to_stop(self) -> bool:
         """Return whether any process has received a signal; all processes agree at every tenth step."""
+        own = stopping.received() is not None
         if self.accelerator.num_processes == 1:
-            return stopping.received() is not None
+            return own
         if (self.images_seen // self.options.total_batch_size) % 10:
             return False
-        asked = torch.tensor(float(stopping.received() is not None), device=self.device)
-        anyone = self.accelerator.reduce(asked, "sum")
-        if anyone.item():
+        anyone = bool(self.accelerator.reduce(torch.tensor(float(own), device=self.device), "sum").item())
+        if anyone:
             stopping.request(signal.SIGTERM)  # another process may have received it
-        return bool(anyone.item())
+        return anyone
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
@@ -326,16 +324,14 @@ class Run:
     def _first_batch_checked(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Check that no two processes read the same images."""
         first = next(batches)
-        check_disjoint(
-            first,
-            lambda values: self.accelerator.gather(values.to(self.device)).cpu(),
-            num_examples=self.task.source.num_examples,
-        )
+        gather: Any = self.accelerator.gather
+        num_examples = self.task.source.num_examples
+        check_disjoint(first, lambda values: gather(values.to(self.device)).cpu(), num_examples=num_examples)
         yield first
         yield from batches
 
     def _check_finite(self) -> None:
-        """Raise [`RunError`] if the loss or the gradient of the last step is not finite."""
+        """Raise `RunError` if the loss or the gradient of the last step is not finite."""
         if self.last_step is None:
             return
         before, loss, grad_norm, _ = self.last_step

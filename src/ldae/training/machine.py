@@ -22,23 +22,14 @@ MMAP_THRESHOLD = -3  # glibc's M_MMAP_THRESHOLD
 
 @dataclass(frozen=True)
 class Machine:
-    """Resources that a run can use.
+    """Resources that a run can use."""
 
-    Args:
-        cores: Cores of the CPU that this process may use.
-        memory: Memory in bytes.
-        free: Free memory in bytes.
-        device: Type of the device that training chooses: `cuda`, `mps`, `cpu`, ...
-        accelerators: Their names, empty on a CPU.
-        bf16: Whether the accelerator computes in bfloat16.
-    """
-
-    cores: int
-    memory: int
-    free: int
-    device: str
-    accelerators: list[str]
-    bf16: bool
+    cores: int  # of the CPU, that this process may use
+    memory: int  # in bytes
+    free: int  # of the memory
+    device: str  # type of the device that training chooses: cuda, mps, cpu, ...
+    accelerators: list[str]  # their names, empty on a CPU
+    bf16: bool  # whether the accelerator computes in bfloat16
 
     @property
     def on_cpu(self) -> bool:

@@ -24,23 +24,14 @@ SMALL, LARGE = 2, 4  # images of the two steps that are counted
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Memory that a process of a run needs at its peak, in bytes.
+    """Memory that a process of a run needs at its peak, in bytes."""
 
-    Args:
-        held: What is in use before the first step: the weights, and without an accelerator the whole process.
-        optimizer: Gradients, and the two moments of AdamW.
-        fixed: What a step takes whatever its batch, such as weights in bfloat16.
-        per_image: Activations of one image at the peak of forward and backward pass.
-        micro_batch_size: Images in one forward.
-        free: Memory that is free on the device.
-    """
-
-    held: int
-    optimizer: int
-    fixed: int
-    per_image: int
-    micro_batch_size: int
-    free: int
+    held: int  # in use before the first step: the weights, and without an accelerator the whole process
+    optimizer: int  # gradients, and the two moments of AdamW
+    fixed: int  # what a step takes whatever its batch, such as weights in bfloat16
+    per_image: int  # activations of one image at the peak of forward and backward pass
+    micro_batch_size: int  # images in one forward
+    free: int  # memory that is free on the device
 
     @property
     def missing(self) -> int:
@@ -105,7 +96,7 @@ def count_step_bytes(module: nn.Module, loss: Callable[[int], torch.Tensor]) -> 
         loss (`Callable`): Computes the loss of a batch of so many images.
 
     Returns:
-        Bytes that do not depend on the batch, such as weights in bfloat16, and bytes of an image.
+        `fixed` and `per_image` of a [`MemoryEstimate`].
     """
     with ExitStack() as hooks:
         for parameter in module.parameters():
@@ -127,15 +118,10 @@ def _drop_gradient(parameter: torch.Tensor) -> None:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Count of the bytes of the tensors that operations within this context make and that are still in use.
+    """Count of the bytes of tensors that operations within this context make, in use and at its `peak`.
 
-    Real tensors and those of `FakeTensorMode` are counted alike, in the forward and in the backward pass.
-
-    Args:
-        module (`nn.Module`): Module whose weights and buffers, and views of them, are not counted.
-
-    Attributes:
-        peak (`int`): Most bytes that were in use at once.
+    Real tensors and those of `FakeTensorMode` are counted alike, in the forward and in the backward pass. Weights and
+    buffers of the module, and views of them, are not counted.
     """
 
     def __init__(self, module: nn.Module):

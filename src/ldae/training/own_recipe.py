@@ -14,7 +14,7 @@ from ldae.data.survey import time_reading
 from ldae.training.estimate import rehearse
 from ldae.training.machine import Machine
 from ldae.training.pretraining import DenoisingTask
-from ldae.training.progress import describe_seconds
+from ldae.training.progress import describe_count, describe_seconds
 from ldae.training.recipe import Recipe, build_recipe
 
 
@@ -47,17 +47,11 @@ class Choice:
 
 @dataclass
 class OwnRecipe:
-    """A recipe with its reasons.
+    """A recipe with its reasons."""
 
-    Args:
-        sections: Choices by section and field.
-        seconds_per_step: Time of a step here.
-        notes: What the user should know before it starts, a line each.
-    """
-
-    sections: dict[str, dict[str, Choice]]
-    seconds_per_step: float = 0.0
-    notes: list[str] = field(default_factory=list)
+    sections: dict[str, dict[str, Choice]]  # by section and field
+    seconds_per_step: float = 0.0  # here
+    notes: list[str] = field(default_factory=list)  # what the user should know before it starts, a line each
 
     def build(self, **overrides: Any) -> Recipe:
         """Build the recipe as the reader does."""
@@ -94,29 +88,17 @@ class OwnRecipe:
 
 @dataclass
 class Planner:
-    """Choice of a recipe for images, a machine and a time.
+    """Choice of a recipe for images, a machine and a time."""
 
-    Args:
-        dataset: The images, as a recipe names them, and further fields of the section `data`.
-        source: The same images, opened.
-        survey: What they are.
-        machine: Where they are trained on.
-        seconds: Time for everything.
-        started: Seconds that a command takes before it opens the images.
-        output_dir: The run's folder.
-        size: Size of the network; by default chosen.
-        image_size: Side of the images; by default chosen.
-    """
-
-    data: dict[str, Any]
-    source: ImageSource
-    survey: ImageSurvey
-    machine: Machine
-    seconds: float
-    started: float
-    output_dir: str
-    size: str | None = None
-    image_size: int | None = None
+    data: dict[str, Any]  # fields of the section `data`, which name the images
+    source: ImageSource  # the same images, opened
+    survey: ImageSurvey  # what they are
+    machine: Machine  # where they are trained on
+    seconds: float  # time for everything
+    started: float  # seconds that a command takes before it opens the images
+    output_dir: str  # the run's folder
+    size: str | None = None  # of the network; by default chosen
+    image_size: int | None = None  # by default chosen
     reading: float = field(default=0.0, init=False)  # seconds an image
 
     def plan(self) -> OwnRecipe:
@@ -142,7 +124,7 @@ class Planner:
         side, patch, dimension, why = self._shape()
         cpu = machine.on_cpu
         model = {
-            "size": Choice(size, self._why_size(size)),
+            "size": Choice(size, self._why_size()),
             "image_size": Choice(side, why),
             "patch_size": Choice(
                 patch, f"{(side // patch) ** 2} patches an image; half of it at least quadruples the time"
@@ -200,7 +182,7 @@ class Planner:
             why += "; larger takes too long on a CPU: twice the side with the same patch takes 4 times as long"
         return side, patch, dimension, why
 
-    def _why_size(self, size: str) -> str:
+    def _why_size(self) -> str:
         if self.size is not None:
             return "as asked for"
         others = ", ".join(SIZES[self.machine.on_cpu])
@@ -221,10 +203,8 @@ class Planner:
     def _largest(self, sizes: Any, per_image: float) -> str:
         """Return the largest size that sees enough images, given the time per image of the first."""
         wanted = min(max(FEWEST, VIEWS * self.survey.num_images), ENOUGH)
-        fitting = [
-            size for size in sizes if self._budget(per_image * self._work(size) / self._work(sizes[0]))[0] >= wanted
-        ]
-        return fitting[-1] if fitting else sizes[0]
+        unit = per_image / self._work(sizes[0])
+        return next((size for size in reversed(sizes) if self._budget(unit * self._work(size))[0] >= wanted), sizes[0])
 
     def _measure_reading(self) -> float:
         """Measure the time to read an image."""
@@ -255,12 +235,9 @@ class Planner:
         survey = self.survey
         reading = self.reading * min(survey.num_images, self._tokenizer_images())
         left = MARGIN * self.seconds - self.started - END_SECONDS - reading
-        choices: list[tuple[int, int] | None] = [*PROBES] if self._can_probe else []
-        for choice in [*choices, None]:
-            cost = self._probe_seconds(choice, per_image)
-            if choice is None or cost <= PROBE_SHARE * left:
-                return max(0, int((left - cost) / per_image)), choice
-        raise AssertionError("the last choice always fits")
+        choices = PROBES if self._can_probe else ()
+        choice = next((c for c in choices if self._probe_seconds(c, per_image) <= PROBE_SHARE * left), None)
+        return max(0, int((left - self._probe_seconds(choice, per_image)) / per_image)), choice
 
     @property
     def _can_probe(self) -> bool:
@@ -334,8 +311,8 @@ class Planner:
         batch = own.sections["training"]["total_batch_size"].value
         if images < STEPS * batch // 4:
             notes.append(
-                f"{describe_seconds(self.seconds)} allow {images // batch:,} steps, which train little; give more "
-                "--minutes, or a smaller --image_size."
+                f"{describe_seconds(self.seconds)} allow {describe_count(images // batch, 'step')}, too few to learn "
+                "much; give more --minutes, or a smaller --image_size."
             )
         workers = max(1, own.sections["data"]["num_workers"].value)
         if self.reading / workers > per_image:

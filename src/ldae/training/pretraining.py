@@ -128,9 +128,8 @@ def latent_source(
     if folder is None:
         return source
     config, processes = recipe.model_config(), accelerator.num_processes
-    bar = progress_bar(len(source.dataset), 0, accelerator.is_main_process, "latents")
     try:
-        with bar:
+        with progress_bar(len(source.dataset), 0, accelerator.is_main_process, "latents") as bar:
             counts = cache_latents(
                 tokenizer,
                 source,
@@ -176,14 +175,7 @@ def without_folder(recipe: Recipe) -> Recipe:
 
 
 def rehearse_pretraining(recipe: Recipe) -> Rehearsal:
-    """Take the first steps of a recipe and print what the whole run takes, without writing anything.
-
-    Args:
-        recipe ([`Recipe`]): Its `training.output_dir` may be missing.
-
-    Raises:
-        ValueError, RunError: As of [`~ldae.training.estimate.rehearse`].
-    """
+    """Take the first steps of [`pretrain`] and print what the whole run takes, without writing anything."""
     sharing(recipe.training, "Trained")  # which checks what it needs
     if trains_tokenizer(recipe):
         rehearse_tokenizer(without_folder(recipe))

@@ -124,18 +124,14 @@ def load_recipe(path: str | Path | None, overrides: Mapping[str, Any] | None = N
 
 
 def build_recipe(sections: Mapping[str, Mapping[str, Any]], overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """Build a recipe from sections and overrides; see [`load_recipe`].
-
-    Args:
-        sections (`dict`): Those of the four sections that there are.
-        overrides (`dict`, *optional*): Values by field name; text is read as YAML.
-    """
+    """Build a recipe from those of the four sections that there are, and from overrides; see [`load_recipe`]."""
     recipe = merge_sections(sections, overrides)
+    config = recipe.model_config()
     if recipe.model_type == "ldae":
-        _check_latent_cache(recipe)
+        _check_latent_cache(recipe, config)
     else:
         _refuse_latents(recipe, sections.get("tokenizer", {}), overrides or {})
-    _check_augmentation(recipe)
+    _check_augmentation(recipe.data, config)
     return recipe
 
 
@@ -168,13 +164,7 @@ def override(
     owners: Mapping[str, str],
     what: str = "a recipe",
 ) -> None:
-    """Put values into the sections that their fields belong to.
-
-    Args:
-        sections: Values by section; changed in place.
-        overrides: Values by field name, `images` or `training.images`.
-        owners: Section of each field.
-        what: What has these fields, for the message.
+    """Put values, named `images` or `training.images`, into the sections that own their fields, in place.
 
     Raises:
         ValueError: For an unknown field.
@@ -216,25 +206,19 @@ def field_owners(model_type: str = "ldae") -> dict[str, str]:
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any], folder: Path) -> list[str]:
-    """List the fields in which two resolved recipes differ and on which trained numbers depend, as `field: a -> b`.
+    """List the fields in which a resolved recipe differs from that of a run's folder, as `field: theirs -> ours`.
 
-    Args:
-        ours (`dict`): The recipe of this start.
-        theirs (`dict`): The recipe of the run's folder.
-        folder (`Path`): The run's folder, from which a fine-tuning's checkpoint may be given.
+    Fields on which no trained number depends are left out. Paths may be relative to the folder.
     """
-    derived = ours.get("training"), theirs.get("training")
+    both_derived = "finetuning" in ours and all(has_derived_warmup(side.get("training")) for side in (ours, theirs))
     changed = []
     for section, fields in ours.items():
         for name, value in fields.items():
             before = theirs.get(section, {}).get(name)
-            if name in FREE_FIELDS or value == before:
+            if value == before or name in FREE_FIELDS or (name == "warmup_images" and both_derived):
                 continue
-            if name in PATH_FIELDS and _same_place(value, before, folder):
-                continue
-            if name == "warmup_images" and "finetuning" in ours and all(map(has_derived_warmup, derived)):
-                continue
-            changed.append(f"{section}.{name}: {before!r} -> {value!r}")
+            if not (name in PATH_FIELDS and _same_place(value, before, folder)):
+                changed.append(f"{section}.{name}: {before!r} -> {value!r}")
     return changed
 
 
@@ -256,15 +240,12 @@ def _same_place(first: Any, second: Any, folder: Path) -> bool:
 
 
 def read_sections(path: str | Path | None, extra: Iterable[str] = ()) -> dict[str, Any]:
-    """Read the sections of a YAML file over those of its `base`, and of the base of that, field by field.
+    """Read the four sections of a YAML file over those of its `base`, and of the base of that, field by field.
 
     Args:
         path (`str` or `Path`, *optional*): The file, or the name of a recipe that comes with ldae; without one, every
             section is empty.
         extra (`Iterable[str]`): Other keys that may stand in the file; they are returned unchanged.
-
-    Returns:
-        `dict` with the four sections and the extra keys that were there.
 
     Raises:
         ValueError: For a missing file, an unknown section, or bases that lead back to the file.
@@ -321,10 +302,10 @@ def find_recipe(path: str | Path) -> Path:
     return Path(path) if Path(path).exists() or not named.is_file() else named
 
 
-def _check_augmentation(recipe: Recipe) -> None:
+def _check_augmentation(data: DataConfig, config: Any) -> None:
     """Refuse geometric augmentation that the network is not told of: it would appear in generated images."""
-    probability = recipe.data.geometric_augmentation
-    if probability and not (recipe.model_type == "ddae" and recipe.model_config().augmentation_labels):
+    probability = data.geometric_augmentation
+    if probability and not getattr(config, "augmentation_labels", False):
         raise ValueError(
             f"geometric_augmentation={probability} needs augmentation_labels, which keep it out of generated images; "
             "set augmentation_labels: true of a DDAE (model_type: ddae), or geometric_augmentation: 0."
@@ -332,12 +313,10 @@ def _check_augmentation(recipe: Recipe) -> None:
 
 
 def _refuse_latents(recipe: Recipe, tokenizer: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
-    """Refuse fields of the latent tokenizer for a model that has none, and check the model's own fields."""
-    recipe.model_config()
-    names = [field.name for field in dataclasses.fields(TokenizerConfig)]
-    own = {name.rpartition(".")[2]: value for name, value in overrides.items()}
-    given = {**tokenizer, **{name: value for name, value in own.items() if name in names}}
-    refused = [f"tokenizer.{name}={value!r}" for name, value in given.items()]
+    """Refuse fields of the latent tokenizer for a model that has none."""
+    names = {field.name for field in dataclasses.fields(TokenizerConfig)}
+    given = {**tokenizer, **{name.rpartition(".")[2]: value for name, value in overrides.items()}}
+    refused = [f"tokenizer.{name}={value!r}" for name, value in given.items() if name in names]
     if recipe.training.latent_cache is not None:
         refused.append(f"latent_cache={recipe.training.latent_cache!r}")
     if refused:
@@ -347,9 +326,9 @@ def _refuse_latents(recipe: Recipe, tokenizer: Mapping[str, Any], overrides: Map
         )
 
 
-def _check_latent_cache(recipe: Recipe) -> None:
+def _check_latent_cache(recipe: Recipe, config: Any) -> None:
     """Refuse a cache of latents for a model or data that cannot use one."""
-    folder, config = recipe.training.latent_cache, recipe.model_config()
+    folder = recipe.training.latent_cache
     if folder is None:
         return
     refusals = [

@@ -78,15 +78,10 @@ class RunFolder:
 
     @contextmanager
     def held(self, recipe: Recipe, accelerator: Accelerator) -> Iterator[None]:
-        """Hold the folder for a run. The main process claims it and prepares it; the others wait for the outcome.
-
-        Args:
-            recipe ([`Recipe`]): The recipe that is written into the folder.
-            accelerator (`Accelerator`): Gives the processes.
+        """Hold the folder for a run of a recipe. The main process prepares it; the others wait for the outcome.
 
         Raises:
-            RunError: If another run holds the folder, or it cannot be written to.
-            SystemExit: In the other processes, if the main process could not claim it.
+            RunError: If another run holds the folder, or it cannot be written to; `SystemExit` in other processes.
         """
         error: RunError | None = None
         if accelerator.is_main_process:
@@ -107,11 +102,7 @@ class RunFolder:
                 self.claim.release()
 
     def prepare(self, recipe: Recipe) -> None:
-        """Claim the folder, remove what a killed run left half-written, and write the recipe.
-
-        Raises:
-            RunError: If another run holds the folder, or it cannot be written to.
-        """
+        """Claim the folder, remove what a killed run left half-written, and write the recipe; see [`held`]."""
         try:
             if not self.claim.take():
                 raise RunError(
@@ -123,9 +114,9 @@ class RunFolder:
             for left in (*self.path.glob(f"{EXPORT_PREFIX}*"), *self.checkpoints.glob(f"{INCOMPLETE_PREFIX}*")):
                 shutil.rmtree(left)
             write_whole(self.recipe, yaml.safe_dump(recipe.resolved(), sort_keys=False))
+        except (FileExistsError, NotADirectoryError) as error:
+            raise RunError(f"output_dir={str(self.path)!r} is a file or lies in one; give a folder.") from error
         except OSError as error:
-            if isinstance(error, (FileExistsError, NotADirectoryError)):
-                raise RunError(f"output_dir={str(self.path)!r} is a file or lies in one; give a folder.") from error
             raise RunError(
                 f"output_dir={str(self.path)!r} cannot be written to ({error}); give a folder that can."
             ) from error
@@ -211,8 +202,7 @@ def checkpoint_models(folder: str | os.PathLike[str], *, raw: bool = False) -> I
         raw (`bool`, defaults to `False`): Whether to read the trained weights even if the run averages them.
 
     Returns:
-        `Iterator[tuple[int, PreTrainedModel]]`: Images seen, and an [`LDAEForPreTraining`] or [`DDAEForPreTraining`]
-        on the CPU in evaluation mode.
+        `Iterator[tuple[int, PreTrainedModel]]`: Images seen, and the model on the CPU in evaluation mode.
 
     Raises:
         ValueError: If the folder holds no run or no checkpoints.
@@ -224,11 +214,8 @@ def checkpoint_models(folder: str | os.PathLike[str], *, raw: bool = False) -> I
             f"checkpoint={str(folder)!r} holds no checkpoints/images-*; give the folder of a pre-training run "
             "on this machine, one made with --keep_checkpoints 10 for ten of them."
         )
-    config_file = run.path / "config.json"
-    if not config_file.is_file():
-        raise ValueError(
-            f"checkpoint={str(folder)!r} has no {config_file.name}; start its run again, which writes it."
-        )
+    if not (run.path / "config.json").is_file():
+        raise ValueError(f"checkpoint={str(folder)!r} has no config.json; start its run again, which writes it.")
     return _open(checkpoints, open_config(run.path), raw)
 
 

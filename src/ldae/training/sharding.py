@@ -26,15 +26,10 @@ def blocks_of(module: nn.Module) -> list[nn.Module]:
 
 
 def shard(module: nn.Module, accelerator: Accelerator, activity: str) -> None:
-    """Divide the weights of a model over the processes, in place, and move them to the device.
+    """Divide the weights of a model, the same in every process, over the processes, and move them to the device.
 
     Weights and gradients stay in float32 and mixed precision is autocast's, as under DDP, so the losses are DDP's too.
     This is done here and not by `Accelerator.prepare`, which casts the weights and the images to bfloat16.
-
-    Args:
-        module (`nn.Module`): A model of transformers, the same in every process.
-        accelerator (`Accelerator`): Gives the mesh (HSDP's if the launch has one) and `reshard_after_forward`.
-        activity (`str`): What the module is trained for, for the error.
 
     Raises:
         ValueError: If the module has no blocks.

@@ -1,4 +1,4 @@
-"""State that training changes: weights, AdamW's and averaged weights, whole in every process or divided over them."""
+"""State that training changes: weights, AdamW's state and averaged weights, whole in every process or divided."""
 
 import copy
 from collections.abc import Iterator
@@ -37,7 +37,6 @@ class TrainingState:
         accelerator (`Accelerator`): Gives the processes.
 
     Attributes:
-        network (`nn.Module`): The module as wrapped for several processes.
         optimizer (`AcceleratedOptimizer`): AdamW.
         trained (`dict[str, nn.Parameter]`): The weights that train, by name.
         ema (`EMAModel`, *optional*): Their average.
@@ -72,11 +71,9 @@ class TrainingState:
     # -- for checkpoints and exports ----------------------------------------------------------------------------------
 
     def parts(self) -> Parts:
-        """Return what a checkpoint holds. Every process must call it.
+        """Return what a checkpoint holds: this process's shards, or whole tensors on the CPU in the main process.
 
-        Returns:
-            `Parts`: This process's shards, or else whole tensors on the CPU, in the main process only. Tensors may be
-            the model's own: save them before the next step.
+        Every process must call it. Tensors may be the model's own: save them before the next step.
         """
         options = None if self.sharded else _WHOLE
         weights: dict[str, Any] = get_model_state_dict(self.network, options=options)
@@ -91,18 +88,13 @@ class TrainingState:
     def weights(self, parts: Parts | None = None) -> dict[str, torch.Tensor]:
         """Return whole weights and buffers on the CPU, averaged where there is an average.
 
-        Every process must call it; the result is complete in the main process only.
-
-        Args:
-            parts (`Parts`, *optional*): What [`~TrainingState.parts`] has just returned; whole weights among it are
-                not collected again.
+        Every process must call it; the result is complete in the main process only. Weights among `parts`, which
+        [`~TrainingState.parts`] has just returned, are not collected again if they are whole.
         """
-        collected: Any
         if parts is None or self.sharded:
-            collected = get_model_state_dict(self.network, options=_WHOLE)
+            weights: dict[str, Any] = dict(get_model_state_dict(self.network, options=_WHOLE))
         else:
-            collected = parts["model"]
-        weights: dict[str, torch.Tensor] = dict(collected)
+            weights = dict(parts["model"])
         for name, shadow in self._average().items():
             whole = gathered(shadow)
             if self.accelerator.is_main_process:

@@ -15,9 +15,7 @@ from ldae.training.sharding import blocks_of, is_sharded
 
 
 class Task:
-    """A module to train, with its images and its loss.
-
-    Subclasses build the module, compute the loss and write the result.
+    """A module to train, with its images and its loss. Subclasses build it, compute the loss and write the result.
 
     Args:
         recipe ([`Recipe`]): Data, seed and budget.
@@ -63,10 +61,9 @@ class Task:
         return open_images(self.recipe.data, self.recipe.data.split)
 
     def build(self, checkpoint: Checkpoint | None) -> nn.Module:
-        """Build the module on the CPU. It may also replace `self.examples`.
+        """Build the module on the CPU, perhaps from parts of a checkpoint, such as a fitted tokenizer.
 
-        The loop loads the weights of the checkpoint afterwards; it is given here for parts from which the module is
-        built, such as a fitted tokenizer.
+        It may also replace `self.examples`. The loop loads the checkpoint's weights afterwards.
         """
         raise NotImplementedError
 
@@ -95,11 +92,9 @@ class Task:
         """
 
     def finish(self, folder: RunFolder, weights: dict[str, torch.Tensor]) -> None:
-        """Write the result. Every process calls this after the last step, and again after a kill in the meantime.
+        """Write the result, with arguments as of [`~Task.export`].
 
-        Args:
-            folder ([`RunFolder`]): The run's folder.
-            weights (`dict[str, torch.Tensor]`): As of [`~Task.export`].
+        Every process calls this after the last step, and again after a kill in the meantime.
         """
         if self.accelerator.is_main_process:
             self.export(folder, weights)

@@ -60,12 +60,8 @@ def patch_moments(source: ImageSource, recipe: Recipe, accelerator: Accelerator)
 
 
 def fit_on_source(source: ImageSource, recipe: Recipe, accelerator: Accelerator) -> PatchPCA:
-    """Fit the patch-wise PCA, or the pixels of resized images, on the first images of the shuffled data.
-
-    Each process reads its share of [`sample_images`], and all return the same tokenizer.
-    """
-    config = recipe.model_config()
-    moments = patch_moments(source, recipe, accelerator)
+    """Fit the patch-wise PCA, or the pixels of resized images, on [`sample_images`], the same in every process."""
+    config, moments = recipe.model_config(), patch_moments(source, recipe, accelerator)
     shape = {"patch_size": config.patch_size, "num_channels": config.num_channels, "latent_dim": config.latent_dim}
     if config.latent_tokenizer == "pixel":
         tokenizer: PatchPCA = PatchPixels(**shape, latent_scaling=config.latent_scaling)

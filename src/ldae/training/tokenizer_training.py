@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch import nn
 
 from ldae.data import Batch, ImageSource, iterate_once, open_images, open_probe_images, prepare_images
+from ldae.data.survey import time_reading
 from ldae.evaluation.reconstruction import reconstruction_quality
 from ldae.models.randomness_ldae import NOISE, keyed_normal
 from ldae.models.tokenizer_conv_ldae import ConvVAETokenizer, build_conv_vae, build_tokenizer
@@ -27,6 +28,7 @@ from ldae.training.callbacks import tracking
 from ldae.training.checkpoint import Checkpoint
 from ldae.training.estimate import Estimate, Rehearsal, rehearse
 from ldae.training.loop import train
+from ldae.training.progress import describe_bytes, describe_count, describe_seconds, peak_memory_gib
 from ldae.training.recipe import Recipe
 from ldae.training.run_folder import RunFolder
 from ldae.training.task import Task
@@ -44,7 +46,7 @@ ADVERSARIAL_BETAS = (0.5, 0.9)  # of Adam, usual against a discriminator; for al
 
 
 def tokenizer_recipe(recipe: Recipe, output_dir: str | Path | None = None) -> Recipe:
-    """Reduce a recipe to what its tokenizer depends on, so that recipes which agree in that can share the tokenizer.
+    """Reduce a denoiser's recipe to what its tokenizer depends on, so that recipes can share a tokenizer.
 
     Args:
         recipe ([`Recipe`]): Recipe of a denoiser.
@@ -76,11 +78,7 @@ def tokenizer_recipe(recipe: Recipe, output_dir: str | Path | None = None) -> Re
 
 
 def obtain_tokenizer(recipe: Recipe, source: ImageSource, accelerator: Accelerator) -> Any:
-    """Read the fitted tokenizer that a denoiser's recipe names, or fit or train one, the same in every process.
-
-    Raises:
-        ValueError: If the tokenizer that the recipe names does not fit the model.
-    """
+    """Read the fitted tokenizer that a denoiser's recipe names, or fit or train one, the same in every process."""
     config, own = recipe.model_config(), tokenizer_recipe(recipe)
     folder = recipe.tokenizer.tokenizer
     if folder is None and config.latent_tokenizer in FITTED:
@@ -123,18 +121,25 @@ def _on_few_images(recipe: Recipe) -> Recipe:
 
 
 def rehearse_tokenizer(recipe: Recipe) -> Rehearsal | None:
-    """Take the first steps of a tokenizer's training, or fit it on a few images, without writing anything.
-
-    Args:
-        recipe ([`Recipe`]): Recipe of the tokenizer, or of a denoiser.
+    """Take the first steps of [`train_tokenizer`] and print what the whole takes, without writing anything.
 
     Returns:
-        [`~ldae.training.estimate.Rehearsal`], or `None` for one that is fitted in one pass.
+        [`~ldae.training.estimate.Rehearsal`], or `None` for a tokenizer that is fitted in one pass.
     """
     own = tokenizer_recipe(recipe)
-    if own.model_config().latent_tokenizer not in FITTED:
+    config, data = own.model_config(), own.data
+    if config.latent_tokenizer not in FITTED:
         return rehearse(TokenizerTask(own))
-    rehearsed_tokenizer(own, open_images(own.data, own.data.split), make_accelerator())
+    accelerator, source = make_accelerator(), open_images(data, data.split)
+    rehearsed_tokenizer(own, source, accelerator)
+    if source.num_examples is not None and not source.streaming:
+        images = min(own.tokenizer.tokenizer_images, source.num_examples)
+        readers = max(1, data.num_workers) * accelerator.num_processes
+        seconds = time_reading(source, config.image_size, config.num_channels) * images / readers
+        accelerator.print(
+            f"Time: about {describe_seconds(seconds)} to read {describe_count(images, 'image')}, without measuring "
+            f"reconstructions; peak memory {describe_bytes(peak_memory_gib() * 2**30)}"
+        )
     return None
 
 
@@ -142,7 +147,7 @@ def train_tokenizer(recipe: Recipe, output_dir: str | Path | None = None) -> Pat
     """Fit or train the latent tokenizer of a recipe in a folder of its own. The same call resumes.
 
     Args:
-        recipe ([`Recipe`]): Recipe of the tokenizer, or of a denoiser.
+        recipe ([`Recipe`]): Recipe of a denoiser, or of its tokenizer.
         output_dir (`str` or `Path`, *optional*): The folder; by default the recipe's.
 
     Returns:
@@ -172,11 +177,7 @@ def train_tokenizer(recipe: Recipe, output_dir: str | Path | None = None) -> Pat
 
 
 class TokenizerTask(Task):
-    """Reconstruction of images by an AE, a VAE or a convolutional VAE.
-
-    Args:
-        recipe ([`Recipe`]): As [`tokenizer_recipe`] makes it.
-    """
+    """Reconstruction of images by an AE, a VAE or a convolutional VAE, from a recipe of [`tokenizer_recipe`]."""
 
     activity = "tokenizer"
     product = "the tokenizer"
@@ -185,11 +186,10 @@ class TokenizerTask(Task):
         """Build the autoencoder with its losses."""
         config, k = self.config, self.recipe.tokenizer
         if config.latent_tokenizer == "conv_vae":
-            perceptual = PerceptualLoss(k.perceptual_model) if k.perceptual_weight > 0 else None
             return ConvAutoencoderTraining(
                 build_conv_vae(config),
                 kl_weight=k.kl_weight,
-                perceptual=perceptual,
+                perceptual=PerceptualLoss(k.perceptual_model) if k.perceptual_weight > 0 else None,
                 perceptual_weight=k.perceptual_weight,
                 adversarial_weight=k.adversarial_weight,
             )
@@ -238,32 +238,26 @@ def finish_tokenizer(folder: Path, recipe: Recipe, tokenizer: Any) -> None:
     config = recipe.model_config()
     _, source = open_probe_images(recipe.data)
     device, counted = tokenizer.mean.device, 0
-    size: dict[str, Any] = {"image_size": config.image_size, "num_channels": config.num_channels}
 
     def test_images(limit: int) -> Iterator[Batch]:
         nonlocal counted
+        size: dict[str, Any] = {"image_size": config.image_size, "num_channels": config.num_channels}
         for batch in iterate_once(source, **size, batch_size=64, limit=limit):
             counted += len(batch.images)
             yield batch
 
     first = next(test_images(8))
-    pixels = prepare_images(first.images, first.positions, 0, image_size=config.image_size)
-    (folder / "pictures").mkdir(exist_ok=True)
-    FigureCanvasAgg(reconstruction_figure(tokenizer, pixels.to(device))).print_png(
-        folder / "pictures" / "reconstruction.png"
-    )
+    pixels = prepare_images(first.images, first.positions, 0, image_size=config.image_size).to(device)
+    picture = folder / "pictures" / "reconstruction.png"
+    picture.parent.mkdir(exist_ok=True)
+    FigureCanvasAgg(reconstruction_figure(tokenizer, pixels)).print_png(picture)
     counted = 0
     quality = reconstruction_quality(tokenizer, test_images(TEST_IMAGES), config.image_size, device)
-    about: dict[str, Any] = {
-        "dataset": recipe.data.dataset,
-        "split": source.description,
-        "protocol": {"name": "reconstruction", "latent_tokenizer": config.latent_tokenizer, "d": config.latent_dim},
-        "seeds": recipe.training.seed,
-        "n": counted,
-    }
+    protocol = {"name": "reconstruction", "latent_tokenizer": config.latent_tokenizer, "d": config.latent_dim}
     for metric, value in quality.items():
         if math.isfinite(value):  # all pixels kept give an infinite PSNR
-            add_result(folder, Result(metric, value, **about))
+            data, split, seed = recipe.data.dataset, source.description, recipe.training.seed
+            add_result(folder, Result(metric, value, data, split, protocol, seeds=seed, n=counted))
     print(
         f"Reconstruction of {counted:,} test images: PSNR {quality['psnr']:.2f} dB, SSIM {quality['ssim']:.3f}, "
         f"squared error {quality['mse']:.5f} (pixels in [-1, 1])"
