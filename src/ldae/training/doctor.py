@@ -3,7 +3,7 @@
 import io
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForPreTraining
 
 from ldae import stopping
-from ldae.data import Batch, DataConfig, ImageLoader, ImageSource, open_images, survey_images
+from ldae.data import Batch, DataConfig, ImageSource, open_images, survey_images
 from ldae.data.loader import PREFETCHED_BATCHES
 from ldae.training.costs import RecipeCosts
 from ldae.training.estimate import Rehearsal, StepTimer, rehearse
@@ -20,6 +20,7 @@ from ldae.training.machine import Machine, can_compile, release_memory
 from ldae.training.memory import MemoryEstimate
 from ldae.training.pretraining import DenoisingTask
 from ldae.training.recipe import Recipe
+from ldae.training.task import Task, open_loader
 
 
 STEP_SECONDS = 3.0  # a measured step takes no longer: on a slow machine it has fewer images
@@ -114,12 +115,12 @@ def measure_speed(
     }
     small = replace(recipe, training=replace(recipe.training, **fields))
     task = RandomImagesTask(replace(small, data=replace(recipe.data, num_workers=0)))
-    alone = _quietly(lambda: rehearse(task, task.batches()))
+    alone = _rehearse_quietly(task, task.batches())
     speed = Speed(peak, costs.step, batch, batch / alone.seconds_per_step)
     if source is None:
         return speed
     loader = _loader_speed(small, source, batch)
-    training = _quietly(lambda: rehearse(OpenedImagesTask(small, source)))
+    training = _rehearse_quietly(OpenedImagesTask(small, source))
     return replace(speed, loader=loader, training=batch / training.seconds_per_step, waited=training.waited)
 
 
@@ -204,20 +205,8 @@ def _measured_batch(recipe: Recipe, costs: RecipeCosts, memory: MemoryEstimate, 
 
 def _loader_speed(recipe: Recipe, source: ImageSource, batch: int) -> float:
     """Return the images a second that a recipe's loader reads while nothing else is computed."""
-    config = recipe.model_config()
-    loader = ImageLoader(
-        source,
-        recipe.data,
-        image_size=config.image_size,
-        num_channels=config.num_channels,
-        micro_batch_size=batch,
-        total_batch_size=batch,
-        rank=0,
-        world_size=1,
-        seed=recipe.training.seed,
-    )
     timer, seconds = StepTimer(PREFETCHED_BATCHES * recipe.data.num_workers), None
-    with closing(loader):
+    with closing(open_loader(recipe, source, batch, batch)) as loader:
         while seconds is None:
             stopping.check()
             next(loader)
@@ -225,9 +214,9 @@ def _loader_speed(recipe: Recipe, source: ImageSource, batch: int) -> float:
     return batch / seconds
 
 
-def _quietly(measure: Callable[[], Rehearsal]) -> Rehearsal:
+def _rehearse_quietly(task: Task, batches: Iterator[Batch] | None = None) -> Rehearsal:
     """Rehearse without printing, and release what that leaves in memory."""
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        rehearsal = measure()
+        rehearsal = rehearse(task, batches)
     release_memory()
     return rehearsal

@@ -14,7 +14,6 @@ from ldae.places import find_data
 from ldae.sections import DataConfig, FineTuningConfig, TokenizerConfig, TrainingConfig
 from ldae.training.recipe import (
     Recipe,
-    check_names,
     has_derived_warmup,
     model_fields,
     model_options,
@@ -201,7 +200,6 @@ def _sections(base: Any, path: Any, overrides: dict[str, Any]) -> dict[str, dict
             )
     sections["model"] = {name: value for name, value in sections["model"].items() if name in CUTS[base.model_type]}
     override(sections, overrides, owners, "fine-tuning")
-    check_names({section: sections[section] for section in _SECTIONS}, owners, "fine-tuning")
     hints = {option.name: option.hint for option in model_options(base.model_type)}
     sections["model"] = convert_fields(sections["model"], hints, "model")
     return sections

@@ -22,7 +22,7 @@ from ldae.training.checkpoint import Checkpoint, latest_checkpoint, load_newest,
 from ldae.training.progress import Stopwatch, describe_count, hardware, print_line, progress_bar
 from ldae.training.run_folder import RunFolder
 from ldae.training.state import TrainingState
-from ldae.training.task import Task, batch_statistics
+from ldae.training.task import Task, batch_statistics, open_loader
 
 
 class Callback:
@@ -307,18 +307,9 @@ class Run:
         # With more processes than before, the loader checks whether it can resume.
         own = ranks[rank if rank < len(ranks) else 0]
         self.losses = [torch.tensor(loss, device=self.device) for loss in own["losses"]]
-        self.loader = ImageLoader(
-            self.task.examples,
-            self.task.recipe.data,
-            image_size=self.task.config.image_size,
-            num_channels=self.task.config.num_channels,
-            micro_batch_size=self.micro_batch_size,
-            total_batch_size=self.options.total_batch_size,
-            rank=rank,
-            world_size=self.accelerator.num_processes,
-            seed=self.options.seed,
-            start=own["loader"],
-        )
+        sizes = self.micro_batch_size, self.options.total_batch_size
+        place = {"rank": rank, "world_size": self.accelerator.num_processes}
+        self.loader = open_loader(self.task.recipe, self.task.examples, *sizes, **place, start=own["loader"])
         self.position = self.loader.state_dict()  # after the last whole step
 
     def _first_batch_checked(self, batches: Iterator[Batch]) -> Iterator[Batch]:

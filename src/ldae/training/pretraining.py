@@ -33,7 +33,6 @@ from ldae.training.task import Task
 from ldae.training.tokenizer_training import (
     obtain_tokenizer,
     rehearse_tokenizer,
-    rehearsed_tokenizer,
     trains_tokenizer,
 )
 
@@ -58,10 +57,9 @@ class DenoisingTask(Task):
         tokenizer = getattr(model.base_model, "tokenizer", None)
         if tokenizer is not None:
             prefix = f"{model.base_model_prefix}.tokenizer."
-            if self.rehearsing:
-                fitted = rehearsed_tokenizer(self.recipe, self.source, self.accelerator).state_dict()
-            elif checkpoint is None:
-                fitted = obtain_tokenizer(self.recipe, self.source, self.accelerator).state_dict()
+            if checkpoint is None:
+                own = obtain_tokenizer(self.recipe, self.source, self.accelerator, rehearsing=self.rehearsing)
+                fitted = own.state_dict()
             else:
                 fitted = {name.removeprefix(prefix): t for name, t in checkpoint.read("model", prefix).items()}
             tokenizer.load_state_dict(fitted)

@@ -145,7 +145,6 @@ def merge_sections(sections: Mapping[str, Mapping[str, Any]], overrides: Mapping
     owners = field_owners(model_type)
     _refuse_other_models([*overrides, *(f"model.{name}" for name in chosen["model"])], owners, model_type)
     override(chosen, overrides, owners)
-    check_names(chosen, owners)
     if "dataset" not in chosen["data"]:
         raise ValueError(
             "dataset is missing; give --dataset digits, a Hub id, a folder of images or a glob of files, or --config "
@@ -167,13 +166,18 @@ def override(
     """Put values, named `images` or `training.images`, into the sections that own their fields, in place.
 
     Raises:
-        ValueError: For an unknown field.
+        ValueError: For an unknown field, also in the sections.
     """
     for name, value in overrides.items():
         section, _, field = name.rpartition(".")
         if field not in owners or section not in ("", owners[field]):
             raise ValueError(f"--{name} is not a field of {what}{did_you_mean(field, owners)}")
         sections[owners[field]][field] = value
+    for section, values in sections.items():
+        for name in values:
+            if owners.get(name) != section:
+                known = [other for other, owner in owners.items() if owner == section]
+                raise ValueError(f"{section}.{name} is not a field of {what}{did_you_mean(name, known)}")
 
 
 def _refuse_other_models(given: Iterable[str], owners: Mapping[str, str], model_type: str) -> None:
@@ -185,15 +189,6 @@ def _refuse_other_models(given: Iterable[str], owners: Mapping[str, str], model_
                 raise ValueError(
                     f"{name} only applies with model_type={other!r}, and this is {model_type!r}; leave it out."
                 )
-
-
-def check_names(sections: Mapping[str, Mapping[str, Any]], owners: Mapping[str, str], what: str = "a recipe") -> None:
-    """Refuse a field that stands in a section that it does not belong to."""
-    for section, values in sections.items():
-        for name in values:
-            if owners.get(name) != section:
-                known = [other for other, owner in owners.items() if owner == section]
-                raise ValueError(f"{section}.{name} is not a field of {what}{did_you_mean(name, known)}")
 
 
 def field_owners(model_type: str = "ldae") -> dict[str, str]:

@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ldae.data import Batch, ImageSource, open_images, prepare_images
+from ldae.data import Batch, ImageLoader, ImageSource, open_images, prepare_images
 from ldae.training.checkpoint import Checkpoint
 from ldae.training.machine import return_freed_memory
 from ldae.training.recipe import Recipe
@@ -140,6 +140,32 @@ class Task:
             for module in blocks_of(model) if is_sharded(self.accelerator) else [model]:
                 module.compile(fullgraph=True)
         return model
+
+
+def open_loader(
+    recipe: Recipe,
+    source: ImageSource,
+    micro_batch_size: int,
+    total_batch_size: int,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    start: dict[str, Any] | None = None,
+) -> ImageLoader:
+    """Open the loader of a recipe's images, or of its latents, in the order that the recipe's seed gives."""
+    config = recipe.model_config()
+    return ImageLoader(
+        source,
+        recipe.data,
+        image_size=config.image_size,
+        num_channels=config.num_channels,
+        micro_batch_size=micro_batch_size,
+        total_batch_size=total_batch_size,
+        rank=rank,
+        world_size=world_size,
+        seed=recipe.training.seed,
+        start=start,
+    )
 
 
 def trained_parameters(module: nn.Module) -> dict[str, nn.Parameter]:

@@ -1,17 +1,17 @@
 """Statistics of a run's images over all processes, which fit PCA and pixels and scale trained latents."""
 
-import dataclasses
 from collections.abc import Iterator
 
 import torch
 from accelerate import Accelerator
 
 from ldae import stopping
-from ldae.data import ImageLoader, ImageSource, prepare_images
+from ldae.data import ImageSource, prepare_images
 from ldae.models.tokenizer_conv_ldae import ConvVAETokenizer
 from ldae.models.tokenizer_ldae import PatchPCA, PatchPixels, patchify
 from ldae.tokenizers.pca import PatchMoments, pca_from_moments
 from ldae.training.recipe import Recipe
+from ldae.training.task import open_loader
 
 
 FIT_BATCH_SIZE = 64  # fixed: the images must not depend on the batch size of the training
@@ -27,17 +27,8 @@ def sample_images(source: ImageSource, recipe: Recipe, accelerator: Accelerator)
     wanted = recipe.tokenizer.tokenizer_images
     if source.num_examples is not None:
         wanted = min(wanted, source.num_examples)
-    loader = ImageLoader(
-        source,
-        dataclasses.replace(recipe.data, random_resized_crop=False),
-        image_size=config.image_size,
-        num_channels=config.num_channels,
-        micro_batch_size=FIT_BATCH_SIZE,
-        total_batch_size=FIT_BATCH_SIZE * world,
-        rank=accelerator.process_index,
-        world_size=world,
-        seed=recipe.training.seed,
-    )
+    rank = accelerator.process_index
+    loader = open_loader(recipe, source, FIT_BATCH_SIZE, FIT_BATCH_SIZE * world, rank=rank, world_size=world)
     for batch in loader:
         stopping.check()
         chosen = batch.positions < wanted

@@ -77,12 +77,19 @@ def tokenizer_recipe(recipe: Recipe, output_dir: str | Path | None = None) -> Re
     return Recipe(model=model, data=data, tokenizer=dataclasses.replace(k, tokenizer=None), training=training)
 
 
-def obtain_tokenizer(recipe: Recipe, source: ImageSource, accelerator: Accelerator) -> Any:
-    """Read the fitted tokenizer that a denoiser's recipe names, or fit or train one, the same in every process."""
+def obtain_tokenizer(recipe: Recipe, source: ImageSource, accelerator: Accelerator, *, rehearsing: bool) -> Any:
+    """Read the fitted tokenizer that a denoiser's recipe names, or fit or train one, the same in every process.
+
+    A rehearsal fits PCA and pixels on a few images, and leaves a tokenizer that would be trained untrained.
+    """
     config, own = recipe.model_config(), tokenizer_recipe(recipe)
     folder = recipe.tokenizer.tokenizer
     if folder is None and config.latent_tokenizer in FITTED:
-        return fit_on_source(source, own, accelerator).cpu()
+        return fit_on_source(source, _on_few_images(own) if rehearsing else own, accelerator).cpu()
+    if rehearsing:
+        tokenizer = build_tokenizer(config) if folder is None else load_tokenizer(folder, config)
+        tokenizer.fitted.fill_(True)
+        return tokenizer
     if folder is None:
         folder = str(RunFolder.from_recipe(recipe).path / "tokenizer")
         train_tokenizer(recipe, folder)
@@ -100,22 +107,6 @@ def trains_tokenizer(recipe: Recipe) -> bool:
     return tokenizer is not None and tokenizer not in FITTED and recipe.tokenizer.tokenizer is None
 
 
-def rehearsed_tokenizer(recipe: Recipe, source: ImageSource, accelerator: Accelerator) -> Any:
-    """Return a tokenizer for the first steps of a rehearsal: the one that the recipe names, or one of the same size.
-
-    PCA and pixels are fitted on a few images; a tokenizer that would be trained stays untrained.
-    """
-    config, own = recipe.model_config(), tokenizer_recipe(recipe)
-    if recipe.tokenizer.tokenizer is None and config.latent_tokenizer in FITTED:
-        return fit_on_source(source, _on_few_images(own), accelerator).cpu()
-    if recipe.tokenizer.tokenizer is not None:
-        tokenizer = load_tokenizer(recipe.tokenizer.tokenizer, config)
-    else:
-        tokenizer = build_tokenizer(config)
-    tokenizer.fitted.fill_(True)
-    return tokenizer
-
-
 def _on_few_images(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, tokenizer=dataclasses.replace(recipe.tokenizer, tokenizer_images=FEW_IMAGES))
 
@@ -131,7 +122,7 @@ def rehearse_tokenizer(recipe: Recipe) -> Rehearsal | None:
     if config.latent_tokenizer not in FITTED:
         return rehearse(TokenizerTask(own))
     accelerator, source = make_accelerator(), open_images(data, data.split)
-    rehearsed_tokenizer(own, source, accelerator)
+    fit_on_source(source, _on_few_images(own), accelerator)
     if source.num_examples is not None and not source.streaming:
         images = min(own.tokenizer.tokenizer_images, source.num_examples)
         readers = max(1, data.num_workers) * accelerator.num_processes
