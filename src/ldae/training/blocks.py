@@ -20,14 +20,9 @@ LORA_TARGETS = "q_proj k_proj v_proj o_proj fc1 fc2 to_q to_k to_v to_out.0 net.
 
 @dataclass(frozen=True)
 class Block:
-    """One block of an encoder.
+    """One block of an encoder; a residual block of a UNet with the attention and change of resolution after it."""
 
-    Args:
-        modules (`tuple[str, ...]`): Names of its modules in the classifier. A residual block of a UNet includes the
-            attention and the change of resolution that follow it.
-    """
-
-    modules: tuple[str, ...]
+    modules: tuple[str, ...]  # their names in the classifier
 
     def holds(self, name: str) -> bool:
         """Return whether the block contains a parameter or a module of that name."""
@@ -125,7 +120,7 @@ class DropPath:
 
     Args:
         model (`nn.Module`): A classifier.
-        blocks (`list[Block]`): Blocks from [`~ldae.training.blocks.encoder_blocks`].
+        blocks (`list[Block]`): Blocks from [`encoder_blocks`].
         rate (`float`): Rate of the last block, at least 0 and below 1.
         first (`int`, defaults to 0): Number of blocks at the beginning without drop path.
 

@@ -35,14 +35,10 @@ class Checkpoint:
 
     Its tensors are in `model.safetensors`, `optimizer.safetensors` and `ema.safetensors`, or if the run was sharded in
     one `shard-*.safetensors` of each process, which `torch.distributed.checkpoint` wrote.
-
-    Args:
-        path (`Path`): Its folder.
-        state (`dict[str, Any]`): Values that JSON can hold: images seen, each process's position in the data, ...
     """
 
-    path: Path
-    state: dict[str, Any]
+    path: Path  # its folder
+    state: dict[str, Any]  # values that JSON can hold: images seen, each process's position in the data, ...
 
     @property
     def images_seen(self) -> int:
@@ -55,14 +51,9 @@ class Checkpoint:
         return "shards" in self.state
 
     def read(self, part: str, prefix: str = "") -> dict[str, torch.Tensor]:
-        """Read the whole tensors of a part onto the CPU.
+        """Read the whole tensors of a part onto the CPU by name, or only those whose name begins with `prefix`.
 
-        Args:
-            part (`str`): `model`, `optimizer` or `ema`.
-            prefix (`str`): Only those whose name begins with it.
-
-        Returns:
-            `dict[str, torch.Tensor]` by name, empty for a part that was not saved.
+        A part that was not saved, such as the average of a run without one, is empty.
         """
         if self.sharded:
             return _read_from_shards(self.path, part, prefix)

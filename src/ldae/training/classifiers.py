@@ -140,12 +140,9 @@ class NoiseClassifierConfig:
 
 
 class NormalizedClassifier(nn.Module):
-    """A classifier with a BatchNorm without affine parameters before its linear layer, as in linear probes.
+    """A plain classifier with a BatchNorm without affine parameters before its linear layer, as in linear probes.
 
     Without it, the mean that pooled features share would slow the layer down. It is folded into the layer in the end.
-
-    Args:
-        plain (`PreTrainedModel`): An `LDAEForImageClassification` or a `DDAEForImageClassification`.
     """
 
     def __init__(self, plain: Any):

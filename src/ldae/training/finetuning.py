@@ -281,9 +281,6 @@ def compare_with_scratch(
     Returns:
         `list[Result]`: Mean test accuracies over the seeds, by start (`checkpoint`: "finetuned" or "from_scratch") and
         weights (in `protocol`), which are also added to the results.json of the output folder.
-
-    Raises:
-        ValueError, RunError: As of [`~ldae.training.loop.train`].
     """
     overrides = dict(overrides or {})
     for name in ("seed", "from_scratch"):

@@ -32,11 +32,7 @@ EXPORT_PREFIX = ".export-"  # of a folder in which a model is written before its
 
 
 class RunFolder:
-    """The folder of a run.
-
-    Args:
-        path (`str` or path): The folder; [`~RunFolder.held`] creates it.
-    """
+    """The folder of a run, which [`~RunFolder.held`] creates."""
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
@@ -158,15 +154,14 @@ class RunFolder:
         scheduler: bool = True,
         code: bool = True,
     ) -> None:
-        """Write the model into the folder as `from_pretrained` reads it, each file whole or not at all.
+        """Write a model into the folder as `from_pretrained` reads it, each file whole or not at all.
 
         Args:
             model (`PreTrainedModel`): The model.
             weights (`dict[str, torch.Tensor]`): Its weights and buffers by name.
-            processor_config (*optional*): Gives the image processor's `image_size` and `num_channels`; by default the
-                model's configuration.
-            scheduler (`bool`, defaults to `True`): Whether to write a denoiser's noise schedule for diffusers.
-            code (`bool`, defaults to `True`): Whether to write the code for `trust_remote_code`.
+            processor_config: Gives the image processor's `image_size` and `num_channels`; by default the model's.
+            scheduler (`bool`): Whether to write a denoiser's noise schedule for diffusers.
+            code (`bool`): Whether to write the code for `trust_remote_code`.
 
         Raises:
             RunError: If it cannot be written.

@@ -18,10 +18,10 @@ FIT_BATCH_SIZE = 64  # fixed: the images must not depend on the batch size of th
 
 
 def sample_images(source: ImageSource, recipe: Recipe, accelerator: Accelerator) -> Iterator[torch.Tensor]:
-    """Yield this process's share of the first `tokenizer_images` of the shuffled data, in batches.
+    """Yield this process's share of the first `tokenizer_images` of the shuffled data, `(b, C, S, S)` in [-1, 1].
 
-    Pixels `(b, C, S, S)` are centre crops in [-1, 1] on the device. Unless the source is streamed, the images are the
-    same for any number of processes.
+    `recipe` is one of [`~ldae.training.tokenizer_training.tokenizer_recipe`], which crops centrally. Unless the source
+    is streamed, the images are the same for any number of processes.
     """
     config, world = recipe.model_config(), accelerator.num_processes
     wanted = recipe.tokenizer.tokenizer_images
