@@ -15,7 +15,7 @@ from ldae.cli import main
 from ldae.deconstruct.collect import collect
 from ldae.deconstruct.preset import load_preset
 from ldae.deconstruct.runner import Deconstruction, count_classes
-from ldae.deconstruct.variants import tokenizer_name
+from ldae.deconstruct.shared_networks import tokenizer_name
 from ldae.files import FolderClaim
 from ldae.results import read_results
 from tests.processes import ForkedProcess, run_on_two
@@ -210,7 +210,7 @@ def test_a_run_that_another_launch_holds_is_waited_for(write_preset, tmp_path):
     claim = FolderClaim(folder / "rows" / "07_patch_pca" / "seed-0")
     assert claim.acquire()
     other = Deconstruction(preset, folder)
-    assert other._try(other.runs[0]) == "held"
+    assert not other._try(other.runs[0])
     claim.release()
     assert other.run() == []
     assert collect(preset, folder).row("07").accuracy is not None

@@ -12,7 +12,7 @@ from ldae.deconstruct.variants import Variant
 
 def row(key: str, *accuracies: float) -> VariantResults:
     """A row with these accuracies by seed, or none of them."""
-    found = summarise([{"value": value} for value in accuracies])
+    found = summarise([{"value": value} for value in accuracies]) if accuracies else None
     empty = {"blocks": {}, "timesteps": {}, "samples": {}, "failures": {}, "images": None, "hardware": None}
     variant = Variant(f"rows/{key}_x", key, f"{key}_x", {})
     return VariantResults(variant=variant, runs=(), searched=found, at_paper=None, seconds=0.0, **empty)

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from ldae.deconstruct.preset import load_preset
-from ldae.deconstruct.variants import list_variants, tokenizer_name, variant_recipe
+from ldae.deconstruct.shared_networks import tokenizer_name
+from ldae.deconstruct.variants import list_variants, variant_recipe
 
 
 PRESETS = Path(__file__).parents[2] / "training" / "recipes" / "deconstruction"

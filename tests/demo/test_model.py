@@ -68,7 +68,7 @@ def test_the_grid_has_a_row_a_layer_and_a_column_a_time_step(demo: DemoModel) ->
 
 def test_the_nearest_neighbour_of_an_image_of_the_set_is_itself(demo: DemoModel) -> None:
     image, said = demo.examples(8)[5], []
-    found = demo.neighbours(image, 4, lambda share, activity: said.append((share, activity)))
+    found = demo.search(lambda share, activity: said.append((share, activity))).nearest(image, 4)
     captions = [caption for _, caption in found]
     assert len(found) == 4 and captions[0] == "1.00 · 7"
     assert np.array_equal(values(found[0][0])[::8, ::8], image.transpose(1, 2, 0))
@@ -76,11 +76,11 @@ def test_the_nearest_neighbour_of_an_image_of_the_set_is_itself(demo: DemoModel)
     assert similarities == sorted(similarities, reverse=True) and similarities[-1] < 1
     assert said == [] or said[0] == (0.0, "Features of digits (test): 0 of 360 images, once")
     assert demo.num_searched == 360
-    demo.neighbours(image, 4, lambda share, activity: pytest.fail("the features are computed once"))
+    demo.search(lambda share, activity: pytest.fail("the features are computed once"))
 
 
 def test_the_closest_pairs_are_those_of_the_matrix_of_similarities(demo: DemoModel) -> None:
-    pairs, total = demo.closest_pairs(0.9, count=5)
+    pairs, total = demo.search().closest_pairs(0.9, count=5)
     features = demo._neighbours.features
     similarity = (features @ features.T).fill_diagonal_(-2)
     assert total == int((similarity >= 0.9).sum()) // 2 > 5 == len(pairs)
@@ -95,12 +95,12 @@ def test_a_copy_is_the_closest_pair_and_is_shown_beside_its_original(demo: DemoM
     for name, image in zip(names, [*demo.examples(8), demo.examples(8)[2]], strict=True):
         PIL.Image.fromarray(image.transpose(1, 2, 0)).save(tmp_path / f"{name}.png")
     folder = DemoModel("mine", demo.model, source=open_images(DataConfig(str(tmp_path), num_workers=0)))
-    pairs, total = folder.closest_pairs(0.9999)
+    pairs, total = folder.search().closest_pairs(0.9999)
     assert total == 1 and pairs[0][1] == "1.000 · 2, 3"  # sorted by name: a, b, c, copy, d, ...
     picture = values(pairs[0][0])
     assert np.array_equal(picture[4:68:4, 4:68:4], demo.examples(8)[2].transpose(1, 2, 0))
     assert np.array_equal(picture[:, 4:68], picture[:, 72:136])
-    assert folder.closest_pairs(1.1) == ([], 0)
+    assert folder.search().closest_pairs(1.1) == ([], 0)
 
 
 def test_samples_depend_on_the_seed(demo: DemoModel) -> None:
@@ -130,9 +130,8 @@ def test_an_encoder_alone_has_features_and_no_samples(tmp_path: Path) -> None:
     for refused in (lambda: demo.denoise(image, 10), lambda: demo.samples(1, 1)):
         with pytest.raises(ValueError, match="encoder is only an encoder"):
             refused()
-    for search in (lambda: demo.neighbours(image), lambda: demo.closest_pairs(0.9)):
-        with pytest.raises(ValueError, match="choose some with --dataset"):
-            search()
+    with pytest.raises(ValueError, match="choose some with --dataset"):
+        demo.search()
 
 
 def test_what_cannot_be_shown_is_refused(tmp_path: Path) -> None:

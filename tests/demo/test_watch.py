@@ -103,7 +103,7 @@ def test_a_newer_export_is_loaded_and_one_that_cannot_be_loaded_is_not(folder: R
     demo, state = run.demo, run.picture_state()
     first, text = run.draw_denoised()
     assert first.size == (6 + 3 * 262, 23 + 2 * 285 + 6) and text.startswith("Two examples at t = 250, denoised by")
-    demo.neighbours(demo.examples(1)[0])
+    demo.search()
     before = demo.model
 
     changed = open_demo_model(str(folder.path), device="cpu").model

@@ -1,19 +1,24 @@
 """Gather what an output folder of `deconstruct` holds, by variant, averaged over seeds."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from ldae.deconstruct.preset import Preset, row_key
 from ldae.deconstruct.steps import ALL_STEPS, StepFolder
 from ldae.deconstruct.variants import Variant, list_variants, sweep_variant
 from ldae.evaluation.metrics import mean_and_stderr
+from ldae.models.configuration_ldae import LDAEConfig
+from ldae.reports.paper_figures import PaperStep, paper_step
 from ldae.training.run_folder import RunFolder
 
 
 BASELINES = "baselines"
-POINTS, INPUTS, DISTANCES = ("searched", "paper"), ("clean", "noisy"), ("fid", "kid")
 
 
 @dataclass(frozen=True)
@@ -65,9 +70,30 @@ class VariantResults:
         return self.searched or self.at_paper
 
     @property
+    def number(self) -> str:
+        """The row's number as the paper counts: `0`, `7`, `12a`."""
+        key = self.variant.key
+        return key[1:] if len(key) > 1 and key.startswith("0") else key
+
+    @property
+    def paper(self) -> PaperStep | None:
+        """The paper's figures for the row."""
+        return paper_step(self.variant.key)
+
+    @property
+    def label(self) -> str:
+        """The row's step in words, or the name of a recipe that the paper does not have."""
+        return self.variant.name.replace("_", " ") if self.paper is None else self.paper.step
+
+    @property
     def first_run(self) -> Path | None:
         """The finished run of the first seed, for pictures."""
         return self.runs[0] if self.runs else None
+
+    @cached_property
+    def config(self) -> LDAEConfig | None:
+        """Configuration of that run."""
+        return None if self.first_run is None else LDAEConfig.from_pretrained(self.first_run)
 
 
 @dataclass(frozen=True)
@@ -80,9 +106,19 @@ class Collection:
     sweep: list[VariantResults]
     baselines: dict[str, Summary]
 
+    @property
+    def results(self) -> list[VariantResults]:
+        """All variants, the rows first."""
+        return [*self.rows, *self.sweep]
+
     def row(self, key: str) -> VariantResults | None:
         """Return a row by its number; `None` if there is no such row."""
         return next((row for row in self.rows if row.variant.key == key), None)
+
+
+def read_recipe(folder: Path) -> dict[str, Any]:
+    """Read the recipe.yaml of a run."""
+    return yaml.safe_load((folder / "recipe.yaml").read_text())
 
 
 def run_path(output_dir: Path, variant: Variant, seed: int) -> Path:
@@ -102,18 +138,15 @@ def collect(preset: Preset, output_dir: Path) -> Collection:
     """
     known = list_variants(preset)
     results = [collect_variant(variant, output_dir) for variant in (*known, *_others(known, output_dir))]
-    results.sort(
-        key=lambda result: (result.variant.tokenizer or "", result.variant.dimension or 0, result.variant.name)
-    )
-    baselines = StepFolder(output_dir / BASELINES).results(BASELINES)
+    results.sort(key=lambda found: (found.variant.tokenizer or "", found.variant.dimension or 0, found.variant.name))
     return Collection(
         folder=output_dir,
         preset=preset,
-        rows=[r for r in results if r.variant.dimension is None],
-        sweep=[r for r in results if r.variant.dimension is not None],
+        rows=[result for result in results if result.variant.dimension is None],
+        sweep=[result for result in results if result.variant.dimension is not None],
         baselines={
             entry["checkpoint"]: Summary(entry["value"], entry.get("stderr"), len(entry.get("seeds", [0])), (entry,))
-            for entry in baselines
+            for entry in StepFolder(output_dir / BASELINES).results(BASELINES)
         },
     )
 
@@ -139,19 +172,19 @@ def collect_variant(variant: Variant, output_dir: Path) -> VariantResults:
         seconds += trained["seconds"]
         for step, found in entries.items():
             found += folder.results(step)
-    at_points = {
-        point: [e for e in entries["row"] if e["protocol"].get("point", "paper") == point] for point in POINTS
-    }
-    by_input = {given: [e for e in entries["timesteps"] if e["protocol"]["input"] == given] for given in INPUTS}
-    of_kind = {k: [e for e in entries["samples"] if e["metric"].partition("-")[0].lower() == k] for k in DISTANCES}
+    points = _group(entries["row"], lambda entry: entry["protocol"].get("point", "paper"))
+    timesteps: dict[str, dict[int, Summary]] = {}
+    at = _group(entries["timesteps"], lambda entry: (entry["protocol"]["input"], entry["protocol"]["timestep"]))
+    for (given, timestep), summary in at.items():
+        timesteps.setdefault(given, {})[timestep] = summary
     return VariantResults(
         variant=variant,
         runs=tuple(runs),
-        searched=summarise(at_points["searched"]),
-        at_paper=summarise(at_points["paper"]),
-        blocks=_by(entries["blocks"], "layer"),
-        timesteps={given: _by(found, "timestep") for given, found in by_input.items() if found},
-        samples={kind: summary for kind, found in of_kind.items() if (summary := summarise(found)) is not None},
+        searched=points.get("searched"),
+        at_paper=points.get("paper"),
+        blocks=_group(entries["blocks"], lambda entry: entry["protocol"]["layer"]),
+        timesteps=timesteps,
+        samples=_group(entries["samples"], lambda entry: entry["metric"].partition("-")[0].lower()),
         failures=failures,
         images=trained.get("images"),
         seconds=seconds,
@@ -159,10 +192,8 @@ def collect_variant(variant: Variant, output_dir: Path) -> VariantResults:
     )
 
 
-def summarise(entries: list[dict[str, Any]]) -> Summary | None:
+def summarise(entries: list[dict[str, Any]]) -> Summary:
     """Compute mean and standard error of entries that measured the same thing on runs of several seeds."""
-    if not entries:
-        return None
     mean, stderr = mean_and_stderr([entry["value"] for entry in entries])
     return Summary(mean, stderr, len(entries), tuple(entries))
 
@@ -183,8 +214,9 @@ def _others(known: list[Variant], output_dir: Path) -> list[Variant]:
     return others
 
 
-def _by(entries: list[dict[str, Any]], key: str) -> dict[int, Summary]:
-    groups: dict[int, list[dict[str, Any]]] = {}
-    for entry in sorted(entries, key=lambda entry: entry["protocol"][key]):
-        groups.setdefault(entry["protocol"][key], []).append(entry)
-    return {k: summary for k, found in groups.items() if (summary := summarise(found)) is not None}
+def _group(entries: list[dict[str, Any]], key: Callable[[dict[str, Any]], Any]) -> dict[Any, Summary]:
+    """Summarise entries by what they measured, in order."""
+    groups: dict[Any, list[dict[str, Any]]] = {}
+    for entry in entries:
+        groups.setdefault(key(entry), []).append(entry)
+    return {measured: summarise(groups[measured]) for measured in sorted(groups)}

@@ -1,7 +1,6 @@
 """Probes of a finished run: its encoder, sweeps over blocks and time steps, and the baselines to beat."""
 
 import dataclasses
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +11,14 @@ import ldae  # noqa: F401 - registers the models with transformers
 from ldae.checkpoints import open_config, open_model
 from ldae.data import open_probe_images
 from ldae.deconstruct.preset import ProbeOptions
-from ldae.deconstruct.steps import StepFolder, StepRecorder
+from ldae.deconstruct.steps import StepFolder
 from ldae.evaluation.comparison import compare_baselines
 from ldae.evaluation.images import ImageSet, count_images
 from ldae.evaluation.probing import run_probe
 from ldae.evaluation.search import run_searched_probes
 from ldae.reports.paper_figures import BY_BLOCK, TOTAL_BLOCKS
 from ldae.results import Result
-from ldae.shared_work import gather_objects, is_main
+from ldae.shared_work import is_main
 from ldae.training.recipe import Recipe
 
 
@@ -59,40 +58,39 @@ class RunProbes:
             timesteps = config.search_timesteps if given is None else config.scale_timesteps(given)
             grid = (tuple(sorted({*blocks, own[0]})), tuple(sorted({*timesteps, own[1]})))
         settings = [*self._settings(), grid]
-        if _is_done(self.folder, "row", settings):
+        if self.folder.is_done("row", settings):
             return
-        with _step(self.folder, "row", settings) as recorder:
+        with self.folder.step("row", settings) as results:
             if grid is None:
-                self._probe(recorder, {"point": "paper"})
-            else:
-                train, test = open_probe_images(self.recipe.data)
-                protocol = options.make_protocol(*grid)
-                model = self._load(max(grid[0]))
-                found = run_searched_probes(model, train, test, protocol, given=[own], **self._reading())
-                for cell in (None, own) if recorder else ():
-                    recorder.add(found.result(cell, dataset=test.name, split=test.split))
+                results += self._probe({"point": "paper"})
+                return
+            train, test = open_probe_images(self.recipe.data)
+            protocol, model = options.make_protocol(*grid), self._load(max(grid[0]))
+            found = run_searched_probes(model, train, test, protocol, given=[own], **self._reading())
+            if is_main():
+                results += [found.result(cell, dataset=test.name, split=test.split) for cell in (None, own)]
 
     def sweep(self) -> None:
         """Sweep blocks (step `blocks`), and time steps with clean and noisy input (step `timesteps`; App. A)."""
         config = open_config(self.folder.path)
         blocks = tuple(self.options.blocks or swept_blocks(config.total_num_hidden_layers))
         settings = [self._settings(), blocks]
-        if not _is_done(self.folder, "blocks", settings):
-            with _step(self.folder, "blocks", settings) as recorder:
-                self._probe(recorder, layers=blocks)
+        if not self.folder.is_done("blocks", settings):
+            with self.folder.step("blocks", settings) as results:
+                results += self._probe(layers=blocks)
         timesteps = config.scale_timesteps(self.options.timesteps)
         settings = [self._settings(), timesteps]
-        if not _is_done(self.folder, "timesteps", settings):
-            with _step(self.folder, "timesteps", settings) as recorder:
+        if not self.folder.is_done("timesteps", settings):
+            with self.folder.step("timesteps", settings) as results:
                 for noisy in (False, True):
-                    self._probe(recorder, timesteps=timesteps, noisy=noisy)
+                    results += self._probe(timesteps=timesteps, noisy=noisy)
 
     def compare(self, baselines: StepFolder) -> None:
         """Probe the same network untrained, its mean latents and raw pixels, as the step `baselines` of a folder."""
         data, config = self.recipe.data, self.recipe.model_config().to_dict()
         kind, probe = self.options.probe, self.options.make_protocol().settings
         settings = [kind, dataclasses.asdict(probe), dataclasses.asdict(data), config]
-        if _is_done(baselines, "baselines", settings):
+        if baselines.is_done("baselines", settings):
             return
         model = self._load()
         size = {"image_size": model.config.image_size, "num_channels": model.config.num_channels}
@@ -100,32 +98,30 @@ class RunProbes:
         reading = {**size, "batch_size": self.options.forward_batch_size, "num_workers": data.num_workers}
         train, test = (list(ImageSet(source, **reading).batches()) for source in sources)
         about = {"dataset": sources[1].name, "split": sources[1].split, "n": count_images(test)}
-        with _step(baselines, "baselines", settings) as recorder:
-            compared = compare_baselines(model, train, test, kind, settings=probe)
-            for each in compared[1:] if recorder else ():  # the first is the encoder
+        with baselines.step("baselines", settings) as results:
+            _, *compared = compare_baselines(model, train, test, kind, settings=probe)  # the first is the encoder
+            for each in compared if is_main() else ():
                 protocol = {**each.protocol, "features": each.name, **size}
                 fields: dict[str, Any] = {"stderr": each.stderr, "seeds": each.seeds, **about}
-                recorder.add(Result("accuracy", each.accuracy, protocol=protocol, checkpoint=each.name, **fields))
+                results.append(Result("accuracy", each.accuracy, protocol=protocol, checkpoint=each.name, **fields))
 
     def _probe(
         self,
-        recorder: StepRecorder | None,
         described: dict[str, Any] | None = None,
         *,
         layers: tuple[int, ...] | None = None,
         timesteps: tuple[int, ...] | None = None,
         noisy: bool = False,
-    ) -> None:
-        """Probe given blocks and time steps, by default the checkpoint's own."""
+    ) -> list[Result]:
+        """Probe given blocks and time steps, by default the checkpoint's own; only the main process gets results."""
         model = self._load(None if layers is None else max(layers))
         train, test = open_probe_images(self.recipe.data)
         own = (model.config.feature_layer or model.config.num_hidden_layers,)
         protocol = self.options.make_protocol(layers or own, timesteps, noisy)
-        result = run_probe(model, train, test, protocol, self.options.probe, **self._reading())
-        if recorder is None:
-            return
-        for index in range(len(result.columns)):
-            recorder.add(result.result(index, described, dataset=test.name, split=test.split))
+        found = run_probe(model, train, test, protocol, self.options.probe, **self._reading())
+        if not is_main():
+            return []
+        return [found.result(i, described, dataset=test.name, split=test.split) for i in range(len(found.columns))]
 
     def _load(self, num_blocks: int | None = None) -> Any:
         """Load the encoder, with a given number of blocks."""
@@ -146,16 +142,6 @@ class RunProbes:
             "device": self.device,
             "dtype": torch.bfloat16 if self.recipe.training.mixed_precision == "bf16" else None,
         }
-
-
-def _is_done(folder: StepFolder, step: str, settings: Any) -> bool:
-    """Return what the main process finds, before it writes anything."""
-    return gather_objects(folder.is_done(step, settings))[0]
-
-
-def _step(folder: StepFolder, step: str, settings: Any) -> Any:
-    """Open a step's recorder in the main process; the others have `None`."""
-    return folder.step(step, settings) if is_main() else nullcontext()
 
 
 def swept_blocks(total: int) -> list[int]:

@@ -1,5 +1,4 @@
-"""Presets: YAML files that name the rows of the trajectory, or the latent dimensions, to run, and their data and
-budget.
+"""Presets: YAML files with the rows of the trajectory, or the latent dimensions, to run, and their data and budget.
 
 A preset has the four sections of a recipe, which are laid over every row, and keys of its own; see [`Preset`].
 """
@@ -12,30 +11,26 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from ldae.options import Option, build, describe, did_you_mean, options
+from ldae.options.values import convert
 from ldae.sections import ResNetClassifierConfig
-from ldae.training.recipe import field_owners, find_recipe, read_sections, recipe_options
+from ldae.training.recipe import SECTIONS, field_owners, find_recipe, override, read_sections, recipe_options
 
 
 if TYPE_CHECKING:
     from ldae.evaluation.protocol import Protocol
 
 
-RECIPE_SECTIONS = ("model", "data", "tokenizer", "training")
-KEYS = ("recipes", "rows", "sweep", "seeds", "tokenizers", "classifier", "probe", "generation")
 ROW_NAME = re.compile(r"(\d\d[a-z]?)_\w+")  # 07_patch_pca: the row's number and what it does
-# Fields in which rows differ; a preset cannot set them for all rows.
-ROW_FIELDS = frozenset(
-    "latent_tokenizer noise_schedule prediction_target input_space loss_weighting residual_weight "
-    "random_resized_crop".split()
+ROW_FIELDS = (
+    "latent_tokenizer noise_schedule prediction_target input_space loss_weighting residual_weight random_resized_crop"
 )
-
-
-# Fields that cannot be the same for every run, and what to do instead.
-NOT_FOR_ALL = {
-    "output_dir": "give --output_dir on the command line",
-    "seed": "give seeds, or --seeds on the command line",
-    "tokenizer": "rows differ in their tokenizer; name one in the recipe of a row",
-    "push_to_hub": "send a finished run with `ldae push_to_hub`",
+# Fields of a recipe that a preset cannot set for every run, and why.
+REFUSED = {
+    **dict.fromkeys(ROW_FIELDS.split(), "differs between rows; set it in a row's recipe."),
+    "output_dir": "is not a field of a preset; give --output_dir on the command line.",
+    "seed": "is not a field of a preset; give seeds, or --seeds on the command line.",
+    "tokenizer": "is not a field of a preset; rows differ in their tokenizer; name one in the recipe of a row.",
+    "push_to_hub": "is not a field of a preset; send a finished run with `ldae push_to_hub`.",
 }
 
 
@@ -142,8 +137,7 @@ class SweepOptions:
 
 @options
 class GenerationOptions:
-    """The `generation:` section: samples of rows, and FID and KID from them. Without the section no images are
-    generated.
+    """The `generation:` section: samples of rows, and FID and KID from them; without it none are drawn.
 
     Args:
         num_images: Images drawn for FID and KID.
@@ -179,10 +173,10 @@ class Preset:
         path: The file.
         recipes: Folder of the rows' recipes.
         rows: Names of the rows, in order.
-        sweep: Latent dimensions, or `None`.
         seeds: Seeds; each row is pre-trained once with each.
         sections: The four sections of a recipe, laid over every row.
         tokenizers: More fields of the tokenizer section, by type of tokenizer.
+        sweep: Latent dimensions, or `None`.
         classifier: Classifier that is trained first, or `None`.
         probe: How every run is probed.
         generation: Samples and their scores, or `None`.
@@ -191,42 +185,46 @@ class Preset:
     path: Path
     recipes: Path
     rows: tuple[str, ...]
-    sweep: SweepOptions | None
     seeds: tuple[int, ...]
     sections: dict[str, dict[str, Any]]
     tokenizers: dict[str, dict[str, Any]]
+    sweep: SweepOptions | None
     classifier: ResNetClassifierConfig | None
     probe: ProbeOptions
     generation: GenerationOptions | None
 
 
+# Sections that a recipe does not have.
+OWN_SECTIONS: dict[str, type] = {
+    "sweep": SweepOptions,
+    "classifier": ResNetClassifierConfig,
+    "probe": ProbeOptions,
+    "generation": GenerationOptions,
+}
+KEYS = ("recipes", "rows", "sweep", "seeds", "tokenizers", "classifier", "probe", "generation")
+
+
 def preset_options() -> dict[str, list[Option]]:
     """List the fields of a preset by section: its own as `section.field`, then those of a recipe."""
     own = {
-        "sweep": SweepOptions,
-        "classifier": ResNetClassifierConfig,
-        "probe": ProbeOptions,
-        "generation": GenerationOptions,
-    }
-    dotted = {
         section: [replace(option, name=f"{section}.{option.name}") for option in describe(kind)]
-        for section, kind in own.items()
+        for section, kind in OWN_SECTIONS.items()
     }
     shared = {
-        section: [o for o in fields if o.name not in ROW_FIELDS and o.name not in NOT_FOR_ALL]
+        section: [option for option in fields if option.name not in REFUSED]
         for section, fields in recipe_options().items()
         if "ddae" not in section
     }
-    return {**dotted, **shared}
+    return {**own, **shared}
 
 
-def load_preset(path: str | Path, overrides: dict[str, str] | None = None) -> Preset:
+def load_preset(path: str | Path, overrides: dict[str, Any] | None = None) -> Preset:
     """Read a preset and override some of it.
 
     Args:
         path (`str` or `Path`): The YAML file, or the name of a preset that comes with ldae. Its key `base` names
             another preset, which the file changes.
-        overrides (`dict[str, str]`, *optional*): Values as YAML text: a recipe's fields by name (`images`), the
+        overrides (`dict[str, Any]`, *optional*): Values as YAML text: a recipe's fields by name (`images`), the
             preset's own by section (`probe.epochs`), `rows` and `seeds` as lists (`0,7,12a`).
 
     Returns:
@@ -238,27 +236,48 @@ def load_preset(path: str | Path, overrides: dict[str, str] | None = None) -> Pr
     """
     path = find_recipe(path)
     content = read_sections(path, extra=KEYS)
-    _override(content, overrides or {})
-    sections = {name: content[name] for name in RECIPE_SECTIONS}
-    for section, values in sections.items():
-        _check_section(path, section, section, values)
-    recipes = path.parent / content.get("recipes", ".")
-    sweep = _optional(SweepOptions, content, "sweep", path)
-    rows = _find_rows(recipes, content.get("rows"), path) if "rows" in content or sweep is None else ()
-    if sweep is not None:
-        _find_rows(recipes, [sweep.row], path)
-    return Preset(
-        path=path,
-        recipes=recipes,
-        rows=rows,
-        sweep=sweep,
-        seeds=_seeds(content.get("seeds", [0])),
-        sections=sections,
-        tokenizers=_tokenizers(content.get("tokenizers") or {}, path),
-        classifier=_optional(ResNetClassifierConfig, content, "classifier", path),
-        probe=_optional(ProbeOptions, {"probe": {}} | content, "probe", path),
-        generation=_optional(GenerationOptions, content, "generation", path),
-    )
+    for name, value in (overrides or {}).items():
+        section, _, field_name = name.rpartition(".")
+        if name in ("rows", "seeds", "recipes"):
+            content[name] = value
+        elif section in KEYS:
+            content[section] = {**(content.get(section) or {}), field_name: value}
+        else:
+            override(content, {name: value}, field_owners(), "a preset")
+    try:
+        return _build_preset(path, content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def find_rows(recipes: Path, wanted: Any) -> tuple[str, ...]:
+    """Find the rows that have a recipe in a folder, in order: all of them, or those that are wanted.
+
+    Raises:
+        ValueError: If there is none, or a wanted one is missing.
+    """
+    present = sorted(file.stem for file in recipes.glob("*.yaml") if ROW_NAME.fullmatch(file.stem))
+    if wanted in (None, "all"):
+        if not present:
+            raise ValueError(f"{recipes} holds no recipe of a row, NN_name.yaml; name the rows' folder in `recipes`.")
+        return tuple(present)
+    names = convert(wanted, list[str], "rows")
+    others = [name for name in names if (recipes / f"{name}.yaml").is_file()]
+    return select_rows(tuple(dict.fromkeys([*present, *others])), names)
+
+
+def select_rows(rows: tuple[str, ...], wanted: list[str]) -> tuple[str, ...]:
+    """Select the wanted rows, by number or name, in the order of `rows`.
+
+    Raises:
+        ValueError: For a row that is not among them.
+    """
+    keys = [row_key(row) for row in wanted]
+    known = {row_key(row): row for row in rows}
+    for key in keys:
+        if key not in known:
+            raise ValueError(f"rows={key!r} does not exist; choose from {', '.join(known)}.")
+    return tuple(name for key, name in known.items() if key in keys)
 
 
 def row_key(row: Any) -> str:
@@ -280,101 +299,53 @@ def row_key(row: Any) -> str:
     return f"{int(number[1]):02d}{number[2]}" if number else text
 
 
-def select_rows(rows: tuple[str, ...], wanted: list[Any]) -> tuple[str, ...]:
-    """Select the wanted rows, in the order of `rows`.
-
-    Raises:
-        ValueError: For a row that is not among them.
-    """
-    keys = [row_key(row) for row in wanted]
-    known = {row_key(row): row for row in rows}
-    for key in keys:
-        if key not in known:
-            raise ValueError(f"rows={key!r} does not exist; choose from {', '.join(known)}.")
-    return tuple(name for key, name in known.items() if key in keys)
-
-
-def split_list(value: Any) -> list[Any]:
-    """Make a list of `"0,7,12a"`, `"[0, 7]"`, a number or a list."""
-    if isinstance(value, str):
-        value = value.strip().strip("[]")
-        return [part.strip() for part in value.split(",") if part.strip()]
-    return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _check_section(path: Path, name: str, section: str, values: dict[str, Any]) -> None:
-    """Refuse fields of a recipe's section, written under `name`, that cannot be laid over every row."""
-    owners = field_owners()
-    for field_name in values:
-        full = f"{path}: {name}.{field_name}"
-        if owners.get(field_name) != section:
-            known = [other for other, owner in owners.items() if owner == section]
-            raise ValueError(f"{full} is not a field of a recipe{did_you_mean(field_name, known)}")
-        if field_name in ROW_FIELDS:
-            raise ValueError(f"{full} differs between rows; set it in a row's recipe.")
-        if field_name in NOT_FOR_ALL:
-            raise ValueError(f"{full} is not a field of a preset; {NOT_FOR_ALL[field_name]}.")
-
-
-def _tokenizers(value: Any, path: Path) -> dict[str, dict[str, Any]]:
-    from ldae.models.configuration_ldae import CHOICES
-
-    known = CHOICES["latent_tokenizer"]
-    if not isinstance(value, dict) or not all(isinstance(fields, dict) for fields in value.values()):
-        raise ValueError(
-            f"{path}: tokenizers={value!r} must hold fields by type, such as `ae: {{tokenizer_images: 1000}}`."
-        )
-    for kind, fields in value.items():
-        if kind not in known:
-            raise ValueError(f"{path}: tokenizers.{kind} is not a latent tokenizer{did_you_mean(kind, known)}")
-        _check_section(path, f"tokenizers.{kind}", "tokenizer", fields)
-    return value
-
-
-def _find_rows(recipes: Path, wanted: Any, path: Path) -> tuple[str, ...]:
-    present = tuple(sorted(file.stem for file in recipes.glob("*.yaml") if ROW_NAME.fullmatch(file.stem)))
-    if wanted in (None, "all"):
-        if not present:
-            raise ValueError(
-                f"{path}: {recipes} holds no recipe of a row, NN_name.yaml; name the folder of the rows in `recipes`."
-            )
-        return present
-    others = tuple(str(row) for row in split_list(wanted) if (recipes / f"{row}.yaml").is_file())
-    return select_rows(tuple(dict.fromkeys((*present, *others))), split_list(wanted))
-
-
-def _seeds(value: Any) -> tuple[int, ...]:
-    try:
-        seeds = tuple(int(seed) for seed in split_list(value))
-    except (TypeError, ValueError):
-        seeds = ()
+def _build_preset(path: Path, content: dict[str, Any]) -> Preset:
+    """Check the content of a preset's file."""
+    sections = {name: content[name] for name in ("model", *SECTIONS)}
+    for section, values in sections.items():
+        _check_fields(section, values, section)
+    tokenizers = _check_tokenizers(content.get("tokenizers") or {})
+    own = {name: _build_section(name, content.get(name)) for name in OWN_SECTIONS}
+    own["probe"] = own["probe"] or ProbeOptions()
+    recipes = path.parent / str(content.get("recipes", "."))
+    if own["sweep"] is not None:
+        find_rows(recipes, [own["sweep"].row])
+    rows = find_rows(recipes, content.get("rows")) if "rows" in content or own["sweep"] is None else ()
+    seeds = tuple(convert(content.get("seeds", [0]), list[int], "seeds"))
     if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds={value!r} must be one or more integers, each once, such as 0,1,2.")
-    return seeds
+        raise ValueError(f"seeds={list(seeds)} must be one or more integers, each once, such as 0,1,2.")
+    return Preset(path, recipes, rows, seeds, sections, tokenizers, **own)
 
 
-def _optional(kind: type, content: dict[str, Any], section: str, path: Path) -> Any:
-    values = content.get(section)
+def _build_section(name: str, values: Any) -> Any:
     if values is None:
         return None
     if not isinstance(values, dict):
-        raise ValueError(f"{path}: section {section!r} must hold `field: value` lines, not {values!r}.")
-    try:
-        return build(kind, values, section, "field")
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"section {name!r} must hold `field: value` lines, not {values!r}.")
+    return build(OWN_SECTIONS[name], values, name, "field")
 
 
-def _override(content: dict[str, Any], overrides: dict[str, str]) -> None:
+def _check_fields(name: str, values: dict[str, Any], section: str) -> None:
+    """Refuse fields under `name` that are not of a recipe's section, or cannot be laid over every row."""
     owners = field_owners()
-    for name, text in overrides.items():
-        section, dot, field_name = name.partition(".")
-        if name in ("rows", "seeds", "recipes"):
-            content[name] = text
-        elif dot and section in KEYS:
-            content[section] = {**(content.get(section) or {}), field_name: text}
-        elif name in owners:
-            content[owners[name]][name] = text
-        else:
-            known = [*owners, "rows", "seeds", "probe.epochs", "generation.num_images"]
-            raise ValueError(f"--{name} is not a field of a preset{did_you_mean(name, known)}")
+    for field_name in values:
+        if owners.get(field_name) != section:
+            known = [other for other, owner in owners.items() if owner == section]
+            raise ValueError(f"{name}.{field_name} is not a field of a recipe{did_you_mean(field_name, known)}")
+        if field_name in REFUSED:
+            raise ValueError(f"{name}.{field_name} {REFUSED[field_name]}")
+
+
+def _check_tokenizers(tokenizers: Any) -> dict[str, dict[str, Any]]:
+    from ldae.models.configuration_ldae import CHOICES
+
+    known = CHOICES["latent_tokenizer"]
+    if not isinstance(tokenizers, dict) or not all(isinstance(fields, dict) for fields in tokenizers.values()):
+        raise ValueError(
+            f"tokenizers={tokenizers!r} must hold fields by type, such as `ae: {{tokenizer_images: 1000}}`."
+        )
+    for kind, fields in tokenizers.items():
+        if kind not in known:
+            raise ValueError(f"tokenizers.{kind} is not a latent tokenizer{did_you_mean(kind, known)}")
+        _check_fields(f"tokenizers.{kind}", fields, "tokenizer")
+    return tokenizers

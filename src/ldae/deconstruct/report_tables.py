@@ -1,16 +1,14 @@
 """The tables of the report."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ldae.deconstruct.collect import Collection, Summary, VariantResults
-from ldae.deconstruct.trajectory import Step, row_label, row_number, row_paper
+from ldae.deconstruct.collect import Collection, Summary, VariantResults, read_recipe
+from ldae.deconstruct.trajectory import Step
 from ldae.reports.document import Table
 from ldae.reports.paper_figures import BY_DIMENSION
+from ldae.results import read_results
 from ldae.training.tokenizer_training import FITTED
 
 
@@ -27,39 +25,16 @@ def percent(summary: Summary | None, missing: str = "not run") -> str:
 
 def trajectory_table(found: Collection) -> Table:
     """List all rows with accuracy and FID, ours and the paper's."""
-    fid_head = (
-        [f"{fid_name(found)}, ours", "FID-50K, paper"] if any("fid" in row.samples for row in found.rows) else []
-    )
-    head = [
-        "row",
-        "step",
-        SEARCHED,
-        AT_PAPER,
-        "paper, %",
-        *fid_head,
-        "seeds",
-        "images seen",
-        "paper's source",
-        "command",
-    ]
+    fids = [f"{fid_name(found)}, ours", "FID-50K, paper"] if any("fid" in row.samples for row in found.rows) else []
+    numbers = [SEARCHED, AT_PAPER, "paper, %", *fids, "seeds", "images seen"]
     rows = []
     for row in found.rows:
-        paper = row_paper(row)
-        fid = [_number(row.samples.get("fid")), "" if paper is None or paper.fid is None else f"{paper.fid:.1f}"]
-        rows.append(
-            [
-                row_number(row),
-                row_label(row),
-                *_both_points(row),
-                "" if paper is None else f"{paper.accuracy:.1f}",
-                *(fid if fid_head else []),
-                _seeds(row),
-                _images(row),
-                "" if paper is None else paper.source + ("*" if paper.note else ""),
-                f"`--rows {row_number(row)}`",
-            ]
-        )
-    return Table(head, rows, numbers=(SEARCHED, AT_PAPER, "paper, %", *fid_head, "seeds", "images seen"))
+        cells = [*_both_points(row), "" if row.paper is None else f"{row.paper.accuracy:.1f}"]
+        cells += [_number(row.samples.get("fid")), _paper_fid(row)] if fids else []
+        source = "" if row.paper is None else row.paper.source + ("*" if row.paper.note else "")
+        command = f"`--rows {row.number}`"
+        rows.append([row.number, row.label, *cells, _seeds(row), _images(row), source, command])
+    return Table(["row", "step", *numbers, "paper's source", "command"], rows, numbers)
 
 
 def steps_table(steps: list[Step]) -> Table:
@@ -73,8 +48,8 @@ def steps_table(steps: list[Step]) -> Table:
         error = "" if step.stderr is None else f" ± {step.stderr:.1f}"
         rows.append(
             [
-                row_number(step.row),
-                f"{row_label(step.row)} (from row {row_number(step.base)})",
+                step.row.number,
+                f"{step.row.label} (from row {step.base.number})",
                 "not run" if step.ours is None else f"{step.ours:+.1f}{error}",
                 "" if step.paper is None else f"{step.paper:+.1f}",
                 "the paper's is zero" if step.ours is not None and step.paper == 0 else sign[step.agrees],
@@ -112,20 +87,19 @@ def sweep_table(name: str, series: Mapping[str, Mapping[int, Summary]]) -> Table
 def tokenizers_table(found: Collection) -> Table:
     """List the shared tokenizers, how well they reconstruct images, and the rows that use them."""
     users: dict[str, list[str]] = {}
-    for result in (*found.rows, *found.sweep):
+    for result in found.results:
         if result.first_run is not None:
             name = Path(read_recipe(result.first_run)["tokenizer"]["tokenizer"] or "").name
-            users.setdefault(name, []).append(row_number(result))
+            users.setdefault(name, []).append(result.number)
     rows = []
+    digits = {"psnr": 2, "ssim": 3, "mse": 4}
     for name, keys in users.items():
         folder = found.folder / "tokenizers" / name
-        file = folder / "results.json"
-        if not file.is_file():
+        quality = {entry["metric"]: entry for entry in read_results(folder)}
+        if not quality:
             continue
-        quality = {entry["metric"]: entry for entry in json.loads(file.read_text())}
         recipe = read_recipe(folder)
         kind = recipe["model"]["latent_tokenizer"]
-        digits = {"psnr": 2, "ssim": 3, "mse": 4}
         rows.append(
             [
                 f"{kind}, d = {recipe['model']['latent_dim']}",
@@ -144,16 +118,16 @@ def samples_table(found: Collection) -> Table:
     """List FID and KID of generated images."""
     rows = []
     for row in found.rows:
-        fid, kid, paper = row.samples.get("fid"), row.samples.get("kid"), row_paper(row)
-        if fid is None:
+        if "fid" not in row.samples:
             continue
+        fid = row.samples["fid"]
         protocol = fid.entry["protocol"]
         rows.append(
             [
-                row_number(row),
+                row.number,
                 _number(fid),
-                "" if kid is None else _number(kid, 4),
-                "" if paper is None or paper.fid is None else f"{paper.fid:.1f}",
+                _number(row.samples.get("kid"), 4),
+                _paper_fid(row),
                 f"{fid.entry['n']:,}",
                 f"{protocol['reference_images']:,}",
                 str(fid.seeds),
@@ -161,9 +135,8 @@ def samples_table(found: Collection) -> Table:
                 f"{protocol['guidance_scale']:g}",
             ]
         )
-    head = ["row", fid_name(found), "KID", "paper, FID-50K", "generated", "real"]
-    head += ["seeds", "sampler, steps", "guidance"]
-    return Table(head, rows, numbers=(*head[1:7], "guidance"))
+    numbers = [fid_name(found), "KID", "paper, FID-50K", "generated", "real", "seeds"]
+    return Table(["row", *numbers, "sampler, steps", "guidance"], rows, numbers=[*numbers, "guidance"])
 
 
 def fid_name(found: Collection) -> str:
@@ -172,15 +145,14 @@ def fid_name(found: Collection) -> str:
     return names.pop() if len(names) == 1 else "FID"
 
 
-def read_recipe(folder: Path) -> dict[str, Any]:
-    """Read the recipe.yaml of a run."""
-    return yaml.safe_load((folder / "recipe.yaml").read_text())
-
-
 def _both_points(row: VariantResults) -> tuple[str, str]:
     """Format the accuracies at the searched point and at the recipe's own; Adam's probes have only the latter."""
     missing = "" if row.accuracy is not None else "not run"
     return percent(row.searched, missing), percent(row.at_paper, missing)
+
+
+def _paper_fid(row: VariantResults) -> str:
+    return "" if row.paper is None or row.paper.fid is None else f"{row.paper.fid:.1f}"
 
 
 def _seeds(row: VariantResults) -> str:

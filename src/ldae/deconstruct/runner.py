@@ -2,7 +2,6 @@
 
 import dataclasses
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,12 @@ from ldae.files import FolderClaim
 from ldae.hub.model_card import write_model_card
 from ldae.processes import join_processes
 from ldae.shared_work import sharing_work
+from ldae.training.estimate import rehearse
 from ldae.training.machine import release_memory
-from ldae.training.pretraining import pretrain
+from ldae.training.pretraining import DenoisingTask, pretrain, without_folder
 from ldae.training.progress import describe_seconds
 from ldae.training.recipe import Recipe
+from ldae.training.tokenizer_training import rehearse_tokenizer, trains_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,22 +53,13 @@ class Deconstruction:
         output_dir (`Path`): The output folder; several launches may share it.
         rows (`list`, *optional*): Rows that this launch works on; by default all of the preset. The report always
             shows all rows of the preset.
-        seeds (`tuple[int, ...]`, *optional*): Seeds that it works on; by default all of the preset.
         command (`str`): The launch's command line, for the report.
 
     Raises:
         ValueError: If a recipe is invalid under the preset, or a row is not part of it.
     """
 
-    def __init__(
-        self,
-        preset: Preset,
-        output_dir: Path,
-        *,
-        rows: list[str] | None = None,
-        seeds: tuple[int, ...] | None = None,
-        command: str = "",
-    ) -> None:
+    def __init__(self, preset: Preset, output_dir: Path, *, rows: list[str] | None = None, command: str = "") -> None:
         self.preset, self.output_dir, self.command = preset, Path(output_dir), command
         self.state = join_processes()
         self.device = torch.device("cpu") if self.state.device.type == "mps" else self.state.device
@@ -81,11 +73,37 @@ class Deconstruction:
         self.runs = [
             Run(variant, seed, StepFolder(path), FolderClaim(path))
             for variant in variants
-            for seed in (preset.seeds if seeds is None else seeds)
+            for seed in preset.seeds
             for path in [run_path(self.output_dir, variant, seed)]
         ]
+        self.failures: list[str] = []
         self.started = time.perf_counter()
         self.worked = 0
+
+    def rehearse(self) -> None:
+        """Take the first steps of each variant and tokenizer, and print what all runs take, without writing.
+
+        A perceptual loss is left out, because its network may have to be trained first.
+
+        Raises:
+            ValueError, RunError: As of [`~ldae.training.estimate.rehearse`].
+        """
+        total = 0.0
+        for run in {run.variant.name: run for run in self.runs}.values():
+            count = sum(other.variant.name == run.variant.name for other in self.runs)
+            self.say(f"\n{run.variant.name}, {count} {'run' if count == 1 else 'runs'}")
+            recipe = _with_tokenizer(without_folder(self.recipe(run)), perceptual_weight=0.0)
+            seconds = rehearse(DenoisingTask(recipe)).seconds
+            if trains_tokenizer(recipe):
+                tokenizer = rehearse_tokenizer(recipe)
+                seconds += tokenizer.seconds if tokenizer is not None else 0.0
+            total += count * seconds
+            release_memory()
+        counted = f"{len(self.runs)} run{'' if len(self.runs) == 1 else 's'}"
+        self.say(
+            f"\nTraining takes about {describe_seconds(total)} for {counted}, without fits, probes and samples; rows "
+            "that share a trained tokenizer take less."
+        )
 
     def run(self) -> list[str]:
         """Work through all runs, and wait for those that other launches hold.
@@ -99,56 +117,43 @@ class Deconstruction:
         if self.state.is_main_process:
             self.output_dir.mkdir(parents=True, exist_ok=True)
         self.state.wait_for_everyone()
-        failures: list[str] = []
-        waiting, polling = list(self.runs), False
+        waiting = self.runs
         while waiting:
-            held_elsewhere = []
-            for run in waiting:
-                outcome = self._try(run)
-                if outcome == "held":
-                    held_elsewhere.append(run)
-                elif outcome != "done":
-                    failures.append(outcome)
-            if held_elsewhere and not polling:
-                self.say(
-                    f"Waiting for other launches, which work on {', '.join(run.title for run in held_elsewhere)}."
-                )
-            waiting, polling = held_elsewhere, True
-            if waiting:
+            held = [run for run in waiting if not self._try(run)]
+            if held and waiting is self.runs:
+                self.say(f"Waiting for other launches, which work on {', '.join(run.title for run in held)}.")
+            if held:
                 time.sleep(5)
+            waiting = held
         self._report()
-        return failures
+        return self.failures
 
-    def _try(self, run: Run) -> str:
-        """Work on a run if no other launch does, and return `"done"`, `"held"` by another, or what failed."""
+    def _try(self, run: Run) -> bool:
+        """Work on a run; return `False` if another launch does."""
         place = f"[{self.runs.index(run) + 1}/{len(self.runs)}] {run.title}"
         settings = self._settings(run)
-        state = None
-        if self.state.is_main_process:
-            state = "done" if run.folder.is_done(ALL_STEPS, settings) else "free" if run.claim.acquire() else "held"
-        (state,) = broadcast_object_list([state])
-        if state == "held":
-            return "held"
-        if state == "done":
+        if run.folder.is_done(ALL_STEPS, settings):
             self.say(f"{place}: was finished before")
-            return "done"
+            return True
+        (acquired,) = broadcast_object_list([self.state.is_main_process and run.claim.acquire()])
+        if not acquired:
+            return False
         try:
             self.say(f"\n{place}{self._time_left(run)}")
-            with run.folder.step(ALL_STEPS, settings) if self.state.is_main_process else nullcontext():
+            with run.folder.step(ALL_STEPS, settings):
                 self._work(run)
             self._note(run, None)
-            outcome = "done"
         except Exception as error:
             if self.state.num_processes > 1:
                 raise  # the others may be waiting for this process; the launcher ends them
             self._note(run, error)
-            outcome = f"{run.title}: {error}"
-            self.say(f"FAILED: {outcome}")
+            self.failures.append(f"{run.title}: {error}")
+            self.say(f"FAILED: {self.failures[-1]}")
         finally:
             run.claim.release()
             release_memory()
         self._report()
-        return outcome
+        return True
 
     def _work(self, run: Run) -> None:
         """Train, probe and sample a run; steps that are finished cost nothing."""
@@ -158,10 +163,10 @@ class Deconstruction:
             recipe.tokenizer.perceptual_weight > 0 and "perceptual_model" not in preset.sections["tokenizer"]
         )
         if preset.classifier is not None and needs_classifier:
-            network = shared_classifier(preset, recipe, self.output_dir, self.say)
+            network = shared_classifier(preset, recipe, self.output_dir)
             recipe = _with_tokenizer(recipe, perceptual_model=str(network))
         if recipe.tokenizer.tokenizer is None:
-            recipe = _with_tokenizer(recipe, tokenizer=str(shared_tokenizer(recipe, self.output_dir, self.say)))
+            recipe = _with_tokenizer(recipe, tokenizer=str(shared_tokenizer(recipe, self.output_dir)))
         update_paths(folder.path, recipe)
         pretrain(recipe)
         if self.state.is_main_process:
@@ -181,7 +186,7 @@ class Deconstruction:
             probes.sweep()
             if options.baselines:
                 baselines = StepFolder(self.output_dir / BASELINES)
-                with claimed(baselines.path, self.say):
+                with claimed(baselines.path):
                     probes.compare(baselines)
         for entry in run.folder.results("row"):
             self.say(f"{run.title}: linear probe {entry['value']:.2%}")
@@ -194,7 +199,7 @@ class Deconstruction:
             return
         extractor = options.extractor
         if extractor is None and self.preset.classifier is not None:
-            extractor = str(shared_classifier(self.preset, recipe, self.output_dir, self.say))
+            extractor = str(shared_classifier(self.preset, recipe, self.output_dir))
         measure_samples(run.folder, recipe, options, extractor or INCEPTION, self.device)
         for entry in run.folder.results("samples"):
             self.say(f"{run.title}: {entry['metric']} {entry['value']:.4g} ({entry['protocol']['extractor']})")

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from ldae.training.recipe import Recipe
 
 
 GRID_COLUMNS = 10
-SAMPLES_PICTURE = Path("pictures") / "samples.png"
+SAMPLES_PICTURE = "samples.png"  # in the folder of pictures
 
 
 def measure_samples(
@@ -42,9 +41,7 @@ def measure_samples(
     config = recipe.model_config()
     chosen = {name: value for name, value in dataclasses.asdict(options).items() if name not in ("rows", "extractor")}
     settings = [chosen, Path(extractor).name, recipe.training.images]
-    done = folder.is_done("samples", settings)
-    state.wait_for_everyone()  # no process writes that the step is done before all have looked
-    if done:
+    if folder.is_done("samples", settings):
         return
     sampling = Sampling(
         steps=None if config.noise_schedule == "constant" else options.steps,  # a constant schedule has one step
@@ -54,7 +51,7 @@ def measure_samples(
     network = load_extractor(extractor).to(device)
     source = open_images(recipe.data, recipe.data.split)
     share: dict[str, Any] = {"rank": state.process_index, "world_size": state.num_processes}
-    with folder.step("samples", settings) if state.is_main_process else nullcontext() as recorder:
+    with folder.step("samples", settings) as results:
         pipeline = LDAEPipeline.from_pretrained(folder.path).to(device)
         pipeline.set_progress_bar_config(disable=True)
         shown: list[Batch] = []
@@ -72,13 +69,12 @@ def measure_samples(
             network,
         )
         images = _first_images(shown, options.grid)
-        if recorder is None:
+        if not state.is_main_process:
             return
-        sample_grid(images, columns=GRID_COLUMNS).save(folder.path / SAMPLES_PICTURE)
+        sample_grid(images, columns=GRID_COLUMNS).save(folder.path / "pictures" / SAMPLES_PICTURE)
         weights = "raw" if recipe.training.ema_decay is None else "ema"
         about = {"dataset": recipe.data.dataset, "split": recipe.data.split}
-        for result in generation_results(distances, sampling, pipeline, network, weights, **about):
-            recorder.add(result)
+        results += generation_results(distances, sampling, pipeline, network, weights, **about)
 
 
 def _watched(batches: Iterable[Batch], most: int, shown: list[Batch]) -> Iterator[Batch]:

@@ -4,11 +4,14 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
+
 from ldae.files import hash_settings, write_whole
+from ldae.processes import join_processes
 from ldae.results import Result, add_result, read_results
 
 
@@ -17,6 +20,7 @@ FAILURE_FILE = "failure.json"
 ALL_STEPS = "unit"  # the step that is finished when all others of a run are
 
 
+@dataclass(frozen=True)
 class StepFolder:
     """The folder of one variant and seed, or of the baselines.
 
@@ -28,12 +32,12 @@ class StepFolder:
         path (`Path`): The folder.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
+    path: Path
 
     def is_done(self, step: str, settings: Any) -> bool:
-        """Return `True` if a step was finished with these settings."""
-        return self.steps().get(step, {}).get("settings") == hash_settings(settings)
+        """Tell all processes whether the main one finds a step that was finished with these settings."""
+        (done,) = broadcast_object_list([self._finished_with(step) == hash_settings(settings)])
+        return done
 
     def steps(self) -> dict[str, dict[str, Any]]:
         """Read the finished steps by name."""
@@ -41,18 +45,24 @@ class StepFolder:
         return json.loads(file.read_text()) if file.is_file() else {}
 
     @contextmanager
-    def step(self, name: str, settings: Any) -> Iterator["StepRecorder"]:
-        """Yield a recorder for a step's measurements; the step is finished when the block ends without an error."""
+    def step(self, name: str, settings: Any) -> Iterator[list[Result]]:
+        """Yield a list for a step's results; the main process writes it when the block ends without an error."""
         started = time.perf_counter()
-        recorder = StepRecorder(self.path, name, hash_settings(settings))
-        yield recorder
-        done = {"settings": recorder.settings, "seconds": round(time.perf_counter() - started, 1)}
+        results: list[Result] = []
+        yield results
+        if not join_processes().is_main_process:
+            return
+        used = hash_settings(settings)
         self.path.mkdir(parents=True, exist_ok=True)
+        for result in results:
+            protocol, details = {**result.protocol, "study": name}, {**result.details, "settings": used}
+            add_result(self.path, replace(result, protocol=protocol, details=details))
+        done = {"settings": used, "seconds": round(time.perf_counter() - started, 1)}
         write_whole(self.path / STEPS_FILE, json.dumps({**self.steps(), name: done}, indent=2) + "\n")
 
     def results(self, step: str) -> list[dict[str, Any]]:
         """Read what a step measured when it was last finished."""
-        current = self.steps().get(step, {}).get("settings")
+        current = self._finished_with(step)
         return [
             entry
             for entry in read_results(self.path)
@@ -73,17 +83,6 @@ class StepFolder:
         text = f"{type(error).__name__}: {error}".splitlines()[0]
         write_whole(self.path / FAILURE_FILE, json.dumps({"error": text}) + "\n")
 
-
-class StepRecorder:
-    """Writer of a step's measurements to results.json."""
-
-    def __init__(self, path: Path, step: str, settings: str) -> None:
-        self.path, self.name, self.settings = path, step, settings
-
-    def add(self, result: Result) -> None:
-        """Add a result as [`~ldae.results.add_result`] does, with the step's name in its protocol."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        protocol = {**result.protocol, "study": self.name}
-        add_result(
-            self.path, replace(result, protocol=protocol, details={**result.details, "settings": self.settings})
-        )
+    def _finished_with(self, step: str) -> str | None:
+        """Return the hash of the settings that a step was finished with."""
+        return self.steps().get(step, {}).get("settings")

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 
 from ldae.deconstruct.collect import Collection, VariantResults
-from ldae.reports.paper_figures import TRAJECTORY, PaperStep, paper_step
+from ldae.reports.paper_figures import TRAJECTORY
 
 
 @dataclass(frozen=True)
@@ -50,22 +50,14 @@ def trajectory_steps(found: Collection) -> list[Step]:
             ours = 100 * (row.accuracy.mean - base.accuracy.mean)
             if row.accuracy.stderr is not None and base.accuracy.stderr is not None:
                 stderr = 100 * math.hypot(row.accuracy.stderr, base.accuracy.stderr)
-        theirs, their_base = paper_step(key), paper_step(base_key)
-        if theirs is not None and their_base is not None:
-            paper = round(theirs.accuracy - their_base.accuracy, 6)  # of one decimal
+        if row.paper is not None and base.paper is not None:
+            paper = round(row.paper.accuracy - base.paper.accuracy, 6)  # of one decimal
         steps.append(Step(row, base, ours, stderr, paper))
     return steps
 
 
 def count_steps(steps: list[Step]) -> str:
-    """Count the steps that go the paper's way, and those beyond two standard errors, in a sentence or two.
-
-    Args:
-        steps (`list[Step]`): The steps of a report.
-
-    Returns:
-        `str`: Empty if none is measured.
-    """
+    """Say how many steps go the paper's way, and beyond two standard errors; empty if none is measured."""
     measured = [step for step in steps if step.ours is not None]
     if not measured:
         return ""
@@ -78,26 +70,9 @@ def count_steps(steps: list[Step]) -> str:
         against = sum(bool(step.is_significant) for step in measured if step.agrees is False)
         text += f", {beyond} of them beyond two standard errors. "
         text += f"Beyond two standard errors in the other direction: {against}."
-    flat = [row_number(step.row) for step in measured if step.paper == 0]
+    flat = [step.row.number for step in measured if step.paper == 0]
     if flat:
         text += f" The paper's step to row {', '.join(flat)} is zero and has no direction."
     if len(measured) < len(steps):
         text += f" Not measured yet: {len(steps) - len(measured)}."
     return text
-
-
-def row_number(row: VariantResults) -> str:
-    """Return a row's number as the paper counts: `0`, `7`, `12a`."""
-    key = row.variant.key
-    return key[1:] if len(key) > 1 and key.startswith("0") else key
-
-
-def row_label(row: VariantResults) -> str:
-    """Return a row's step in words, or the name of a recipe that the paper does not have."""
-    step = paper_step(row.variant.key)
-    return step.step if step is not None else row.variant.name.replace("_", " ")
-
-
-def row_paper(row: VariantResults) -> PaperStep | None:
-    """Return the paper's figures for a row."""
-    return paper_step(row.variant.key)

@@ -4,12 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldae.deconstruct.preset import Preset, row_key
-from ldae.files import hash_settings
+from ldae.deconstruct.preset import Preset, find_rows, row_key
 from ldae.models.configuration_ldae import CONV_VAE_DEFAULTS
-from ldae.sections import FREE_FIELDS
 from ldae.training.recipe import Recipe, build_recipe, read_sections
-from ldae.training.tokenizer_training import tokenizer_recipe
 
 
 @dataclass(frozen=True)
@@ -38,11 +35,18 @@ def list_variants(preset: Preset) -> list[Variant]:
     Raises:
         ValueError: If a recipe is invalid.
     """
-    rows = [
+    variants = [
         Variant(f"rows/{name}", row_key(name), name, read_sections(preset.recipes / f"{name}.yaml"))
         for name in preset.rows
     ]
-    return rows + (_sweep_variants(preset) if preset.sweep is not None else [])
+    if preset.sweep is None:
+        return variants
+    (row,) = find_rows(preset.recipes, [preset.sweep.row])
+    for tokenizer, dimensions in preset.sweep.dimensions.items():
+        sections = read_sections(preset.recipes / f"{row}.yaml")
+        sections["model"]["latent_tokenizer"] = tokenizer
+        variants += [sweep_variant(tokenizer, dimension, sections) for dimension in dimensions]
+    return variants
 
 
 def sweep_variant(tokenizer: str, dimension: int, sections: dict[str, dict[str, Any]]) -> Variant:
@@ -98,47 +102,17 @@ def variant_recipe(variant: Variant, preset: Preset, seed: int, output_dir: Path
         raise ValueError(f"{variant.name} under {preset.path}: {error}") from error
 
 
-def tokenizer_name(recipe: Recipe) -> str:
-    """Name the folder of a recipe's tokenizer by its kind, its dimension and a hash of all that it depends on.
-
-    Rows with the same tokenizer share it. Each seed has its own, so that the spread over seeds includes the
-    tokenizer's.
-    """
-    described = tokenizer_recipe(recipe, "shared").resolved()
-    described["tokenizer"]["perceptual_model"] = Path(described["tokenizer"]["perceptual_model"]).name
-    config = recipe.model_config()
-    kept = {  # the fields that a trained number depends on
-        section: {name: value for name, value in values.items() if name not in FREE_FIELDS or name == "images"}
-        for section, values in described.items()
-    }
-    return f"{config.latent_tokenizer}-d{config.latent_dim}-{hash_settings(kept)}"
-
-
-def _sweep_variants(preset: Preset) -> list[Variant]:
-    assert preset.sweep is not None
-    (path,) = [p for p in preset.recipes.glob("*.yaml") if row_key(p.stem) == preset.sweep.row]
-    sections = read_sections(path)
-    return [
-        sweep_variant(
-            tokenizer, dimension, {**sections, "model": {**sections["model"], "latent_tokenizer": tokenizer}}
-        )
-        for tokenizer, dimensions in preset.sweep.dimensions.items()
-        for dimension in dimensions
-    ]
-
-
 def _at_dimension(variant: Variant, model: dict[str, Any]) -> dict[str, Any]:
     """Return the model fields for a latent dimension; a convolutional VAE's follows from its number of channels."""
-    fields: dict[str, Any] = {"latent_dim": variant.dimension}
-    if variant.tokenizer == "conv_vae" and variant.dimension is not None:
-        network = {**CONV_VAE_DEFAULTS, **(model.get("conv_vae_config") or {})}
-        stride = 2 ** (len(network["block_out_channels"]) - 1)
-        channels, rest = divmod(variant.dimension, max(1, model.get("patch_size", 16) // stride) ** 2)
-        if rest or not channels:
-            raise ValueError(
-                f"sweep.dimensions.conv_vae={variant.dimension} must be a multiple of "
-                f"{(model.get('patch_size', 16) // stride) ** 2}, for a stride of {stride} and "
-                f"patch_size={model.get('patch_size', 16)}."
-            )
-        fields["conv_vae_config"] = {**(model.get("conv_vae_config") or {}), "latent_channels": channels}
-    return fields
+    if variant.tokenizer != "conv_vae" or variant.dimension is None:
+        return {"latent_dim": variant.dimension}
+    given, patch_size = model.get("conv_vae_config") or {}, model.get("patch_size", 16)
+    stride = 2 ** (len({**CONV_VAE_DEFAULTS, **given}["block_out_channels"]) - 1)
+    positions = max(1, patch_size // stride) ** 2  # of the VAE's map in a patch
+    channels, rest = divmod(variant.dimension, positions)
+    if rest or not channels:
+        raise ValueError(
+            f"sweep.dimensions.conv_vae={variant.dimension} must be a multiple of {positions}, for a stride of "
+            f"{stride} and patch_size={patch_size}."
+        )
+    return {"latent_dim": variant.dimension, "conv_vae_config": {**given, "latent_channels": channels}}

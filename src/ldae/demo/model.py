@@ -15,7 +15,7 @@ from ldae.data import DataConfig, ImageSource, UnreadableImageError, decode_imag
 from ldae.demo.neighbours import Neighbours
 from ldae.evaluation.encoder import Layer
 from ldae.evaluation.generation import Sampling, generate_images
-from ldae.hub.families import family_of
+from ldae.hub.families import Family, family_of
 from ldae.pipelines.loading import RunFolderPipeline, open_pipeline
 from ldae.reports.image_grids import sample_grid, tile_grid, to_picture
 from ldae.reports.patch_pca import patch_pca_images
@@ -92,17 +92,16 @@ class DemoModel:
         return self.model.base_model.default_layer
 
     @property
-    def noisy_name(self) -> str:
-        """The name of the model's noisy images."""
-        return family_of(self.config.model_type, self.name, WRONG_FAMILY).noisy
+    def family(self) -> Family:
+        """The family of the model."""
+        return family_of(self.config.model_type, self.name, WRONG_FAMILY)
 
     @property
     def description(self) -> str:
         """The model in two sentences."""
         c, parameters = self.config, list(self.model.parameters())
-        family = family_of(c.model_type, self.name, WRONG_FAMILY)
         return (
-            f"{family.name}: {family.summary(c)}, features read at {layer_name(self.default_layer)}, "
+            f"{self.family.name}: {self.family.summary(c)}, features read at {layer_name(self.default_layer)}, "
             f"t = {c.feature_timestep}. {sum(p.numel() for p in parameters) / 1e6:.1f} M weights; it sees images at "
             f"{c.image_size}x{c.image_size}, and runs on {parameters[0].device}."
         )
@@ -112,13 +111,7 @@ class DemoModel:
         self.model, self.pipeline, self._neighbours = newer.model, newer.pipeline, None
 
     def read(self, path: str | Path) -> tuple[np.ndarray, str]:
-        """Read an image file at the model's size.
-
-        Args:
-            path (`str` or `Path`): The file.
-
-        Returns:
-            The image `(C, S, S)` in uint8, and a sentence on how it was changed.
+        """Read an image file at the model's size, and say how it was changed.
 
         Raises:
             ValueError: If the file is no image, or a damaged one.
@@ -150,9 +143,6 @@ class DemoModel:
             seed (`int`, defaults to 0): Seed of the noise, which is the same at all t.
             class_label (`int`, *optional*): Class for a class-conditional model; the null class by default.
 
-        Returns:
-            [`Denoised`].
-
         Raises:
             ValueError: If the time step does not exist, or the checkpoint is only an encoder.
         """
@@ -165,9 +155,8 @@ class DemoModel:
         corruption = self.model.base_model.corruption
         gamma, sigma = corruption.gammas[timestep].item(), corruption.sigmas[timestep].item()
         caption = (
-            f"t = {timestep}: signal γ = {gamma:.2f}, noise σ = {sigma:.2f}. "
-            f"PSNR against the clean image: noisy {psnr(noisy, clean):.1f} dB, denoised {psnr(denoised, clean):.1f} "
-            "dB."
+            f"t = {timestep}: signal γ = {gamma:.2f}, noise σ = {sigma:.2f}. PSNR against the clean image: noisy "
+            f"{psnr(noisy, clean):.1f} dB, denoised {psnr(denoised, clean):.1f} dB."
         )
         return Denoised(enlarge(clean[0]), enlarge(noisy[0]), enlarge(denoised[0]), caption)
 
@@ -178,8 +167,7 @@ class DemoModel:
 
         Args:
             image (`np.ndarray` of shape `(C, S, S)`): The image, in uint8.
-            layer (`int` or `str`, *optional*): The layer; the default one without it.
-            timestep (`int`, *optional*): The time step; the default one without it.
+            layer (`int` or `str`, *optional*), timestep (`int`, *optional*): By default the model's own.
 
         Raises:
             ValueError: If the layer or the time step does not exist.
@@ -216,43 +204,20 @@ class DemoModel:
         steps = self.config.num_train_timesteps
         return sorted({self.config.feature_timestep, 0, steps // 20, steps // 5, steps // 2})
 
-    def neighbours(
-        self, image: np.ndarray, count: int = 8, report: Report = silent
-    ) -> list[tuple[PIL.Image.Image, str]]:
-        """Find the images of the source with the most similar features.
-
-        The features of the source are computed at the first call, which takes a while, and kept.
+    def search(self, report: Report = silent) -> Neighbours:
+        """Return the images of the source as neighbours to find; their features are computed at the first call.
 
         Args:
-            image (`np.ndarray` of shape `(C, S, S)`): The image, in uint8.
-            count (`int`, defaults to 8): Largest number of neighbours.
-            report ([`Report`], *optional*): Called with the progress.
-
-        Returns:
-            Pictures, each with its similarity and class as a caption.
+            report ([`Report`], *optional*): Called with the progress of that.
 
         Raises:
             ValueError: If there is no source.
         """
-        return self._searched(report).nearest(image, count)
-
-    def closest_pairs(
-        self, least: float, count: int = 24, report: Report = silent
-    ) -> tuple[list[tuple[PIL.Image.Image, str]], int]:
-        """Find the pairs of images of the source with the most similar features, such as near-duplicates.
-
-        Args:
-            least (`float`): Least similarity of a pair, from -1 to 1.
-            count (`int`, defaults to 24): Largest number of pairs that are shown.
-            report ([`Report`], *optional*): Called with the progress of the first search.
-
-        Returns:
-            As of [`~ldae.demo.neighbours.Neighbours.closest_pairs`].
-
-        Raises:
-            ValueError: If there is no source.
-        """
-        return self._searched(report).closest_pairs(least, count)
+        if self.source is None:
+            raise ValueError("there are no images to search for neighbours; choose some with --dataset.")
+        if self._neighbours is None:
+            self._neighbours = Neighbours.compute(self.model, self.source, limit=SEARCHED_IMAGES, report=report)
+        return self._neighbours
 
     @property
     def num_searched(self) -> int:
@@ -274,7 +239,7 @@ class DemoModel:
         Args:
             count (`int`): Number of images.
             steps (`int`): Number of sampling steps.
-            seed (`int`, defaults to 0): Seed; each image depends on it and on the image's number.
+            seed (`int`, defaults to 0): Seed; each image depends on it and on its own number.
             class_label (`int`, *optional*): Class for a class-conditional model; all classes in turn by default.
             report ([`Report`], *optional*): Called with the progress.
 
@@ -301,14 +266,6 @@ class DemoModel:
             )
         return "Generated from noise, with the weights that features are read from."
 
-    def _searched(self, report: Report) -> Neighbours:
-        """Return the features of the source's images, which are computed at the first call."""
-        if self.source is None:
-            raise ValueError("there are no images to search for neighbours; choose some with --dataset.")
-        if self._neighbours is None:
-            self._neighbours = Neighbours.compute(self.model, self.source, limit=SEARCHED_IMAGES, report=report)
-        return self._neighbours
-
     def _colours(self, image: np.ndarray, layer: Layer | None, timestep: int | None) -> torch.Tensor:
         """Compute the colours of an image's patches, `(3, h, w)` in [0, 1]."""
         pixels = torch.from_numpy(image)[None].float() / 127.5 - 1  # (1, C, S, S)
@@ -330,9 +287,6 @@ def open_demo_model(
         data ([`~ldae.data.DataConfig`], *optional*): Images to search for neighbours.
         device (`str`, *optional*): Device to compute on; by default cuda if there is one.
         name (`str`, *optional*): Title of the page; by default the folder's name or the Hub id.
-
-    Returns:
-        [`DemoModel`]; its `pipeline` is `None` if the checkpoint is only an encoder.
 
     Raises:
         ValueError: If it cannot be loaded, or is neither an l-DAE nor a DDAE.
@@ -363,11 +317,9 @@ def psnr(image: torch.Tensor, clean: torch.Tensor) -> float:
 
 
 def enlarge(image: torch.Tensor, side: int | None = None) -> PIL.Image.Image:
-    """Make a picture at least 256 pixels wide, enlarged by a whole factor.
+    """Make a picture at least 256 pixels wide of values `(C, h, w)` in [0, 1], enlarged by a whole factor.
 
-    Args:
-        image (`torch.Tensor` of shape `(C, h, w)`): Values in [0, 1], with one or three channels.
-        side (`int`, *optional*): Width before the enlargement; for a map, that of the image under it.
+    A map takes the `side` of the image under it.
     """
     side = side or image.shape[-1]
     return resize(image, side * max(1, -(-LEAST_SIDE // side)))

@@ -19,6 +19,7 @@ from ldae.reports.image_grids import sample_grid, to_picture
 
 THUMBNAIL = 64  # side of the small pictures that are kept of the searched images, in pixels
 SHOWN = 128
+BATCH_SIZE = 64  # images in a forward pass
 ROWS_AT_ONCE = 512  # that are compared with all images at a time, which bounds memory
 
 
@@ -44,7 +45,7 @@ class Neighbours:
 
     @classmethod
     def compute(
-        cls, model: Any, source: ImageSource, limit: int, report: Callable[[float, str], None], batch_size: int = 64
+        cls, model: Any, source: ImageSource, limit: int, report: Callable[[float, str], None]
     ) -> "Neighbours":
         """Compute the features of the first images of a source.
 
@@ -53,7 +54,6 @@ class Neighbours:
             source ([`~ldae.data.ImageSource`]): The images.
             limit (`int`): Largest number of images.
             report (`Callable`): Called with the share that is done and the current step, before each batch.
-            batch_size (`int`, defaults to 64): Number of images in a forward.
         """
         c = model.config
         total = limit if source.num_examples is None else min(limit, source.num_examples)
@@ -62,7 +62,7 @@ class Neighbours:
 
         def watched() -> Iterator[Batch]:
             size = {"image_size": c.image_size, "num_channels": c.num_channels}
-            for batch in iterate_once(source, batch_size=batch_size, limit=limit, **size):
+            for batch in iterate_once(source, batch_size=BATCH_SIZE, limit=limit, **size):
                 done = sum(map(len, thumbnails))
                 report(done / total, f"Features of {source.description}: {done:,} of {total:,} images, once")
                 thumbnails.append(_shrink(batch.images))
@@ -77,12 +77,12 @@ class Neighbours:
         mean = values.mean(dim=0)
         return cls(model, mean, F.normalize(values - mean, dim=1), torch.cat(thumbnails), captions, positions)
 
-    def nearest(self, image: np.ndarray, count: int) -> list[tuple[PIL.Image.Image, str]]:
+    def nearest(self, image: np.ndarray, count: int = 8) -> list[tuple[PIL.Image.Image, str]]:
         """Find the most similar images, nearest first.
 
         Args:
             image (`np.ndarray` of shape `(C, S, S)`): The image, in uint8 at the model's size.
-            count (`int`): Largest number of neighbours.
+            count (`int`, defaults to 8): Largest number of neighbours.
 
         Returns:
             Pictures, each with its similarity and, if it is known, its class as a caption.
@@ -96,12 +96,12 @@ class Neighbours:
             shown.append((to_picture(self.thumbnails[index], SHOWN), caption))
         return shown
 
-    def closest_pairs(self, least: float, count: int) -> tuple[list[tuple[PIL.Image.Image, str]], int]:
+    def closest_pairs(self, least: float, count: int = 24) -> tuple[list[tuple[PIL.Image.Image, str]], int]:
         """Find the pairs of images that are most similar to each other, such as near-duplicates.
 
         Args:
             least (`float`): Least similarity of a pair, from -1 to 1.
-            count (`int`): Largest number of pairs that are shown.
+            count (`int`, defaults to 24): Largest number of pairs that are shown.
 
         Returns:
             Pictures of the closest pairs, most similar first, each with its similarity, rows and classes as a caption;

@@ -14,11 +14,12 @@ from ldae.demo.tabs import (
     denoise_tab,
     duplicates_tab,
     features_tab,
+    gallery_box,
     grid_tab,
     neighbours_tab,
     samples_tab,
+    training_tab,
 )
-from ldae.demo.training_tab import training_tab
 from ldae.demo.watch import WatchedRun
 
 
@@ -96,20 +97,9 @@ def _explore(demo: DemoModel, run: WatchedRun | None, page: gr.Blocks) -> None:
             status = gr.Markdown(NO_IMAGE, elem_id="status", elem_classes="status")
             if demo.source is not None:
                 gr.Markdown(f"**Examples** from {demo.source.description}")
-            strip = gr.Gallery(
-                [picture_of(example) for example in examples],
-                label="Examples",
-                show_label=False,
-                container=False,
-                columns=4,
-                height="auto",
-                allow_preview=False,
-                interactive=False,
-                buttons=[],
-                visible=bool(examples),
-                elem_id="examples",
-                elem_classes=["tiles", "strip"],
-            )
+            pictures = [picture_of(example) for example in examples]
+            look: dict[str, Any] = {"allow_preview": False, "elem_classes": ["tiles", "strip"]}
+            strip = gallery_box("examples", pictures, visible=bool(examples), **look)
         with gr.Column(scale=3, min_width=320), gr.Tabs(overflow_behavior="wrap"):
             denoises = demo.pipeline is not None
             parts = [denoise_tab(demo, image)] if denoises else []

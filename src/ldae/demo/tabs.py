@@ -3,6 +3,7 @@
 import functools
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +11,15 @@ import gradio as gr
 import numpy as np
 
 from ldae.demo.model import DemoModel, layer_name, picture_of
+from ldae.demo.watch import WatchedRun
 
 
 NO_IMAGE = "Drop a picture, or choose an example."
+REFRESH_SECONDS = 5
 # Run one computation at a time for all visitors, because a pipeline keeps the state of its sampler.
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
 UNDOCUMENTED: dict[str, Any] = {"api_visibility": "undocumented"}
+FOLLOW: dict[str, Any] = {"trigger_mode": "always_last", "show_progress": "hidden"}  # a control that is moved
 
 
 @dataclass(frozen=True)
@@ -28,16 +32,14 @@ class TabUpdate:
 
 
 def denoise_tab(demo: DemoModel, image: gr.State) -> TabUpdate:
+    """Add the tab that shows the image clean, noisy and denoised."""
     last = demo.config.num_train_timesteps - 1
     with gr.Tab("Denoise"):
         t = gr.Slider(0, last, value=(last + 1) // 4, step=1, label="t: how much noise", elem_id="t")
         label = _class_choice(demo)
         with gr.Row(elem_classes="side-by-side"):
-            noise = demo.noisy_name
-            pictures = [
-                picture_box(label, f"the {label} picture", name)
-                for name, label in (("clean", "clean"), ("noisy", noise), ("denoised", "denoised"))
-            ]
+            names = {"clean": "clean", "noisy": demo.family.noisy, "denoised": "denoised"}
+            pictures = [picture_box(shown, f"the {shown} picture", name) for name, shown in names.items()]
         caption = gr.Markdown(NO_IMAGE, elem_classes="status")
         seed = gr.State(0)
         another = gr.Button("Other noise", size="sm")
@@ -49,17 +51,17 @@ def denoise_tab(demo: DemoModel, image: gr.State) -> TabUpdate:
         shown = demo.denoise(pixels, int(timestep), number, class_label)
         return shown.clean, shown.noisy, shown.denoised, shown.caption
 
-    part = TabUpdate(show, [t, seed, label], [*pictures, caption])
-    settings: dict[str, Any] = {"inputs": [image, *part.inputs], "outputs": list(part.outputs), **ONE_AT_A_TIME}
-    follow: dict[str, Any] = {"trigger_mode": "always_last", "show_progress": "hidden"}
-    gr.on([t.change, label.change], show, api_name="denoise", **follow, **settings)
+    inputs, outputs = [t, seed, label], [*pictures, caption]
+    settings: dict[str, Any] = {"inputs": [image, *inputs], "outputs": outputs, **ONE_AT_A_TIME}
+    gr.on([t.change, label.change], show, api_name="denoise", **FOLLOW, **settings)
     drawn = another.click(lambda number: number + 1, seed, seed, show_progress="hidden", **UNDOCUMENTED)
     drawn.then(show, show_progress="hidden", **settings, **UNDOCUMENTED)
-    return part
+    return TabUpdate(show, inputs, outputs)
 
 
 def features_tab(demo: DemoModel, image: gr.State) -> TabUpdate:
-    c = demo.config
+    """Add the tab that shows the image's patch features at one layer and time step."""
+    last = demo.config.num_train_timesteps - 1
     with gr.Tab("Features"):
         gr.Markdown(
             "The three principal components of the patches' features as red, green and blue: the model sees patches "
@@ -68,14 +70,10 @@ def features_tab(demo: DemoModel, image: gr.State) -> TabUpdate:
         with gr.Row():
             names = [(layer_name(layer), layer) for layer in demo.layers]
             layer = gr.Dropdown(names, value=demo.default_layer, label="layer", elem_id="layer", min_width=220)
-            t = gr.Slider(
-                0, c.num_train_timesteps - 1, c.feature_timestep, step=1, label="t", elem_id="feature_t", min_width=150
-            )
+            t = gr.Slider(0, last, demo.config.feature_timestep, step=1, label="t", elem_id="feature_t", min_width=150)
         with gr.Row(elem_classes="side-by-side"):
-            pictures = [
-                picture_box("clean", "the clean picture"),
-                picture_box("features", "its patch features as colours", "pca"),
-            ]
+            clean = picture_box("clean", "the clean picture")
+            features = picture_box("features", "its patch features as colours", "pca")
         caption = gr.Markdown(NO_IMAGE, elem_classes="status")
 
     @_with_messages
@@ -83,17 +81,17 @@ def features_tab(demo: DemoModel, image: gr.State) -> TabUpdate:
         if pixels is None:
             return None, None, NO_IMAGE
         colours = demo.patch_colours(pixels, layer, int(timestep))
-        place = layer_name(layer)
-        return picture_of(pixels), colours, f"Features of {place} at t = {int(timestep)}, read from the clean picture."
+        said = f"Features of {layer_name(layer)} at t = {int(timestep)}, read from the clean picture."
+        return picture_of(pixels), colours, said
 
-    part = TabUpdate(show, [layer, t], [*pictures, caption])
-    settings: dict[str, Any] = {"inputs": [image, *part.inputs], "outputs": list(part.outputs), **ONE_AT_A_TIME}
-    follow: dict[str, Any] = {"trigger_mode": "always_last", "show_progress": "hidden"}
-    gr.on([layer.change, t.change], show, api_name="features", **follow, **settings)
-    return part
+    inputs, outputs = [layer, t], [clean, features, caption]
+    changes = [layer.change, t.change]
+    gr.on(changes, show, [image, *inputs], outputs, api_name="features", **FOLLOW, **ONE_AT_A_TIME)
+    return TabUpdate(show, inputs, outputs)
 
 
 def grid_tab(demo: DemoModel, image: gr.State) -> TabUpdate:
+    """Add the tab that shows the image's patch features at many layers and time steps."""
     layers, steps = demo.grid_layers(), demo.grid_timesteps()
     ready = f"Features of {len(layers)} layers at t = {', '.join(map(str, steps))}, each with its own colours."
     with gr.Tab("Layer × t"):
@@ -107,13 +105,15 @@ def grid_tab(demo: DemoModel, image: gr.State) -> TabUpdate:
         begin = time.monotonic()
         return demo.feature_grid(image, progress), f"{ready} Drawn in {time.monotonic() - begin:.1f} s."
 
+    def show(pixels: np.ndarray | None) -> tuple[Any, str]:
+        return None, ready if pixels is not None else f"{ready} {NO_IMAGE}"
+
     button.click(draw, image, [picture, caption], api_name="grid", show_progress_on=picture, **ONE_AT_A_TIME)
-    return TabUpdate(
-        lambda pixels: (None, ready if pixels is not None else f"{ready} {NO_IMAGE}"), [], [picture, caption]
-    )
+    return TabUpdate(show, [], [picture, caption])
 
 
 def neighbours_tab(demo: DemoModel, image: gr.State) -> TabUpdate:
+    """Add the tab that shows the images of the source that are most similar to the image."""
     assert demo.source is not None
     ready = (
         f"The most similar images of {demo.source.description}, nearest first, with similarity (the cosine of mean "
@@ -122,13 +122,13 @@ def neighbours_tab(demo: DemoModel, image: gr.State) -> TabUpdate:
     with gr.Tab("Neighbours"):
         caption = gr.Markdown(f"{ready} {NO_IMAGE}")
         button = gr.Button("Find neighbours", variant="primary", elem_id="find")
-        gallery = _results("neighbours", columns=4)
+        gallery = gallery_box("neighbours", elem_classes=["pixels", "tiles"])
 
     @_with_messages
     def find(pixels: np.ndarray | None, progress: Any = gr.Progress()) -> tuple[Any, str]:  # noqa: B008 - for Gradio
         image = _require_image(pixels)
         begin = time.monotonic()
-        found = demo.neighbours(image, report=progress)
+        found = demo.search(progress).nearest(image)
         return found, f"{ready} {demo.num_searched:,} images were searched in {time.monotonic() - begin:.1f} s."
 
     def show(pixels: np.ndarray | None) -> tuple[Any, str]:
@@ -141,6 +141,7 @@ def neighbours_tab(demo: DemoModel, image: gr.State) -> TabUpdate:
 
 
 def duplicates_tab(demo: DemoModel) -> None:
+    """Add the tab that shows the pairs of images of the source that are most similar to each other."""
     assert demo.source is not None
     ready = (
         f"The pairs of images of {demo.source.description} that the model sees as most similar, closest first, with "
@@ -150,11 +151,11 @@ def duplicates_tab(demo: DemoModel) -> None:
         caption = gr.Markdown(ready)
         least = gr.Slider(0.5, 1, 0.95, step=0.01, label="least similarity of a pair", elem_id="least")
         button = gr.Button("Find pairs", variant="primary", elem_id="find-pairs")
-        gallery = _results("pairs", columns=2)
+        gallery = gallery_box("pairs", columns=2, elem_classes=["pixels", "tiles"])
 
     @_with_messages
     def find(least: float, progress: Any = gr.Progress()) -> tuple[Any, str]:  # noqa: B008 - for Gradio
-        pairs, total = demo.closest_pairs(least, report=progress)
+        pairs, total = demo.search(progress).closest_pairs(least)
         shown = f", and the {len(pairs)} closest are shown" if total > len(pairs) else ""
         found = f"{total:,} {'pair' if total == 1 else 'pairs'} of {demo.num_searched:,} images"
         return pairs, f"{ready} {found} {'is' if total == 1 else 'are'} at least {least:.2f} similar{shown}."
@@ -164,17 +165,17 @@ def duplicates_tab(demo: DemoModel) -> None:
 
     settings: dict[str, Any] = {"inputs": least, "outputs": [gallery, caption], **ONE_AT_A_TIME}
     button.click(find, api_name="pairs", show_progress_on=gallery, **settings)
-    least.change(follow, trigger_mode="always_last", show_progress="hidden", **UNDOCUMENTED, **settings)
+    least.change(follow, **FOLLOW, **UNDOCUMENTED, **settings)
 
 
 def samples_tab(demo: DemoModel) -> None:
+    """Add the tab that generates images."""
     with gr.Tab("Samples"):
         caption = gr.Markdown(demo.sampling_note)
         with gr.Row():
+            most = max(demo.default_steps, 100)
             count = gr.Slider(1, 16, 8, step=1, label="images", min_width=120)
-            steps = gr.Slider(
-                1, max(demo.default_steps, 100), demo.default_steps, step=1, label="steps", min_width=120
-            )
+            steps = gr.Slider(1, most, demo.default_steps, step=1, label="steps", min_width=120)
             seed = gr.Number(0, label="seed", precision=0, min_width=80)
         label = _class_choice(demo)
         button = gr.Button("Generate", variant="primary", elem_id="generate")
@@ -192,20 +193,50 @@ def samples_tab(demo: DemoModel) -> None:
         grid = demo.samples(int(count), int(steps), int(seed or 0), class_label, progress)
         return grid, f"{demo.sampling_note} {int(count)} images took {time.monotonic() - begin:.1f} s."
 
-    button.click(
-        generate,
-        [count, steps, seed, label],
-        [picture, caption],
-        api_name="samples",
-        show_progress_on=picture,
-        **ONE_AT_A_TIME,
-    )
+    inputs, outputs = [count, steps, seed, label], [picture, caption]
+    button.click(generate, inputs, outputs, api_name="samples", show_progress_on=picture, **ONE_AT_A_TIME)
 
 
-def _results(elem_id: str, columns: int) -> gr.Gallery:
-    """Add a gallery of found images."""
+def training_tab(run: WatchedRun, page: gr.Blocks) -> None:
+    """Add the tab that follows a run's folder while the page is open: its progress, curves and newest model."""
+    with gr.Tab("Training"):
+        status = gr.Markdown(elem_id="progress", elem_classes="status")
+        look: dict[str, Any] = {"show_label": False, "container": False, "elem_classes": "course", "format": "png"}
+        loss = gr.Plot(label="loss and learning rate", visible=False, elem_id="loss", **look)
+        accuracy = gr.Plot(label="accuracy", visible=False, elem_id="accuracy", **look)
+        caption = gr.Markdown(elem_id="newest-caption")
+        denoised = picture_box("", "images denoised by the newest model", "newest", visible=False)
+    timer = gr.Timer(REFRESH_SECONDS)
+    shown_log, shown_model = gr.State(None), gr.State(None)  # what this visitor sees
+
+    def follow_log(shown: Any) -> tuple[Any, ...]:
+        state = run.log_state()
+        if state == shown:
+            return (gr.skip(),) * 4
+        text, *figures = run.read_log()
+        return state, text, *(gr.update(value=figure, visible=figure is not None) for figure in figures)
+
+    def follow_model(shown: Any) -> tuple[Any, ...]:
+        with suppress(ValueError):  # a model that is just being replaced; the next look finds it whole
+            run.load_newest()
+        state = run.picture_state()
+        if state == shown:
+            return (gr.skip(),) * 3
+        drawn, text = run.draw_denoised()
+        return state, text, gr.update(value=drawn, visible=drawn is not None)
+
+    look_at = [page.load, timer.tick]
+    outputs = [shown_log, status, loss, accuracy]
+    gr.on(look_at, follow_log, shown_log, outputs, api_name="training", show_progress="hidden")
+    outputs = [shown_model, caption, denoised]
+    gr.on(look_at, follow_model, shown_model, outputs, api_name="newest", show_progress="hidden", **ONE_AT_A_TIME)
+
+
+def gallery_box(elem_id: str, images: Any = None, columns: int = 4, **look: Any) -> gr.Gallery:
+    """Add a gallery of images."""
     return gr.Gallery(
-        label=elem_id,
+        images,
+        label=elem_id.capitalize(),
         show_label=False,
         container=False,
         columns=columns,
@@ -213,7 +244,7 @@ def _results(elem_id: str, columns: int) -> gr.Gallery:
         interactive=False,
         buttons=[],
         elem_id=elem_id,
-        elem_classes=["pixels", "tiles"],
+        **look,
     )
 
 

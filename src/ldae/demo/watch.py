@@ -40,12 +40,7 @@ class WatchedRun:
 
     @classmethod
     def find(cls, checkpoint: str, load: Callable[[], DemoModel]) -> "WatchedRun | None":
-        """Return the run of a folder with a log, or with a recipe and no model yet; `None` for any other checkpoint.
-
-        Args:
-            checkpoint (`str`): Folder or Hub id.
-            load (`Callable`): Loads the folder's model.
-        """
+        """Return the run of a folder with a log, or with a recipe and no model yet; `None` for other checkpoints."""
         run = cls(Path(checkpoint), load)
         begun = run.folder.recipe.is_file() and not run.model_state()
         return run if run.folder.metrics.is_file() or begun else None
@@ -55,28 +50,17 @@ class WatchedRun:
         """Name of the folder."""
         return self.folder.path.resolve().name
 
-    # -- the log ------------------------------------------------------------------------------------------------------
-
     def log_state(self) -> tuple[Any, ...]:
         """Return what changes when the log does, or when the run starts or stops."""
         found = self.folder.metrics.stat() if self.folder.metrics.is_file() else None
         return (found and (found.st_mtime_ns, found.st_size), is_claimed(self.folder.path))
 
     def read_log(self) -> tuple[str, Figure | None, Figure | None]:
-        """Read the log.
-
-        Returns:
-            Where the run stands in a few sentences; its loss and learning rate as a figure; and its accuracies.
-            A figure is `None` without values.
-        """
+        """Say in a few sentences where the run stands, and draw its losses and accuracies if there are any."""
         records = self.folder.records()
         steps, accuracies = logged(records), measured(records)
-        sentences = [self._describe_progress(records), *_describe_last(steps, accuracies)]
-        return (
-            " ".join(sentences),
-            loss_figure(records) if steps else None,
-            accuracy_figure(records) if accuracies else None,
-        )
+        text = " ".join([self._describe_progress(records), *_describe_last(steps, accuracies)])
+        return text, loss_figure(records) if steps else None, accuracy_figure(records) if accuracies else None
 
     def _describe_progress(self, records: list[dict[str, Any]]) -> str:
         """Say how far the run is, and how long the rest takes."""
@@ -106,8 +90,6 @@ class WatchedRun:
         except (KeyError, TypeError, ValueError):
             return None
 
-    # -- the model ----------------------------------------------------------------------------------------------------
-
     def model_state(self) -> tuple[Any, ...]:
         """Return what changes when a model is exported; empty before the first one."""
         files = [self.folder.path / "config.json", *sorted(self.folder.path.glob("model*.safetensors"))]
@@ -115,10 +97,7 @@ class WatchedRun:
         return tuple(found) if len(found) > 1 else ()
 
     def load_newest(self) -> bool:
-        """Load the model if a newer one was exported.
-
-        Returns:
-            `bool`: Whether one was loaded.
+        """Load the model if a newer one was exported, and return whether one was.
 
         Raises:
             ValueError: If it cannot be loaded; the former one is kept.
@@ -139,11 +118,7 @@ class WatchedRun:
         return (self._loaded, self._own_picture())
 
     def draw_denoised(self) -> tuple[PIL.Image.Image | None, str]:
-        """Draw images denoised by the newest model: the run's own picture of it, or two examples.
-
-        Returns:
-            The picture, or `None` if there is no model that denoises, or no images; and a sentence on it.
-        """
+        """Show images denoised by the newest model, if it can, with a sentence: the run's own picture, or examples."""
         drawn = self._own_picture()
         if drawn is not None:
             with PIL.Image.open(drawn[0]) as picture:
@@ -157,7 +132,7 @@ class WatchedRun:
         rows = [self.demo.denoise(example, t) for example in examples]
         tiles = [(f"example {i + 1}", [d.clean, d.noisy, d.denoised]) for i, d in enumerate(rows)]
         saved = time.strftime("%H:%M", time.localtime(max(when for _, when in self._loaded) / 1e9))
-        return tile_grid(tiles, ["clean", self.demo.noisy_name, "denoised"]), (
+        return tile_grid(tiles, ["clean", self.demo.family.noisy, "denoised"]), (
             f"Two examples at t = {t}, denoised by the model that was saved at {saved}."
         )
 

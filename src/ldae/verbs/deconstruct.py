@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 from ldae.deconstruct.preset import load_preset
-from ldae.deconstruct.rehearsal import rehearse_rows
 from ldae.deconstruct.runner import Deconstruction
 from ldae.errors import one_line
 from ldae.verbs.options.train import DeconstructOptions
@@ -25,7 +24,7 @@ def run(options: DeconstructOptions) -> int:
         command=shlex.join(command),
     )
     if options.dry_run:
-        rehearse_rows(launch)
+        launch.rehearse()
         return 0
     failures = launch.run()
     launch.say(f"\nReport: {launch.output_dir / 'report.html'}")
