@@ -33,12 +33,13 @@ from matplotlib.figure import Figure
 from ldae.data import DataConfig, iterate_once, open_probe_images
 from ldae.evaluation.knn import knn_accuracy
 from ldae.evaluation.metrics import mean_and_stderr
-from ldae.evaluation.ridge import few_shot_ridge, fit_ridge_grid, split_holdout
+from ldae.evaluation.protocol import split_holdout
+from ldae.evaluation.ridge import few_shot_ridge, fit_ridge_grid
 from ldae.files import write_whole
 
 
 BUDGETS = (1, 4, 16)
-HOLDOUT, SHOTS, DRAWS, NEIGHBOURS = 0.1, 10, 5, 20
+SHOTS, DRAWS, NEIGHBOURS = 10, 5, 20
 PROBES = {"ridge": "ridge, all labels", "few_shot": f"ridge, {SHOTS} a class", "knn": "kNN"}
 STYLES = {"l-DAE": ("#0072B2", "o"), "DDAE": ("#D55E00", "s"), "ViTMAE": ("#009E73", "^"), "pixels": ("#555555", "")}
 DASHES = {"l-DAE": (0, (5, 2)), "DDAE": (0, (3, 1, 1, 1)), "ViTMAE": (0, (1, 1)), "pixels": (0, (8, 3))}
@@ -66,7 +67,7 @@ def search(method: Method, images: Images) -> tuple[Any, int | None, float]:
     """
     columns = method.columns()
     features = method.features(images, columns)  # (n, F, C)
-    fitted, held = split_holdout(len(features), HOLDOUT, seed=0)
+    fitted, held = split_holdout(len(features))
     parts = [(features[index], images.labels[index]) for index in (fitted, held)]
     held_out = fit_ridge_grid(*parts, parts[1], num_classes=int(images.labels.max()) + 1).held_out
     best = int(held_out.argmax())
@@ -77,7 +78,7 @@ def probe(
     train_x: torch.Tensor, train_y: torch.Tensor, test_x: torch.Tensor, test_y: torch.Tensor
 ) -> dict[str, float]:
     """Score features `(n, C)` by each of `PROBES`."""
-    fitted, held = split_holdout(len(train_y), HOLDOUT, seed=0)
+    fitted, held = split_holdout(len(train_y))
     parts = [(train_x[fitted, None], train_y[fitted]), (train_x[held, None], train_y[held]), (test_x[:, None], test_y)]
     few = few_shot_ridge(train_x, train_y, test_x, test_y, shots=SHOTS, draws=DRAWS)
     return {

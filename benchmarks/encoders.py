@@ -27,14 +27,13 @@ from ldae.data import Batch, DataConfig, iterate_once, open_probe_images, prepar
 from ldae.evaluation.encoder import PixelEncoder
 from ldae.evaluation.evaluate import Evaluation
 from ldae.evaluation.features import Features, extract_features
-from ldae.evaluation.grid_search import name_layer, write_choice
 from ldae.evaluation.images import fixed_subset
 from ldae.evaluation.knn import knn_accuracy
 from ldae.evaluation.metrics import mean_and_stderr
-from ldae.evaluation.probe_features import HOLDOUT
 from ldae.evaluation.probing import probe_features
+from ldae.evaluation.protocol import HOLDOUT
 from ldae.evaluation.ridge import few_shot_ridge
-from ldae.evaluation.search import search_features
+from ldae.evaluation.search import name_layer, search_features, write_choice
 from ldae.evaluation.untrained import untrained_like
 from ldae.hub.model_card import write_model_card
 from ldae.reports.patch_pca import patch_pca_images

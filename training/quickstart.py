@@ -22,11 +22,10 @@ from ldae import LDAEForPreTraining
 from ldae.data import Batch, iterate_once, open_probe_images, prepare_images
 from ldae.evaluation.encoder import as_encoder, baselines_of
 from ldae.evaluation.features import Features, extract_features
-from ldae.evaluation.grid_search import GridScore, write_choice
 from ldae.evaluation.knn import knn_accuracy
 from ldae.evaluation.metrics import mean_and_stderr
 from ldae.evaluation.ridge import few_shot_ridge
-from ldae.evaluation.search import FeatureSearch, search_features
+from ldae.evaluation.search import FeatureSearch, GridScore, search_features, write_choice
 from ldae.hub.model_card import write_model_card
 from ldae.reports.image_grids import neighbour_picture
 from ldae.reports.layer_maps import heat_map

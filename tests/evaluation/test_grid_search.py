@@ -19,10 +19,10 @@ from ldae import (
 from ldae.data import DataConfig, iterate_once, open_images
 from ldae.evaluation.classifier import build_classifier, save_classifier
 from ldae.evaluation.features import extract_features
-from ldae.evaluation.grid_search import GridScore, best_score, write_choice
 from ldae.evaluation.linear_probe import ProbeSettings
 from ldae.evaluation.probing import run_probe
 from ldae.evaluation.protocol import Protocol
+from ldae.evaluation.search import GridScore, best_score, write_choice
 from ldae.reports.layer_maps import heat_map
 from ldae.results import read_results
 from ldae.verbs import grid_search, linear_probe

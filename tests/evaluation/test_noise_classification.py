@@ -39,12 +39,11 @@ def test_heads_know_more_where_there_is_less_noise_and_choose_without_the_test_s
     settings = ProbeSettings(epochs=30, batch_size=32, base_lr=8.0, lr_multipliers=(1e-9, 1e-2), seeds=(0, 1))
     options = {"layer": ddae.config.feature_layer, "timesteps": (5, 999), "settings": settings, "draws": 2}
     heads = probe_noise_levels(ddae.ddae, *sets, **options)
-    assert heads.accuracy.shape == heads.held_out.shape == (2, 2)
-    assert (heads.num_train, heads.num_test) == (180, 80)
-    clear, drowned = heads.accuracy.mean(dim=0).tolist()
-    assert clear > 0.4 and drowned < 0.3
-    assert heads.learning_rates[0] == pytest.approx(1e-2)  # of the two, the one that learns
-    assert torch.equal(heads.accuracy, probe_noise_levels(ddae.ddae, *sets, **options).accuracy)
+    assert [len(heads.seed_scores(level)) for level in range(2)] == [2, 2] and heads.num_train == 180
+    assert heads.score(0)[0] > 0.4 and heads.score(1)[0] < 0.3  # with hardly any noise, and with nothing else
+    assert heads.describe(0)["learning_rate"] == pytest.approx(1e-2)  # of the two, the one that learns
+    again = probe_noise_levels(ddae.ddae, *sets, **options)
+    assert torch.equal(heads.report.test_accuracy, again.report.test_accuracy)
     with pytest.raises(ValueError, match="draws=0"):
         probe_noise_levels(ddae.ddae, *sets, **{**options, "draws": 0})
 

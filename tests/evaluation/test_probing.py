@@ -10,8 +10,8 @@ from ldae.evaluation.images import fixed_subset
 from ldae.evaluation.linear_probe import ProbeSettings
 from ldae.evaluation.metrics import accuracy
 from ldae.evaluation.probing import run_probe
-from ldae.evaluation.protocol import Protocol
-from ldae.evaluation.ridge import _RidgePath, split_holdout
+from ldae.evaluation.protocol import Protocol, split_holdout
+from ldae.evaluation.ridge import _RidgePath
 
 
 @pytest.fixture(scope="session")
@@ -101,7 +101,7 @@ def test_ridge_probes_are_those_of_the_plain_closed_form(model, few):
     mirrored = [Batch(batch.images.flip(-1), batch.positions, batch.labels) for batch in batches[0]]
     options = {"layers": [2], "timesteps": [400]}
     plain, flipped, test = (extract_features(model, part, **options) for part in (batches[0], mirrored, batches[1]))
-    fitted, _ = split_holdout(300, 0.1, 0)
+    fitted, _ = split_holdout(300)
     x = torch.cat([plain.flat[:, 0], flipped.flat[fitted, 0]])
     y = torch.cat([plain.classes, plain.classes[fitted]])
     details = result.describe(3)

@@ -6,7 +6,7 @@ import torch
 from sklearn.metrics import average_precision_score
 from torch.nn import functional as F
 
-from ldae.evaluation.retrieval import retrieval_map
+from ldae.evaluation.knn import retrieval_map
 
 
 def test_equals_scikit_learns_average_precision():

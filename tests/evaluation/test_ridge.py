@@ -7,13 +7,13 @@ from torch.nn import functional as F
 from ldae.evaluation import ridge
 from ldae.evaluation.grid_probes import EPS
 from ldae.evaluation.probing import fit_probes
+from ldae.evaluation.protocol import split_holdout
 from ldae.evaluation.ridge import (
     RIDGE_PENALTIES,
     _RidgePath,
     draw_shots,
     few_shot_ridge,
     fit_ridge_grid,
-    split_holdout,
 )
 
 
@@ -99,8 +99,8 @@ def test_impossible_options_are_refused():
         few_shot_ridge(x, y, x, y, shots=11)
     with pytest.raises(ValueError, match="shots=1 "):
         few_shot_ridge(x, y, x, y, shots=1)
-    with pytest.raises(ValueError, match=r"holdout=0\.001"):
-        split_holdout(30, 0.001, 0)
+    with pytest.raises(ValueError, match=r"holdout=0\.1 of 4 examples"):
+        split_holdout(4)
     with pytest.raises(ValueError, match=r"\(n, C\)"):
         few_shot_ridge(x[:, 0], y, x, y)
 

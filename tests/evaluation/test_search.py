@@ -7,8 +7,8 @@ import pytest
 from ldae.data import iterate_once
 from ldae.evaluation.images import fixed_subset
 from ldae.evaluation.probing import run_probe
-from ldae.evaluation.protocol import Protocol
-from ldae.evaluation.ridge import few_shot_ridge, split_holdout
+from ldae.evaluation.protocol import Protocol, split_holdout
+from ldae.evaluation.ridge import few_shot_ridge
 from ldae.evaluation.search import run_searched_probes, search_features
 
 
@@ -59,7 +59,7 @@ def test_a_search_with_few_labels_sees_few(model, few):
     assert found.columns == [(layer, t) for layer in (1, 2, 3, 4) for t in (0, 10)] and found.probes is None
     assert found.columns[found.paper] == (2, 10) and found.accuracy == float(found.held_out.max())
     labels = found.train.classes
-    kept, held = split_holdout(len(labels), 0.1, 0)
+    kept, held = split_holdout(len(labels))
     cell = found.train.flat[:, 3]
     alone = few_shot_ridge(cell[kept], labels[kept], cell[held], labels[held], shots=3, draws=4)
     assert float(found.held_out[3]) == pytest.approx(sum(alone) / 4)

@@ -9,12 +9,11 @@ from ldae.evaluation.comparison import FEW_SHOT, compare_baselines
 from ldae.evaluation.criteria import score_cells
 from ldae.evaluation.encoder import Encoder
 from ldae.evaluation.features import extract_features
-from ldae.evaluation.grid_search import best_score, grid_scores
 from ldae.evaluation.images import ImageSet, fixed_subset
 from ldae.evaluation.linear_probe import ProbeSettings
 from ldae.evaluation.probing import run_probe
 from ldae.evaluation.protocol import Protocol
-from ldae.evaluation.search import search_features
+from ldae.evaluation.search import best_score, grid_scores, search_features
 from ldae.extraction.reader import FeatureReader
 from ldae.models.randomness_ldae import keyed_normal
 

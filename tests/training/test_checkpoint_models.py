@@ -5,7 +5,7 @@ import torch
 
 from ldae import DDAEForPreTraining, LDAEForPreTraining
 from ldae.cli import main
-from ldae.evaluation.grid_search import write_choice
+from ldae.evaluation.search import write_choice
 from ldae.results import read_results
 from ldae.training.checkpoint import load_checkpoint
 from ldae.training.pretraining import pretrain

@@ -91,9 +91,8 @@ class ProbeOptions:
         noisy: bool = False,
     ) -> "Protocol":
         """Build the probes' protocol at given blocks and time steps."""
-        from ldae.evaluation.linear_probe import ProbeSettings
+        from ldae.evaluation.linear_probe import MAX_LR_EXTENSIONS, ProbeSettings
         from ldae.evaluation.protocol import Protocol
-        from ldae.evaluation.rate_search import MAX_LR_EXTENSIONS
 
         settings = ProbeSettings(
             epochs=self.epochs,

@@ -14,66 +14,44 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
-    from .encoder import (
-        DenoiserEncoder,
-        Encoder,
-        LatentEncoder,
-        PixelEncoder,
-        PooledEncoder,
-        as_encoder,
-    )
+    from .encoder import DenoiserEncoder, Encoder, LatentEncoder, PixelEncoder, PooledEncoder, as_encoder
     from .evaluate import Evaluation
     from .features import Features, extract_features, feature_map, iterate_features
-    from .knn import knn_accuracy, knn_predict
+    from .knn import knn_accuracy, knn_predict, retrieval_map
     from .linear_probe import ProbeSettings, train_linear_probes
     from .opening import open_encoder
     from .probing import ProbeResult, probe_features, run_probe
     from .protocol import Protocol
-    from .retrieval import retrieval_map
     from .ridge import few_shot_ridge, fit_ridge_grid
     from .score_table import ScoreTable
     from .search import FeatureSearch, search_features
     from .untrained import untrained_like
 
-_LAZY = {
-    "DenoiserEncoder": "encoder",
-    "Encoder": "encoder",
-    "Evaluation": "evaluate",
-    "FeatureSearch": "search",
-    "Features": "features",
-    "LatentEncoder": "encoder",
-    "PixelEncoder": "encoder",
-    "PooledEncoder": "encoder",
-    "ProbeResult": "probing",
-    "ProbeSettings": "linear_probe",
-    "Protocol": "protocol",
-    "ScoreTable": "score_table",
-    "as_encoder": "encoder",
-    "extract_features": "features",
-    "feature_map": "features",
-    "few_shot_ridge": "ridge",
-    "fit_ridge_grid": "ridge",
-    "iterate_features": "features",
-    "knn_accuracy": "knn",
-    "knn_predict": "knn",
-    "open_encoder": "opening",
-    "probe_features": "probing",
-    "retrieval_map": "retrieval",
-    "run_probe": "probing",
-    "search_features": "search",
-    "train_linear_probes": "linear_probe",
-    "untrained_like": "untrained",
+_NAMES = {
+    "encoder": "DenoiserEncoder Encoder LatentEncoder PixelEncoder PooledEncoder as_encoder",
+    "evaluate": "Evaluation",
+    "features": "Features extract_features feature_map iterate_features",
+    "knn": "knn_accuracy knn_predict retrieval_map",
+    "linear_probe": "ProbeSettings train_linear_probes",
+    "opening": "open_encoder",
+    "probing": "ProbeResult probe_features run_probe",
+    "protocol": "Protocol",
+    "ridge": "few_shot_ridge fit_ridge_grid",
+    "score_table": "ScoreTable",
+    "search": "FeatureSearch search_features",
+    "untrained": "untrained_like",
 }
+_MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    if name in _MODULES:
+        return getattr(import_module(f".{_MODULES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_LAZY])
+    return sorted([*globals(), *_MODULES])
 
 
 __all__ = [

@@ -8,10 +8,8 @@ import torch
 from .features import Features
 from .knn import knn_accuracy
 from .linear_probe import ProbeSettings
-from .probe_features import HOLDOUT, SPLIT_SEED
 from .probing import probe_features
-from .protocol import Protocol
-from .ridge import split_holdout
+from .protocol import Protocol, split_holdout
 
 
 PROBES = ("ridge", "knn", "linear")
@@ -59,7 +57,7 @@ def best_points(points: list[SweepPoint]) -> dict[str, SweepPoint]:
 def knn_scores(train: Features, test: Features, device: torch.device) -> tuple[float, float]:
     """Compute the accuracies of weighted kNN on held-out training images and on the test set."""
     x, y = train.flat[:, 0].to(device), train.classes
-    fitted, held = split_holdout(len(y), HOLDOUT, SPLIT_SEED)
+    fitted, held = split_holdout(len(y))
     settings: dict[str, Any] = {**KNN, "k": min(KNN["k"], len(fitted))}
     held_out = knn_accuracy(x[fitted], y[fitted], x[held], y[held], **settings)
     return held_out, knn_accuracy(x, y, test.flat[:, 0], test.classes, **settings)

@@ -7,12 +7,12 @@ from typing import Any
 from ldae.data import Batch
 from ldae.shared_work import on_main
 
-from .encoder import Encoder, Layer, as_encoder, baselines_of
+from .encoder import Layer, as_encoder, baselines_of
 from .features import Features, extract_features
 from .linear_probe import ProbeSettings
 from .metrics import mean_and_stderr
-from .probe_features import HOLDOUT
 from .probing import check_probe, probe_features
+from .protocol import HOLDOUT
 from .ridge import few_shot_ridge
 
 
@@ -20,7 +20,7 @@ FEW_SHOT = "few-shot"
 # Of what describes a probe, the part that tells the compared ones apart.
 REPORTED = {
     "ridge": ("penalty",),
-    "logistic": (*("penalty", "optimizer", "tolerance", "max_iterations", "converged", "iterations", "standardised"),),
+    "logistic": ("penalty", "optimizer", "tolerance", "max_iterations", "converged", "iterations", "standardised"),
     "adam": ("epochs", "learning_rate", "learning_rate_at_edge", "batch_norm"),
 }
 
@@ -53,15 +53,17 @@ def compare_baselines(
 
     Args:
         model ([`~ldae.evaluation.encoder.Encoder`] or `PreTrainedModel`): The trained encoder.
-        train, test (`list[Batch]`): uint8 images with labels.
+        train (`list[Batch]`): uint8 training images with labels.
+        test (`list[Batch]`): uint8 test images with labels.
         probe (`str`, defaults to `"logistic"`): `"logistic"`, `"ridge"` or `"adam"`, as of
             [`~ldae.evaluation.probing.run_probe`]; each encoder has its penalty or learning rate chosen on the same
             tenth of `train`, which is held out. `"few-shot"` fits ridge probes to a few labels, the same for all.
         settings ([`~ldae.evaluation.linear_probe.ProbeSettings`], *optional*): How Adam's probes train.
         shots (`int`, defaults to 5): Labels of each class, for `"few-shot"`.
         draws (`int`, defaults to 20): How often they are drawn.
-        layer (`int` or `str`, *optional*), timestep (`int`, *optional*), noisy (`bool`, defaults to `False`): The one
-            layer, time step and input, of the encoder and its untrained twin; by default the encoder's own, clean.
+        layer (`int` or `str`, *optional*): The layer of the encoder and its untrained twin; by default its own.
+        timestep (`int`, *optional*): The time step of both; by default the encoder's own.
+        noisy (`bool`, defaults to `False`): Whether the inputs of both are corrupted.
 
     Returns:
         `list[Compared]`: the trained encoder first.
@@ -77,10 +79,11 @@ def compare_baselines(
         "timesteps": None if timestep is None else [timestep],
         "noisy": noisy,
     }
+    options: dict[str, Any] = {"shots": shots, "draws": draws} if probe == FEW_SHOT else {"settings": settings}
     compared = []
     for name, each in [("trained encoder", encoder), *((other.name, other) for other in baselines_of(encoder))]:
-        fitted, scored = (_features(each, batches, choice) for batches in (train, test))
-        options = {"shots": shots, "draws": draws} if probe == FEW_SHOT else {"settings": settings}
+        place = choice if each.has_choices else {}
+        fitted, scored = (extract_features(each, batches, **place) for batches in (train, test))
         compared.append(on_main(partial(_score, name, probe, fitted, scored, **options)))
     return compared
 
@@ -97,8 +100,3 @@ def _score(name: str, probe: str, fitted: Features, scored: Features, **options:
     details = probes.describe(0)
     protocol = {"name": probes.name, **{key: details[key] for key in REPORTED[probe]}}
     return Compared(name, value, stderr, probes.seeds, {**protocol, "augmentation": [], "holdout": HOLDOUT})
-
-
-def _features(encoder: Encoder, batches: list[Batch], choice: dict[str, Any]) -> Features:
-    """Extract features at the chosen place; baselines without layers have no choice."""
-    return extract_features(encoder, batches, **(choice if encoder.has_choices else {}))

@@ -195,8 +195,27 @@ class DenoiserEncoder(Encoder):
         return DenoiserEncoder(untrained_like(self.source, seed, random_gates=random_gates))
 
 
-class PooledEncoder(Encoder):
-    """Another vision model of `AutoModel`: one vector an image, without a choice of layers.
+class FixedEncoder(Encoder):
+    """An encoder without a choice of layers and time steps. A subclass writes [`~FixedEncoder.read`]."""
+
+    @abstractmethod
+    def read(self, pixel_values: torch.Tensor, pooled: bool) -> torch.Tensor:
+        """Compute vectors `(B, F)`, or if not `pooled` activations in their own shape."""
+
+    def features(
+        self,
+        pixel_values: torch.Tensor,
+        layers: Sequence[Any] | None = None,
+        timesteps: Sequence[Any] | None = None,
+        noise: torch.Tensor | None = None,
+        pool: str = "mean",
+    ) -> dict[Any, torch.Tensor]:
+        """Compute the vectors of images, or with another `pool` than `"mean"` their activations as they are."""
+        return {None: self.read(pixel_values, pool == "mean")[None]}
+
+
+class PooledEncoder(FixedEncoder):
+    """Another vision model of `AutoModel`.
 
     Features are the model's `pooler_output` where the checkpoint holds its weights (or it has none), else the mean
     over tokens or places of `last_hidden_state`; `pooling` says which. A masked autoencoder sees all patches, in their
@@ -221,26 +240,19 @@ class PooledEncoder(Encoder):
         self._orders_patches = takes_noise and hasattr(model.config, "mask_ratio")
         self.pooling = "mean over tokens or places"
 
-    def features(
-        self,
-        pixel_values: torch.Tensor,
-        layers: Sequence[Any] | None = None,
-        timesteps: Sequence[Any] | None = None,
-        noise: torch.Tensor | None = None,
-        pool: str = "mean",
-    ) -> dict[Any, torch.Tensor]:
-        """Compute the pooled output, or with `pool="none"` the last hidden state as it is."""
+    def read(self, pixel_values: torch.Tensor, pooled: bool) -> torch.Tensor:
+        """Compute the pooled output, or the last hidden state."""
         pixels = self._normalize(pixel_values)
         options = {}
         if self._orders_patches:  # what a masked autoencoder sorts its patches by, and would draw
             patches = (pixels.shape[-1] // self.config.patch_size) ** 2
             options["noise"] = torch.arange(patches, device=pixels.device, dtype=pixels.dtype).expand(len(pixels), -1)
         outputs: Any = self.module(pixel_values=pixels, **options)
-        if pool != "mean":
-            return {None: outputs.last_hidden_state[None]}
+        if not pooled:
+            return outputs.last_hidden_state
         own = self.use_pooler and getattr(outputs, "pooler_output", None) is not None
         self.pooling = "the model's own" if own else "mean over tokens or places"
-        return {None: pool_outputs(outputs, self.use_pooler)[None]}
+        return pool_outputs(outputs, self.use_pooler)
 
     def untrained(self, seed: int, *, random_gates: bool = True) -> "PooledEncoder":
         """Return the same network with weights drawn afresh."""
@@ -259,7 +271,7 @@ class PooledEncoder(Encoder):
         return ((pixel_values + 1) / 2 - mean) / std
 
 
-class PixelEncoder(Encoder):
+class PixelEncoder(FixedEncoder):
     """Raw pixels in [-1, 1], flattened: what a probe can do without an encoder.
 
     Args:
@@ -274,19 +286,12 @@ class PixelEncoder(Encoder):
         self.image_size, self.num_channels = image_size, num_channels
         self.feature_layers = {None: (num_channels * image_size**2,)}
 
-    def features(
-        self,
-        pixel_values: torch.Tensor,
-        layers: Sequence[Any] | None = None,
-        timesteps: Sequence[Any] | None = None,
-        noise: torch.Tensor | None = None,
-        pool: str = "mean",
-    ) -> dict[Any, torch.Tensor]:
-        """Give the pixels, flattened unless `pool` asks for a map."""
-        return {None: pixel_values.flatten(1)[None] if pool == "mean" else pixel_values[None]}
+    def read(self, pixel_values: torch.Tensor, pooled: bool) -> torch.Tensor:
+        """Give the pixels, flattened or as they are."""
+        return pixel_values.flatten(1) if pooled else pixel_values
 
 
-class LatentEncoder(Encoder):
+class LatentEncoder(FixedEncoder):
     """The latents that an l-DAE is trained to denoise, averaged over tokens: its features before any block.
 
     Args:
@@ -302,17 +307,10 @@ class LatentEncoder(Encoder):
         self.image_size, self.num_channels = config.image_size, config.num_channels
         self.feature_layers = {None: (config.num_patches, config.latent_dim)}
 
-    def features(
-        self,
-        pixel_values: torch.Tensor,
-        layers: Sequence[Any] | None = None,
-        timesteps: Sequence[Any] | None = None,
-        noise: torch.Tensor | None = None,
-        pool: str = "mean",
-    ) -> dict[Any, torch.Tensor]:
-        """Compute the clean latents, averaged over tokens unless `pool` is something else."""
+    def read(self, pixel_values: torch.Tensor, pooled: bool) -> torch.Tensor:
+        """Compute the clean latents, averaged over tokens or not."""
         latents = self.module.encode(pixel_values)  # (B, N, d)
-        return {None: (latents.mean(dim=1) if pool == "mean" else latents)[None]}
+        return latents.mean(dim=1) if pooled else latents
 
 
 def as_encoder(model: Any) -> Encoder:

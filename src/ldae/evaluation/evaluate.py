@@ -20,13 +20,12 @@ from ldae.shared_work import on_main
 from .encoder import Encoder, Layer, PixelEncoder, as_encoder
 from .features import Features, Prepare, centre_crop, extract_features
 from .images import ImageSet, fixed_subset
-from .knn import knn_accuracy
+from .knn import knn_accuracy, retrieval_map
 from .linear_probe import ProbeSettings
 from .metrics import mean_and_stderr
 from .opening import open_encoder
-from .probe_features import HOLDOUT, SPLIT_SEED
 from .probing import probe_features
-from .retrieval import retrieval_map
+from .protocol import HOLDOUT, SPLIT_SEED
 from .ridge import few_shot_ridge
 from .score_table import ScoreTable, column_title
 
@@ -184,7 +183,7 @@ class Evaluation:
 
     def retrieval(self, checkpoint: Checkpoint, **choice: Any) -> Result:
         """Mean average precision of test images that look for their class among the training images. See
-        [`~ldae.evaluation.retrieval.retrieval_map`]; nothing is random in it.
+        [`~ldae.evaluation.knn.retrieval_map`]; nothing is random in it.
         """
 
         def measure(chosen: _Choice) -> Result:

@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour classification of features: no training, no choices to tune."""
+"""Nearest neighbours of features, without training: weighted kNN classification, and retrieval."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,8 +10,8 @@ from ldae.data import Batch
 from ldae.results import Result
 from ldae.shared_work import on_main
 
-from .encoder import Encoder, as_encoder
-from .features import Features, StoredFeatures, extract_features
+from .encoder import as_encoder
+from .features import StoredFeatures, extract_features
 from .metrics import accuracy
 
 
@@ -24,7 +24,7 @@ def knn_predict(
     temperature: float = 0.07,
     chunk_size: int = 1024,
 ) -> torch.Tensor:
-    """The class with the largest sum of exp(cosine similarity / temperature) among the k nearest training examples.
+    """Predict the class with the largest sum of exp(cosine similarity / temperature) among the k nearest examples.
 
     This is the weighted kNN usual for self-supervised encoders (Wu et al. 2018; DINO). k = 20 is the value that does
     best there on ImageNet; their other one, 200, is more than a class has in small data sets. Of classes with equal
@@ -76,9 +76,63 @@ def knn_accuracy(
     k: int = 20,
     temperature: float = 0.07,
 ) -> float:
-    """Top-1 accuracy of [`knn_predict`] on a test set; arguments as there, and the true classes `(m,)`."""
+    """Compute the top-1 accuracy of [`knn_predict`] on a test set with the true classes `(m,)`."""
     predictions = knn_predict(train_features, train_labels, test_features, k=k, temperature=temperature)
     return accuracy(predictions, test_labels)
+
+
+def retrieval_map(
+    gallery: torch.Tensor,
+    gallery_labels: torch.Tensor,
+    queries: torch.Tensor,
+    query_labels: torch.Tensor,
+    *,
+    chunk_size: int = 256,
+) -> float:
+    """Compute the mean average precision of finding a query's class in a gallery, ranked by cosine similarity.
+
+    The average precision of one query is the mean, over all gallery images of its class, of the share of its class
+    among those that rank as high; of equally similar ones the earlier ranks higher. Queries whose class the gallery
+    lacks do not count.
+
+    Args:
+        gallery (`torch.Tensor` of shape `(n, C)`): Features to search.
+        gallery_labels (`torch.LongTensor` of shape `(n,)`): Their classes.
+        queries (`torch.Tensor` of shape `(m, C)`): Features that search.
+        query_labels (`torch.LongTensor` of shape `(m,)`): Their classes.
+        chunk_size (`int`, defaults to 256): Queries ranked at a time; bounds memory to chunk_size x n.
+
+    Returns:
+        `float` between 0 and 1; features that say nothing give about the share of a class.
+
+    Raises:
+        ValueError: If the gallery is empty, or has no image of any query's class.
+
+    Example:
+        >>> gallery = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
+        >>> round(retrieval_map(gallery, torch.tensor([0, 1, 0]), torch.tensor([[1.0, 0.05]]), torch.tensor([0])), 3)
+        0.833
+    """
+    if len(gallery) == 0 or len(queries) == 0:
+        raise ValueError(
+            f"a gallery of {len(gallery)} and {len(queries)} queries: retrieval needs at least one of both."
+        )
+    normalised = F.normalize(gallery.float(), dim=1)
+    labels = gallery_labels.to(normalised.device)
+    ranks = torch.arange(1, len(labels) + 1, device=normalised.device)
+    total, counted = 0.0, 0
+    for chunk, classes in zip(queries.split(chunk_size), query_labels.split(chunk_size), strict=True):
+        similarity = F.normalize(chunk.to(normalised), dim=1) @ normalised.T  # (b, n)
+        order = similarity.argsort(dim=1, descending=True, stable=True)
+        relevant = labels[order] == classes.to(labels)[:, None]  # (b, n), by rank
+        found = relevant.sum(dim=1)
+        precision = relevant.cumsum(dim=1) / ranks
+        average = (precision * relevant).sum(dim=1).double() / found.clamp(min=1)
+        total += float(average[found > 0].sum())
+        counted += int((found > 0).sum())
+    if counted == 0:
+        raise ValueError("no query's class is in the gallery, so that nothing can be found.")
+    return total / counted
 
 
 def run_knn(
@@ -101,7 +155,8 @@ def run_knn(
             [`~ldae.data.iterate_once`] yields them, or features that were computed before.
         test_batches (`Iterable[Batch]` or `StoredFeatures`): Test images with labels, or their features.
         about (`dict`): `dataset`, `split` and `checkpoint` of the results.
-        k, temperature: See [`knn_predict`].
+        k (`int`, defaults to 20): Number of neighbours that vote.
+        temperature (`float`, defaults to 0.07): Temperature of the votes.
         noisy (`bool`, defaults to `False`): Corrupt the input at t.
         device (`torch.device` or `str`, *optional*): Device to compute on; by default the model's.
         **reading: `layers`, `timesteps` and `dtype`, as of [`~ldae.evaluation.features.extract_features`].
@@ -117,33 +172,24 @@ def run_knn(
         extract_features(encoder, batches, noisy=noisy, device=device, **reading)
         for batches in (train_batches, test_batches)
     )
-    return on_main(lambda: _score_columns(encoder, train, test, about, k, temperature, noisy, device))
 
+    def score() -> list[Result]:
+        results = []
+        for index, (layer, timestep) in enumerate(train.columns):
+            x = train.flat[:, index].to(device or encoder.device)
+            value = knn_accuracy(x, train.classes, test.flat[:, index], test.classes, k=k, temperature=temperature)
+            protocol = {
+                "name": "knn",
+                "k": k,
+                "temperature": temperature,
+                "similarity": "cosine",
+                "layer": layer,
+                "timestep": timestep,
+                "input": "noisy" if noisy else "clean",
+                "pooling": encoder.pooling,
+                "train_images": len(train.classes),
+            }
+            results.append(Result("accuracy", value, protocol=protocol, n=len(test.classes), **about))
+        return results
 
-def _score_columns(
-    encoder: Encoder,
-    train: Features,
-    test: Features,
-    about: dict[str, Any],
-    k: int,
-    temperature: float,
-    noisy: bool,
-    device: torch.device | str | None,
-) -> list[Result]:
-    results = []
-    for index, (layer, timestep) in enumerate(train.columns):
-        x = train.flat[:, index].to(device or encoder.device)
-        value = knn_accuracy(x, train.classes, test.flat[:, index], test.classes, k=k, temperature=temperature)
-        protocol = {
-            "name": "knn",
-            "k": k,
-            "temperature": temperature,
-            "similarity": "cosine",
-            "layer": layer,
-            "timestep": timestep,
-            "input": "noisy" if noisy else "clean",
-            "pooling": encoder.pooling,
-            "train_images": len(train.classes),
-        }
-        results.append(Result("accuracy", value, protocol=protocol, n=len(test.classes), **about))
-    return results
+    return on_main(score)

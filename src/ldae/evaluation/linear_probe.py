@@ -15,6 +15,7 @@ from .feature_store import Rows, pieces_of
 BN_EPS = 1e-6
 # Steps an epoch that a small data set keeps; ImageNet has 78 at the paper's batch of 16384.
 MIN_STEPS_PER_EPOCH = 64
+MAX_LR_EXTENSIONS = 3  # of the grid of rates at either end, by the verbs
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class ProbeSettings:
             layer, as in l-DAE's paper. DDAE's public code has none; features of unlike scale then learn at unlike
             speed.
         max_lr_extensions (`int`, defaults to 0): How often the grid of rates may grow by a factor of 10 at either end,
-            where a feature set's chosen rate is at its edge; see [`~ldae.evaluation.rate_search.search_rates`].
+            where a feature set's chosen rate is at its edge; see [`~ldae.evaluation.probing.train_adam_probes`].
 
     The optimiser is Adam with default betas: l-DAE's paper names none, DDAE's has Adam. Initial weights are
     normal with standard deviation 0.01, as MAE's.
@@ -69,6 +70,11 @@ class ProbeSettings:
     def learning_rates(self, n: int) -> list[float]:
         """Return the peak learning rate of each multiplier for n examples: base_lr x batch / 256 x multiplier."""
         return [self.base_lr * self.batch_size_for(n) / 256 * multiplier for multiplier in self.lr_multipliers]
+
+    def is_at_edge(self, rate_index: int) -> bool:
+        """Tell whether a rate is the smallest or the largest of several."""
+        rates = self.lr_multipliers
+        return len(rates) > 1 and rates[rate_index] in (min(rates), max(rates))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Noise-conditional classification: accuracy at each noise level, of frozen features and of trained networks."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,29 +11,14 @@ from ldae.shared_work import failing_together, gather_objects, on_main
 from .encoder import Layer, as_encoder, evaluating
 from .features import centre_crop, extract_features
 from .images import ImageSet
-from .linear_probe import ProbeSettings, score_probes, train_linear_probes
+from .linear_probe import ProbeSettings
 from .metrics import accuracy
-from .probe_features import HOLDOUT, SPLIT_SEED
-from .ridge import split_holdout
+from .probing import AdamProbes, train_adam_probes
+from .protocol import SPLIT_SEED, split_holdout
 
 
 TEST_SEED = 2**20  # of the test images' noise, the same for everything that is compared, and in no training
 SHARES = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
-
-
-@dataclass(frozen=True)
-class NoiseHeads:
-    """Linear heads on frozen features, one for each noise level.
-
-    `accuracy` and `held_out` are `(S, T)`, of the test set and of the share that chose each level's learning rate of
-    `learning_rates` `(T,)`; `num_train` images trained a head, `num_test` scored it.
-    """
-
-    accuracy: torch.Tensor
-    held_out: torch.Tensor
-    learning_rates: list[float]
-    num_train: int
-    num_test: int
 
 
 def default_noise_levels(num_train_timesteps: int) -> tuple[int, ...]:
@@ -48,7 +32,7 @@ def default_noise_levels(num_train_timesteps: int) -> tuple[int, ...]:
 
 
 def noise_to_signal(model: Any, timesteps: tuple[int, ...]) -> list[float]:
-    """sigma_t / gamma_t of an l-DAE's latents, or of a DDAE's clean inputs."""
+    """Compute sigma_t / gamma_t of an l-DAE's latents, or of a DDAE's clean inputs."""
     owner: Any = as_encoder(model).module
     corruption = owner.corruption if owner.corruption is not None else owner.denoiser.corruption
     steps = torch.tensor(timesteps, device=corruption.gammas.device)
@@ -67,7 +51,7 @@ def probe_noise_levels(
     horizontal_flip: bool = False,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
-) -> NoiseHeads:
+) -> AdamProbes:
     """Train a linear head on a frozen encoder's features of noisy images for each noise level, all at once.
 
     Each training image is noised `draws` times at each level; an epoch sees one of these noisings, the next the next.
@@ -75,7 +59,8 @@ def probe_noise_levels(
 
     Args:
         model (`PreTrainedModel`): An l-DAE or a DDAE, which is told the level.
-        train, test ([`~ldae.evaluation.images.ImageSet`]): With labels. Test images are noised once at each level.
+        train ([`~ldae.evaluation.images.ImageSet`]): Training images with labels.
+        test ([`~ldae.evaluation.images.ImageSet`]): Test images with labels, noised once at each level.
         layer (`int` or `str`): Block, counted from 1, or a DDAE's tap by name.
         timesteps (`tuple[int, ...]`): The levels.
         settings ([`ProbeSettings`]): How heads train.
@@ -85,7 +70,7 @@ def probe_noise_levels(
         dtype (`torch.dtype`, *optional*): Autocast of the features to it; by default none.
 
     Returns:
-        [`NoiseHeads`].
+        [`~ldae.evaluation.probing.AdamProbes`], whose feature sets are the levels.
 
     Raises:
         ValueError: If labels are missing, or a block or time step does not exist.
@@ -113,33 +98,23 @@ def probe_noise_levels(
             prepare=centre_crop(size) if plain else prepare,
         )
 
-    of_test = extract(test, seed=TEST_SEED, plain=True)
+    scored = extract(test, seed=TEST_SEED, plain=True)
     first = extract(train)
     labels, n = first.classes, len(first.classes)
-    fitted, held = split_holdout(n, HOLDOUT, SPLIT_SEED)
+    fitted, held = split_holdout(n)
     more = [extract(train, first.mask(fitted), skip=draw * n).flat for draw in range(1, draws)]  # (n, T, C) each
     choice = extract(train, first.mask(held), skip=draws * n, plain=True)
-    num_classes = int(max(labels.max(), of_test.classes.max())) + 1
 
-    def train_heads() -> NoiseHeads:
+    def train_heads() -> AdamProbes:
         noisings = [first.flat[fitted], *more]
-        probes = train_linear_probes(
+        return train_adam_probes(
             lambda epoch: noisings[epoch % draws],
             labels[fitted],
-            num_classes=num_classes,
+            (choice.flat, labels[held]),
+            (scored.flat, scored.classes),
+            num_classes=int(max(labels.max(), scored.classes.max())) + 1,
             settings=settings,
             device=device,
-        )
-        report = score_probes(probes, (choice.flat, labels[held]), of_test.flat, of_test.classes)
-        index = torch.tensor(report.lr_index).view(1, -1, 1).expand(len(settings.seeds), -1, 1)  # (S, T, 1)
-        rates = settings.learning_rates(len(fitted))
-        held_out: Any = report.choice_accuracy
-        return NoiseHeads(
-            accuracy=report.test_accuracy.gather(2, index)[..., 0],
-            held_out=held_out.gather(2, index)[..., 0],
-            learning_rates=[rates[chosen_rate] for chosen_rate in report.lr_index],
-            num_train=len(fitted),
-            num_test=len(of_test.classes),
         )
 
     return on_main(train_heads)
@@ -153,8 +128,7 @@ def noisy_accuracy(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> list[float]:
-    """Accuracy of a noise-conditional classifier at each noise level, on the same noisy images as
-    [`probe_noise_levels`].
+    """Score a noise-conditional classifier at each noise level, on the noisy images of [`probe_noise_levels`].
 
     Args:
         classifier (`PreTrainedModel`): An `LDAEForImageClassification` or a `DDAEForImageClassification`.

@@ -1,5 +1,6 @@
 """Run probes of an encoder: on two image sources by a protocol, or on features that are there already."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,16 +14,15 @@ from ldae.shared_work import led_by_main, on_main
 from .encoder import Layer, as_encoder
 from .features import Features, StoredFeatures
 from .grid_probes import GridProbes, Part
-from .linear_probe import LinearProbes, ProbeReport, ProbeSettings, train_linear_probes
+from .linear_probe import LinearProbes, ProbeReport, ProbeSettings, score_probes, train_linear_probes
 from .logistic import fit_logistic_grid
 from .metrics import mean_and_stderr
-from .probe_features import HOLDOUT, SPLIT_SEED, Reading, compute_features
-from .protocol import Protocol
-from .rate_search import is_at_edge, search_rates
-from .ridge import fit_ridge_grid, split_holdout
+from .protocol import HOLDOUT, SPLIT_SEED, Protocol, compute_features, split_holdout
+from .ridge import fit_ridge_grid
 
 
 PROBES = ("logistic", "adam", "ridge")
+EXTENSION = 10.0  # factor between the edge of the grid of rates and the rate that is added beyond it
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,13 @@ class AdamProbes:
         """Index of the feature set that held-out images chose."""
         return self.report.feature_index
 
+    def seed_scores(self, index: int) -> list[float]:
+        """Return each seed's test accuracy on a feature set."""
+        return self.report.test_accuracy[:, index, self.report.lr_index[index]].tolist()
+
     def score(self, index: int) -> tuple[float, float | None]:
         """Return mean and standard error over seeds of a feature set's test accuracy."""
-        return mean_and_stderr(self.report.test_accuracy[:, index, self.report.lr_index[index]].tolist())
+        return mean_and_stderr(self.seed_scores(index))
 
     def held_out_score(self, index: int) -> float | None:
         """Return the mean over seeds of the held-out accuracy; `None` if nothing was held out."""
@@ -80,7 +84,7 @@ class AdamProbes:
             "weight_decay": 0.0,
             "learning_rate": settings.learning_rates(n)[rate],
             "learning_rates_tried": settings.learning_rates(n),
-            "learning_rate_at_edge": is_at_edge(settings, rate),
+            "learning_rate_at_edge": settings.is_at_edge(rate),
             "max_lr_extensions": settings.max_lr_extensions,
             "schedule": "cosine",
             "batch_size": settings.batch_size_for(n),
@@ -169,8 +173,8 @@ def run_probe(
             is solved until it has converged; `"ridge"` has a closed form. The last two need the protocol "cached", and
             mirror images count as images of their own.
         on_epoch (`Callable[[int], None]`, *optional*): Called with the number of Adam's epochs done, for progress.
-        **reading: Fields of [`~ldae.evaluation.probe_features.Reading`]: `decode_size`, `batch_size`, `num_workers`,
-            `device`, `dtype`, and `memory`, the bytes that features may take.
+        **reading: How images are read and features kept, as of [`~ldae.evaluation.protocol.compute_features`]:
+            `decode_size`, `batch_size`, `num_workers`, `device`, `dtype` and `memory`.
 
     Returns:
         [`ProbeResult`]. Within [`~ldae.shared_work.sharing_work`] only the main process gets it.
@@ -181,42 +185,37 @@ def run_probe(
     """
     check_probe(probe)
     encoder = as_encoder(model)
+    settings = protocol.settings
     if probe != "adam" and protocol.name != "cached":
         raise ValueError(f"protocol={protocol.name!r} must be cached with {probe} probes, which have no epochs.")
-    options, settings = Reading(**reading), protocol.settings
-    found = compute_features(
-        encoder,
-        train_source,
-        test_source,
-        protocol,
-        options,
-        choosing=lambda num_sets: probe != "adam" or num_sets * len(settings.lr_multipliers) > 1,
-    )
-    held, test = (found.held, found.held_labels), (found.test, found.test_labels)
-    num_fitted, num_held = len(found.fitted_labels), len(found.held_labels)
-    counts: dict[str, Any] = {"num_test": len(found.test_labels), "holdout": HOLDOUT if num_held else 0.0}
-    counts["pooling"] = encoder.pooling
-
-    def solve() -> ProbeResult:
-        fitted = (found.every_view, found.every_label)
+    layers, timesteps = encoder.choices(protocol.layers, protocol.timesteps, protocol.noisy)
+    hold_out = probe != "adam" or len(layers) * len(timesteps) * len(settings.lr_multipliers) > 1
+    found = compute_features(encoder, train_source, test_source, protocol, hold_out=hold_out, **reading)
+    about = (len(found.test[1]), HOLDOUT if hold_out else 0.0, encoder.pooling)
+    if probe != "adam":
         names = [f"layer {layer}, t = {timestep}" for layer, timestep in found.columns]
-        grid = fit_probes(probe, fitted, held, test, num_classes=found.num_classes, names=names)
-        return ProbeResult(protocol, found.columns, grid, num_fitted + num_held, **counts)
+        parts, num_train = (found.fitted, found.held, found.test), len(found.epoch_labels) + len(found.held[1])
+
+        def solve() -> ProbeResult:
+            grid = fit_probes(probe, *parts, num_classes=found.num_classes, names=names)
+            return ProbeResult(protocol, found.columns, grid, num_train, *about)
+
+        return on_main(solve)
 
     def train(epoch_features: Callable[[int], Any]) -> ProbeResult:
         adam = train_adam_probes(
             epoch_features,
-            found.fitted_labels,
-            held if num_held else None,
-            test,
+            found.epoch_labels,
+            found.held if hold_out else None,
+            found.test,
             num_classes=found.num_classes,
             settings=settings,
-            device=options.device or encoder.device,
+            device=reading.get("device") or encoder.device,
             on_epoch=on_epoch,
         )
-        return ProbeResult(replace(protocol, settings=adam.settings), found.columns, adam, num_fitted, **counts)
+        return ProbeResult(replace(protocol, settings=adam.settings), found.columns, adam, adam.num_train, *about)
 
-    return led_by_main(train, found.fitted) if probe == "adam" else on_main(solve)
+    return led_by_main(train, found.epoch)
 
 
 def fit_probes(
@@ -266,7 +265,7 @@ def probe_features(probe: str, train: Features, test: Features, *, seed: int = S
         [`AdamProbes`] or [`~ldae.evaluation.grid_probes.GridProbes`].
     """
     labels, truth = train.classes, test.classes
-    kept, held = split_holdout(len(labels), HOLDOUT, seed)
+    kept, held = split_holdout(len(labels), seed)
     x = train.flat
     parts = ((x[kept], labels[kept]), (x[held], labels[held]), (test.flat, truth))
     num_classes = int(torch.maximum(labels.max(), truth.max())) + 1
@@ -282,12 +281,50 @@ def train_adam_probes(
     settings: ProbeSettings,
     **options: Any,
 ) -> AdamProbes:
-    """Train Adam's probes at every learning rate, extend the grid of rates as `settings` allow, and score them."""
+    """Train Adam's probes at every learning rate, and at further ones while held-out examples choose one at the edge.
 
-    def train(chosen: ProbeSettings) -> LinearProbes:
-        return train_linear_probes(epoch_features, labels, settings=chosen, **options)
+    A grid of one rate is taken as given. Otherwise a rate a factor of 10 beyond the edge is added, at most
+    `settings.max_lr_extensions` times at either end; only the probes of the added rate are trained, since no probe
+    affects another. The result's settings have all rates tried, in rising order where some were added; a warning says
+    so where a chosen rate is still at the edge.
 
-    settings, probes, report = search_rates(train, settings, held, *test)
+    Args:
+        epoch_features, labels, settings, **options: As of [`~ldae.evaluation.linear_probe.train_linear_probes`].
+        held (`tuple`, *optional*): Features and classes of the held-out examples.
+        test (`tuple`): Features and classes of the test examples.
+    """
+    probes = train_linear_probes(epoch_features, labels, settings=settings, **options)
+    report = score_probes(probes, held, *test)
+    extends = held is not None and len(settings.lr_multipliers) > 1 and settings.max_lr_extensions > 0
+    left: dict[Any, int] = dict.fromkeys((max, min), settings.max_lr_extensions)  # at the upper and the lower end
+    while extends:
+        rates = settings.lr_multipliers
+        chosen = {rates[index] for index in report.lr_index}
+        ends = [end for end in left if end(rates) in chosen and left[end]]
+        if not ends:
+            break
+        for end in ends:
+            left[end] -= 1
+        added = tuple(end(rates) * EXTENSION if end is max else end(rates) / EXTENSION for end in ends)
+        more = train_linear_probes(epoch_features, labels, settings=replace(settings, lr_multipliers=added), **options)
+        every = (*rates, *added)
+        order = sorted(range(len(every)), key=lambda i: every[i])
+        settings = replace(settings, lr_multipliers=tuple(every[i] for i in order))
+        probes = replace(
+            probes,
+            weight=torch.cat([probes.weight, more.weight], dim=2)[:, :, order],
+            bias=torch.cat([probes.bias, more.bias], dim=2)[:, :, order],
+        )
+        report = score_probes(probes, held, *test)
+    at_edge = sum(settings.is_at_edge(rate) for rate in report.lr_index)
+    if extends and at_edge:
+        warnings.warn(
+            f"the learning rate of {at_edge} of {len(report.lr_index)} feature sets is at the edge of its grid, "
+            f"lr_multipliers={settings.lr_multipliers}, which was extended "
+            f"max_lr_extensions={settings.max_lr_extensions} times: these probes have not "
+            "converged. Use the logistic probe, or more epochs.",
+            stacklevel=2,
+        )
     return AdamProbes(settings, probes, report, len(labels))
 
 

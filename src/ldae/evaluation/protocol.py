@@ -1,14 +1,27 @@
-"""The named protocols by which a model's features are probed."""
+"""Which features are probed, of which views of the images: named protocols, and the features that they ask for."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from .encoder import Layer
+import torch
+
+from ldae.data import ImageSource, prepare_images
+from ldae.data.augment import RandomCrop
+
+from .encoder import Layer, as_encoder
+from .feature_store import FEATURE_MEMORY, FeatureStore, Rows
+from .features import Features, Prepare, StoredFeatures, collect_features, iterate_features
+from .grid_probes import Part
+from .images import ImageSet
 from .linear_probe import ProbeSettings
 
 
 PROTOCOLS = ("paper", "cached")
 CROPS = ("resized", "padded")
+HOLDOUT = 0.1  # share of the training images that chooses among probes, in all of them
+SPLIT_SEED = 0  # of that share: the same images choose in every run
 
 
 @dataclass(frozen=True)
@@ -73,3 +86,158 @@ class Protocol:
             "input": "noisy" if self.noisy else "clean",
             "pooling": pooling,
         }
+
+
+def split_holdout(n: int, seed: int = SPLIT_SEED) -> tuple[torch.Tensor, torch.Tensor]:
+    """Split n training examples at random into those that are fitted and the tenth that chooses.
+
+    Returns:
+        `(fitted, held)`, sorted indices.
+
+    Raises:
+        ValueError: If one of the two would be empty.
+
+    Example:
+        >>> fitted, held = split_holdout(20)
+        >>> len(fitted), len(held)
+        (18, 2)
+    """
+    num_held = round(HOLDOUT * n)
+    if not 0 < num_held < n:
+        raise ValueError(f"holdout={HOLDOUT} of {n} examples leaves one part empty; give more training images.")
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    return order[num_held:].sort().values, order[:num_held].sort().values
+
+
+@dataclass(frozen=True)
+class ProbeFeatures:
+    """Features of the F (layer, timestep) pairs `columns`, with classes.
+
+    `epoch` gives what Adam's probes train on in an epoch, features `(n, F, C)` of images with the classes
+    `epoch_labels`. `fitted` are the same images without a choice: each image, and with flips each mirror image.
+    `held` choose among probes (empty where nothing is to be chosen), `test` score them.
+    """
+
+    columns: list[tuple[Layer | None, int | None]]
+    num_classes: int
+    epoch: Callable[[int], Rows]
+    epoch_labels: torch.Tensor
+    fitted: Part
+    held: Part
+    test: Part
+
+
+def compute_features(
+    model: Any,
+    train_source: ImageSource | StoredFeatures,
+    test_source: ImageSource | StoredFeatures,
+    protocol: Protocol,
+    *,
+    hold_out: bool,
+    decode_size: int | None = None,
+    batch_size: int = 256,
+    num_workers: int = 0,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    memory: int = FEATURE_MEMORY,
+) -> ProbeFeatures:
+    """Compute the features that probes need, once or anew in each epoch.
+
+    Args:
+        model ([`~ldae.evaluation.encoder.Encoder`] or `PreTrainedModel`): Whose features.
+        train_source (`ImageSource` or `StoredFeatures`): Training images with labels, or their features.
+        test_source (`ImageSource` or `StoredFeatures`): Test images with labels, or their features.
+        protocol ([`Protocol`]): Which features, of which views of the images.
+        hold_out (`bool`): Whether a tenth of the training images is held out.
+        decode_size (`int`, *optional*, in pixels): Side of the centre crops that random resized crops are cut from; by
+            default they are cut from the whole images, which are then decoded anew in each epoch.
+        batch_size (`int`, defaults to 256): Images of a forward.
+        num_workers (`int`, defaults to 0): Worker processes that decode.
+        device (`torch.device` or `str`, *optional*): Where to compute; by default where the model is.
+        dtype (`torch.dtype`, *optional*): Autocast of the features to it; by default none.
+        memory (`int`, defaults to 4 GiB): Bytes that the features of the training images, those of the test images and
+            the decoded images of either may each take in memory. Beyond it features are in a temporary file, and
+            images are decoded anew for each pass.
+
+    Raises:
+        ValueError: If labels are missing, or a block or time step does not exist.
+    """
+    if memory < 0:
+        raise ValueError(f"memory={memory} must be a number of bytes, 0 or more.")
+    for source in (train_source, test_source):
+        if source.label_column is None:
+            raise ValueError(f"{source.description} has no label column, and a probe needs one.")
+        if isinstance(source, StoredFeatures) and (protocol.name != "cached" or protocol.horizontal_flip):
+            raise ValueError(
+                f"protocol={protocol.name!r} with horizontal_flip={protocol.horizontal_flip} needs images, and "
+                f"{source.description} hold features of plain ones; add --protocol cached --horizontal_flip false."
+            )
+    encoder = as_encoder(model)
+    size = encoder.image_size
+
+    def images(source: Any, image_size: int = size, crop: RandomCrop | None = None) -> Any:
+        if isinstance(source, StoredFeatures):
+            return source
+        return ImageSet(
+            source,
+            image_size=image_size,
+            num_channels=encoder.num_channels,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            memory=memory,
+            crop=crop,
+        )
+
+    def collect(batches: Any, store: FeatureStore, prepare: Prepare | None = None) -> Features:
+        places: dict[str, Any] = {"layers": protocol.layers, "timesteps": protocol.timesteps, "noisy": protocol.noisy}
+        pieces = iterate_features(encoder, batches, **places, device=device, dtype=dtype, prepare=prepare)
+        return collect_features(pieces, store, labelled=True)
+
+    centred, store, test_store = images(train_source), FeatureStore(memory), FeatureStore(memory)
+    whole = collect(centred.batches(), store)
+    labels, n = whole.classes, len(whole.positions)
+    fitted, held = split_holdout(n) if hold_out else (torch.arange(n), torch.arange(0))
+    mask = whole.mask(fitted)
+    view = partial(prepare_images, seed=SPLIT_SEED, image_size=size)
+    every = fitted
+    if protocol.name == "cached":
+        if protocol.horizontal_flip:
+            collect(centred.batches(mask), store, lambda chosen, positions: view(chosen, positions).flip(-1))
+            every = torch.cat([fitted, n + torch.arange(len(fitted))])  # the i-th fitted image's mirror is row n + i
+        mirrored = every[-len(fitted) :]
+
+        def choose_views(epoch: int) -> Rows:
+            """Take each image or its mirror image at random."""
+            heads = torch.rand(len(fitted), generator=torch.Generator().manual_seed(epoch)) < 0.5
+            return Rows(store, torch.where(heads, fitted, mirrored))
+
+        epoch_rows = choose_views
+    else:
+        crops, augmentation = centred, dict[str, Any](horizontal_flip=protocol.horizontal_flip)
+        if protocol.crop == "padded":
+            augmentation["crop_padding"] = protocol.crop_padding
+        elif decode_size is None:
+            crops = images(train_source, crop=RandomCrop(SPLIT_SEED, protocol.crop_scale))
+        else:
+            crops = centred if decode_size == size else images(train_source, decode_size)
+            augmentation |= {"random_resized_crop": True, "crop_scale": protocol.crop_scale}
+
+        def augment(epoch: int) -> Rows:
+            """Compute features of other crops and mirror images."""
+            views = FeatureStore(memory)
+            # Other positions draw other crops, flips and noise, also than the pass over the plain images.
+            batches = crops.batches(mask, skip_positions=(epoch + 1) * n)
+            found = collect(batches, views, partial(view, **augmentation))
+            return Rows(views, torch.arange(len(found.positions)))
+
+        epoch_rows = augment
+    test_labels = collect(images(test_source).batches(), test_store).classes
+    return ProbeFeatures(
+        columns=whole.columns,
+        num_classes=max(int(max(labels.max(), test_labels.max())) + 1, len(train_source.class_names or ())),
+        epoch=epoch_rows,
+        epoch_labels=labels[fitted],
+        fitted=(Rows(store, every), labels[fitted].repeat(len(every) // len(fitted))),
+        held=(Rows(store, held), labels[held]),
+        test=(Rows(test_store, torch.arange(len(test_labels))), test_labels),
+    )

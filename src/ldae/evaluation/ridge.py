@@ -22,7 +22,6 @@ from .metrics import accuracy
 # Penalties tried. Features have unit variance and the squared error is a mean over examples, so a penalty is in units
 # of the mean eigenvalue of the features' covariance, whatever their number: 1e-5 is no penalty, 1e3 is almost all.
 RIDGE_PENALTIES: tuple[float, ...] = tuple(10.0 ** (i / 2) for i in range(-10, 7))
-HOLDOUT = 0.1  # share of the training images that chooses among probes, in all of them
 
 
 @dataclass(frozen=True)
@@ -231,27 +230,6 @@ def draw_shots(labels: torch.Tensor, shots: int, draws: int, seed: int) -> list[
         torch.cat([indices[torch.randperm(len(indices), generator=generator)[:shots]] for indices in members])
         for _ in range(draws)
     ]
-
-
-def split_holdout(n: int, holdout: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A random split of n training examples into those that are fitted and those that choose.
-
-    Returns:
-        `(fitted, held)`, sorted indices.
-
-    Raises:
-        ValueError: If one of the two would be empty.
-
-    Example:
-        >>> fitted, held = split_holdout(10, 0.2, seed=0)
-        >>> len(fitted), len(held)
-        (8, 2)
-    """
-    num_held = round(holdout * n)
-    if not 0 < num_held < n:
-        raise ValueError(f"holdout={holdout} of {n} examples leaves one part empty; give a share that holds out some.")
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    return order[num_held:].sort().values, order[:num_held].sort().values
 
 
 def _check(features: torch.Tensor, labels: torch.Tensor) -> None:

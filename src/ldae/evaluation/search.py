@@ -1,22 +1,27 @@
-"""Find where features are best, on held-out training images: every searched layer at time steps over the schedule."""
+"""Find where features are best: scores of layers and time steps, the best of them, and its place in config.json."""
 
+import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from ldae.checkpoints import open_config
 from ldae.data import Batch, ImageSource
+from ldae.files import write_whole
 from ldae.results import Result
 from ldae.shared_work import on_main
 
-from .encoder import as_encoder
-from .feature_store import FEATURE_MEMORY, FeatureStore, Rows, pieces_of
+from .encoder import Layer, as_encoder
+from .feature_store import FeatureStore, Rows, pieces_of
 from .features import Features, extract_features
-from .probe_features import HOLDOUT, SPLIT_SEED, ProbeFeatures, Reading, compute_features
-from .probing import ProbeResult, fit_probes, probe_features
-from .protocol import Protocol
-from .ridge import few_shot_ridge, split_holdout
+from .logistic import fit_logistic_grid
+from .probing import ProbeResult
+from .protocol import HOLDOUT, Protocol, compute_features, split_holdout
+from .ridge import few_shot_ridge, fit_ridge_grid
 
 
 @dataclass(frozen=True)
@@ -116,24 +121,24 @@ def search_features(
     def features(batches: Sequence[Batch]) -> Features:
         return extract_features(encoder, batches, layers=encoder.search_layers, timesteps=steps, **extraction)
 
-    fitted = features(train)
-    scored = None if test is None else features(test)
-    place: dict[str, Any] = {"paper": fitted.columns.index(point), "train": fitted, "test": scored}
-    labels = fitted.classes
-    kept, held = split_holdout(len(labels), HOLDOUT, SPLIT_SEED)
+    trained = features(train)
+    tested = None if test is None else features(test)
+    place: dict[str, Any] = {"paper": trained.columns.index(point), "train": trained, "test": tested}
+    x, labels = trained.flat, trained.classes
+    kept, held = split_holdout(len(labels))
+    fitted, choice = (x[kept], labels[kept]), (x[held], labels[held])
     if shots is not None:
-        cells = fitted.flat.unbind(dim=1)  # (n, C) each
-        data = ((cell[kept], labels[kept], cell[held], labels[held]) for cell in cells)
-        means = [torch.tensor(few_shot_ridge(*each, shots=shots, draws=draws)).double().mean() for each in data]
-        return FeatureSearch(fitted.columns, torch.stack(means), **place)
-    if scored is not None:
-        probes = probe_features("ridge", fitted, scored)
-    else:
-        choice = (fitted.flat[held], labels[held])
-        probes = fit_probes(
-            "ridge", (fitted.flat[kept], labels[kept]), choice, choice, num_classes=int(labels.max()) + 1
-        )
-    return FeatureSearch(fitted.columns, probes.held_out, **place, probes=probes)
+        means = [
+            torch.tensor(few_shot_ridge(cell, fitted[1], held_cell, choice[1], shots=shots, draws=draws))
+            .double()
+            .mean()
+            for cell, held_cell in zip(fitted[0].unbind(dim=1), choice[0].unbind(dim=1), strict=True)  # (n, C) each
+        ]
+        return FeatureSearch(trained.columns, torch.stack(means), **place)
+    scored = choice if tested is None else (tested.flat, tested.classes)
+    num_classes = int(torch.maximum(labels.max(), scored[1].max())) + 1
+    probes = fit_ridge_grid(fitted, choice, scored, num_classes=num_classes)
+    return FeatureSearch(trained.columns, probes.held_out, **place, probes=probes)
 
 
 @dataclass(frozen=True)
@@ -182,44 +187,115 @@ def run_searched_probes(
             grid.
         given (`Sequence[tuple]`): Cells (layer, timestep) of the grid that are probed, too.
 
-    Returns:
-        [`SearchedResult`].
-
     Raises:
         ValueError: If a given cell is not in the grid, or as in [`~ldae.evaluation.probing.run_probe`].
     """
     if protocol.name != "cached":
         raise ValueError(f"protocol={protocol.name!r} must be cached in a search of blocks and time steps.")
-    read, encoder = Reading(**reading), as_encoder(model)
-    found = compute_features(encoder, train_source, test_source, protocol, read, choosing=lambda num_sets: True)
-    missing = [cell for cell in given if cell not in found.columns]
+    encoder = as_encoder(model)
+    grid = compute_features(encoder, train_source, test_source, protocol, hold_out=True, **reading)
+    missing = [cell for cell in given if cell not in grid.columns]
     if missing:
         raise ValueError(f"given={missing} must be cells of the grid; add them to its layers and timesteps.")
-    parts = ((found.every_view, found.every_label), (found.held, found.held_labels), (found.test, found.test_labels))
-    return on_main(
-        lambda: _probe_searched(encoder, protocol, found, parts, given, reading.get("memory", FEATURE_MEMORY))
-    )
+    parts, num_classes = (grid.fitted, grid.held, grid.test), grid.num_classes
+    about = (len(grid.epoch_labels) + len(grid.held[1]), len(grid.test[1]), HOLDOUT, encoder.pooling)
+
+    def probe() -> SearchedResult:
+        search = ProbeResult(protocol, grid.columns, fit_ridge_grid(*parts, num_classes=num_classes), *about)
+        cells = list(dict.fromkeys([grid.columns[search.best], *given]))
+        chosen = torch.tensor([grid.columns.index(cell) for cell in cells])
+        logistic = fit_logistic_grid(
+            *((_select(features, chosen), labels) for features, labels in parts),
+            num_classes=num_classes,
+            names=[f"layer {layer}, t = {timestep}" for layer, timestep in cells],
+        )
+        return SearchedResult(search, ProbeResult(protocol, cells, logistic, *about))
+
+    return on_main(probe)
 
 
-def _probe_searched(
-    encoder: Any, protocol: Protocol, found: ProbeFeatures, parts: Any, given: Sequence[tuple[Any, Any]], memory: int
-) -> SearchedResult:
-    counts = (len(found.fitted_labels) + len(found.held_labels), len(found.test_labels), HOLDOUT, encoder.pooling)
-    search = ProbeResult(protocol, found.columns, fit_probes("ridge", *parts, num_classes=found.num_classes), *counts)
-    cells = list(dict.fromkeys([found.columns[search.best], *given]))
-    chosen = torch.tensor([found.columns.index(cell) for cell in cells])
-    logistic = fit_probes(
-        "logistic",
-        *((_select(features, chosen, memory), labels) for features, labels in parts),
-        num_classes=found.num_classes,
-        names=[f"layer {layer}, t = {timestep}" for layer, timestep in cells],
-    )
-    return SearchedResult(search, ProbeResult(protocol, cells, logistic, *counts))
-
-
-def _select(rows: Any, columns: torch.Tensor, memory: int) -> Rows:
-    """Copy some feature sets of all rows into a store of their own."""
-    store = FeatureStore(memory)
+def _select(rows: Any, columns: torch.Tensor) -> Rows:
+    """Copy some feature sets of all rows into a store of their own, with the same memory."""
+    store = FeatureStore(rows.store.memory)
     for piece in pieces_of(rows, copies=2):
         store.append(piece[:, columns.to(piece.device)])
     return Rows(store, torch.arange(len(store)))
+
+
+@dataclass(frozen=True)
+class GridScore:
+    """One block at one time step: held-out accuracy, which chooses, and test accuracy, which does not.
+
+    Between equal held-out accuracies `tie_break` decides, the larger the better.
+    """
+
+    layer: Layer
+    timestep: int
+    noisy: bool
+    held_out: float
+    test: float
+    stderr: float | None
+    tie_break: float = 0.0
+
+
+def grid_scores(results: Sequence[ProbeResult]) -> list[GridScore]:
+    """Collect the scores of every block and time step, each at the penalty or rate that its held-out images chose.
+
+    Args:
+        results (`Sequence` of [`~ldae.evaluation.probing.ProbeResult`]): One grid: clean inputs, noisy ones, or both.
+
+    Raises:
+        ValueError: If nothing was held out, so that nothing can choose.
+    """
+    scores = []
+    for result in results:
+        for index, (layer, timestep) in enumerate(result.columns):
+            held_out = result.probes.held_out_score(index)
+            if held_out is None:
+                raise ValueError("a grid needs more than one block, time step or learning rate to choose among.")
+            if layer is None or timestep is None:
+                raise ValueError("a grid search is for l-DAE and DDAE models: others have no time step to choose.")
+            test, stderr = result.probes.score(index)
+            tie_break = result.probes.tie_break(index)
+            scores.append(GridScore(layer, timestep, result.protocol.noisy, held_out, test, stderr, tie_break))
+    return scores
+
+
+def best_score(scores: list[GridScore], *, clean_only: bool = False) -> GridScore:
+    """Return the best score by held-out accuracy, then `tie_break`; `clean_only` leaves noisy inputs out."""
+    return max((s for s in scores if not (clean_only and s.noisy)), key=lambda s: (s.held_out, s.tie_break))
+
+
+def name_layer(layer: Layer) -> str:
+    """Return a layer as text: `block 3` of an l-DAE, a DDAE's tap by its name."""
+    return f"block {layer}" if isinstance(layer, int) else layer
+
+
+def write_choice(folder: str | os.PathLike[str], layer: Layer, timestep: int) -> None:
+    """Make a block and a time step the default of a checkpoint, for `AutoModel` and pipelines.
+
+    `config.json` is replaced whole or not at all; the weights stay as they are.
+
+    Args:
+        folder (`str` or path): The checkpoint's, with config.json.
+        layer (`int` or `str`): An l-DAE's block, counted from 1, after which its encoder is cut from then on; or a
+            DDAE's tap by name.
+        timestep (`int`): The time step.
+
+    Example:
+        >>> import tempfile
+        >>> from ldae import LDAEConfig
+        >>> folder = tempfile.mkdtemp()
+        >>> LDAEConfig.from_size("nano", image_size=16, patch_size=4, latent_dim=8).save_pretrained(folder)
+        >>> write_choice(folder, 3, 40)
+        >>> config = LDAEConfig.from_pretrained(folder)
+        >>> config.num_hidden_layers, config.decoder_num_hidden_layers, config.feature_timestep
+        (3, 1, 40)
+    """
+    path = Path(folder) / "config.json"
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    before = open_config(folder)
+    # Through the configuration, which re-cuts an l-DAE's stack and checks the rest; only what changes is written.
+    cut = open_config(folder, **before.cut_fields(layer), feature_timestep=timestep).to_dict()
+    config |= {name: value for name, value in cut.items() if value != before.to_dict().get(name)}
+    write_whole(path, json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 
 from ldae.evaluation.alignment import SphereScore
 from ldae.evaluation.encoder import Layer
-from ldae.evaluation.grid_search import GridScore
+from ldae.evaluation.search import GridScore
 
 
 MEASURES = ("alignment", "uniformity")

@@ -12,8 +12,8 @@ from transformers import AutoModelForPreTraining
 
 from ldae.checkpoints import open_model
 from ldae.data import DataConfig
-from ldae.evaluation.grid_search import name_layer, write_choice
 from ldae.evaluation.online import OnlineProbe
+from ldae.evaluation.search import name_layer, write_choice
 from ldae.hub.model_card import write_model_card
 from ldae.hub.push import HubUploader
 from ldae.processes import make_accelerator

@@ -22,8 +22,8 @@ from ldae.evaluation.extractor import FeatureExtractor, load_extractor
 from ldae.evaluation.features import Features, extract_features
 from ldae.evaluation.generation import Sampling, generate_images, generation_results, shown_count
 from ldae.evaluation.images import ImageSet
-from ldae.evaluation.probe_features import HOLDOUT
 from ldae.evaluation.probing import run_probe
+from ldae.evaluation.protocol import HOLDOUT
 from ldae.pipelines.loading import build_pipeline
 from ldae.reports.curves import checkpoint_course
 from ldae.results import Result, read_results

@@ -6,7 +6,7 @@ from typing import Any
 
 from ldae.checkpoints import loading
 from ldae.data.image_processor import save_image_processor
-from ldae.evaluation.grid_search import write_choice
+from ldae.evaluation.search import write_choice
 from ldae.files import move_into
 from ldae.models.modeling_ddae import DDAEModel
 from ldae.models.sources_ddae import is_diffusers_source

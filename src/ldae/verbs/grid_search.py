@@ -8,17 +8,17 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ldae.evaluation.criteria import CRITERIA, MOST_IMAGES, score_cells
-from ldae.evaluation.grid_search import (
+from ldae.evaluation.images import count_images, fixed_subset
+from ldae.evaluation.linear_probe import ProbeSettings
+from ldae.evaluation.probing import ProbeResult, run_probe
+from ldae.evaluation.protocol import Protocol
+from ldae.evaluation.search import (
     GridScore,
     best_score,
     grid_scores,
     name_layer,
     write_choice,
 )
-from ldae.evaluation.images import count_images, fixed_subset
-from ldae.evaluation.linear_probe import ProbeSettings
-from ldae.evaluation.probing import ProbeResult, run_probe
-from ldae.evaluation.protocol import Protocol
 from ldae.reports.layer_maps import heat_map
 from ldae.shared_work import is_main
 from ldae.verbs.inputs import ProbeInputs, open_inputs, table

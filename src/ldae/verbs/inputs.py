@@ -76,7 +76,7 @@ class ProbeInputs:
         return ImageSet(source, **size, batch_size=batch_size, num_workers=self.data.num_workers)
 
     def reading(self, options: Any) -> dict[str, Any]:
-        """Collect how images are read and features kept; see [`~ldae.evaluation.probe_features.Reading`]."""
+        """Collect how images are read and features kept; see [`~ldae.evaluation.protocol.compute_features`]."""
         return {
             "decode_size": self.data.decode_size,
             "batch_size": options.forward_batch_size,

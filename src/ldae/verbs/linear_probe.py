@@ -9,10 +9,9 @@ import torch
 
 from ldae.evaluation.classifier import build_classifier, save_classifier
 from ldae.evaluation.encoder import Layer
-from ldae.evaluation.linear_probe import ProbeSettings
+from ldae.evaluation.linear_probe import MAX_LR_EXTENSIONS, ProbeSettings
 from ldae.evaluation.probing import AdamProbes, ProbeResult, run_probe
 from ldae.evaluation.protocol import Protocol
-from ldae.evaluation.rate_search import MAX_LR_EXTENSIONS
 from ldae.results import Result
 from ldae.shared_work import is_main
 from ldae.verbs.inputs import ProbeInputs, open_inputs, table

@@ -13,13 +13,12 @@ from ldae.evaluation.images import count_images
 from ldae.evaluation.linear_probe import ProbeSettings
 from ldae.evaluation.metrics import mean_and_stderr
 from ldae.evaluation.noise_classification import (
-    NoiseHeads,
     default_noise_levels,
     noise_to_signal,
     noisy_accuracy,
     probe_noise_levels,
 )
-from ldae.evaluation.probe_features import HOLDOUT
+from ldae.evaluation.protocol import HOLDOUT
 from ldae.reports.curves import noise_curves
 from ldae.shared_work import gather_objects, is_main
 from ldae.training.classifiers import (
@@ -109,10 +108,10 @@ class _Comparison:
             self._show()
 
     def _look_at_labels(self) -> None:
-        """Count the training images and name the classes."""
+        """Count the images and name the classes."""
         shares = gather_objects([batch.labels for batch in self.train.batches() if batch.labels is not None])
         labels = torch.cat([part for share in shares for part in share])
-        self.num_train = len(labels)
+        self.num_train, self.num_test = len(labels), count_images(self.test.batches())
         self.names = tuple(self.inputs.train_source.class_names or map(str, range(1 + int(labels.max()))))
 
     def _classifier(self, pretrained: bool, seed: int) -> NoiseClassifierConfig:
@@ -132,7 +131,7 @@ class _Comparison:
 
     def _heads(self, name: str, model: Any, checkpoint: str) -> None:
         options = self.options
-        heads: NoiseHeads = probe_noise_levels(
+        heads = probe_noise_levels(
             model,
             self.train,
             self.test,
@@ -156,8 +155,9 @@ class _Comparison:
             "learning_rates_tried": self.settings.learning_rates(heads.num_train),
             "weight_decay": 0.0,
         }
-        own = [{"learning_rate": rate} for rate in heads.learning_rates]
-        self._record(name, checkpoint, heads.accuracy.T.tolist(), details, own, heads.num_test)
+        levels = range(len(self.timesteps))
+        own = [{"learning_rate": heads.describe(index)["learning_rate"]} for index in levels]
+        self._record(name, checkpoint, [heads.seed_scores(index) for index in levels], details, own)
 
     def _networks(self, name: str, pretrained: bool) -> None:
         """Train the network for each seed in a run's folder of its own, and score it at each level."""
@@ -179,11 +179,10 @@ class _Comparison:
             "learning_rate": options.learning_rate,
             "weight_decay": classifier.weight_decay,
         }
-        n = count_images(self.test.batches())
         if not is_main():
             return
         by_level = [list(level) for level in zip(*scores, strict=True)]
-        self._record(name, place.as_posix(), by_level, details, [{}] * len(self.timesteps), n)
+        self._record(name, place.as_posix(), by_level, details, [{}] * len(self.timesteps))
 
     def _record(
         self,
@@ -192,7 +191,6 @@ class _Comparison:
         scores: list[list[float]],
         details: dict[str, Any],
         own: list[dict[str, Any]],
-        n: int,
     ) -> None:
         """Keep a curve, `scores` of each level's seeds, print it, and add it to results.json."""
         self.curves[name] = [mean_and_stderr(level) for level in scores]
@@ -212,7 +210,7 @@ class _Comparison:
                 "batch_size": self.options.batch_size,
                 "augmentation": ["horizontal_flip"] if self.horizontal_flip else [],
             }
-            about = {"seeds": self.settings.seeds, "stderr": stderr, "checkpoint": checkpoint, "n": n}
+            about = {"seeds": self.settings.seeds, "stderr": stderr, "checkpoint": checkpoint, "n": self.num_test}
             found.append(self.inputs.result(mean, protocol, **about))
         shown = [f"{mean:.2%} at t = {t}" for t, (mean, _) in zip(self.timesteps, self.curves[name], strict=True)]
         print(f"{name}: {', '.join(shown)}", flush=True)
