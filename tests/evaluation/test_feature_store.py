@@ -2,6 +2,7 @@
 
 import ctypes
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -36,8 +37,9 @@ def test_rows_are_those_that_were_written(features, memory, in_memory):
         store.append(torch.zeros(2, 3, 5))
 
 
-def test_no_file_is_left_behind(features, tmp_path):
-    store = FeatureStore(0, tmp_path)
+def test_no_file_is_left_behind(features, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    store = FeatureStore(0)
     store.append(features)
     assert not store.in_memory and list(tmp_path.iterdir()) == []
 

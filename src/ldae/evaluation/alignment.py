@@ -28,10 +28,11 @@ class SphereScore:
 
 
 def alignment(x: torch.Tensor, y: torch.Tensor) -> float:
-    """Mean of ||f(x) - f(y)||^2 over positive pairs, with f on the unit sphere: how far the noise moves a feature.
+    """Compute the mean of ||f(x) - f(y)||^2 over positive pairs, with f on the unit sphere.
 
     Args:
-        x, y (`torch.Tensor` of shape `(n, C)`): Features of two views of the same images, here two noisings.
+        x (`torch.Tensor` of shape `(n, C)`): Features of one view of the images, here a noising.
+        y (`torch.Tensor` of shape `(n, C)`): Features of another view of the same images.
 
     Returns:
         `float`, from 0 (the same directions) to 4 (opposite ones); features without relation have 2.
@@ -53,8 +54,8 @@ def alignment(x: torch.Tensor, y: torch.Tensor) -> float:
 def uniformity(x: torch.Tensor, chunk_size: int = 2048) -> float:
     """Compute the log of the mean of exp(-2 ||f(x) - f(y)||^2) over all pairs of different images.
 
-    f lies on the unit sphere. The result is exact: every pair of the n images counts once, whereas an estimate by
-    batches only takes the pairs within each batch. Memory does not grow with n beyond the features themselves.
+    f lies on the unit sphere. The result is exact: every pair of the n images counts once, not only those within a
+    batch.
 
     Args:
         x (`torch.Tensor` of shape `(n, C)`): Features, one row an image.
@@ -87,8 +88,7 @@ def uniformity(x: torch.Tensor, chunk_size: int = 2048) -> float:
 
 
 def default_timesteps(encoder: Encoder) -> tuple[int, ...]:
-    """Return the time steps of alignment and uniformity by default: the model's own, and 5, 10, 20, 40 and 80 % of
-    all.
+    """Return the time steps of alignment and uniformity by default: the model's own, and 5 to 80 % of all.
 
     Example:
         >>> from ldae import LDAEConfig, LDAEModel
@@ -97,8 +97,7 @@ def default_timesteps(encoder: Encoder) -> tuple[int, ...]:
         >>> default_timesteps(as_encoder(LDAEModel(config)))
         (10, 50, 100, 200, 400, 800)
     """
-    shares = (0.05, 0.1, 0.2, 0.4, 0.8)
-    steps = {int(share * encoder.num_train_timesteps) for share in shares}
+    steps = {int(share * encoder.num_train_timesteps) for share in (0.05, 0.1, 0.2, 0.4, 0.8)}
     return tuple(sorted(steps | {encoder.default_timestep or 0}))
 
 
@@ -114,10 +113,10 @@ def measure_alignment(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> list[SphereScore]:
-    """Alignment and uniformity of a model's pooled features at several blocks and time steps.
+    """Measure alignment and uniformity of a model's pooled features at several blocks and time steps.
 
-    The two views of an image are two noisings of it at t. Uniformity is that of the first view. One time step after
-    the other, so that 2 x n x L x C features are held at a time.
+    The two views of an image are two noisings of it at t. Uniformity is that of the first view. Time steps come one
+    after the other, so that 2 x n x L x C features are held at a time.
 
     Args:
         model (`PreTrainedModel`): An l-DAE or a DDAE, also one for pre-training.
@@ -141,34 +140,27 @@ def measure_alignment(
         raise ValueError(f"seeds={seeds} must be two different ones, for two noisings of an image.")
     encoder = as_encoder(model)
     device = torch.device(device) if device is not None else encoder.device
-    scores: dict[Any, SphereScore] = {}
 
-    def score(t: int, first: torch.Tensor, second: torch.Tensor) -> None:
+    def score(t: int, first: torch.Tensor, second: torch.Tensor) -> list[SphereScore]:
         if len(first) < 2:
             raise ValueError(
                 f"{images.source.description} has {len(first)} image, and uniformity is of pairs; name another split "
                 "(eval_split)."
             )
+        scores = []
         for index, layer in enumerate(layers):
             x, y = first[:, index].to(device), second[:, index].to(device)
             if centred:
                 shared = x.mean(dim=0)
                 x, y = x - shared, y - shared
-            scores[layer, t] = SphereScore(layer, t, alignment(x, y), uniformity(x, chunk_size), len(x))
+            scores.append(SphereScore(layer, t, alignment(x, y), uniformity(x, chunk_size), len(x)))
+        return scores
 
+    found = []
+    reading: dict[str, Any] = {"layers": layers, "noisy": True, "device": device, "dtype": dtype}
     for t in timesteps:
         first, second = (
-            extract_features(
-                encoder,
-                images.batches(),
-                layers=layers,
-                timesteps=[t],
-                noisy=True,
-                seed=seed,
-                device=device,
-                dtype=dtype,
-            ).flat
-            for seed in seeds
+            extract_features(encoder, images.batches(), timesteps=[t], seed=seed, **reading).flat for seed in seeds
         )  # (n, L, C) each
-        on_main(partial(score, t, first, second))
-    return on_main(lambda: [scores[layer, t] for layer in layers for t in timesteps])
+        found.append(on_main(partial(score, t, first, second)))
+    return on_main(lambda: [at_t for of_layer in zip(*found, strict=True) for at_t in of_layer])

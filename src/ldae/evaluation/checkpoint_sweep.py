@@ -7,9 +7,8 @@ import torch
 
 from .features import Features
 from .knn import knn_accuracy
-from .linear_probe import ProbeSettings
 from .probing import probe_features
-from .protocol import Protocol, split_holdout
+from .protocol import split_holdout
 
 
 PROBES = ("ridge", "knn", "linear")
@@ -67,18 +66,3 @@ def ridge_scores(train: Features, test: Features) -> tuple[float, float]:
     """Compute a ridge probe's accuracy on held-out training images, which chose its penalty, and on the test set."""
     probes = probe_features("ridge", train, test)
     return probes.held_out_score(0), probes.score(0)[0]
-
-
-def linear_protocol(
-    layer: Any, timestep: int | None, epochs: int, horizontal_flip: bool, seeds: tuple[int, ...]
-) -> Protocol:
-    """Build the protocol of a sweep's linear probes: features computed once, the best of three learning rates."""
-    return Protocol(
-        name="cached",
-        layers=None if layer is None else (layer,),
-        timesteps=None if timestep is None else (timestep,),
-        horizontal_flip=horizontal_flip,
-        settings=ProbeSettings(
-            epochs=epochs, batch_size=128, base_lr=2.0, lr_multipliers=(1e-3, 1e-2, 1e-1), seeds=seeds
-        ),
-    )

@@ -61,9 +61,8 @@ def build_classifier(
         checkpoint (`str` or `os.PathLike`): Folder or Hub id of a pre-trained l-DAE or of a DDAE.
         weight (`torch.Tensor` of shape `(K, C)`): Weights for raw pooled features, as
             [`~ldae.evaluation.linear_probe.LinearProbes.folded`] gives them. C may be larger than the width of a
-            DDAE's tap: taps that were probed together with wider ones had their features filled up with zeros, and
-            only the weights of the tap's own are kept.
-        bias (`torch.Tensor` of shape `(K,)`).
+            DDAE's tap that was probed together with wider ones; its own weights are kept.
+        bias (`torch.Tensor` of shape `(K,)`): Biases.
         layer (`int` or `str`): Block of an l-DAE, counted from 1, or tap of a DDAE that was probed; it becomes the
             encoder's last.
         timestep (`int`): Time step of the features; it becomes `feature_timestep`.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -84,7 +85,8 @@ def score_cells(
         batches (`Sequence[Batch]`): uint8 images; labels are not looked at. At most `MOST_IMAGES` are worth their
             time.
         criteria (`Iterable[str]`): Names of `CRITERIA`.
-        layers (`Sequence`), timesteps (`Sequence[int]`): The cells.
+        layers (`Sequence`): Layers of the cells.
+        timesteps (`Sequence[int]`): Their time steps.
         **extraction: `device` and `dtype`, as of [`~ldae.evaluation.features.extract_features`].
 
     Returns:
@@ -106,12 +108,10 @@ def score_cells(
 
     def score() -> dict[str, torch.Tensor]:
         scores = {name: torch.empty(len(layers), len(timesteps), dtype=torch.float64) for name in names}
-        for row in range(len(layers)):
-            for column in range(len(timesteps)):
-                for name in names:
-                    used = views if CRITERIA[name].views == 2 else [clean, clean]
-                    x, y = (view.values[:, row, column] for view in used)  # (n, C)
-                    scores[name][row, column] = CRITERIA[name].score(x, y)
+        for row, column, name in product(range(len(layers)), range(len(timesteps)), names):
+            used = views if CRITERIA[name].views == 2 else [clean, clean]
+            x, y = (view.values[:, row, column] for view in used)  # (n, C)
+            scores[name][row, column] = CRITERIA[name].score(x, y)
         return scores
 
     return on_main(score)

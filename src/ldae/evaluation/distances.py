@@ -61,7 +61,7 @@ def read_reference(batches: Iterable[Batch], extractor: FeatureExtractor, *, kid
     join_processes()  # knows of the other processes
     # torchmetrics' sums are in float64, which Apple's GPUs do not have, and NCCL reduces on the GPU alone.
     device = extractor.device if extractor.device.type == "cuda" else torch.device("cpu")
-    metric = FrechetInceptionDistance(feature=AsTheyAre(extractor.num_features)).to(device)
+    metric = FrechetInceptionDistance(feature=_identity(extractor.num_features)).to(device)
     kept, count = _read(batches, extractor, metric, "reference", kid)
     return ReferenceFeatures(metric, kept if kid else None, count)
 
@@ -74,18 +74,20 @@ def image_distances(
     fid: bool = True,
     kid: bool = True,
 ) -> ImageDistances:
-    """FID (Heusel et al. 2017, arXiv 1706.08500) and KID (Binkowski et al. 2018, arXiv 1801.01401) of generated images
-    against reference ones, by torchmetrics.
+    """Measure FID and KID of generated images against reference ones, by torchmetrics.
 
-    Where there are several processes, each of them calls this with its share of both, and all get the same scores.
-    Images are read once and let go; FID keeps sums, KID the features.
+    FID is that of Heusel et al. 2017 (arXiv 1706.08500), KID that of Binkowski et al. 2018 (arXiv 1801.01401). Where
+    there are several processes, each of them calls this with its share of both, and all get the same scores. Images
+    are read once and let go; FID keeps sums, KID the features.
 
     Args:
-        generated, reference (`Iterable[Batch]`): uint8 images; positions number them over all processes. The reference
-            may be what [`read_reference`] made of it, where several sets are compared with one.
+        generated (`Iterable[Batch]`): uint8 images; positions number them over all processes.
+        reference (`Iterable[Batch]` or [`ReferenceFeatures`]): Reference images, or what [`read_reference`] made of
+            them, where several sets are compared with one.
         extractor ([`FeatureExtractor`]): Whose features are compared. FID is only comparable at the same extractor and
             number of images; under F images its covariance is singular, and the number far from that of many images.
-        fid, kid (`bool`, default to `True`): What to measure.
+        fid (`bool`, defaults to `True`): Whether to measure FID.
+        kid (`bool`, defaults to `True`): Whether to measure KID.
 
     Returns:
         [`ImageDistances`].
@@ -111,10 +113,11 @@ def image_distances(
 def kernel_distance(
     reference: torch.Tensor, generated: torch.Tensor, subsets: int = KID_SUBSETS, subset_size: int = KID_SUBSET_SIZE
 ) -> tuple[float, float, int]:
-    """KID of features: the mean over random subsets of the unbiased squared MMD with the kernel (x.y / F + 1)^3.
+    """Compute KID: the mean over random subsets of the unbiased squared MMD with the kernel (x.y / F + 1)^3.
 
     Args:
-        reference, generated (`torch.Tensor` of shape `(n, F)`): Features.
+        reference (`torch.Tensor` of shape `(n, F)`): Features of the reference images.
+        generated (`torch.Tensor` of shape `(n, F)`): Features of the generated images.
         subsets (`int`, defaults to 100): Number of random subsets, the same for the same numbers of images.
         subset_size (`int`, defaults to 1000): Images of each in a subset; all of the fewer where there are fewer.
 
@@ -125,7 +128,7 @@ def kernel_distance(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Metric `Kernel Inception Distance` will save all")
         metric = KernelInceptionDistance(
-            feature=AsTheyAre(reference.shape[1]),
+            feature=_identity(reference.shape[1]),
             subsets=subsets,
             subset_size=subset_size,
             sync_on_compute=False,  # these are the features of all processes already
@@ -138,15 +141,11 @@ def kernel_distance(
     return mean.item(), std.item(), subset_size
 
 
-class AsTheyAre(nn.Module):
-    """Stands for the network inside torchmetrics, which is given features: they are computed once for all metrics."""
-
-    def __init__(self, num_features: int):
-        super().__init__()
-        self.num_features = num_features
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return features
+def _identity(num_features: int) -> nn.Module:
+    """Stand for the network inside torchmetrics, which is given features: they are computed once for all metrics."""
+    module: Any = nn.Identity()
+    module.num_features = num_features
+    return module
 
 
 def _read(

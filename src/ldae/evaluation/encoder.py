@@ -181,7 +181,7 @@ class DenoiserEncoder(Encoder):
         noise: torch.Tensor | None = None,
         pool: str = "mean",
     ) -> dict[Any, torch.Tensor]:
-        """Compute the model's features, in float32; for maps, images may have any size that its cells divide."""
+        """Compute the model's features in float32; for maps, images may have any size that its cells divide."""
         any_size = pool != "mean"
         found = self.module.features(pixel_values, layers, timesteps, noise, pool, interpolate_pos_encoding=any_size)
         return {layer: values.float() for layer, values in found.items()}
@@ -217,9 +217,8 @@ class FixedEncoder(Encoder):
 class PooledEncoder(FixedEncoder):
     """Another vision model of `AutoModel`.
 
-    Features are the model's `pooler_output` where the checkpoint holds its weights (or it has none), else the mean
-    over tokens or places of `last_hidden_state`; `pooling` says which. A masked autoencoder sees all patches, in their
-    order.
+    Features are the `pooler_output` where the checkpoint holds its weights (or it has none), else the mean over tokens
+    or places of `last_hidden_state`; `pooling` says which. A masked autoencoder sees all patches in their order.
 
     Args:
         model (`PreTrainedModel`): A vision model.

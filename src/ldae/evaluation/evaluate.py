@@ -2,16 +2,16 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from ldae.checkpoints import hash_model
-from ldae.data import DataConfig, open_probe_images
+from ldae.data import Batch, DataConfig, open_probe_images
 from ldae.models.randomness_ldae import NOISE, keyed_normal
 from ldae.processes import choose_device
 from ldae.results import Result
@@ -30,9 +30,17 @@ from .ridge import few_shot_ridge
 from .score_table import ScoreTable, column_title
 
 
-T = TypeVar("T")
+_Measured = tuple[dict[str, Any], float, float | None, Sequence[int]]  # protocol, value, standard error, seeds
 Checkpoint = str | os.PathLike[str] | PreTrainedModel | Encoder
-METRICS = ("few_shot", "ridge", "knn", "linear", "retrieval", "robustness")
+# The methods that measure, with their options.
+METRICS = {
+    "few_shot": ("shots", "draws", "seed"),
+    "ridge": ("seed",),
+    "knn": ("k", "temperature"),
+    "linear": ("settings",),
+    "retrieval": (),
+    "robustness": ("sigmas", "seed"),
+}
 RAW_PIXELS = 32  # side of the images whose pixels are compared; those of a large model would be a million numbers
 KEPT_ENCODERS = 4  # whose features are kept
 SIGMAS = (0.05, 0.1, 0.2, 0.4, 0.8)  # of noise on pixels in [-1, 1]
@@ -51,19 +59,19 @@ class _Choice:
     @cached_property
     def key(self) -> tuple[Any, ...]:
         """Identify its features by the weights as they are now, so that a model may train between measures."""
-        module, processor = self.encoder.module, getattr(self.encoder, "processor", None)
-        weights: Any = self.encoder if module is None else hash_model(module)
-        return type(self.encoder).__name__, weights, str(processor), self.layer, self.timestep
+        encoder = self.encoder
+        weights: Any = encoder if encoder.module is None else hash_model(encoder.module)
+        processor = str(getattr(encoder, "processor", None))
+        return type(encoder).__name__, weights, processor, self.layer, self.timestep
 
 
 class Evaluation:
-    """A data set with labels, on which encoders are measured: one method a measure, every score with its protocol and
-    seeds.
+    """A data set with labels, on which encoders are measured: one method a measure, each score with its protocol.
 
-    Encoders are folders or Hub ids of an l-DAE, a DDAE or any vision model of `AutoModel` (ViTMAE, DINOv2, I-JEPA, a
-    ResNet), or live models. All are frozen and give one vector an image: of a clean centre crop at the model's own
-    size, normalised as its image processor does. The features of the last few encoders are kept, so that a second
-    measure takes no second pass. Within [`~ldae.shared_work.sharing_work`], only the main process gets scores.
+    Encoders are folders or Hub ids of an l-DAE, a DDAE or any vision model of `AutoModel`, or live models. All are
+    frozen and give one vector an image: of a clean centre crop at the model's own size, normalised as its image
+    processor does. The features of the last few encoders are kept, so that a second measure takes no second pass.
+    Within [`~ldae.shared_work.sharing_work`], only the main process gets scores.
 
     Args:
         data (`str` or [`~ldae.data.DataConfig`]): Data set as a recipe names it: `"digits"`, a folder, a Hub id.
@@ -110,64 +118,64 @@ class Evaluation:
             for source, limit in zip(sources, (max_train, max_test), strict=True)
         )
         self.split = sources[1].split + ("" if max_test is None else f", at most {max_test} images")
-        self._images: dict[tuple[int, int], tuple[ImageSet, ImageSet]] = {}
+        self._images: dict[tuple[int, int, int], ImageSet] = {}
         self._features: dict[Any, tuple[Features, Features]] = {}
         self._opened: dict[str, Encoder] = {}
 
     def few_shot(
         self, checkpoint: Checkpoint, *, shots: int = 5, draws: int = 20, seed: int = 0, **choice: Any
     ) -> Result:
-        """Accuracy of ridge probes with a few labels of each class: mean and standard error over draws of these, the
-        same for every encoder. See [`~ldae.evaluation.ridge.few_shot_ridge`].
+        """Measure ridge probes with a few labels of each class; see [`~ldae.evaluation.ridge.few_shot_ridge`].
 
         Args:
             checkpoint: The encoder.
             shots (`int`, defaults to 5): Labels of each class.
-            draws (`int`, defaults to 20): How often they are drawn.
+            draws (`int`, defaults to 20): How often they are drawn, the same for every encoder.
             seed (`int`, defaults to 0): Seed of the draws.
             **choice: `layer` and `timestep` of an l-DAE or a DDAE; by default its own.
+
+        Returns:
+            [`~ldae.results.Result`]: mean accuracy and its standard error over draws.
         """
 
-        def measure(chosen: _Choice) -> Result:
-            value, stderr = mean_and_stderr(few_shot_ridge(*self._arrays(chosen), shots=shots, draws=draws, seed=seed))
+        def measure(train: Features, test: Features) -> _Measured:
+            accuracies = few_shot_ridge(*_arrays(train, test), shots=shots, draws=draws, seed=seed)
             protocol = {"name": "ridge", "labels_per_class": shots, "draws": draws, "penalty": "leave-one-out"}
-            return self._score(chosen, protocol, value, stderr, (seed,))
+            return protocol, *mean_and_stderr(accuracies), (seed,)
 
         return self._measure(measure, checkpoint, choice)
 
     def ridge(self, checkpoint: Checkpoint, *, seed: int = 0, **choice: Any) -> Result:
-        """Accuracy of a ridge probe with all labels, a tenth of the training images choosing its penalty. See
-        [`~ldae.evaluation.ridge.fit_ridge_grid`]; arguments as of [`~Evaluation.few_shot`].
+        """Measure a ridge probe with all labels, whose penalty a tenth of the training images chooses.
+
+        See [`~ldae.evaluation.ridge.fit_ridge_grid`]; arguments as of [`~Evaluation.few_shot`].
         """
 
-        def measure(chosen: _Choice) -> Result:
-            probes = probe_features("ridge", *self._both(chosen), seed=seed)
+        def measure(train: Features, test: Features) -> _Measured:
+            probes = probe_features("ridge", train, test, seed=seed)
             protocol = {"name": "ridge", "penalty": float(probes.penalty[0]), "holdout": HOLDOUT}
-            value, stderr = probes.score(0)
-            return self._score(chosen, protocol, value, stderr, (seed,))
+            return protocol, *probes.score(0), (seed,)
 
         return self._measure(measure, checkpoint, choice)
 
     def knn(self, checkpoint: Checkpoint, *, k: int = 20, temperature: float = 0.07, **choice: Any) -> Result:
-        """Accuracy of the vote of the k nearest training images. See [`~ldae.evaluation.knn.knn_predict`]; nothing is
-        random in it.
-        """
+        """Measure the vote of the k nearest training images; see [`~ldae.evaluation.knn.knn_predict`]."""
 
-        def measure(chosen: _Choice) -> Result:
-            value = knn_accuracy(*self._arrays(chosen), k=k, temperature=temperature)
+        def measure(train: Features, test: Features) -> _Measured:
             protocol = {"name": "knn", "k": k, "temperature": temperature, "similarity": "cosine"}
-            return self._score(chosen, protocol, value, None, (0,))
+            return protocol, knn_accuracy(*_arrays(train, test), k=k, temperature=temperature), None, (0,)
 
         return self._measure(measure, checkpoint, choice)
 
     def linear(self, checkpoint: Checkpoint, settings: ProbeSettings = LINEAR, **choice: Any) -> Result:
-        """Accuracy of linear probes on features computed once: mean and standard error over the settings' seeds, a
-        tenth of the training images choosing the learning rate. (The papers' protocols, with augmentation, are
-        [`~ldae.evaluation.probing.run_probe`]'s.)
+        """Measure linear probes of features computed once: mean and standard error over the settings' seeds.
+
+        A tenth of the training images chooses the learning rate. The papers' protocols, with augmentation, are
+        [`~ldae.evaluation.probing.run_probe`]'s.
         """
 
-        def measure(chosen: _Choice) -> Result:
-            probes = probe_features("adam", *self._both(chosen), settings=settings, device=self.device)
+        def measure(train: Features, test: Features) -> _Measured:
+            probes = probe_features("adam", train, test, settings=settings, device=self.device)
             details = probes.describe(0)
             protocol = {
                 "name": "linear",
@@ -176,22 +184,21 @@ class Evaluation:
                 "augmentation": [],
                 "holdout": HOLDOUT,
             }
-            value, stderr = probes.score(0)
-            return self._score(chosen, protocol, value, stderr, settings.seeds)
+            return protocol, *probes.score(0), settings.seeds
 
         return self._measure(measure, checkpoint, choice)
 
     def retrieval(self, checkpoint: Checkpoint, **choice: Any) -> Result:
-        """Mean average precision of test images that look for their class among the training images. See
-        [`~ldae.evaluation.knn.retrieval_map`]; nothing is random in it.
+        """Measure the mean average precision of test images that look for their class among the training images.
+
+        See [`~ldae.evaluation.knn.retrieval_map`]; nothing is random in it.
         """
 
-        def measure(chosen: _Choice) -> Result:
-            value = retrieval_map(*self._arrays(chosen))
+        def measure(train: Features, test: Features) -> _Measured:
             protocol = {"name": "retrieval", "similarity": "cosine", "gallery": "training images"}
-            return replace(self._score(chosen, protocol, value, None, (0,)), metric="map")
+            return protocol, retrieval_map(*_arrays(train, test)), None, (0,)
 
-        return self._measure(measure, checkpoint, choice)
+        return self._measure(measure, checkpoint, choice, metric="map")
 
     def robustness(
         self,
@@ -202,16 +209,16 @@ class Evaluation:
         seed: int = 0,
         **choice: Any,
     ) -> list[Result]:
-        """Accuracy of one fixed probe over noise levels: a ridge probe of clean training images classifies test images
-        with Gaussian noise, the same for every encoder and at every level.
+        """Measure one ridge probe of clean training images on test images with Gaussian noise, over noise levels.
+
+        The noise is the same for every encoder and at every level.
 
         Args:
             checkpoint: Any encoder, which is not told of the noise.
             sigmas (`Sequence[float]`, *optional*): Standard deviations of the noise, for pixels in [-1, 1]; by default
                 0.05 to 0.8.
             timesteps (`Sequence[int]`, *optional*): In place of `sigmas`, of an l-DAE or a DDAE: its own corruption at
-                each t, of which it is told. The probe is still that of its own time step, so that what the network
-                does differently at another t counts too, also where there is hardly any noise.
+                each t, of which it is told. The probe stays that of the default time step.
             seed (`int`, defaults to 0): Of the noise, and of the tenth of the training images that chooses the
                 penalty.
             **choice: As of [`~Evaluation.few_shot`].
@@ -225,12 +232,12 @@ class Evaluation:
         chosen = self._choose(checkpoint, **choice)
         if sigmas is not None and timesteps is not None:
             raise ValueError("sigmas and timesteps are both given; give one of them.")
-        if timesteps is not None and chosen.timestep is None:
-            raise ValueError(
-                f"timesteps are of l-DAE and DDAE models, which are told of noise; give sigmas for {chosen.name}."
-            )
         noisy: dict[tuple[str, float], torch.Tensor] = {}
         if timesteps is not None:
+            if chosen.timestep is None:
+                raise ValueError(
+                    f"timesteps are of l-DAE and DDAE models, which are told of noise; give sigmas for {chosen.name}."
+                )
             found = self._extract(chosen, 1, timesteps=list(timesteps), noisy=True, seed=seed)
             noisy = {("noise_timestep", t): found.flat[:, index] for index, t in enumerate(timesteps)}
         else:
@@ -239,18 +246,19 @@ class Evaluation:
                     raise ValueError(f"sigmas={list(sigmas or ())} must be numbers of 0 or more.")
                 found = self._extract(chosen, 1, prepare=_noisy_crop(chosen.encoder.image_size, sigma, seed))
                 noisy["noise_sigma", sigma] = found.flat[:, 0]
+        train, test = self._both(chosen)
 
-        def measure(chosen: _Choice) -> list[Result]:
-            probes = probe_features("ridge", *self._both(chosen), seed=seed)
-            truth = self._both(chosen)[1].classes
+        def measure() -> list[Result]:
+            probes = probe_features("ridge", train, test, seed=seed)
             protocol = {"name": "robustness", "probe": "ridge", "penalty": float(probes.penalty[0])}
-            scores = [self._score(chosen, protocol, probes.score(0)[0], None, (seed,))]
+            scores = [self._score(chosen, (protocol, probes.score(0)[0], None, (seed,)))]
             for (kind, level), features in noisy.items():
-                value = float((probes.predict(features[:, None])[:, 0] == truth).double().mean())
-                scores.append(self._score(chosen, {**protocol, "input": "noisy", kind: level}, value, None, (seed,)))
+                hits = probes.predict(features[:, None])[:, 0] == test.classes
+                at_level = {**protocol, "input": "noisy", kind: level}
+                scores.append(self._score(chosen, (at_level, float(hits.double().mean()), None, (seed,))))
             return scores
 
-        return self._measure(measure, chosen, {})
+        return on_main(measure)
 
     def compare(
         self,
@@ -260,35 +268,24 @@ class Evaluation:
         raw_pixels: bool = True,
         **options: Any,
     ) -> ScoreTable:
-        """A table of several encoders under the same probes, and of raw pixels.
+        """Measure several encoders under the same probes, and raw pixels.
 
         Args:
-            checkpoints: The encoders, ours and other people's.
-            metrics (`Sequence[str]`): Of `"few_shot"`, `"ridge"`, `"knn"`, `"linear"`, `"retrieval"` and
-                `"robustness"`; each is a column, and robustness one for each level of noise.
+            *checkpoints: The encoders, ours and other people's.
+            metrics (`Sequence[str]`): Some of the methods above by name; each is a column, and robustness one for each
+                level of noise.
             untrained (`bool`, defaults to `False`): Whether each encoder's network with weights drawn afresh has a
                 row.
             raw_pixels (`bool`, defaults to `True`): Whether raw pixels have one, at 32 pixels a side or the smallest
                 encoder's size.
             **options: Of the measures, by name: `shots`, `draws`, `k`, `temperature`, `settings`, `sigmas`, `seed`.
 
-        Returns:
-            [`~ldae.evaluation.score_table.ScoreTable`]: print it, or `save` it.
-
         Raises:
             ValueError: for an unknown metric or option, or a checkpoint that cannot be loaded.
         """
         if not metrics or not set(metrics) <= set(METRICS):
             raise ValueError(f"metrics={list(metrics)} must be some of {', '.join(METRICS)}.")
-        taken = {
-            "few_shot": ("shots", "draws", "seed"),
-            "ridge": ("seed",),
-            "knn": ("k", "temperature"),
-            "linear": ("settings",),
-            "retrieval": (),
-            "robustness": ("sigmas", "seed"),
-        }
-        stray = [name for name in options if not any(name in taken[metric] for metric in metrics)]
+        stray = [name for name in options if not any(name in METRICS[metric] for metric in metrics)]
         if stray:
             raise ValueError(f"{stray[0]}={options[stray[0]]!r} is not an option of {', '.join(metrics)}.")
         scores: dict[str, dict[str, Result]] = {}
@@ -299,7 +296,7 @@ class Evaluation:
             chosen = replace(chosen, name=f"{chosen.name} ({number})") if number > 1 else chosen
             scores[chosen.name] = {}
             for metric in metrics:
-                given = {key: value for key, value in options.items() if key in taken[metric]}
+                given = {key: value for key, value in options.items() if key in METRICS[metric]}
                 found = getattr(self, metric)(chosen, **given) or []
                 for score in found if isinstance(found, list) else [found]:
                     scores[chosen.name][column_title(score)] = score
@@ -317,11 +314,17 @@ class Evaluation:
             add(_Choice(f"raw pixels, {side} x {side}", PixelEncoder(side), None, None))
         return ScoreTable(scores)
 
-    def _measure(self, measure: Callable[[_Choice], T], checkpoint: Any, choice: dict[str, Any]) -> T:
+    def _measure(
+        self,
+        measure: Callable[[Features, Features], _Measured],
+        checkpoint: Any,
+        choice: dict[str, Any],
+        metric: str = "accuracy",
+    ) -> Result:
         """Compute an encoder's features in all processes, and measure them in the main one."""
         chosen = self._choose(checkpoint, **choice)
-        self._both(chosen)
-        return on_main(lambda: measure(chosen))
+        train, test = self._both(chosen)
+        return on_main(lambda: self._score(chosen, measure(train, test), metric))
 
     def _choose(self, checkpoint: Any, layer: Layer | None = None, timestep: int | None = None) -> _Choice:
         if isinstance(checkpoint, _Choice):
@@ -341,11 +344,6 @@ class Evaluation:
             raise ValueError(f"layer and timestep are choices of l-DAE and DDAE models; {name} has neither.")
         return _Choice(name, encoder, layer, timestep)
 
-    def _arrays(self, chosen: _Choice) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return features `(n, C)` and classes of the training images, then of the test images."""
-        train, test = self._both(chosen)
-        return train.flat[:, 0], train.classes, test.flat[:, 0], test.classes
-
     def _both(self, chosen: _Choice) -> tuple[Features, Features]:
         """Return features of the training images and of the test images, computed once."""
         if chosen.key not in self._features:
@@ -361,32 +359,29 @@ class Evaluation:
         batches = self._batches(encoder.image_size, encoder.num_channels, part)
         return extract_features(encoder, batches, device=self.device, dtype=self.dtype, **options)
 
-    def _batches(self, size: int, channels: int, part: int) -> Any:
-        if (size, channels) not in self._images:
+    def _batches(self, size: int, channels: int, part: int) -> Iterator[Batch]:
+        if (size, channels, part) not in self._images:
             fields: dict[str, Any] = {"image_size": size, "num_channels": channels, "batch_size": self.batch_size}
-            self._images[size, channels] = tuple(  # type: ignore[assignment]
-                ImageSet(source, num_workers=self.num_workers, memory=2**30, **fields) for source in self.sources
-            )
-        return self._images[size, channels][part].batches()
+            images = ImageSet(self.sources[part], num_workers=self.num_workers, memory=2**30, **fields)
+            self._images[size, channels, part] = images
+        return self._images[size, channels, part].batches()
 
-    def _score(
-        self, chosen: _Choice, protocol: dict[str, Any], value: float, stderr: float | None, seeds: Sequence[int]
-    ) -> Result:
-        _, labels, _, test_labels = self._arrays(chosen)
+    def _score(self, chosen: _Choice, measured: _Measured, metric: str = "accuracy") -> Result:
+        """Make the result of an encoder's measure."""
+        protocol, value, stderr, seeds = measured
+        train, test = self._both(chosen)
         described: dict[str, Any] = {"pooling": chosen.encoder.pooling}
         if chosen.encoder.module is not None:
             described = {"layer": chosen.layer, "timestep": chosen.timestep, "input": "clean", **described}
-        return Result(
-            checkpoint=chosen.name,
-            metric="accuracy",
-            value=value,
-            stderr=stderr,
-            protocol={**described, "train_images": len(labels), **protocol},
-            seeds=tuple(seeds),
-            dataset=self.sources[1].name,
-            split=self.split,
-            n=len(test_labels),
-        )
+        described |= {"train_images": len(train.classes), **protocol}
+        about: dict[str, Any] = {"checkpoint": chosen.name, "dataset": self.sources[1].name, "split": self.split}
+        fields: dict[str, Any] = {"stderr": stderr, "seeds": tuple(seeds), "n": len(test.classes)}
+        return Result(metric, value, protocol=described, **about, **fields)
+
+
+def _arrays(train: Features, test: Features) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return features `(n, C)` and classes of the training images, then of the test images."""
+    return train.flat[:, 0], train.classes, test.flat[:, 0], test.classes
 
 
 def _noisy_crop(image_size: int, sigma: float, seed: int) -> Prepare:

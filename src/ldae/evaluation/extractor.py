@@ -19,13 +19,7 @@ INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
 
 
 class FeatureExtractor(nn.Module):
-    """Images to features. A subclass says how, in `extract`.
-
-    Args:
-        name (`str`): What results call it.
-        network (`nn.Module`): The network itself, which is frozen.
-        num_features (`int`): F.
-    """
+    """A frozen network that turns images into `num_features` features; `name` is what results call it."""
 
     def __init__(self, name: str, network: nn.Module, num_features: int):
         super().__init__()
@@ -33,12 +27,12 @@ class FeatureExtractor(nn.Module):
         self.network: Any = network.requires_grad_(False).eval()
 
     def extract(self, images: torch.Tensor) -> torch.Tensor:
-        """Compute what `forward` returns, without its care for gradients and precision."""
+        """Compute the features `(b, F)` of uint8 images `(b, C, S, S)`."""
         raise NotImplementedError
 
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Compute features `(b, F)` of uint8 images `(b, C, S, S)`, on the network's device and in float32."""
+        """Compute them without gradients, on the network's device and in float32."""
         with torch.autocast(self.device.type, enabled=False):
             return self.extract(images).float()
 
@@ -73,6 +67,7 @@ class CheckpointExtractor(FeatureExtractor):
         self.num_features = self(torch.zeros(1, channels, 64, 64, dtype=torch.uint8)).shape[1]
 
     def extract(self, images: torch.Tensor) -> torch.Tensor:
+        """Compute the pooled features of images that went through the image processor."""
         arrays = list(images.cpu().numpy())  # (C, S, S) each
         pixels = self.processor(images=arrays, input_data_format="channels_first", return_tensors="pt").pixel_values
         return pool_outputs(self.network(pixel_values=pixels.to(self.device)), self.use_pooler)
@@ -103,19 +98,17 @@ class InceptionExtractor(FeatureExtractor):
         super().__init__(INCEPTION, network, INCEPTION_FEATURES)
 
     def extract(self, images: torch.Tensor) -> torch.Tensor:
+        """Compute Inception's features, of one channel three times."""
         images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
         return self.network(images.to(self.device))
 
 
 def load_extractor(name: str | os.PathLike[str], inception_weights: str | None = None) -> FeatureExtractor:
-    """The extractor of a name.
+    """Load an extractor on the CPU.
 
     Args:
         name (`str` or path): `"inception"`, or a folder or Hub id of an image model.
         inception_weights (`str`, *optional*): The file of Inception's weights.
-
-    Returns:
-        [`FeatureExtractor`] on the CPU.
 
     Raises:
         ValueError: If it is not at hand; the message says what to give.

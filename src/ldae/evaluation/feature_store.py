@@ -16,14 +16,12 @@ PIECE_BYTES = 8 * 2**20  # of features that are looked at together where all of 
 class FeatureStore:
     """Features `(n, F, C)` in float32, written in pieces and read by rows.
 
-    Beyond the limit they are in a file that has no name any more, so that nothing is left behind however the process
-    ends, and that is read and not mapped, so that what was read does not stay in the process.
+    Beyond the limit they are in a file without a name, so that nothing is left behind however the process ends; it is
+    read and not mapped, so that what was read does not stay in the process.
 
     Args:
-        memory (`int`, defaults to 4 GiB): Bytes that are kept in memory (twice that for the moment in which the first
-            read joins the pieces); one piece more moves all into the file.
-        folder (`str` or path, *optional*): Where the file is; by default the system's folder of temporary files
-            (TMPDIR).
+        memory (`int`, defaults to 4 GiB): Bytes that are kept in memory (twice that while the first read joins the
+            pieces); one piece more moves all into the file, in the system's temporary folder (TMPDIR).
 
     Example:
         >>> kept, written = FeatureStore(), FeatureStore(memory=0)
@@ -37,8 +35,8 @@ class FeatureStore:
         True
     """
 
-    def __init__(self, memory: int = FEATURE_MEMORY, folder: str | os.PathLike[str] | None = None) -> None:
-        self.memory, self.folder = memory, folder
+    def __init__(self, memory: int = FEATURE_MEMORY) -> None:
+        self.memory = memory
         self.device = torch.device("cpu")
         self._pieces: list[torch.Tensor] = []
         self._file: Any = None
@@ -59,7 +57,7 @@ class FeatureStore:
         if self._file is not None or self._rows * self._row_bytes > self.memory:
             if self._file is None:
                 # closed with the store
-                self._file = tempfile.TemporaryFile(buffering=0, dir=self.folder)  # noqa: SIM115
+                self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
             self._file.seek(0, os.SEEK_END)
             for piece in self._pieces:
                 # Not all of a large piece need be written by one call.
@@ -129,12 +127,7 @@ class FeatureStore:
 
 
 class Rows:
-    """Chosen rows of a store, in a chosen order: what a probe trains on.
-
-    Args:
-        store ([`FeatureStore`]): Whose rows.
-        index (`torch.LongTensor` of shape `(m,)`): Which ones.
-    """
+    """The rows `index` `(m,)` of a store, in this order: what a probe trains on."""
 
     def __init__(self, store: FeatureStore, index: torch.Tensor) -> None:
         self.store, self.index = store, index
@@ -157,13 +150,7 @@ class Rows:
 
 
 def pieces_of(features: torch.Tensor | Rows, copies: int = 1) -> Iterator[torch.Tensor]:
-    """All features in their order, `(b, F, C)` at a time.
-
-    Args:
-        features (`torch.Tensor` of shape `(n, F, C)` or [`Rows`]): All of them.
-        copies (`int`, defaults to 1): How many arrays of the size of a piece will be made of it; all of them together
-            take about 8 MiB.
-    """
+    """Yield all features `(n, F, C)` in their order, `(b, F, C)` at a time: with `copies` of a piece about 8 MiB."""
     n, num_sets, width = features.shape
     rows = max(1, PIECE_BYTES // (4 * num_sets * width * copies))
     device = features.device if isinstance(features, torch.Tensor) else features.index.device

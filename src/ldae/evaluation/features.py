@@ -25,10 +25,9 @@ Prepare = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 class Features:
     """Features of n images for L blocks and T time steps.
 
-    `values` is float32 `(n, L, T, C)` on the CPU; `labels` is int64 `(n,)`, or `None` where the data has none.
-    `layers` counts an l-DAE's blocks from 1 and names a DDAE's taps; `layers` and `timesteps` are `(None,)` for an
-    encoder without such choices. Where layers differ in width, C is the largest and narrower ones are padded with
-    zeros, which have no variance and change no probe. `positions` `(n,)` are the images' rows in the data set.
+    `values` is float32 `(n, L, T, C)` on the CPU, narrower layers padded with zeros, which change no probe. `labels`
+    is int64 `(n,)`, or `None` where the data has none; `positions` `(n,)` are the images' rows in the data set.
+    `layers` and `timesteps` are `(None,)` for an encoder without such choices.
     """
 
     values: torch.Tensor
@@ -39,7 +38,7 @@ class Features:
 
     @property
     def columns(self) -> list[tuple[Layer | None, int | None]]:
-        """The (layer, timestep) of each of the F = L * T feature sets, in the order of [`~Features.flat`]."""
+        """(layer, timestep) of each of the F = L * T feature sets of [`~Features.flat`]."""
         return [(layer, timestep) for layer in self.layers for timestep in self.timesteps]
 
     @property
@@ -74,7 +73,8 @@ class StoredFeatures(ABC):
     """Features that were computed before, of one split of a data set: given in place of images, they are only read.
 
     Attributes:
-        name (`str`), split (`str`): The data set and its split.
+        name (`str`): The data set.
+        split (`str`): Its split.
         label_column (`str`, *optional*): Column of the labels, if there are any.
         class_names (`list[str]`, *optional*): Names of the classes, if they are known.
     """
@@ -133,8 +133,8 @@ def extract_features(
     `pooler_output`, or the mean over tokens of `last_hidden_state` where they have none.
 
     Args:
-        model ([`~ldae.evaluation.encoder.Encoder`] or `PreTrainedModel`): What is read; of a model for pre-training
-            the decoder's blocks, too. It is put in evaluation mode meanwhile.
+        model ([`~ldae.evaluation.encoder.Encoder`] or `PreTrainedModel`): What is read, in evaluation mode; of a model
+            for pre-training the decoder's blocks, too.
         batches (`Iterable[Batch]` or [`StoredFeatures`]): uint8 images, as [`~ldae.data.iterate_once`] yields them; or
             features that the same encoder computed before.
         layers (`Sequence`, *optional*): Some of the encoder's `feature_layers`; by default its own.
@@ -153,10 +153,11 @@ def extract_features(
     Raises:
         ValueError: If a layer or time step does not exist, or there are no images.
     """
-    options: dict[str, Any] = {"layers": layers, "timesteps": timesteps, "noisy": noisy, "seed": seed}
+    places: dict[str, Any] = {"layers": layers, "timesteps": timesteps, "noisy": noisy, "seed": seed}
     store = FeatureStore(memory=sys.maxsize)
-    pieces = iterate_features(model, batches, **options, device=device, dtype=dtype, prepare=prepare)
-    whole = collect_features(pieces, store)
+    whole = collect_features(
+        iterate_features(model, batches, **places, device=device, dtype=dtype, prepare=prepare), store
+    )
     values = store.whole().view(-1, *whole.values.shape[1:]) if len(store) else whole.values  # (n, L, T, C)
     return replace(whole, values=values)
 
@@ -173,10 +174,7 @@ def iterate_features(
     dtype: torch.dtype | None = None,
     prepare: Prepare | None = None,
 ) -> Iterator[Features]:
-    """Compute features a batch at a time, so that the caller decides how many are held; see [`extract_features`].
-
-    Yields:
-        [`Features`] of each batch.
+    """Yield the features of each batch, with the arguments of [`extract_features`].
 
     Raises:
         ValueError: If a layer or time step does not exist.
@@ -209,7 +207,7 @@ def collect_features(pieces: Iterable[Features], store: FeatureStore, *, labelle
     """Append the features of all images to a store, in the order of the images.
 
     Within [`~ldae.shared_work.sharing_work`], `pieces` are this process's share, and the main process's store gets
-    those of all processes. The other stores stay empty.
+    those of all processes; the other stores stay empty.
 
     Args:
         pieces (`Iterable[Features]`): As [`iterate_features`] yields them.
@@ -223,7 +221,7 @@ def collect_features(pieces: Iterable[Features], store: FeatureStore, *, labelle
         ValueError: If there are no images, or labels are missing.
     """
     rank, world_size = share()
-    mine = store if world_size == 1 else FeatureStore(store.memory, store.folder)
+    mine = store if world_size == 1 else FeatureStore(store.memory)
     about: list[Features] = []
     with failing_together():
         for piece in pieces:

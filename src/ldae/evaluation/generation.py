@@ -50,10 +50,9 @@ class Sampling:
 
 
 def image_generator(seed: int, position: int) -> torch.Generator:
-    """The generator of one image, a function of the run's seed and the image's number.
+    """Make the generator of one image from the run's seed and the image's number.
 
-    A CPU generator keeps 32 bits of its seed: within a run they count up from a hash of the run's seed, so that no two
-    images share one.
+    A CPU generator keeps 32 bits of its seed. They count up from a hash of the run's seed: no two images share one.
     """
     start = int.from_bytes(hashlib.blake2b(str(seed).encode(), digest_size=4).digest(), "big")
     return torch.Generator().manual_seed((start + position) % 2**32)
@@ -68,10 +67,11 @@ def generate_images(
         pipeline ([`LDAEPipeline`] or [`DDAEPipeline`]): What generates them.
         num_images (`int`): How many, over all processes.
         sampling ([`Sampling`]): How.
-        rank, world_size (`int`): This process, and the number of processes.
+        rank (`int`, defaults to 0): This process.
+        world_size (`int`, defaults to 1): Number of processes.
 
-    Returns:
-        Iterator of [`~ldae.data.Batch`]: uint8 images, their numbers as positions, their classes as labels.
+    Yields:
+        [`~ldae.data.Batch`]: uint8 images, their numbers as positions, their classes as labels.
     """
     mine = torch.arange(num_images)[rank::world_size]
     for begin in range(0, len(mine), sampling.batch_size):
@@ -87,8 +87,7 @@ def generate_images(
             generator=[image_generator(sampling.seed, int(position)) for position in positions],
             output_type="pt",
         )
-        images = output.images  # (b, C, S, S) in [0, 1]
-        yield Batch((images * 255).round().to(torch.uint8).cpu(), positions, labels)
+        yield Batch((output.images * 255).round().to(torch.uint8).cpu(), positions, labels)  # they were in [0, 1]
 
 
 def shown_count(n: int) -> str:
@@ -113,9 +112,6 @@ def generation_results(
         extractor ([`FeatureExtractor`]): Whose features were compared.
         weights (`str`): `"ema"`, `"raw"`, or `"unknown"`.
         **about: `dataset`, `split` and `checkpoint` of the results, and further `details`.
-
-    Returns:
-        `list[Result]`.
     """
     n = distances.num_generated
     protocol: dict[str, Any] = {

@@ -146,7 +146,8 @@ def score_grid(
     Args:
         sets (`slice`): The feature sets that are taken.
         part (`tuple`): Features `(n, F, C)` of all sets and classes `(n,)`.
-        weight (`torch.Tensor` of shape `(P, F, C, K)`), bias (`torch.Tensor` of shape `(P, F, K)`): The probes.
+        weight (`torch.Tensor` of shape `(P, F, C, K)`): The probes' weights.
+        bias (`torch.Tensor` of shape `(P, F, K)`): Their biases.
         loss (`Callable`): Of scores `(F, b, K)` and classes `(b,)`: each example's loss `(F, b)`.
 
     Returns:

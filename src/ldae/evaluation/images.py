@@ -41,19 +41,14 @@ class ImageSet:
         memory: int = KEPT_BYTES,
         crop: RandomCrop | None = None,
     ) -> None:
-        self.memory = memory
-        self.crop = crop
-        self.source = source
-        self.image_size = image_size
-        self.num_channels = num_channels
-        self.batch_size = batch_size
-        self.num_workers = num_workers
+        self.source, self.image_size, self.num_channels = source, image_size, num_channels
+        self.batch_size, self.num_workers, self.memory, self.crop = batch_size, num_workers, memory, crop
         self.rank, self.world_size = share()
         self._kept: list[Batch] | None = None
         self._too_large = crop is not None
 
     def batches(self, mask: torch.Tensor | None = None, *, skip_positions: int = 0) -> Iterator[Batch]:
-        """One pass over the images.
+        """Read the images in one pass.
 
         Args:
             mask (`torch.BoolTensor`, *optional*): Which rows of the source.
@@ -101,15 +96,10 @@ def count_images(batches: Iterable[Batch]) -> int:
 
 
 def fixed_subset(source: ImageSource, limit: int, seed: int) -> ImageSource:
-    """At most `limit` random rows of a source, the same for the same seed.
+    """Choose at most `limit` random rows of a source, the same for the same seed.
 
     Of a streamed source they are the first rows after a shuffle of its shards and within a window of `limit` rows: a
     stream that is sorted by class should have many shards.
-
-    Args:
-        source (`ImageSource`): What to choose from.
-        limit (`int`): Number of rows.
-        seed (`int`): Seed of the choice.
     """
     split = f"{limit} rows of {source.split}"
     if source.streaming:

@@ -28,19 +28,17 @@ class ProbeSettings:
             n) where that is less: a small data set would otherwise see too few steps.
         base_lr (`float`, defaults to 1e-4): Learning rate at a batch of 256; it grows in proportion (6.4e-3 at 16384)
             and falls to zero along half a cosine.
-        lr_multipliers (`tuple[float, ...]`, defaults to (1, 10, 100)): One probe for each. The paper has 1 alone. With
-            its rule the way that weights can go, rate times steps, is in proportion to n x epochs: CIFAR-10, which has
-            a 25th of ImageNet's images, needs about that multiple.
+        lr_multipliers (`tuple[float, ...]`, defaults to (1, 10, 100)): One probe for each. The paper has 1 alone;
+            smaller data sets, on which it takes fewer steps, need larger ones.
         seeds (`tuple[int, ...]`, defaults to (0, 1, 2)): One probe for each: initial weights and order of the
             examples.
         batch_norm (`bool`, defaults to `True`): Whether a BatchNorm without parameters is in front of the linear
-            layer, as in l-DAE's paper. DDAE's public code has none; features of unlike scale then learn at unlike
-            speed.
+            layer, as in l-DAE's paper; DDAE's public code has none.
         max_lr_extensions (`int`, defaults to 0): How often the grid of rates may grow by a factor of 10 at either end,
             where a feature set's chosen rate is at its edge; see [`~ldae.evaluation.probing.train_adam_probes`].
 
-    The optimiser is Adam with default betas: l-DAE's paper names none, DDAE's has Adam. Initial weights are
-    normal with standard deviation 0.01, as MAE's.
+    The optimiser is Adam with default betas: l-DAE's paper names none, DDAE's has Adam. Initial weights are normal
+    with standard deviation 0.01, as MAE's.
     """
 
     epochs: int = 90
@@ -79,8 +77,9 @@ class ProbeSettings:
 
 @dataclass(frozen=True)
 class LinearProbes:
-    """Trained probes of S seeds, F feature sets and R learning rates: `weight` `(S, F, R, C, K)`, `bias` `(S, F, R,
-    K)`, and the BatchNorms' running statistics `mean`, `var` `(S, F, C)`.
+    """Trained probes of S seeds, F feature sets and R learning rates.
+
+    `weight` is `(S, F, R, C, K)`, `bias` `(S, F, R, K)`, and the BatchNorms' running `mean` and `var` `(S, F, C)`.
     """
 
     weight: torch.Tensor
@@ -89,7 +88,7 @@ class LinearProbes:
     var: torch.Tensor
 
     def predict(self, features: torch.Tensor | Rows) -> torch.Tensor:
-        """Classes `(S, F, R, n)` of features `(n, F, C)`, computed some of them at a time."""
+        """Predict the classes `(S, F, R, n)` of features `(n, F, C)`."""
         device, num_seeds = self.weight.device, len(self.weight)
         predictions = []
         for chunk in pieces_of(features, copies=1 + num_seeds):
@@ -100,11 +99,7 @@ class LinearProbes:
         return torch.cat(predictions, dim=-1)
 
     def folded(self, seed_index: int, feature_index: int, lr_index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """One probe as a linear layer of raw features, its BatchNorm folded in float64.
-
-        Returns:
-            `(weight (K, C), bias (K,))` in float32 on the CPU, as `torch.nn.Linear` holds them.
-        """
+        """Fold one probe's BatchNorm into a linear layer of raw features, `(weight (K, C), bias (K,))` on the CPU."""
         place = (seed_index, feature_index)
         weight, bias = fold_batch_norm(
             self.weight[*place, lr_index].T, self.bias[*place, lr_index], self.mean[place], self.var[place]
@@ -115,11 +110,7 @@ class LinearProbes:
 def fold_batch_norm(
     weight: torch.Tensor, bias: torch.Tensor, mean: torch.Tensor, var: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fold a BatchNorm without parameters, of running `mean` and `var` `(C,)`, into the linear layer behind it.
-
-    Returns:
-        `(weight (K, C), bias (K,))` in float64.
-    """
+    """Fold a BatchNorm of running `mean` and `var` `(C,)` into the linear layer behind it, in float64."""
     weight = weight.double() * (var.double() + BN_EPS).rsqrt()
     return weight, bias.double() - weight @ mean.double()
 
@@ -140,9 +131,8 @@ def train_linear_probes(
     BatchNorms' running statistics are plain averages over all steps: a frozen encoder's features do not drift.
 
     Args:
-        epoch_features (`Callable[[int], torch.Tensor | Rows]`): From the epoch, counted from 0, to features `(n, F,
-            C)`, a tensor or [`~ldae.evaluation.feature_store.Rows`] of a store: computed anew with augmentation, or
-            the same each time. What is in a store's file is read a batch at a time.
+        epoch_features (`Callable[[int], torch.Tensor | Rows]`): From the epoch, counted from 0, to features
+            `(n, F, C)`: computed anew with augmentation, or the same each time.
         labels (`torch.LongTensor` of shape `(n,)`): Classes from 0 to num_classes - 1.
         num_classes (`int`): K.
         settings ([`ProbeSettings`]): Epochs, batch size, learning rates, seeds.
@@ -231,9 +221,8 @@ def train_linear_probes(
 class ProbeReport:
     """Scores of probes, and the chosen ones.
 
-    `test_accuracy` is `(S, F, R)`, and so is `choice_accuracy`, `None` where there was nothing to choose; `lr_index`
-    gives the chosen learning rate of each feature set and `feature_index` the chosen set, both by the mean over seeds
-    of `choice_accuracy` alone.
+    Accuracies are `(S, F, R)`; `choice_accuracy` is `None` where there was nothing to choose. Its mean over seeds
+    chose `lr_index`, the learning rate of each feature set, and `feature_index`, the set.
     """
 
     choice_accuracy: torch.Tensor | None
@@ -250,15 +239,14 @@ def score_probes(
 ) -> ProbeReport:
     """Choose among probes on examples held out from the training set, and score all on the test set.
 
-    The choice is made before the test set is looked at: of learning rates for each feature set, then of feature sets.
-    Equal ones go to the first.
+    A learning rate is chosen for each feature set, then a feature set; of equal ones the first.
 
     Args:
         probes ([`LinearProbes`]): Trained without the examples that choose.
         choice (`tuple`, *optional*): Features `(h, F, C)` and classes `(h,)` of the held-out examples; `None` where
             there is one feature set and one learning rate.
-        test_features (`torch.Tensor` or `Rows` of shape `(m, F, C)`), test_labels (`torch.LongTensor` of shape
-        `(m,)`).
+        test_features (`torch.Tensor` or `Rows` of shape `(m, F, C)`): Features of the test set.
+        test_labels (`torch.LongTensor` of shape `(m,)`): Its classes.
 
     Returns:
         [`ProbeReport`].

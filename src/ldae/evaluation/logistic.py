@@ -1,8 +1,9 @@
 """Logistic probes of many feature sets, solved until they have converged, over a grid of L2 penalties."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,13 +20,11 @@ LOGISTIC_PENALTIES: tuple[float, ...] = tuple(10.0**i for i in range(-9, 1))
 TOLERANCE = 3e-4
 MAX_ITERATIONS = 100  # Newton steps at one penalty
 WHITENED_BYTES = 512 * 2**20  # of features that are kept in memory while probes of them are solved
-ABSENT = 1e4  # by how much the bias of a class without examples is below the others; at the optimum it is infinite
 
 
 @dataclass(frozen=True)
 class LogisticProbes(GridProbes):
-    """Logistic probes of F feature sets; the first fields are those of
-    [`~ldae.evaluation.grid_probes.GridProbes`].
+    """Logistic probes of F feature sets; the first fields are those of `GridProbes`.
 
     Args:
         converged (`torch.BoolTensor` of shape `(F,)`): Whether every solution that the probe rests on reached the
@@ -107,12 +106,12 @@ def fit_logistic_grid(
         _check_finite(part, features, names)
     n = len(fitted[1]) + len(held[1])
     together = max(1, min(MOMENTS_BYTES // (8 * c * c), memory // (4 * n * c)))
-    parts = []
+    solve = partial(solve_logistic, tolerance=tolerance, max_iterations=max_iterations)
+    fields = []
     for begin in range(0, num_sets, together):
         sets = slice(begin, min(begin + together, num_sets))
-        grid = _Grid(sets, num_classes, sorted(penalties), tolerance, max_iterations, memory)
-        parts.append(grid.fit(fitted, held, test))
-    probes = LogisticProbes(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
+        fields.append(_fit_sets(sets, fitted, held, test, num_classes, sorted(penalties), solve, memory))
+    probes = LogisticProbes(*map(torch.cat, zip(*fields, strict=True)))
     if not probes.converged.all():
         left = ", ".join(names[index] for index in (~probes.converged).nonzero().flatten().tolist())
         warnings.warn(
@@ -123,66 +122,43 @@ def fit_logistic_grid(
     return probes
 
 
-@dataclass(frozen=True)
-class _Grid:
-    """Logistic probes of the feature sets `sets` over rising penalties."""
+def _fit_sets(
+    sets: slice,
+    fitted: Part,
+    held: Part,
+    test: Part,
+    num_classes: int,
+    penalties: list[float],
+    solve: Callable[..., Solution],
+    memory: int,
+) -> tuple[torch.Tensor, ...]:
+    """Compute the fields of [`LogisticProbes`] for some of the feature sets, at rising penalties."""
+    count, c = sets.stop - sets.start, fitted[0].shape[2]
+    moments = Moments(count, c, num_classes)
+    moments.add(sets, *fitted)
+    data = WhitenedFeatures([fitted], sets, moments, memory)
+    raw, converged, iterations = [], torch.ones(count, dtype=torch.bool), torch.zeros(count, dtype=torch.long)
+    theta: torch.Tensor | None = None
+    for penalty in reversed(penalties):  # each starts from the solution of the next larger one
+        solution = solve(data, torch.full((count,), penalty, dtype=torch.float64), theta)
+        theta = solution.theta
+        converged &= solution.converged
+        iterations += solution.iterations
+        raw.append(data.unwhiten(theta))
+    del data  # before the features of the last fit are kept
+    weights, biases = (torch.stack(parts[::-1]) for parts in zip(*raw, strict=True))  # (P, F, C, K), (P, F, K)
+    accuracies, losses = score_grid(sets, held, weights, biases, _cross_entropy)  # (P, F)
+    best, index = choose_largest(accuracies), torch.arange(count)  # (F,)
+    penalty_of_set = torch.tensor(penalties, dtype=torch.float64)[best]
 
-    sets: slice
-    num_classes: int
-    penalties: list[float]
-    tolerance: float
-    max_iterations: int
-    memory: int
-
-    def fit(self, fitted: Part, held: Part, test: Part) -> tuple[torch.Tensor, ...]:
-        """Compute the fields of [`LogisticProbes`]."""
-        count, c = self.sets.stop - self.sets.start, fitted[0].shape[2]
-        moments = Moments(count, c, self.num_classes)
-        moments.add(self.sets, *fitted)
-        data = WhitenedFeatures([fitted], self.sets, moments, self.memory)
-        raw, converged, iterations = [], torch.ones(count, dtype=torch.bool), torch.zeros(count, dtype=torch.long)
-        solution: Solution | None = None
-        for penalty in reversed(self.penalties):  # each starts from the solution of the next larger one
-            solution = self._solve(data, torch.full((count,), penalty, dtype=torch.float64), solution)
-            converged &= solution.converged
-            iterations += solution.iterations
-            raw.append(self._unwhiten(data, solution))
-        del data  # before the features of the last fit are kept
-        weights, biases = (torch.stack(parts[::-1]) for parts in zip(*raw, strict=True))  # (P, F, C, K), (P, F, K)
-        accuracies, losses = score_grid(self.sets, held, weights, biases, _cross_entropy)  # (P, F)
-        best, index = choose_largest(accuracies), torch.arange(count)  # (F,)
-        penalty_of_set = torch.tensor(self.penalties, dtype=torch.float64)[best]
-
-        moments.add(self.sets, *held)
-        data = WhitenedFeatures([fitted, held], self.sets, moments, self.memory)
-        start = data.whiten_weight(weights[best, index])[..., data.present]
-        solution = self._solve(data, penalty_of_set, Solution.starting_at(start, data.prior.expand(count, -1)))
-        weight, bias = self._unwhiten(data, solution)
-        scores = score_grid(self.sets, test, weight[None], bias[None], _cross_entropy)[0][0]
-        return (
-            weight,
-            bias,
-            penalty_of_set,
-            accuracies[best, index],
-            losses.amin(dim=0),
-            scores,
-            converged & solution.converged,
-            iterations + solution.iterations,
-            solution.gradient,
-            solution.loss,
-        )
-
-    def _solve(self, data: WhitenedFeatures, penalty: torch.Tensor, start: Solution | None) -> Solution:
-        return solve_logistic(data, penalty, start, tolerance=self.tolerance, max_iterations=self.max_iterations)
-
-    def _unwhiten(self, data: WhitenedFeatures, solution: Solution) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return weights `(F, C, K)` and biases `(F, K)` of raw features and all classes."""
-        weight = data.raw_weight(solution.weight)  # (F, C, K')
-        bias = solution.bias - (data.mean[:, None] @ weight)[:, 0]  # (F, K')
-        full_weight = weight.new_zeros(*weight.shape[:2], self.num_classes)
-        full_bias = (bias.amin(dim=1, keepdim=True) - ABSENT).repeat(1, self.num_classes)
-        full_weight[..., data.present], full_bias[:, data.present] = weight, bias
-        return full_weight, full_bias
+    moments.add(sets, *held)
+    data = WhitenedFeatures([fitted, held], sets, moments, memory)
+    solution = solve(data, penalty_of_set, data.start_at(weights[best, index]))
+    weight, bias = data.unwhiten(solution.theta)
+    scores = score_grid(sets, test, weight[None], bias[None], _cross_entropy)[0][0]
+    chosen = (weight, bias, penalty_of_set, accuracies[best, index], losses.amin(dim=0), scores)
+    converged &= solution.converged
+    return *chosen, converged, iterations + solution.iterations, solution.gradient, solution.loss
 
 
 def _cross_entropy(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

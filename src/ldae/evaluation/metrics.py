@@ -38,11 +38,7 @@ def _accuracy_metric() -> Accuracy:
 
 
 def accuracy(predictions: torch.Tensor, references: torch.Tensor) -> float:
-    """Top-1 accuracy of class indices, a fraction between 0 and 1.
-
-    Args:
-        predictions (`torch.LongTensor` of shape `(n,)`): Predicted classes.
-        references (`torch.LongTensor` of shape `(n,)`): True classes.
+    """Compute the top-1 accuracy of class indices `(n,)`, a fraction between 0 and 1.
 
     Raises:
         ValueError: If there is nothing to compare, or the shapes differ.
@@ -63,13 +59,12 @@ def accuracy(predictions: torch.Tensor, references: torch.Tensor) -> float:
 
 
 def mean_and_stderr(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean of repeated measurements (seeds, draws) and the standard error of that mean: s / sqrt(n), s with n - 1.
+    """Compute the mean of repeated measurements and its standard error, s / sqrt(n), s with n - 1.
 
-    Returns:
-        `(mean, stderr)`; stderr is `None` for a single value, which has no spread.
+    A single value has no spread, and `None` as its standard error.
 
     Raises:
-        ValueError: for no values.
+        ValueError: If there are no values.
 
     Example:
         >>> mean_and_stderr([0.25, 0.75])

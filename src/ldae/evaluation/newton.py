@@ -18,27 +18,21 @@ CG_STEPS = 50
 ARMIJO = 1e-4  # share of the promised decrease that a step must bring
 ROUNDING = 1e-7  # relative error of the loss, whose products are in float32
 HALVINGS = 20
+ABSENT = 1e4  # by how much the bias of a class without examples is below the others; at the optimum it is infinite
 
 
 @dataclass(frozen=True)
 class Solution:
-    """Logistic regressions of F feature sets in the whitened basis: `weight` `(F, C, K)`, `bias` `(F, K)`, and of each
-    `(F,)`: the penalised `loss`, the relative `gradient` norm, whether it `converged` and the Newton `iterations`.
+    """Logistic regressions of F feature sets in the whitened basis: weights and biases `theta` `(F, C + 1, K)`.
+
+    Of each `(F,)`: the penalised `loss`, the relative `gradient` norm, whether it `converged`, Newton's `iterations`.
     """
 
-    weight: torch.Tensor
-    bias: torch.Tensor
+    theta: torch.Tensor
     loss: torch.Tensor
     gradient: torch.Tensor
     converged: torch.Tensor
     iterations: torch.Tensor
-
-    @classmethod
-    def starting_at(cls, weight: torch.Tensor, bias: torch.Tensor) -> "Solution":
-        """Make a starting point, of which only weights and biases are known."""
-        nothing = weight.new_full((len(weight),), float("nan"))
-        never = torch.zeros(len(weight), dtype=torch.bool)
-        return cls(weight.clone(), bias.clone(), nothing, nothing, never, never.long())
 
 
 class WhitenedFeatures:
@@ -59,45 +53,44 @@ class WhitenedFeatures:
         self.mean = moments.mean  # (F, C)
         self.std, self.values, self.vectors = moments.standardise()
         counts = moments.y
+        self.num_classes = len(counts)
         self.present = counts.nonzero().flatten()  # (K',): classes with examples
         self.prior = (counts[self.present] / moments.n).log()  # (K',)
-        place = torch.full((len(counts),), -1, dtype=torch.long)
+        place = torch.full((self.num_classes,), -1, dtype=torch.long)
         place[self.present] = torch.arange(len(self.present))
         self.labels = torch.cat([place[labels.cpu()] for _, labels in parts])  # (n,), among classes with examples
         self.kept: torch.Tensor | None = None
         self.probabilities: torch.Tensor | None = None  # (F, n, K'), of the latest evaluation of each set
         count, c = self.mean.shape
         if 4 * count * self.n * c <= memory:
-            kept, begin = torch.empty(count, self.n, c), 0
-            for z in self._read():
-                kept[:, begin : begin + z.shape[1]] = z
-                begin += z.shape[1]
+            kept = torch.empty(count, self.n, c)
+            for rows, z in self._read():
+                kept[:, rows] = z
             self.kept = kept
             self.probabilities = torch.empty(count, self.n, len(self.present))
 
-    def whiten_weight(self, raw: torch.Tensor) -> torch.Tensor:
-        """Turn weights `(F, C, K)` of raw features into those of whitened ones."""
-        return self.vectors.mT @ (raw * self.std[..., None])
+    def start_at(self, raw: torch.Tensor) -> torch.Tensor:
+        """Turn weights `(F, C, K)` of raw features and all classes into `theta`; biases are the classes' shares."""
+        weight = self.vectors.mT @ (raw * self.std[..., None])
+        return torch.cat([weight[..., self.present], self.prior.expand(len(raw), 1, -1)], dim=1)
 
-    def raw_weight(self, weight: torch.Tensor) -> torch.Tensor:
-        """Turn weights `(F, C, K)` of whitened features into those of raw ones."""
-        return (self.vectors @ weight) / self.std[..., None]
+    def unwhiten(self, theta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Turn `theta` into weights `(F, C, K)` and biases `(F, K)` of raw features and all classes."""
+        found = (self.vectors @ theta[:, :-1]) / self.std[..., None]  # (F, C, K')
+        bias = theta[:, -1] - (self.mean[:, None] @ found)[:, 0]  # (F, K')
+        full_weight = found.new_zeros(*self.mean.shape, self.num_classes)
+        full_bias = (bias.amin(dim=1, keepdim=True) - ABSENT).repeat(1, self.num_classes)
+        full_weight[..., self.present], full_bias[:, self.present] = found, bias
+        return full_weight, full_bias
 
-    def evaluate(
-        self, active: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Compute the mean cross-entropy of some sets and its gradient.
-
-        Args:
-            active (`torch.LongTensor` of shape `(A,)`): The sets.
-            weight (`torch.Tensor` of shape `(A, C, K)`), bias (`torch.Tensor` of shape `(A, K)`): Of these sets.
+    def evaluate(self, active: torch.Tensor, theta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Compute the mean cross-entropy of the sets `active` `(A,)` at weights and biases `(A, C + 1, K)`.
 
         Returns:
-            `(loss (A,), gradient of the weights (A, C, K), of the biases (A, K), mean of p (1 - p) (A, K))`.
+            `(loss (A,), gradient (A, C + 1, K), mean of p (1 - p) (A, K))`.
         """
-        loss = weight.new_zeros(len(active))
-        grad_weight, grad_bias, spread = torch.zeros_like(weight), torch.zeros_like(bias), torch.zeros_like(bias)
-        w, b = weight.float(), bias.float()[:, None]
+        loss, gradient, spread = theta.new_zeros(len(active)), torch.zeros_like(theta), torch.zeros_like(theta[:, 0])
+        w, b = theta[:, :-1].float(), theta[:, -1:].float()
         for rows, z in self._pieces(active):
             y = self.labels[rows]
             log_p = torch.baddbmm(b, z, w).log_softmax(dim=-1)  # (A, b, K)
@@ -107,19 +100,17 @@ class WhitenedFeatures:
                 self.probabilities[active, rows] = p
             spread += (p - p.square()).sum(dim=1)
             residual = p - F.one_hot(y, p.shape[2])
-            grad_weight += z.mT @ residual
-            grad_bias += residual.sum(dim=1)
-        return loss / self.n, grad_weight / self.n, grad_bias / self.n, spread / self.n
+            gradient[:, :-1] += z.mT @ residual
+            gradient[:, -1] += residual.sum(dim=1)
+        return loss / self.n, gradient / self.n, spread / self.n
 
-    def curvature(
-        self, active: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
-    ) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    def curvature(self, active: torch.Tensor, theta: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
         """Return the function that multiplies by the Hessian of the cross-entropy at a point that was evaluated."""
-        w, b = weight.float(), bias.float()[:, None]
+        w, b = theta[:, :-1].float(), theta[:, -1:].float()
 
-        def product(by_weight: torch.Tensor, by_bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            out_weight, out_bias = torch.zeros_like(by_weight), torch.zeros_like(by_bias)
-            dw, db = by_weight.float(), by_bias.float()[:, None]
+        def product(direction: torch.Tensor) -> torch.Tensor:
+            found = torch.zeros_like(direction)
+            dw, db = direction[:, :-1].float(), direction[:, -1:].float()
             for rows, z in self._pieces(active):
                 if self.probabilities is None:
                     p = torch.baddbmm(b, z, w).softmax(dim=-1)
@@ -127,19 +118,17 @@ class WhitenedFeatures:
                     p = self.probabilities[active, rows]
                 u = torch.baddbmm(db, z, dw)  # (A, b, K)
                 change = p * (u - (p * u).sum(dim=-1, keepdim=True))
-                out_weight += z.mT @ change
-                out_bias += change.sum(dim=1)
-            return out_weight / self.n, out_bias / self.n
+                found[:, :-1] += z.mT @ change
+                found[:, -1] += change.sum(dim=1)
+            return found / self.n
 
         return product
 
     def _pieces(self, active: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
         """Yield ranges of examples and their features `(A, b, C)` in float32."""
         if self.kept is None:
-            begin = 0
-            for z in self._read():
-                yield slice(begin, begin + z.shape[1]), z[active]
-                begin += z.shape[1]
+            for rows, z in self._read():
+                yield rows, z[active]
             return
         every = len(active) == len(self.kept)
         step = max(1, ROWS_BYTES // (4 * len(active) * self.kept.shape[2]))
@@ -147,18 +136,20 @@ class WhitenedFeatures:
             rows = slice(begin, min(begin + step, self.n))
             yield rows, self.kept[:, rows] if every else self.kept[active, rows]
 
-    def _read(self) -> Iterator[torch.Tensor]:
-        rotation = self.vectors / self.std[..., None]
+    def _read(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Read and rotate all features: yield ranges of examples and features `(F, b, C)`."""
+        rotation, begin = self.vectors / self.std[..., None], 0
         for features, _ in self.parts:
             for piece in pieces_of(features, copies=8):
                 x = piece[:, self.sets].cpu().double().transpose(0, 1)  # (F, b, C)
-                yield ((x - self.mean[:, None]) @ rotation).float()
+                yield slice(begin, begin + x.shape[1]), ((x - self.mean[:, None]) @ rotation).float()
+                begin += x.shape[1]
 
 
 def solve_logistic(
     data: WhitenedFeatures,
     penalty: torch.Tensor,
-    start: Solution | None = None,
+    start: torch.Tensor | None = None,
     *,
     tolerance: float,
     max_iterations: int,
@@ -173,22 +164,20 @@ def solve_logistic(
     Args:
         data ([`WhitenedFeatures`]): F feature sets.
         penalty (`torch.Tensor` of shape `(F,)`): Positive.
-        start ([`Solution`], *optional*): Where to start; by default at zero weights and the classes' shares.
+        start (`torch.Tensor` of shape `(F, C + 1, K)`, *optional*): Weights and biases to start at; by default zero
+            weights and the classes' shares.
         tolerance (`float`): Relative gradient norm to reach.
         max_iterations (`int`): Most Newton steps.
-
-    Returns:
-        [`Solution`], in which `converged` says which sets reached the tolerance.
     """
-    count, c = data.mean.shape
-    zero = Solution.starting_at(data.mean.new_zeros(count, c, len(data.present)), data.prior.expand(count, -1))
+    count = len(data.mean)
+    zero = data.start_at(data.mean.new_zeros(*data.mean.shape, data.num_classes))
     everything = torch.arange(count)
     problem = _Problem(data, penalty)
-    reference = problem.norm(problem.point(everything, zero.weight, zero.bias))
-    weight, bias = ((start or zero).weight.clone(), (start or zero).bias.clone())
+    reference = problem.norm(problem.point(everything, zero))
+    theta = (zero if start is None else start).clone()
     loss, gradient = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
     iterations, active = torch.zeros(count, dtype=torch.long), everything
-    at = problem.point(active, weight, bias)
+    at = problem.point(active, theta)
     for step in range(max_iterations + 1):
         stopping.check()
         norm = problem.norm(at)
@@ -199,28 +188,24 @@ def solve_logistic(
             break
         at = at.select(going)
         moved, at = problem.newton_step(at)
-        weight[at.active], bias[at.active] = at.weight, at.bias
+        theta[at.active], loss[at.active] = at.theta, at.loss
         iterations[at.active] += 1
-        loss[at.active] = at.loss
         at = at.select(moved)  # what cannot be improved any more stays where it is
         active = at.active
         if len(active) == 0:
             break
-    return Solution(weight, bias, loss, gradient, gradient <= tolerance, iterations)
+    return Solution(theta, loss, gradient, gradient <= tolerance, iterations)
 
 
 @dataclass(frozen=True)
 class _Point:
-    """Weights and biases of the sets `active` with their loss, gradients and preconditioner."""
+    """Weights and biases of the sets `active` with their loss, gradient and preconditioner, `(A, C + 1, K)` each."""
 
     active: torch.Tensor
-    weight: torch.Tensor
-    bias: torch.Tensor
+    theta: torch.Tensor
     loss: torch.Tensor
-    grad_weight: torch.Tensor
-    grad_bias: torch.Tensor
-    scale_weight: torch.Tensor
-    scale_bias: torch.Tensor
+    gradient: torch.Tensor
+    scale: torch.Tensor
 
     def select(self, mask: torch.Tensor) -> "_Point":
         """Keep some of the sets."""
@@ -231,42 +216,31 @@ class _Problem:
     """The penalised objective of [`solve_logistic`]."""
 
     def __init__(self, data: WhitenedFeatures, penalty: torch.Tensor) -> None:
-        self.data, self.penalty = data, penalty
+        self.data = data
+        self.penalty = penalty[:, None, None].repeat(1, data.mean.shape[1] + 1, 1)  # (F, C + 1, 1)
+        self.penalty[:, -1] = 0  # of the biases
 
-    def point(self, active: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> _Point:
-        loss, grad_weight, grad_bias, spread = self.data.evaluate(active, weight, bias)
-        penalty = self.penalty[active, None, None]
-        spread = spread.clamp(min=1e-8)
-        return _Point(
-            active,
-            weight,
-            bias,
-            loss + 0.5 * (penalty * weight.square()).sum(dim=(1, 2)),
-            grad_weight + penalty * weight,
-            grad_bias,
-            spread[:, None] * self.data.values[active][..., None] + penalty,  # (A, C, K)
-            spread,
-        )
+    def point(self, active: torch.Tensor, theta: torch.Tensor) -> _Point:
+        loss, gradient, spread = self.data.evaluate(active, theta)
+        penalty, spread = self.penalty[active], spread.clamp(min=1e-8)[:, None]
+        values = F.pad(self.data.values[active], (0, 1), value=1)  # (A, C + 1); of the biases 1
+        loss = loss + 0.5 * _total(penalty * theta.square())
+        return _Point(active, theta, loss, gradient + penalty * theta, spread * values[..., None] + penalty)
 
     @staticmethod
     def norm(at: _Point) -> torch.Tensor:
         """Compute the preconditioned norm of the gradient, `(A,)`."""
-        by_weight = (at.grad_weight.square() / at.scale_weight).sum(dim=(1, 2))
-        return (by_weight + (at.grad_bias.square() / at.scale_bias).sum(dim=1)).sqrt()
+        return _total(at.gradient.square() / at.scale).sqrt()
 
     def newton_step(self, at: _Point) -> tuple[torch.Tensor, _Point]:
         """Take one step, halved until the loss falls; return which sets moved, and where they are."""
-        by_weight, by_bias = self._direction(at)
-        slope = _dot(at.grad_weight, at.grad_bias, by_weight, by_bias)  # (A,), below 0
+        direction = self._direction(at)
+        slope = _total(at.gradient * direction)  # (A,), below 0
         length, accepted = torch.ones_like(slope), torch.zeros(len(slope), dtype=torch.bool)
         found = {name: getattr(at, name).clone() for name in at.__dataclass_fields__}
         for _ in range(HALVINGS):
             left = ~accepted
-            trial = self.point(
-                at.active[left],
-                at.weight[left] + length[left, None, None] * by_weight[left],
-                at.bias[left] + length[left, None] * by_bias[left],
-            )
+            trial = self.point(at.active[left], at.theta[left] + length[left, None, None] * direction[left])
             allowed = at.loss[left] + ARMIJO * length[left] * slope[left] + ROUNDING * at.loss[left].abs()
             good = trial.loss <= allowed
             index = left.nonzero().flatten()[good]
@@ -278,34 +252,29 @@ class _Problem:
             length[~accepted] /= 2
         return accepted, _Point(**found)
 
-    def _direction(self, at: _Point) -> tuple[torch.Tensor, torch.Tensor]:
+    def _direction(self, at: _Point) -> torch.Tensor:
         """Solve H d = -g by preconditioned conjugate gradients, up to a small residual."""
-        product = self.data.curvature(at.active, at.weight, at.bias)
-        penalty = self.penalty[at.active, None, None]
-        x_weight, x_bias = torch.zeros_like(at.weight), torch.zeros_like(at.bias)
-        r_weight, r_bias = -at.grad_weight, -at.grad_bias
-        z_weight, z_bias = r_weight / at.scale_weight, r_bias / at.scale_bias
-        p_weight, p_bias = z_weight, z_bias
-        rz = first = _dot(r_weight, r_bias, z_weight, z_bias)  # (A,)
+        product, penalty = self.data.curvature(at.active, at.theta), self.penalty[at.active]
+        x, r = torch.zeros_like(at.theta), -at.gradient
+        z = r / at.scale
+        p = z
+        rz = first = _total(r * z)  # (A,)
         for _ in range(CG_STEPS):
-            h_weight, h_bias = product(p_weight, p_bias)
-            h_weight = h_weight + penalty * p_weight
-            bend = _dot(p_weight, p_bias, h_weight, h_bias)
+            h = product(p) + penalty * p
+            bend = _total(p * h)
             going = (rz > FORCING**2 * first) & (bend > 0)
             if not going.any():
                 break
-            alpha = torch.where(going, rz / bend, 0.0)
-            x_weight, x_bias = x_weight + alpha[:, None, None] * p_weight, x_bias + alpha[:, None] * p_bias
-            r_weight, r_bias = r_weight - alpha[:, None, None] * h_weight, r_bias - alpha[:, None] * h_bias
-            z_weight, z_bias = r_weight / at.scale_weight, r_bias / at.scale_bias
-            previous, rz = rz, _dot(r_weight, r_bias, z_weight, z_bias)
-            beta = torch.where(going, rz / previous, 0.0)
-            p_weight, p_bias = z_weight + beta[:, None, None] * p_weight, z_bias + beta[:, None] * p_bias
+            alpha = torch.where(going, rz / bend, 0.0)[:, None, None]
+            x, r = x + alpha * p, r - alpha * h
+            z = r / at.scale
+            previous, rz = rz, _total(r * z)
+            p = z + torch.where(going, rz / previous, 0.0)[:, None, None] * p
             if not (rz > FORCING**2 * first).any():
                 break
-        return x_weight, x_bias
+        return x
 
 
-def _dot(a_weight: torch.Tensor, a_bias: torch.Tensor, b_weight: torch.Tensor, b_bias: torch.Tensor) -> torch.Tensor:
-    """Compute the inner product of two directions, `(A,)`."""
-    return (a_weight * b_weight).sum(dim=(1, 2)) + (a_bias * b_bias).sum(dim=1)
+def _total(terms: torch.Tensor) -> torch.Tensor:
+    """Sum the terms `(A, C + 1, K)` of each set, those of weights and those of biases by themselves."""
+    return terms[:, :-1].sum(dim=(1, 2)) + terms[:, -1].sum(dim=1)

@@ -10,7 +10,7 @@ from ldae.data import Batch, DataConfig, ImageSource, iterate_once, open_probe_i
 from ldae.models.configuration_ldae import LDAEConfig
 
 from .encoder import as_encoder
-from .features import Features, extract_features
+from .features import extract_features
 from .images import fixed_subset
 from .knn import knn_accuracy
 from .probing import probe_features
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ldae.training.recipe import TrainingConfig
 
 logger = logging.getLogger(__name__)
+BATCH_SIZE = 256  # images of a forward
 SUBSET_SEED = 0  # the subset and its split are the same in all runs, so that their curves compare
 
 
@@ -41,11 +42,10 @@ class OnlineProbe:
         num_channels (`int`, defaults to 3): The model's.
         num_train (`int`, defaults to 5000): At most so many training images, drawn at random but fixed.
         num_eval (`int`, defaults to 1000): At most so many test images.
-        batch_size (`int`, defaults to 256): Images of a forward.
         dtype (`torch.dtype`, *optional*): Autocast to it; by default no autocast.
 
     Raises:
-        NoLabelsError: where one of the sources has no labels; see [`~OnlineProbe.open`].
+        NoLabelsError: If one of the sources has no labels; see [`~OnlineProbe.open`].
     """
 
     def __init__(
@@ -57,7 +57,6 @@ class OnlineProbe:
         num_channels: int = 3,
         num_train: int = 5000,
         num_eval: int = 1000,
-        batch_size: int = 256,
         dtype: torch.dtype | None = None,
     ) -> None:
         self.dtype = dtype
@@ -65,12 +64,8 @@ class OnlineProbe:
         for source, limit in ((train_source, num_train), (eval_source, num_eval)):
             if source.label_column is None:
                 raise NoLabelsError(f"{source.description} has no label column.")
-            rows = iterate_once(
-                fixed_subset(source, limit, SUBSET_SEED),
-                image_size=image_size,
-                num_channels=num_channels,
-                batch_size=batch_size,
-            )
+            subset = fixed_subset(source, limit, SUBSET_SEED)
+            rows = iterate_once(subset, image_size=image_size, num_channels=num_channels, batch_size=BATCH_SIZE)
             labelled = [batch for batch in map(_labelled_part, rows) if batch is not None]
             if not labelled:
                 raise NoLabelsError(f"{source.description} has no labelled image.")
@@ -78,13 +73,7 @@ class OnlineProbe:
 
     @classmethod
     def open(cls, data: DataConfig, config: LDAEConfig, training: "TrainingConfig") -> "OnlineProbe | None":
-        """The probe of a run, or `None`, said in the log, where its data has no labels to probe with.
-
-        Args:
-            data (`DataConfig`): The recipe's `data:` section.
-            config ([`LDAEConfig`]): Gives image size and channels.
-            training (`TrainingConfig`): Gives the subset's sizes and the precision.
-        """
+        """Open the probe of a run by its recipe; `None`, said in the log, where the data has no labels."""
         train_source, eval_source = open_probe_images(data)
         try:
             return cls(
@@ -101,18 +90,15 @@ class OnlineProbe:
             return None
 
     def __call__(self, model: PreTrainedModel) -> dict[str, Any]:
-        """Score a model, which is left in the mode that it was in; no random state is touched.
-
-        Args:
-            model ([`LDAEForPreTraining`] or [`LDAEModel`]): A whole model, not one whose weights are sharded.
+        """Score a whole model, not a sharded one, which is left in its mode; no random state is touched.
 
         Returns:
-            `ridge_accuracy` and `knn_accuracy` at the model's own block and time step, `best_ridge_accuracy` at the
-            best of all blocks and some of the searched time steps, and which those are, `best_layer` and
-            `best_timestep`. Accuracies are fractions between 0 and 1, of the test subset. Penalties and the best cell
-            are chosen on held-out images of the training subset; kNN has 20 neighbours, or as many as there are.
+            `ridge_accuracy` and `knn_accuracy` (20 neighbours) at the model's own block and time step, and
+            `best_ridge_accuracy` at the best of all blocks and some of the searched time steps, `best_layer` and
+            `best_timestep`. Accuracies are fractions of the test subset; held-out images of the training subset choose
+            penalties and the best cell.
         """
-        train, test = (self._features(model, batches) for batches in self._batches)
+        train, test = (extract_features(model, batches, dtype=self.dtype) for batches in self._batches)
         some = as_encoder(model).search_timesteps[1::3]  # a search over all of them ends the run
         search = search_features(model, *self._batches, timesteps=some, dtype=self.dtype)
         data = (train.flat[:, 0], train.classes, test.flat[:, 0], test.classes)
@@ -126,18 +112,8 @@ class OnlineProbe:
         }
 
     def search(self, model: PreTrainedModel) -> FeatureSearch:
-        """Search all blocks and time steps on the training subset alone.
-
-        Args:
-            model (`PreTrainedModel`): A whole model, in one process.
-
-        Returns:
-            [`~ldae.evaluation.search.FeatureSearch`].
-        """
+        """Search all blocks and time steps of a whole model on the training subset alone."""
         return search_features(model, self._batches[0], dtype=self.dtype)
-
-    def _features(self, model: PreTrainedModel, batches: list[Batch]) -> Features:
-        return extract_features(model, batches, dtype=self.dtype)
 
 
 def _labelled_part(batch: Batch) -> Batch | None:

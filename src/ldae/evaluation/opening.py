@@ -28,9 +28,6 @@ def open_encoder(
         layers (`Sequence`, *optional*): Layers that it must reach; an l-DAE is cut after the deepest of them.
         every (`bool`, defaults to `False`): Whether it must reach all layers of the checkpoint, the decoder's too.
 
-    Returns:
-        [`Encoder`].
-
     Raises:
         ValueError: If it cannot be loaded, or has weights missing.
     """

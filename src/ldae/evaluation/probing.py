@@ -27,13 +27,9 @@ EXTENSION = 10.0  # factor between the edge of the grid of rates and the rate th
 
 @dataclass(frozen=True)
 class AdamProbes:
-    """Linear probes that Adam trained, at the learning rate that held-out images chose for each feature set.
+    """Linear probes that Adam trained on `num_train` images; held-out images chose each feature set's learning rate.
 
-    Args:
-        settings ([`~ldae.evaluation.linear_probe.ProbeSettings`]): How they trained, with all rates that were tried.
-        probes ([`~ldae.evaluation.linear_probe.LinearProbes`]): Their weights.
-        report ([`~ldae.evaluation.linear_probe.ProbeReport`]): Their accuracies, and which were chosen.
-        num_train (`int`): Training images.
+    `settings` have all rates that were tried, `report` the accuracies and the chosen rates.
     """
 
     name = "linear"
@@ -58,7 +54,7 @@ class AdamProbes:
         return self.report.test_accuracy[:, index, self.report.lr_index[index]].tolist()
 
     def score(self, index: int) -> tuple[float, float | None]:
-        """Return mean and standard error over seeds of a feature set's test accuracy."""
+        """Return mean and standard error of [`~AdamProbes.seed_scores`]."""
         return mean_and_stderr(self.seed_scores(index))
 
     def held_out_score(self, index: int) -> float | None:
@@ -233,8 +229,9 @@ def fit_probes(
 
     Args:
         probe (`str`): `"adam"`, `"logistic"` or `"ridge"`, as of [`run_probe`].
-        fitted, held, test (`tuple`): Features `(n, F, C)` and classes `(n,)` of the images that are fitted, of those
-            that choose, and of those that score.
+        fitted (`tuple`): Features `(n, F, C)` and classes `(n,)` of the images that are fitted.
+        held (`tuple`): Those of the images that choose.
+        test (`tuple`): Those of the images that score.
         num_classes (`int`): K.
         settings ([`~ldae.evaluation.linear_probe.ProbeSettings`], *optional*): How Adam's probes train.
         names (`Sequence[str]`, *optional*): Names of the feature sets, for messages.
@@ -257,9 +254,11 @@ def probe_features(probe: str, train: Features, test: Features, *, seed: int = S
     """Fit probes to extracted features, with a tenth of the training images held out.
 
     Args:
-        probe (`str`), **options: As of [`fit_probes`].
-        train, test ([`~ldae.evaluation.features.Features`]): With labels.
+        probe (`str`): `"adam"`, `"logistic"` or `"ridge"`, as of [`run_probe`].
+        train ([`~ldae.evaluation.features.Features`]): Of the training images, with labels.
+        test ([`~ldae.evaluation.features.Features`]): Of the test images, with labels.
         seed (`int`, defaults to 0): Seed of the split.
+        **options: `settings` and `device` of Adam's probes.
 
     Returns:
         [`AdamProbes`] or [`~ldae.evaluation.grid_probes.GridProbes`].
@@ -288,10 +287,8 @@ def train_adam_probes(
     affects another. The result's settings have all rates tried, in rising order where some were added; a warning says
     so where a chosen rate is still at the edge.
 
-    Args:
-        epoch_features, labels, settings, **options: As of [`~ldae.evaluation.linear_probe.train_linear_probes`].
-        held (`tuple`, *optional*): Features and classes of the held-out examples.
-        test (`tuple`): Features and classes of the test examples.
+    `held` and `test` are features and classes of the examples that choose and that score; the other arguments are
+    those of [`~ldae.evaluation.linear_probe.train_linear_probes`].
     """
     probes = train_linear_probes(epoch_features, labels, settings=settings, **options)
     report = score_probes(probes, held, *test)

@@ -26,7 +26,7 @@ SPLIT_SEED = 0  # of that share: the same images choose in every run
 
 @dataclass(frozen=True)
 class Protocol:
-    """Protocol of a probe: by default that of l-DAE's paper (App. A).
+    """Protocol of a probe, by default that of l-DAE's paper (App. A).
 
     Args:
         name (`str`, defaults to `"paper"`): `"paper"`: features are computed anew in each epoch, from images under

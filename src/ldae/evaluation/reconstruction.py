@@ -23,7 +23,7 @@ def reconstruction_quality(
     device: torch.device | str | None = None,
     all_processes: bool = False,
 ) -> dict[str, float]:
-    """MSE, PSNR and SSIM of images that were encoded and decoded, in constant memory.
+    """Measure MSE, PSNR and SSIM of images that were encoded and decoded, in constant memory.
 
     Reconstructions are clamped to [-1, 1], the range of pixels, as they are when they are shown. Structural similarity
     is that of Wang et al. 2004 with a Gaussian window of 11 pixels (standard deviation 1.5), which takes in the image

@@ -90,12 +90,7 @@ def _solve(moments: Moments, penalties: Sequence[float]) -> tuple[torch.Tensor, 
 
 
 def _fit_sets(
-    sets: slice,
-    fitted: Part,
-    held: Part,
-    test: Part,
-    num_classes: int,
-    penalties: list[float],
+    sets: slice, fitted: Part, held: Part, test: Part, num_classes: int, penalties: list[float]
 ) -> tuple[torch.Tensor, ...]:
     """Compute the fields of [`RidgeProbes`] for some of the feature sets."""
     count, c = len(range(*sets.indices(fitted[0].shape[1]))), fitted[0].shape[2]
@@ -158,7 +153,7 @@ class _RidgePath:
         return self.y - residual / (1 - leverage) + intercept
 
     def leave_one_out_correlation(self, penalty: float) -> float:
-        """Compute the correlation of [`~_RidgePath.leave_one_out_scores`] with the centred targets."""
+        """Compute the correlation of the leave-one-out scores with the centred targets."""
         return float(F.cosine_similarity(self.leave_one_out_scores(penalty).flatten(), self.y.flatten(), dim=0))
 
 
@@ -173,18 +168,19 @@ def few_shot_ridge(
     seed: int = 0,
     penalties: Sequence[float] = RIDGE_PENALTIES,
 ) -> list[float]:
-    """Test accuracies of ridge probes fitted to a few labels of each class, over repeated draws of which.
+    """Score ridge probes fitted to a few labels of each class, which are drawn several times.
 
     A handful of labels leaves none to hold out, so each draw takes the penalty whose leave-one-out scores, which ridge
-    regression has in closed form, correlate best with the drawn labels. That rule uses neither the test set nor labels
-    beyond the drawn ones, and it suits itself to each feature set's dimension and spectrum, so raw pixels and short
-    features are treated alike, as no fixed penalty does. (Correlation, because neither of the obvious measures serves:
-    accuracy moves in steps over so few examples, and squared error asks for the right size of the scores, which is not
-    what classifies.) Draws depend on the labels and the seed alone: all feature sets compared see the same examples.
+    regression has in closed form, correlate best with the drawn labels. (Accuracy moves in steps over so few examples,
+    and squared error asks for the right size of the scores, which is not what classifies.) No fixed penalty would suit
+    raw pixels and short features alike. Draws depend on the labels and the seed alone: all feature sets compared see
+    the same examples.
 
     Args:
-        train_features (`torch.Tensor` of shape `(n, C)`), train_labels (`torch.LongTensor` of shape `(n,)`).
-        test_features (`torch.Tensor` of shape `(m, C)`), test_labels (`torch.LongTensor` of shape `(m,)`).
+        train_features (`torch.Tensor` of shape `(n, C)`): Features of the training examples.
+        train_labels (`torch.LongTensor` of shape `(n,)`): Their classes.
+        test_features (`torch.Tensor` of shape `(m, C)`): Features of the test examples.
+        test_labels (`torch.LongTensor` of shape `(m,)`): Their classes.
         shots (`int`, defaults to 5): Labelled examples of each class, at least 2.
         draws (`int`, defaults to 20): Number of draws.
         seed (`int`, defaults to 0): Seed of the draws.
@@ -196,7 +192,11 @@ def few_shot_ridge(
     Raises:
         ValueError: If a class has fewer examples than `shots`, or shots < 2.
     """
-    _check(train_features, train_labels)
+    if train_features.ndim != 2 or train_labels.shape != train_features.shape[:1] or len(train_labels) == 0:
+        raise ValueError(
+            f"features must be (n, C) and labels (n,) with n > 0; got {tuple(train_features.shape)} and "
+            f"{tuple(train_labels.shape)}."
+        )
     num_classes = int(torch.maximum(train_labels.max(), test_labels.max())) + 1
     accuracies = []
     for index in draw_shots(train_labels, shots, draws, seed):
@@ -207,10 +207,10 @@ def few_shot_ridge(
 
 
 def draw_shots(labels: torch.Tensor, shots: int, draws: int, seed: int) -> list[torch.Tensor]:
-    """Indices of `shots` examples of each class present, `draws` times: a function of the labels and the seed alone.
+    """Draw `shots` examples of each class present, `draws` times, by the labels and the seed alone.
 
     Returns:
-        `list[torch.LongTensor]`, each of shape `(shots * classes,)`.
+        `list[torch.LongTensor]`: indices, each of shape `(shots * classes,)`.
 
     Raises:
         ValueError: If a class has too few examples.
@@ -230,11 +230,3 @@ def draw_shots(labels: torch.Tensor, shots: int, draws: int, seed: int) -> list[
         torch.cat([indices[torch.randperm(len(indices), generator=generator)[:shots]] for indices in members])
         for _ in range(draws)
     ]
-
-
-def _check(features: torch.Tensor, labels: torch.Tensor) -> None:
-    if features.ndim != 2 or labels.shape != features.shape[:1] or len(labels) == 0:
-        raise ValueError(
-            f"features must be (n, C) and labels (n,) with n > 0; got {tuple(features.shape)} and "
-            f"{tuple(labels.shape)}."
-        )

@@ -25,21 +25,17 @@ def column_title(score: Result) -> str:
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """Scores of several encoders, `scores[encoder][column]` by the columns' titles. `print(table)` gives Markdown, and
-    a notebook shows it.
-    """
+    """Scores of several encoders, `scores[encoder][column]` by the columns' titles; it prints as Markdown."""
 
     scores: dict[str, dict[str, Result]]
 
     def __str__(self) -> str:
-        rows = [self._cells(name, found) for name, found in self.scores.items()]
         head = ["encoder", *next(iter(self.scores.values()))]
-        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-        lines = [
-            " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *rows]
-        ]
-        rule = " | ".join("-" * width for width in widths)
-        return "\n".join(f"| {line} |" for line in [lines[0], rule, *lines[1:]]) + f"\n\n{self.caption}"
+        rows = [head, *([name, *map(str, found.values())] for name, found in self.scores.items())]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        rows.insert(1, ["-" * width for width in widths])
+        lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+        return "\n".join(f"| {line} |" for line in lines) + f"\n\n{self.caption}"
 
     def _repr_markdown_(self) -> str:
         return str(self)
@@ -48,10 +44,9 @@ class ScoreTable:
     def caption(self) -> str:
         """Sentence that says what the numbers are."""
         score = next(iter(next(iter(self.scores.values())).values()))
-        draws = [
-            s.protocol["draws"] for found in self.scores.values() for s in found.values() if "draws" in s.protocol
-        ]
-        spread = f"; ± is the standard error over {draws[0]} draws of the labels, the same for all" if draws else ""
+        columns = next(iter(self.scores.values())).values()
+        draws = next((column.protocol["draws"] for column in columns if "draws" in column.protocol), None)
+        spread = f"; ± is the standard error over {draws} draws of the labels, the same for all" if draws else ""
         return (
             f"{score.dataset}: {score.n:,} test images, {score.protocol['train_images']:,} training images; frozen "
             f"encoders, clean images unless it says noise{spread}."
@@ -71,7 +66,3 @@ class ScoreTable:
         add_result(place, *(score for found in self.scores.values() for score in found.values()))
         (place / "comparison.md").write_text(f"{self}\n", encoding="utf-8")
         return place / "results.json"
-
-    @staticmethod
-    def _cells(name: str, found: dict[str, Result]) -> list[str]:
-        return [name, *(str(score) for score in found.values())]

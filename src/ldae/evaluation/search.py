@@ -94,7 +94,7 @@ def search_features(
     """Score every searched layer at every searched time step by ridge probes.
 
     A search with all labels saturates on easy data: on the digits nearly every block reaches 97 %, while 5 labels a
-    class tell blocks apart by twenty points. So a search for a few labels sees as few as the probe will.
+    class tell blocks apart by twenty points.
 
     Args:
         model ([`~ldae.evaluation.encoder.Encoder`] or `PreTrainedModel`): What is searched; of a model for
@@ -143,12 +143,9 @@ def search_features(
 
 @dataclass(frozen=True)
 class SearchedResult:
-    """Result of [`run_searched_probes`].
+    """Result of [`run_searched_probes`]: ridge probes of all cells, and converged ones of some.
 
-    Args:
-        search ([`~ldae.evaluation.probing.ProbeResult`]): Ridge probes of all cells, which choose one of them.
-        found ([`~ldae.evaluation.probing.ProbeResult`]): Converged probes of the chosen cell, which is the first, and
-            of the given ones.
+    `search` chose a cell; `found` are the converged probes of this cell, the first, and of the given ones.
     """
 
     search: ProbeResult
@@ -181,11 +178,8 @@ def run_searched_probes(
     Features of all cells are computed once. The held-out tenth of the training images chooses the cell, by the
     accuracy of closed-form ridge probes, and the penalties; the test set chooses nothing.
 
-    Args:
-        model, train_source, test_source, **reading: As of [`~ldae.evaluation.probing.run_probe`].
-        protocol ([`~ldae.evaluation.protocol.Protocol`]): Of name "cached", with the layers and time steps of the
-            grid.
-        given (`Sequence[tuple]`): Cells (layer, timestep) of the grid that are probed, too.
+    The protocol is a cached one with the layers and time steps of the grid; `given` are cells (layer, timestep) of it
+    that are probed, too. The other arguments are those of [`~ldae.evaluation.probing.run_probe`].
 
     Raises:
         ValueError: If a given cell is not in the grid, or as in [`~ldae.evaluation.probing.run_probe`].
@@ -224,10 +218,7 @@ def _select(rows: Any, columns: torch.Tensor) -> Rows:
 
 @dataclass(frozen=True)
 class GridScore:
-    """One block at one time step: held-out accuracy, which chooses, and test accuracy, which does not.
-
-    Between equal held-out accuracies `tie_break` decides, the larger the better.
-    """
+    """One block at one time step: held-out accuracy, which chooses (then `tie_break`), and test accuracy."""
 
     layer: Layer
     timestep: int
@@ -239,10 +230,7 @@ class GridScore:
 
 
 def grid_scores(results: Sequence[ProbeResult]) -> list[GridScore]:
-    """Collect the scores of every block and time step, each at the penalty or rate that its held-out images chose.
-
-    Args:
-        results (`Sequence` of [`~ldae.evaluation.probing.ProbeResult`]): One grid: clean inputs, noisy ones, or both.
+    """Collect the scores of every block and time step of one grid, with clean inputs, noisy ones, or both.
 
     Raises:
         ValueError: If nothing was held out, so that nothing can choose.
@@ -262,7 +250,7 @@ def grid_scores(results: Sequence[ProbeResult]) -> list[GridScore]:
 
 
 def best_score(scores: list[GridScore], *, clean_only: bool = False) -> GridScore:
-    """Return the best score by held-out accuracy, then `tie_break`; `clean_only` leaves noisy inputs out."""
+    """Return the best score by held-out accuracy; `clean_only` leaves noisy inputs out."""
     return max((s for s in scores if not (clean_only and s.noisy)), key=lambda s: (s.held_out, s.tie_break))
 
 

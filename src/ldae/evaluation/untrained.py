@@ -13,8 +13,7 @@ def untrained_like(model: Any, seed: int, *, random_gates: bool = True) -> Any:
     """Build the same network with weights drawn afresh, as its own initialisation draws them.
 
     An untrained adaLN-Zero network is the identity, and beating that would show nothing: adaLN and gates of an l-DAE
-    and of a DiT are drawn too (standard deviation 0.5), so that every block takes part. The blocks of a UNet take part
-    from the start, since torch's own initial weights are drawn for all of their layers. An l-DAE's tokenizer, the
+    and of a DiT are drawn too (standard deviation 0.5), so that every block takes part. An l-DAE's tokenizer, the
     autoencoder in front of a latent DDAE and a DDAE's empty prompt are copied.
 
     Args:

@@ -14,7 +14,6 @@ from ldae.evaluation.checkpoint_sweep import (
     SweepPoint,
     best_points,
     knn_scores,
-    linear_protocol,
     ridge_scores,
 )
 from ldae.evaluation.distances import ReferenceFeatures, image_distances, read_reference
@@ -22,8 +21,9 @@ from ldae.evaluation.extractor import FeatureExtractor, load_extractor
 from ldae.evaluation.features import Features, extract_features
 from ldae.evaluation.generation import Sampling, generate_images, generation_results, shown_count
 from ldae.evaluation.images import ImageSet
+from ldae.evaluation.linear_probe import ProbeSettings
 from ldae.evaluation.probing import run_probe
-from ldae.evaluation.protocol import HOLDOUT
+from ldae.evaluation.protocol import HOLDOUT, Protocol
 from ldae.pipelines.loading import build_pipeline
 from ldae.reports.curves import checkpoint_course
 from ldae.results import Result, read_results
@@ -138,7 +138,9 @@ class _Sweep:
         self.layer = None if i.layers is None else i.layers[0]
         self.timestep = None if i.timesteps is None else i.timesteps[0]
         self.seeds = tuple(o.seeds)
-        self.linear = linear_protocol(self.layer, self.timestep, o.epochs, o.horizontal_flip, self.seeds)
+        rates = (1e-3, 1e-2, 1e-1)
+        settings = ProbeSettings(o.epochs, 128, base_lr=2.0, lr_multipliers=rates, seeds=self.seeds)
+        self.linear = Protocol("cached", i.layers, i.timesteps, horizontal_flip=o.horizontal_flip, settings=settings)
         self.reading = i.reading(o)
         self.measures = [*self.probes, *(self.generated.metrics if self.generated else [])]
         sources = (i.train_source, i.test_source)
