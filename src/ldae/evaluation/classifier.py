@@ -28,7 +28,7 @@ def open_as_classifier(
         **fields: Other fields of the configuration.
 
     Returns:
-        [`LDAEForImageClassification`] or [`DDAEForImageClassification`], its classifier untrained.
+        [`LDAEForImageClassification`] or [`DDAEForImageClassification`], whose classifier is untrained.
 
     Raises:
         ValueError: If the checkpoint cannot be loaded, or does not reach as far as the block.

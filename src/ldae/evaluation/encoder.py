@@ -160,12 +160,12 @@ class DenoiserEncoder(Encoder):
 
     @property
     def search_layers(self) -> list[Any]:
-        """The layers that the model names for a search."""
+        """The layers that the model names."""
         return self.module.search_layers
 
     @property
     def search_timesteps(self) -> tuple[Any, ...]:
-        """The time steps that the model's configuration names for a search."""
+        """The time steps that the configuration names."""
         return self.config.search_timesteps
 
     @property

@@ -86,7 +86,7 @@ class FeatureStore:
         return self
 
     def __getitem__(self, index: torch.Tensor) -> torch.Tensor:
-        """Features `(..., F, C)` of the rows `(...)`."""
+        """Read the features `(..., F, C)` of the rows `(...)`."""
         if not self.in_memory:
             rows = self._read(index.flatten().cpu().numpy()).to(self.device)
         else:
@@ -95,7 +95,7 @@ class FeatureStore:
         return rows.view(*index.shape, *self._row_shape)
 
     def whole(self) -> torch.Tensor:
-        """All features `(n, F, C)`, without a copy of those in memory."""
+        """Read all features `(n, F, C)`, without a copy of those in memory."""
         if not self.in_memory:
             return self[torch.arange(self._rows)]
         self._join()
@@ -110,7 +110,7 @@ class FeatureStore:
         return 4 * int(np.prod(self._row_shape))
 
     def _read(self, index: np.ndarray) -> torch.Tensor:
-        """Rows of the file, neighbouring ones at once."""
+        """Read rows of the file, neighbouring ones at once."""
         rows = torch.empty(len(index), *self._row_shape)
         into = memoryview(rows.numpy().data).cast("B")
         size = self._row_bytes
@@ -145,7 +145,7 @@ class Rows:
         return Rows(self.store.to(device), self.index.to(device))
 
     def __getitem__(self, index: torch.Tensor) -> torch.Tensor:
-        """Features `(..., F, C)` of the rows `(...)`."""
+        """Read the features `(..., F, C)` of the rows `(...)`."""
         return self.store[self.index[index.to(self.index.device)]]
 
 

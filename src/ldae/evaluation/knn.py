@@ -26,9 +26,8 @@ def knn_predict(
 ) -> torch.Tensor:
     """Predict the class with the largest sum of exp(cosine similarity / temperature) among the k nearest examples.
 
-    This is the weighted kNN usual for self-supervised encoders (Wu et al. 2018; DINO). k = 20 is the value that does
-    best there on ImageNet; their other one, 200, is more than a class has in small data sets. Of classes with equal
-    votes the lowest index wins.
+    This is the weighted kNN usual for self-supervised encoders (Wu et al. 2018; DINO), with the k that does best there
+    on ImageNet. Of classes with equal votes the lowest index wins.
 
     Args:
         train_features (`torch.Tensor` of shape `(n, C)`): Features of the training examples; they are normalised here.
@@ -92,8 +91,8 @@ def retrieval_map(
     """Compute the mean average precision of finding a query's class in a gallery, ranked by cosine similarity.
 
     The average precision of one query is the mean, over all gallery images of its class, of the share of its class
-    among those that rank as high; of equally similar ones the earlier ranks higher. Queries whose class the gallery
-    lacks do not count.
+    among those that rank as high (of equally similar ones the earlier). Queries whose class the gallery lacks do not
+    count.
 
     Args:
         gallery (`torch.Tensor` of shape `(n, C)`): Features to search.

@@ -162,7 +162,7 @@ def _fit_sets(
 
 
 def _cross_entropy(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross entropies `(F, b)` of scores `(F, b, K)`."""
+    """Compute cross entropies `(F, b)` of scores `(F, b, K)`."""
     return F.cross_entropy(scores.flatten(0, 1), labels.repeat(len(scores)), reduction="none").view(scores.shape[:2])
 
 

@@ -25,9 +25,8 @@ def reconstruction_quality(
 ) -> dict[str, float]:
     """Measure MSE, PSNR and SSIM of images that were encoded and decoded, in constant memory.
 
-    Reconstructions are clamped to [-1, 1], the range of pixels, as they are when they are shown. Structural similarity
-    is that of Wang et al. 2004 with a Gaussian window of 11 pixels (standard deviation 1.5), which takes in the image
-    mirrored at its border.
+    Reconstructions are clamped to [-1, 1], the range of pixels. Structural similarity is that of Wang et al. 2004 with
+    a Gaussian window of 11 pixels (standard deviation 1.5), which takes in the image mirrored at its border.
 
     Args:
         tokenizer ([`~ldae.PatchPCA`] or any other latent tokenizer): Put in evaluation mode meanwhile.

@@ -142,7 +142,7 @@ class _RidgePath:
         return (features.double() - self.mean) / self.std @ weight + self.bias
 
     def leave_one_out_scores(self, penalty: float) -> torch.Tensor:
-        """Each example's scores `(n, K)` from the probe of all others, without refitting and without the intercept.
+        """Score each example by the probe of all others, `(n, K)`, without refitting and without the intercept.
 
         The intercept is the share of each class among the others, which is least for the class that was left out.
         """

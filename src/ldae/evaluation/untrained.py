@@ -17,10 +17,10 @@ def untrained_like(model: Any, seed: int, *, random_gates: bool = True) -> Any:
     autoencoder in front of a latent DDAE and a DDAE's empty prompt are copied.
 
     Args:
-        model (`PreTrainedModel`): An l-DAE, a DDAE or any other model of transformers; its configuration is taken.
+        model (`PreTrainedModel`): An l-DAE, a DDAE or any other model of transformers.
         seed (`int`): Seed of the weights; the global random state does not change.
-        random_gates (`bool`, defaults to `True`): Whether adaLN and gates are drawn; for a network that will be
-            trained, `False` is better, which starts it as the identity.
+        random_gates (`bool`, defaults to `True`): Whether adaLN and gates are drawn; `False` starts a network that
+            will be trained as the identity.
 
     Returns:
         A model of the same class, in evaluation mode, on the same device and in the same precision.
