@@ -18,7 +18,7 @@ from harness import Comparison, compare
 from transformers.utils.logging import disable_progress_bar
 
 from data import write_random_parquet
-from ldae.models.tokenizer_conv_ldae import build_conv_vae
+from ldae.models.tokenizer_ldae import build_conv_vae
 from ldae.training.loop import Run
 from ldae.training.pretraining import DenoisingTask
 from ldae.training.recipe import Recipe, load_recipe

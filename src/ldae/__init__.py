@@ -14,13 +14,15 @@ from transformers import (
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from ldae.models.backbone_ddae import DDAEBackbone
-from ldae.models.backbone_ldae import LDAEBackbone
 from ldae.models.configuration_ddae import DDAEConfig
 from ldae.models.configuration_ldae import LDAEConfig
-from ldae.models.image_pipelines_ldae import LDAEImageClassificationPipeline, LDAEImageFeatureExtractionPipeline
-from ldae.models.image_processing_ldae import LDAEImageProcessor
+from ldae.models.image_processing_ldae import (
+    LDAEImageClassificationPipeline,
+    LDAEImageFeatureExtractionPipeline,
+    LDAEImageProcessor,
+)
 from ldae.models.modeling_ddae import DDAEForImageClassification, DDAEModel
-from ldae.models.modeling_ldae import LDAEForImageClassification, LDAEModel
+from ldae.models.modeling_ldae import LDAEBackbone, LDAEForImageClassification, LDAEModel
 from ldae.models.pretraining_ddae import DDAEForPreTraining
 from ldae.models.pretraining_ldae import LDAEForPreTraining, LDAEForPreTrainingOutput
 from ldae.models.tokenizer_ldae import PatchAutoencoder, PatchPCA, PatchPixels, patchify, unpatchify

@@ -24,7 +24,7 @@ from ldae.data import (
     prepare_latents,
 )
 from ldae.models.corruption_ldae import noise_schedule_tables
-from ldae.models.tokenizer_conv_ldae import build_tokenizer
+from ldae.models.tokenizer_ldae import build_tokenizer
 from tests.data.image_files import encode, random_pixels
 
 
@@ -259,7 +259,7 @@ def test_half_precision_is_far_below_the_first_noise_levels():
     error = (latents.half().float() - latents).square().mean().sqrt().item()
     assert 1e-4 < error < 2.5e-4
     for schedule, factor in (("linear_beta", 40), ("linear_gamma2", 120)):
-        assert noise_schedule_tables(schedule, 1000)[1][0] > factor * error
+        assert noise_schedule_tables(LDAEConfig(noise_schedule=schedule))[1][0] > factor * error
 
 
 def test_processes_that_read_the_same_latents_are_found(tmp_path):

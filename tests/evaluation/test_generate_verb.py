@@ -10,7 +10,7 @@ from PIL import Image
 from ldae import DDAEPipeline
 from ldae.cli import main
 from ldae.results import read_results
-from ldae.schedulers.build import build_scheduler
+from ldae.schedulers.scheduling_ldae import build_scheduler
 from ldae.training.recipe import load_recipe
 from tests.models.test_ddae_pretraining import UNET, small_model
 from tests.pipelines.conftest import make_pipeline

@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter
 from ldae import LDAEConfig, PatchPCA, fit_patch_pca
 from ldae.data import Batch
 from ldae.evaluation.reconstruction import reconstruction_quality
-from ldae.models.tokenizer_conv_ldae import build_tokenizer
+from ldae.models.tokenizer_ldae import build_tokenizer
 
 
 SIDE = 16

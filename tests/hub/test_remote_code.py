@@ -97,7 +97,7 @@ for arguments in ({}, {"trust_remote_code": True}):
     assert type(AutoModelForPreTraining.from_pretrained(sys.argv[1], **arguments)) is ldae.LDAEForPreTraining
     assert type(AutoImageProcessor.from_pretrained(sys.argv[1], **arguments)) is ldae.LDAEImageProcessor
     extract = pipeline("image-feature-extraction", model=sys.argv[1], **arguments)
-    assert type(extract).__module__ == "ldae.models.image_pipelines_ldae"
+    assert type(extract).__module__ == "ldae.models.image_processing_ldae"
 assert not any(name.startswith("transformers_modules.") for name in sys.modules)
 """
     run_python(script, run_folder)

@@ -10,9 +10,9 @@ from transformers import AutoModel
 
 from ldae import DDAEConfig, DDAEForPreTraining, DDAEModel, DDAEPipeline
 from ldae.hub.model_card import write_model_card
-from ldae.models.initialization_ddae import zeros
+from ldae.models.diffusers_ddae import zeros
 from ldae.pipelines.loading import open_pipeline
-from ldae.schedulers.build import build_scheduler
+from ldae.schedulers.scheduling_ldae import build_scheduler
 from ldae.training.recipe import load_recipe
 from tests.models.test_ddae_pretraining import UNET, pixels
 

@@ -9,7 +9,7 @@ from transformers import AutoModel
 from ldae import DDAEConfig, DDAEPipeline
 from ldae.models.noise_ddae import EDM
 from ldae.pipelines.loading import open_pipeline
-from ldae.schedulers.build import build_scheduler
+from ldae.schedulers.scheduling_ldae import build_scheduler
 from tests.models.test_ddae_pretraining import UNET, pixels, small_model
 
 

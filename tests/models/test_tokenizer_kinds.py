@@ -8,7 +8,7 @@ from transformers import AutoModel
 from transformers.dynamic_module_utils import get_imports
 
 from ldae import LDAEConfig, LDAEForPreTraining, LDAEModel, PatchPixels
-from ldae.models import tokenizer_conv_ldae
+from ldae.models import tokenizer_ldae
 
 from .small_models import draw_images, open_gates
 
@@ -157,4 +157,4 @@ def test_other_image_sizes_go_through_the_convolutional_vae() -> None:
 
 
 def test_diffusers_is_not_among_the_imports_of_the_remote_code() -> None:
-    assert "diffusers" not in get_imports(tokenizer_conv_ldae.__file__)
+    assert "diffusers" not in get_imports(tokenizer_ldae.__file__)

@@ -22,8 +22,7 @@ import transformers.utils
 from transformers import initialization as init
 
 from ldae import LDAEBackbone, LDAEConfig, LDAEForImageClassification, LDAEForPreTraining, LDAEModel
-from ldae.models.hidden_states_ldae import COUNTS_EMBEDDINGS
-from ldae.models.modeling_ldae import LDAEPreTrainedModel
+from ldae.models.modeling_ldae import COUNTS_EMBEDDINGS, LDAEPreTrainedModel
 from ldae.models.transformer_ldae import LDAEHeadProjection, LDAEModulation
 
 

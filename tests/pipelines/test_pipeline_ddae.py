@@ -6,7 +6,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 
 from ldae import DDAEPipeline
 from ldae.pipelines.loading import open_pipeline
-from ldae.schedulers.build import build_scheduler
+from ldae.schedulers.scheduling_ldae import build_scheduler
 from tests.models.test_ddae_pretraining import pixels, small_model
 from tests.pipelines.conftest import make_pipeline, seeded
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from ldae import DDAEPipeline
 from ldae.models.noise_ddae import DDPM, fractional_timesteps
-from ldae.schedulers.build import build_scheduler
+from ldae.schedulers.scheduling_ldae import build_scheduler
 from tests.models.test_ddae_pretraining import pixels, small_model
 from tests.pipelines.conftest import make_pipeline, seeded
 

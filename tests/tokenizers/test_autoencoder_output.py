@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from ldae.tokenizers.autoencoder_output import gaussian_kl, reshape_noise
+from ldae.tokenizers.autoencoders import gaussian_kl, reshape_noise
 
 
 def test_the_kl_divergence_is_that_of_torch() -> None:

@@ -8,8 +8,8 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from ldae import LDAEConfig
-from ldae.models.tokenizer_conv_ldae import build_conv_vae, build_tokenizer
-from ldae.tokenizers.conv_autoencoder import ConvAutoencoderTraining
+from ldae.models.tokenizer_ldae import build_conv_vae, build_tokenizer
+from ldae.tokenizers.autoencoders import ConvAutoencoderTraining
 from ldae.tokenizers.perceptual import PerceptualLoss
 
 from .small_backbone import save_backbone

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ldae import PatchPCA, fit_patch_pca, patchify
 from ldae.models.tokenizer_ldae import PatchAutoencoder
-from ldae.tokenizers.linear_autoencoder import LinearAutoencoderTraining
+from ldae.tokenizers.autoencoders import LinearAutoencoderTraining
 
 
 PATCH, CHANNELS, SIDE, D = 2, 3, 4, 12

@@ -108,7 +108,7 @@ def test_all_four_losses_of_the_baseline(make, tmp_path):
 
 
 def test_an_autoencoder_of_diffusers_serves_by_its_folder(make, tmp_path):
-    from ldae.models.tokenizer_conv_ldae import build_conv_vae
+    from ldae.models.tokenizer_ldae import build_conv_vae
 
     recipe = make("run", "conv_vae", images=64, tokenizer=str(tmp_path / "vae"))
     torch.manual_seed(0)

@@ -22,7 +22,7 @@ from datasets import Dataset, DatasetInfo, Features, Value
 
 from .. import stopping
 from ..files import hash_tensors, write_whole
-from ..models.tokenizer_conv_ldae import ConvVAETokenizer
+from ..models.tokenizer_ldae import ConvVAETokenizer
 from ..shards import ShardFolder, ShardWriter, choose_rows_per_shard, shard_ranges
 from .augment import prepare_images
 from .batch import Batch, Decoder, WorkerBatch
@@ -88,7 +88,7 @@ def cache_latents(
     >>> import tempfile
     >>> from ldae import LDAEConfig
     >>> from ldae.data import DataConfig, cache_latents, open_images, open_latents
-    >>> from ldae.models.tokenizer_conv_ldae import build_tokenizer
+    >>> from ldae.models.tokenizer_ldae import build_tokenizer
     >>> small = {"block_out_channels": [8, 8], "layers_per_block": 1, "latent_channels": 2, "norm_num_groups": 4}
     >>> space = dict(input_space="latent", prediction_target="latent", latent_dim=8)
     >>> config = LDAEConfig(

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ldae.deconstruct.collect import Summary, VariantResults
+from ldae.models.configuration_ldae import LDAEConfig
 from ldae.models.corruption_ldae import noise_schedule_tables
 from ldae.reports.paper_figures import (
     BY_BLOCK,
@@ -146,7 +147,9 @@ def schedules_figure(num_timesteps: int, beta_start: float, beta_end: float) -> 
         ("linear_beta", "DDPM (row 0)", "#c1622d"),
         ("linear_gamma2", "linear in $\\gamma^2$ (row 4)", OURS),
     ):
-        gammas, _ = noise_schedule_tables(name, num_timesteps, beta_start=beta_start, beta_end=beta_end)
+        schedule: Any = {"num_train_timesteps": num_timesteps, "beta_start": beta_start, "beta_end": beta_end}
+        config = LDAEConfig(noise_schedule=name, feature_timestep=0, **schedule)
+        gammas, _ = noise_schedule_tables(config)
         axes.plot(gammas.numpy() ** 2, label=label, color=colour)
     axes.set_xlabel("time step t", fontsize=8)
     axes.set_ylabel("$\\gamma_t^2$", fontsize=10)

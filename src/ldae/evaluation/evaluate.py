@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from ldae.checkpoints import hash_model
 from ldae.data import Batch, DataConfig, open_probe_images
-from ldae.models.randomness_ldae import NOISE, keyed_normal
+from ldae.models.randomness_ldae import keyed_noise
 from ldae.processes import choose_device
 from ldae.results import Result
 from ldae.shared_work import on_main
@@ -389,6 +389,6 @@ def _noisy_crop(image_size: int, sigma: float, seed: int) -> Prepare:
 
     def prepare(images: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         pixels = centre_crop(image_size)(images, positions)  # (b, C, S, S)
-        return pixels + sigma * keyed_normal(seed, NOISE, positions, pixels[0].numel()).view(pixels.shape)
+        return pixels + sigma * keyed_noise(seed, positions, pixels.shape[1:])
 
     return prepare

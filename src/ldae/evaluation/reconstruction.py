@@ -9,8 +9,7 @@ from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMe
 from ldae.data import Batch
 from ldae.evaluation.encoder import evaluating
 from ldae.evaluation.features import centre_crop
-from ldae.models.tokenizer_conv_ldae import ConvVAETokenizer
-from ldae.models.tokenizer_ldae import PatchTokenizer
+from ldae.models.tokenizer_ldae import ConvVAETokenizer, PatchTokenizer
 
 
 SMALLEST_SIDE = 6  # SSIM's window of 11 pixels is mirrored at the border by 5

@@ -146,7 +146,7 @@ def check_choices(model: PreTrainedModel, timestep: int | None, image_size: int 
             f"{config.feature_timestep})."
         )
     image_size = config.image_size if image_size is None else image_size
-    stride = getattr(model.base_model, "stride", None) or config.patch_size
+    stride: Any = model.base_model.stride
     if image_size <= 0 or image_size % stride:
         raise ValueError(
             f"image_size={image_size} must be a multiple of {stride} pixels (the default is {config.image_size})."
@@ -173,7 +173,7 @@ def _fold_patches(trunk: LDAEModel, t: torch.Tensor) -> Affine:
     d, p = config.patch_dim, config.patch_size
     probes = torch.cat([torch.zeros(1, d), torch.eye(d)]).double()  # (D + 1, D)
     images = unpatchify(probes[:, None], p, p, p)  # (D + 1, channels, P, P)
-    tokens = front.input_tokens(front.prepare_input(images, None, any_size=True), t.cpu())
+    tokens = front.input_tokens(front.prepare_input(images, None), t.cpu())
     embedded = front.embeddings.projection(tokens)[:, 0]  # (D + 1, C)
     columns = embedded[1:] - embedded[0]  # (D, C)
     return columns.T.reshape(-1, config.num_channels, p, p), embedded[0]

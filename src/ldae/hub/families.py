@@ -6,17 +6,12 @@ from typing import Any
 
 from ldae.models import (
     backbone_ddae,
-    backbone_ldae,
-    image_pipelines_ldae,
     image_processing_ldae,
     pretraining_ddae,
     pretraining_ldae,
 )
 from ldae.models.configuration_ddae import DDAEConfig
 from ldae.models.configuration_ldae import LDAEConfig
-
-
-IMAGE_FILES = (image_processing_ldae.__file__, image_pipelines_ldae.__file__)
 
 
 @dataclass(frozen=True)
@@ -69,13 +64,13 @@ FAMILIES = {
   journal = {arXiv preprint arXiv:2401.14404},
   year    = {2024}
 }""",
-        entry_files=(pretraining_ldae.__file__, backbone_ldae.__file__, *IMAGE_FILES),
+        entry_files=(pretraining_ldae.__file__, image_processing_ldae.__file__),
         auto_map={
             "AutoConfig": "configuration_ldae.LDAEConfig",
             "AutoModel": "modeling_ldae.LDAEModel",
             "AutoModelForPreTraining": "pretraining_ldae.LDAEForPreTraining",
             "AutoModelForImageClassification": "modeling_ldae.LDAEForImageClassification",
-            "AutoBackbone": "backbone_ldae.LDAEBackbone",
+            "AutoBackbone": "modeling_ldae.LDAEBackbone",
         },
     ),
     "ddae": Family(
@@ -93,7 +88,7 @@ FAMILIES = {
   booktitle = {Proceedings of the IEEE/CVF International Conference on Computer Vision},
   year      = {2023}
 }""",
-        entry_files=(pretraining_ddae.__file__, backbone_ddae.__file__, *IMAGE_FILES),
+        entry_files=(pretraining_ddae.__file__, backbone_ddae.__file__, image_processing_ldae.__file__),
         auto_map={
             "AutoConfig": "configuration_ddae.DDAEConfig",
             "AutoModel": "modeling_ddae.DDAEModel",

@@ -23,7 +23,7 @@ def code_files(model_type: str = "ldae") -> list[Path]:
 
     Example:
         >>> [path.name for path in code_files()][:2]
-        ['backbone_ldae.py', 'configuration_ldae.py']
+        ['configuration_ldae.py', 'configuration_shared_ldae.py']
         >>> {"modeling_ddae.py", "modeling_ldae.py"} <= {path.name for path in code_files("ddae")}
         True
     """

@@ -78,9 +78,11 @@ class DDAEBackbone(BackboneMixin, DDAEPreTrainedModel):
     def forward(
         self, pixel_values: torch.Tensor, noise: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> BackboneOutput:
-        r"""
-        noise (`torch.FloatTensor`, *optional*):
-            The noise eps to corrupt the input with at `config.feature_timestep`; by default the input stays clean.
+        r"""Compute the maps of the taps.
+
+        Args:
+            noise (`torch.FloatTensor`, *optional*): The noise eps to corrupt the input with at
+                `config.feature_timestep`; by default the input stays clean.
 
         Returns:
             Feature maps `(batch_size, channels, height / stride, width / stride)`, one for each of `out_features`, for
@@ -114,13 +116,9 @@ class DDAEBackbone(BackboneMixin, DDAEPreTrainedModel):
 
 
 def levels(shapes: dict[str, tuple[int, ...]], last: str) -> list[str]:
-    """Choose one tap for each resolution of a network, the finest first.
+    """Choose one tap for each resolution of a network, the finest first, by the shapes of all taps.
 
-    It is the last tap of the resolution on the way up, and only the last tap for a network without resolutions.
-
-    Args:
-        shapes (`dict`): Shapes of all taps, `(C, h, w)` or `(N, C)`, in order.
-        last (`str`): The last tap.
+    It is the last tap of the resolution on the way up, and only the `last` tap for a network without resolutions.
 
     Example:
         >>> levels({"mid_block.resnets.0": (8, 2, 2), "up_blocks.0.resnets.0": (8, 2, 2)}, "up_blocks.0.resnets.0")
@@ -129,9 +127,8 @@ def levels(shapes: dict[str, tuple[int, ...]], last: str) -> list[str]:
     if len(shapes[last]) != 3:
         return [last]
     ends = [name for name in block_ends(list(shapes)) if name.startswith(("mid_block.", "up_blocks."))]
-    by_side = {
-        shapes[name][-1]: name for name in [*ends, last]
-    }  # a later tap of the same side replaces an earlier one
+    # A later tap of the same side replaces an earlier one.
+    by_side = {shapes[name][-1]: name for name in [*ends, last]}
     return [by_side[side] for side in sorted(by_side, reverse=True)]
 
 

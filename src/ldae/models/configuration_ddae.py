@@ -8,7 +8,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from .configuration_ldae import LDAEConfig
-from .configuration_shared_ldae import RemotePipelinesMixin, refuse_unknown_fields
+from .configuration_shared_ldae import DenoiserConfig
 from .noise_ddae import DDPM, NOISE_PROCESSES, NoiseProcess
 
 
@@ -52,7 +52,7 @@ UNSUPPORTED_CONDITIONS = ("class_embed_type", "encoder_hid_dim_type", "addition_
 
 
 @strict
-class DDAEConfig(RemotePipelinesMixin, PreTrainedConfig):
+class DDAEConfig(DenoiserConfig):
     r"""Configuration of [`DDAEModel`] and [`DDAEForImageClassification`].
 
     The defaults are the 35.7M UNet of the paper's DDPM runs on CIFAR-10 (Xiang et al. 2023, arXiv 2303.09769).
@@ -129,19 +129,15 @@ class DDAEConfig(RemotePipelinesMixin, PreTrainedConfig):
     augmentation_labels: bool = False
     out_features: list[str] | None = None
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        refuse_unknown_fields(type(self), kwargs)
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(choices)}.")
+    def fill_in(self, kwargs: dict[str, Any]) -> None:
+        """Fill in the fields that follow from others."""
+        self.require_choices(CHOICES)
         for name in ("denoiser_config", "vae_config", "scheduler_config"):
             setattr(self, name, _plain(getattr(self, name)))
         if self.denoiser_type == "LDAEModel":
             self._fill_in_ldae()
         else:
             self._fill_in_diffusers()
-        self.check_fields()  # here, so that the user meets a plain ValueError
-        super().__post_init__(**kwargs)
 
     def _fill_in_ldae(self) -> None:
         ldae = LDAEConfig(**(self.denoiser_config or {}))
@@ -175,13 +171,6 @@ class DDAEConfig(RemotePipelinesMixin, PreTrainedConfig):
             self.null_class = self._of_denoiser("num_embeds_ada_norm")
         if self.empty_prompt_length is None and self.denoiser_type == "UNet2DConditionModel":
             self.empty_prompt_length = 1
-
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Build a configuration as transformers does, but set overriding fields before the checks run."""
-        declared = {field.name for field in fields(cls)} - {"dtype"}
-        overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in declared}
-        return super().from_dict(config_dict | overrides, **kwargs)
 
     @property
     def ldae_config(self) -> LDAEConfig:
@@ -257,11 +246,6 @@ class DDAEConfig(RemotePipelinesMixin, PreTrainedConfig):
     def _of_denoiser(self, name: str) -> Any:
         return (self.denoiser_config or {}).get(name, DENOISERS[self.denoiser_type].get(name))
 
-    def validate_architecture(self) -> None:
-        """Check all fields; `config.validate()` calls this after an assignment."""
-        super().validate_architecture()
-        self.check_fields()
-
     def check_fields(self) -> None:
         """Check the combination of fields.
 
@@ -269,78 +253,58 @@ class DDAEConfig(RemotePipelinesMixin, PreTrainedConfig):
             ValueError: naming the field, its value and what is allowed.
         """
         network, vae = self.denoiser_type, self.vae_config or {}
-        inner_ldae, prompted = network == "LDAEModel", network == "UNet2DConditionModel"
-        if network == "DiTTransformer2DModel":
+        inner_ldae, dit = network == "LDAEModel", network == "DiTTransformer2DModel"
+        if dit:
             last_class = self._of_denoiser("num_embeds_ada_norm")  # its table has one row more than classes
         else:
             last_class = (self._of_denoiser("num_class_embeds") or 0) - 1
+        of_pixels = self.vae_config is None and (dit or network == "UNet2DModel")
         t, size, last_t = self.feature_timestep, self.image_size, self.num_train_timesteps - 1
+
+        no_vae = "None for an LDAEModel, which has a tokenizer"
+        self.require("vae_config", not inner_ldae or self.vae_config is None, no_vae)
+        only_pixels = "'ddpm', except for a UNet2DModel or DiTTransformer2DModel of pixels"
+        self.require("parametrization", self.noise_process is DDPM or of_pixels, only_pixels)
+        self.require("scheduler_config", not inner_ldae or self.scheduler_config is None, "None for an LDAEModel")
         in_channels = self._of_denoiser("in_channels")
-        of_pixels = self.vae_config is None and network in ("UNet2DModel", "DiTTransformer2DModel")
-        conditionable = of_pixels and (network == "DiTTransformer2DModel" or last_class < 0)
-        only_conditionable = "False, except for a UNet or DiT of pixels, without classes"
-        without_mid_block = (self.denoiser_config or {}).get("mid_block_type", "") is None
-        # (field, whether it holds, what it must be)
-        rules: list[tuple[str, bool, str]] = [
-            ("vae_config", not inner_ldae or self.vae_config is None, "None for an LDAEModel, which has a tokenizer"),
-            (
-                "parametrization",
-                self.noise_process is DDPM or of_pixels,
-                "'ddpm', except for a UNet2DModel or DiTTransformer2DModel of pixels",
-            ),
-            ("scheduler_config", not inner_ldae or self.scheduler_config is None, "None for an LDAEModel"),
-            (
-                "vae_config",
-                not vae or vae.get("latent_channels", 4) == in_channels,
-                f"one whose latent_channels are the network's in_channels={in_channels}",
-            ),
-            (
-                "vae_config",
-                vae.get("latents_mean") is None and vae.get("latents_std") is None,
-                "one without latents_mean and latents_std; only scaling_factor and shift_factor are supported",
-            ),
-            ("feature_timestep", t is not None and 0 <= t <= last_t, f"from 0 to num_train_timesteps - 1 = {last_t}"),
-            (
-                "image_size",
-                size is not None and size > 0 and size % self.stride == 0,
-                f"a positive multiple of {self.stride}, the side of the network's coarsest cell in pixels",
-            ),
-            (
-                "num_channels",
-                self.num_channels == self.expected_channels,
-                f"{self.expected_channels}, as the network or its autoencoder takes",
-            ),
-            (
+        same_channels = f"one whose latent_channels are the network's in_channels={in_channels}"
+        self.require("vae_config", not vae or vae.get("latent_channels", 4) == in_channels, same_channels)
+        self.require(
+            "vae_config",
+            vae.get("latents_mean") is None and vae.get("latents_std") is None,
+            "one without latents_mean and latents_std; only scaling_factor and shift_factor are supported",
+        )
+        in_schedule = f"from 0 to num_train_timesteps - 1 = {last_t}"
+        self.require("feature_timestep", t is not None and 0 <= t <= last_t, in_schedule)
+        multiple = f"a positive multiple of {self.stride}, the side of the network's coarsest cell in pixels"
+        self.require("image_size", size is not None and size > 0 and size % self.stride == 0, multiple)
+        channels = self.expected_channels
+        taken = f"{channels}, as the network or its autoencoder takes"
+        self.require("num_channels", self.num_channels == channels, taken)
+        if last_class < 0:
+            unconditional = "None for a network that is not class-conditional"
+            self.require("null_class", self.null_class is None, unconditional)
+        else:
+            self.require(
                 "null_class",
-                last_class >= 0 or self.null_class is None,
-                "None for a network that is not class-conditional",
-            ),
-            (
-                "null_class",
-                last_class < 0 or (self.null_class is not None and 0 <= self.null_class <= last_class),
+                self.null_class is not None and 0 <= self.null_class <= last_class,
                 f"from 0 to {last_class}, the class that stands for no class in this class-conditional network",
-            ),
-            (
-                "empty_prompt_length",
-                (self.empty_prompt_length or 0) > 0 if prompted else self.empty_prompt_length is None,
-                "positive" if prompted else "None for a network without a prompt",
-            ),
-            ("self_conditioning", conditionable or not self.self_conditioning, only_conditionable),
-            ("augmentation_labels", conditionable or not self.augmentation_labels, only_conditionable),
-            (
-                "self_conditioning",
-                not (self.self_conditioning and without_mid_block),
-                "False for a UNet without a middle block",
-            ),
-            (
-                "self_conditioning_layer",
-                self.self_conditioning or self.self_conditioning_layer is None,
-                "None without self_conditioning",
-            ),
-        ]
-        for name, holds, allowed in rules:
-            if not holds:
-                raise ValueError(f"{name}={getattr(self, name)!r} is invalid; it must be {allowed}.")
+            )
+        if network == "UNet2DConditionModel":
+            self.require("empty_prompt_length", (self.empty_prompt_length or 0) > 0, "positive")
+        else:
+            unprompted = "None for a network without a prompt"
+            self.require("empty_prompt_length", self.empty_prompt_length is None, unprompted)
+        if not (of_pixels and (dit or last_class < 0)):
+            for name in ("self_conditioning", "augmentation_labels"):
+                only = "False, except for a UNet or DiT of pixels, without classes"
+                self.require(name, not getattr(self, name), only)
+        if (self.denoiser_config or {}).get("mid_block_type", "") is None:
+            self.require("self_conditioning", not self.self_conditioning, "False for a UNet without a middle block")
+        if not self.self_conditioning:
+            self.require(
+                "self_conditioning_layer", self.self_conditioning_layer is None, "None without self_conditioning"
+            )
         if network.startswith("UNet"):
             self._check_unet()
 

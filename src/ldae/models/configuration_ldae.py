@@ -1,14 +1,13 @@
 """Configuration of the l-DAE models: a field for each choice of the paper, and a check of their combinations."""
 
+import math
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
-from .configuration_shared_ldae import RemotePipelinesMixin, refuse_unknown_fields
+from .configuration_shared_ldae import DenoiserConfig
 
 
 # name -> (hidden_size, num_hidden_layers, decoder_num_hidden_layers, num_attention_heads)
@@ -30,6 +29,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "loss_weighting": ("uniform", "gamma2", "inverse_variance"),
 }
 
+POSITIVE = (
+    "image_size patch_size num_channels hidden_size num_hidden_layers num_attention_heads intermediate_size "
+    "conditioning_size latent_dim num_train_timesteps layer_norm_eps sigma_max sigma"
+).split()
+
 # Defaults of conv_vae_config, fields of diffusers' AutoencoderKL: the autoencoder of latent diffusion at stride 8.
 CONV_VAE_DEFAULTS: dict[str, Any] = {
     "block_out_channels": [128, 256, 512, 512],
@@ -44,7 +48,7 @@ CONV_VAE_DEFAULTS: dict[str, Any] = {
 
 
 @strict
-class LDAEConfig(RemotePipelinesMixin, BackboneConfigMixin, PreTrainedConfig):
+class LDAEConfig(BackboneConfigMixin, DenoiserConfig):
     r"""Configuration of [`LDAEModel`], [`LDAEForPreTraining`], [`LDAEForImageClassification`] and [`LDAEBackbone`].
 
     The defaults are l-DAE itself, pre-trained on ImageNet 256x256 with a ViT-Base encoder (Chen et al. 2024,
@@ -151,8 +155,8 @@ class LDAEConfig(RemotePipelinesMixin, BackboneConfigMixin, PreTrainedConfig):
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        refuse_unknown_fields(type(self), kwargs)
+    def fill_in(self, kwargs: dict[str, Any]) -> None:
+        """Fill in the fields that follow from others."""
         kwargs.pop("stage_names", None)  # derived from num_hidden_layers
         self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, self.num_hidden_layers + 1)]
         self.set_output_features_output_indices(
@@ -163,8 +167,6 @@ class LDAEConfig(RemotePipelinesMixin, BackboneConfigMixin, PreTrainedConfig):
         if self.latent_tokenizer == "conv_vae":
             given = {k: list(v) if isinstance(v, tuple) else v for k, v in (self.conv_vae_config or {}).items()}
             self.conv_vae_config = CONV_VAE_DEFAULTS | given
-        self.check_fields()  # here, so that the user meets a plain ValueError
-        super().__post_init__(**kwargs)
 
     @classmethod
     def from_size(cls, name: str, **fields: Any) -> "LDAEConfig":
@@ -194,21 +196,19 @@ class LDAEConfig(RemotePipelinesMixin, BackboneConfigMixin, PreTrainedConfig):
         keeps its total number of blocks.
         """
         config_dict = dict(config_dict)
-        declared = {field.name for field in fields(cls)}
-        overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in declared - {"dtype"}}
-        if "num_hidden_layers" in overrides and "num_hidden_layers" in config_dict:
-            cut = overrides["num_hidden_layers"]
-            if "decoder_num_hidden_layers" not in overrides:
+        if "num_hidden_layers" in kwargs and "num_hidden_layers" in config_dict:
+            cut = kwargs["num_hidden_layers"]
+            if "decoder_num_hidden_layers" not in kwargs:
                 total = config_dict["num_hidden_layers"] + config_dict.get("decoder_num_hidden_layers", 12)
                 if not 0 < cut <= total:
                     raise ValueError(
                         f"num_hidden_layers={cut} cuts a stack of {total} blocks; give a number from 1 to {total}."
                     )
-                overrides["decoder_num_hidden_layers"] = total - cut
+                kwargs["decoder_num_hidden_layers"] = total - cut
             if config_dict.get("out_features") == [f"stage{config_dict['num_hidden_layers']}"]:
                 config_dict.pop("out_features")  # the default, the last stage, follows the cut
                 config_dict.pop("out_indices", None)
-        return super().from_dict(config_dict | overrides, **kwargs)
+        return super().from_dict(config_dict, **kwargs)
 
     @property
     def patch_dim(self) -> int:
@@ -270,81 +270,65 @@ class LDAEConfig(RemotePipelinesMixin, BackboneConfigMixin, PreTrainedConfig):
         """Size of a predicted token: d for noise and latent, D for the two image targets."""
         return self.latent_dim if self.prediction_target in ("noise", "latent") else self.patch_dim
 
-    def validate_architecture(self) -> None:
-        """Check all fields; `config.validate()` calls this after an assignment."""
-        super().validate_architecture()
-        self.check_fields()
-
     def check_fields(self) -> None:
         """Check the combination of fields.
 
         Raises:
             ValueError: naming the field, its value and what is allowed.
         """
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(choices)}.")
-        self._require_positive("image_size patch_size num_channels hidden_size num_hidden_layers num_attention_heads")
-        self._require_positive("intermediate_size conditioning_size latent_dim num_train_timesteps layer_norm_eps")
-        self._require_positive("sigma_max sigma")
+        self.require_choices(CHOICES)
+        for name in POSITIVE:
+            self.require(name, (getattr(self, name) or 0) > 0, "positive")
         self._check_conv_vae()
-        image_target = self.prediction_target in ("projected_image", "image")
-        rules = [
-            ("image_size", self.image_size % self.patch_size == 0, f"a multiple of patch_size={self.patch_size}"),
-            (
-                "hidden_size",
-                self.hidden_size % self.num_attention_heads == 0,
-                f"a multiple of num_attention_heads={self.num_attention_heads}",
-            ),
-            ("hidden_size", self.hidden_size % 4 == 0, "a multiple of 4 (sine-cosine positions in two dimensions)"),
-            ("decoder_num_hidden_layers", self.decoder_num_hidden_layers >= 0, "0 or more"),
-            (
+        heads, patch, steps = self.num_attention_heads, self.patch_size, self.num_train_timesteps
+        self.require("image_size", self.image_size % patch == 0, f"a multiple of patch_size={patch}")
+        self.require("hidden_size", self.hidden_size % heads == 0, f"a multiple of num_attention_heads={heads}")
+        sincos = "a multiple of 4 (sine-cosine positions in two dimensions)"
+        self.require("hidden_size", self.hidden_size % 4 == 0, sincos)
+        self.require("decoder_num_hidden_layers", self.decoder_num_hidden_layers >= 0, "0 or more")
+        largest = f"at most num_channels * patch_size^2 = {self.patch_dim}, the size of a patch"
+        self.require("latent_dim", self.latent_dim <= self.patch_dim, largest)
+        if self.latent_tokenizer == "pixel":
+            q = math.isqrt(self.latent_dim // self.num_channels)
+            self.require(
                 "latent_dim",
-                self.latent_dim <= self.patch_dim,
-                f"at most num_channels * patch_size^2 = {self.patch_dim}, the size of a patch",
-            ),
-            (
-                "latent_dim",
-                self.latent_tokenizer != "pixel" or self._is_pixel_dim(),
-                f"num_channels * q^2 for a q that divides patch_size={self.patch_size} with latent_tokenizer='pixel' "
-                "(the side of a resized patch is q pixels)",
-            ),
-            (
-                "feature_timestep",
-                0 <= self.feature_timestep < self.num_train_timesteps,
-                f"from 0 to num_train_timesteps - 1 = {self.num_train_timesteps - 1}",
-            ),
-            (
-                "feature_layer",
-                self.feature_layer is None or 0 < self.feature_layer <= self.num_hidden_layers,
-                f"None or from 1 to num_hidden_layers={self.num_hidden_layers} (which re-cuts the encoder)",
-            ),
-            ("beta_start", 0 < self.beta_start <= self.beta_end < 1, "such that 0 < beta_start <= beta_end < 1"),
-            ("residual_weight", 0 <= self.residual_weight <= 1, "between 0 and 1"),
-            ("class_dropout_prob", 0 <= self.class_dropout_prob < 1, "from 0 to below 1"),
-            ("num_class_embeds", self.num_class_embeds is None or self.num_class_embeds > 0, "None or positive"),
-            (
-                "loss_weighting",
-                self.prediction_target != "noise" or self.loss_weighting == "uniform",
-                "'uniform' with prediction_target='noise' (eq. 2; the other weights are for clean targets, eq. 3)",
-            ),
-            (
+                q > 0 and patch % q == 0 and self.latent_dim == self.num_channels * q**2,
+                f"num_channels * q^2 for a q that divides patch_size={patch} with latent_tokenizer='pixel' (the side "
+                "of a resized patch is q pixels)",
+            )
+        in_schedule = f"from 0 to num_train_timesteps - 1 = {steps - 1}"
+        self.require("feature_timestep", 0 <= self.feature_timestep < steps, in_schedule)
+        self.require(
+            "feature_layer",
+            self.feature_layer is None or 0 < self.feature_layer <= self.num_hidden_layers,
+            f"None or from 1 to num_hidden_layers={self.num_hidden_layers} (which re-cuts the encoder)",
+        )
+        rising = 0 < self.beta_start <= self.beta_end < 1
+        self.require("beta_start", rising, "such that 0 < beta_start <= beta_end < 1")
+        self.require("residual_weight", 0 <= self.residual_weight <= 1, "between 0 and 1")
+        self.require("class_dropout_prob", 0 <= self.class_dropout_prob < 1, "from 0 to below 1")
+        self.require(
+            "num_class_embeds", self.num_class_embeds is None or self.num_class_embeds > 0, "None or positive"
+        )
+        self.require(
+            "loss_weighting",
+            self.prediction_target != "noise" or self.loss_weighting == "uniform",
+            "'uniform' with prediction_target='noise' (eq. 2; the other weights are for clean targets, eq. 3)",
+        )
+        if self.latent_tokenizer in ("ae", "vae") and self.prediction_target in ("projected_image", "image"):
+            self.require(
                 "residual_weight",
-                self.residual_weight == 1 or not (image_target and self.latent_tokenizer in ("ae", "vae")),
+                self.residual_weight == 1,
                 f"1 with latent_tokenizer={self.latent_tokenizer!r} and an image as target (the w_i of eq. 4 need the "
                 "orthonormal basis of 'pca' or 'pixel')",
-            ),
-            (
+            )
+        if self.input_space == "latent" or self.noise_schedule in ("linear_beta", "linear_gamma2"):
+            self.require(
                 "project_clean_input",
-                self.project_clean_input
-                or (self.input_space == "image" and self.noise_schedule in ("linear_sigma", "constant")),
+                self.project_clean_input,
                 "True unless input_space='image' and gamma = 1 (noise_schedule 'linear_sigma' or 'constant'): a "
                 "latent input is projected by definition, and a scaled one has no unprojected counterpart",
-            ),
-        ]
-        for name, holds, allowed in rules:
-            if not holds:
-                raise ValueError(f"{name}={getattr(self, name)!r} is invalid; it must be {allowed}.")
+            )
 
     def _check_conv_vae(self) -> None:
         """Check the fields that a convolutional VAE restricts."""
@@ -380,16 +364,6 @@ class LDAEConfig(RemotePipelinesMixin, BackboneConfigMixin, PreTrainedConfig):
                     f"{name}={getattr(self, name)!r} does not work with latent_tokenizer='conv_vae', whose decoder is "
                     f"not patch-wise; choose {' or '.join(only)}."
                 )
-
-    def _is_pixel_dim(self) -> bool:
-        sides = (q for q in range(1, self.patch_size + 1) if self.patch_size % q == 0)
-        return any(self.latent_dim == self.num_channels * q**2 for q in sides)
-
-    def _require_positive(self, names: str) -> None:
-        for name in names.split():
-            value = getattr(self, name)
-            if value is None or value <= 0:
-                raise ValueError(f"{name}={value!r} is invalid; it must be positive.")
 
 
 __all__ = ["MODEL_SIZES", "LDAEConfig"]

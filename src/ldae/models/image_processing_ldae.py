@@ -1,10 +1,10 @@
-"""Image processor of checkpoints: transformers' for ViT, after the conversion that the training data went through."""
+"""Image processor of checkpoints, which converts images as the training data, and transformers' pipelines with it."""
 
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from transformers import ViTImageProcessorPil
+from transformers import ImageClassificationPipeline, ImageFeatureExtractionPipeline, ViTImageProcessorPil
 
 from .image_conversion_ldae import convert_image, crop_narrow_image, open_image
 
@@ -47,3 +47,36 @@ class LDAEImageProcessor(ViTImageProcessorPil):
         if isinstance(image, Image.Image):
             image = crop_narrow_image(convert_image(image, "RGB" if do_convert_rgb else "L"))
         return super().process_image(image, do_convert_rgb, input_data_format, **kwargs)
+
+
+class LDAEImageFeatureExtractionPipeline(ImageFeatureExtractionPipeline):
+    """`pipeline("image-feature-extraction")` that lets an [`LDAEImageProcessor`] open and convert files itself.
+
+    The original converts every image to RGB first: 16-bit values are clipped at 255, and transparent pixels show their
+    hidden colours.
+    """
+
+    _load_video_processor = False  # type: ignore[assignment] # transformers would look for one in remote code
+
+    def preprocess(  # type: ignore[override] # as transformers' own does
+        self, image: Any, timeout: float | None = None, **image_processor_kwargs: Any
+    ) -> Any:
+        """Convert an image, and prepare it as transformers does."""
+        image = _convert(self.image_processor, image, timeout)
+        return super().preprocess(image, timeout=timeout, **image_processor_kwargs)
+
+
+class LDAEImageClassificationPipeline(ImageClassificationPipeline):
+    """`pipeline("image-classification")` that lets an [`LDAEImageProcessor`] open and convert files itself."""
+
+    _load_video_processor = False  # type: ignore[assignment]
+
+    def preprocess(self, image: Any, timeout: float | None = None) -> Any:  # type: ignore[override]
+        """Convert an image, and prepare it as transformers does."""
+        return super().preprocess(_convert(self.image_processor, image, timeout), timeout=timeout)
+
+
+def _convert(image_processor: Any, image: Any, timeout: float | None) -> Any:
+    """Convert a file or an image of PIL, if the image processor can; arrays and tensors are pixels already."""
+    read = getattr(image_processor, "read_image", None)
+    return image if read is None or hasattr(image, "shape") else read(image, timeout)

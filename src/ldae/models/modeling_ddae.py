@@ -9,20 +9,17 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring, can_return_tuple
 
-from .conditioning_ddae import AUGMENTATION_LABELS, SelfConditioning
 from .configuration_ddae import DDAEConfig
-from .diffusers_ddae import build_network, diffusers_class
-from .features_ldae import FeatureExtractionMixin, check_images, tokens_of
-from .initialization_ddae import initialize
+from .diffusers_ddae import AUGMENTATION_LABELS, SelfConditioning, build_network, diffusers_class, initialize
+from .features_ldae import FeatureExtractionMixin, ImageClassificationMixin, tokens_of
 from .networks_ddae import ADAPTERS, NetworkAdapter
-from .noise_ddae import NoiseProcess
 from .sources_ddae import read_source
 from .taps_ddae import block_ends, choose_tap, record
-from .tokenizer_conv_ldae import posterior_mean
+from .tokenizer_ldae import posterior_mean
 
 
 @auto_docstring
@@ -62,10 +59,7 @@ class DDAEPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Initialize as torch does, or by a module's own rule, and restore computed buffers."""
         initialize(module)
-        if isinstance(module, NoiseProcess):
-            for name, value in module.tables().items():
-                init.copy_(getattr(module, name), value)
-        elif isinstance(module, DDAEModel) and module.empty_prompt is not None:
+        if isinstance(module, DDAEModel) and module.empty_prompt is not None:
             init.zeros_(module.empty_prompt)
 
 
@@ -87,9 +81,10 @@ class DDAEModel(FeatureExtractionMixin, DDAEPreTrainedModel):
     empty_prompt: torch.Tensor | None
 
     def __init__(self, config: DDAEConfig, whole: bool = False):
-        r"""
-        whole (`bool`, defaults to `False`):
-            Build the blocks after the tap too, for pre-training and sampling.
+        r"""Build the network up to its tap.
+
+        Args:
+            whole (`bool`, defaults to `False`): Build the blocks after the tap too, for pre-training and sampling.
         """
         super().__init__(config)
         config = self.config
@@ -216,12 +211,14 @@ class DDAEModel(FeatureExtractionMixin, DDAEPreTrainedModel):
         interpolate_pos_encoding: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
-        r"""
-        timesteps (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-            Time step of each image; by default `config.feature_timestep` for all.
-        noise (`torch.FloatTensor` of the shape that [`~DDAEModel.encode`] returns, *optional*):
-            The noise eps: the network sees x_t = gamma_t x_0 + sigma_t eps, with gamma_t^2 + sigma_t^2 = 1, as in the
-            paper. By default eps = 0, the clean input at the scale of t. For an l-DAE it is `(B, N, d)`.
+        r"""Compute the features of images.
+
+        Args:
+            timesteps (`torch.LongTensor` of shape `(batch_size,)`, *optional*): Time step of each image; by default
+                `config.feature_timestep` for all.
+            noise (`torch.FloatTensor` of the shape that [`~DDAEModel.encode`] returns, *optional*): The noise eps: the
+                network sees x_t = gamma_t x_0 + sigma_t eps, with gamma_t^2 + sigma_t^2 = 1, as in the paper. By
+                default eps = 0, the clean input at the scale of t. For an l-DAE it is `(B, N, d)`.
 
         Returns:
             `last_hidden_state`: the raw activation as tokens `(B, N, C)`, a map `(B, C, H, W)` row by row (for an
@@ -237,9 +234,9 @@ class DDAEModel(FeatureExtractionMixin, DDAEPreTrainedModel):
             >>> outputs.last_hidden_state.shape, outputs.pooler_output.shape
             (torch.Size([2, 64, 16]), torch.Size([2, 16]))
         """
-        check_images(pixel_values, self.config, self.stride, bool(interpolate_pos_encoding))
+        self.check_images(pixel_values, interpolate_pos_encoding)
         if timesteps is None:
-            timesteps = self._shared_timestep(self.config.feature_timestep, pixel_values)
+            timesteps = self.shared_timestep(pixel_values)
         x0 = self.encode(pixel_values)
         if self.whole:
             tap = str(self.config.feature_layer)
@@ -266,11 +263,6 @@ class DDAEModel(FeatureExtractionMixin, DDAEPreTrainedModel):
         """Arguments that build a model of the same size."""
         return {"whole": self.whole}
 
-    def prepare_input(self, pixel_values: torch.Tensor, noise: torch.Tensor | None, any_size: bool) -> torch.Tensor:
-        """Check images `(B, C, H, W)` and return the network's clean input x_0."""
-        check_images(pixel_values, self.config, self.stride, any_size)
-        return self.encode(pixel_values)
-
     def activations(
         self,
         clean: torch.Tensor,
@@ -291,8 +283,7 @@ class DDAEModel(FeatureExtractionMixin, DDAEPreTrainedModel):
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Encode images `(B, C, H, W)` as the network's clean input x_0.
 
-        It is the images themselves, or for a latent model the scaled posterior mean `(B, c, h, w)` of its frozen
-        autoencoder.
+        It is the images themselves, or the scaled posterior mean `(B, c, h, w)` of a frozen autoencoder.
         """
         if self.vae is None:
             return pixel_values
@@ -304,9 +295,6 @@ class DDAEModel(FeatureExtractionMixin, DDAEPreTrainedModel):
     def _read(self, activation: torch.Tensor) -> torch.Tensor:
         return self.adapter.read(self.denoiser, activation)
 
-    def _shared_timestep(self, t: Any, pixel_values: torch.Tensor) -> torch.Tensor:
-        return torch.full((1,), t, dtype=torch.long, device=pixel_values.device)
-
     @staticmethod
     def _width(shape: tuple[int, ...]) -> int:
         return shape[0] if len(shape) == 3 else shape[-1]  # of a map (C, H, W), or of tokens (N, C)
@@ -317,7 +305,7 @@ class DDAEModel(FeatureExtractionMixin, DDAEPreTrainedModel):
     A DDAE encoder with a linear classifier on the mean of its features. A trained probe is one, its BatchNorm folded.
     """
 )
-class DDAEForImageClassification(DDAEPreTrainedModel):
+class DDAEForImageClassification(ImageClassificationMixin, DDAEPreTrainedModel):
     def __init__(self, config: DDAEConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
@@ -325,30 +313,6 @@ class DDAEForImageClassification(DDAEPreTrainedModel):
         self.config = self.ddae.config  # with the tap and its width filled in
         self.classifier = nn.Linear(self.config.hidden_size, self.num_labels)  # type: ignore[arg-type]
         self.post_init()
-
-    @can_return_tuple
-    @auto_docstring
-    def forward(
-        self,
-        pixel_values: torch.Tensor,
-        labels: torch.Tensor | None = None,
-        timesteps: torch.Tensor | None = None,
-        noise: torch.Tensor | None = None,
-        interpolate_pos_encoding: bool | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> ImageClassifierOutput:
-        r"""
-        timesteps (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-            Time step of each image; by default `config.feature_timestep` for all.
-        noise (`torch.FloatTensor`, *optional*):
-            The noise eps to corrupt the network's input with at `timesteps`; by default the input stays clean.
-        """
-        outputs: BaseModelOutputWithPooling = self.ddae(
-            pixel_values, timesteps, noise, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
-        )
-        logits = self.classifier(outputs.pooler_output)  # (B, num_labels)
-        loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
-        return ImageClassifierOutput(loss=loss, logits=logits)
 
 
 def build_encoder(config: DDAEConfig) -> Any:

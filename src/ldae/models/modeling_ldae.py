@@ -1,6 +1,8 @@
 """The l-DAE models (Chen et al. 2024, arXiv 2401.14404): the encoder, and a classifier on it."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
+from functools import wraps
 from typing import Any
 
 import torch
@@ -8,19 +10,17 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_ldae import LDAEConfig
 from .corruption_ldae import LDAECorruption
-from .features_ldae import FeatureExtractionMixin, check_images
-from .hidden_states_ldae import hidden_states_by_index, record_every
-from .objective_ldae import LDAEObjective, loss_weight_table
-from .tokenizer_conv_ldae import ConvVAETokenizer, build_tokenizer
-from .tokenizer_ldae import PatchTokenizer, patchify
+from .features_ldae import FeatureExtractionMixin, ImageClassificationMixin
+from .tokenizer_ldae import Float32Buffers, build_tokenizer, patchify
 from .transformer_ldae import (
     LDAEAttention,
     LDAEConditioning,
@@ -29,6 +29,40 @@ from .transformer_ldae import (
     LDAELayer,
     LDAEModulation,
 )
+
+
+# Up to 5.22, transformers' lists of hidden states left the embeddings out of the count.
+COUNTS_EMBEDDINGS = "num_hidden_layers_key" in {field.name for field in fields(OutputRecorder)}
+# Blocks are numbered through encoder and decoder.
+NUMBERED_THROUGH: Any = {"num_hidden_layers_key": "total_num_hidden_layers"} if COUNTS_EMBEDDINGS else {}
+
+
+def hidden_states_by_index(forward: Callable) -> Callable:
+    """Let `output_hidden_states` be an index or a list of them, under every version of transformers.
+
+    Indices count in the full tuple: 0 is the embeddings, -1 the last block. The other hidden states are `None`, and an
+    index out of range raises a `ValueError`.
+    """
+
+    @wraps(forward)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+        wanted = kwargs.get("output_hidden_states")
+        if wanted is None or isinstance(wanted, bool):
+            return forward(self, *args, **kwargs)
+        wanted = [wanted] if isinstance(wanted, int) else list(wanted)
+        count = len(self.base_model.layers) + 1
+        if not all(-count <= index < count for index in wanted):
+            raise ValueError(
+                f"output_hidden_states={wanted} is out of range; there are {count} hidden states, 0 to {count - 1}."
+            )
+        wanted = sorted({index % count for index in wanted})
+        if COUNTS_EMBEDDINGS:
+            return forward(self, *args, **kwargs | {"output_hidden_states": wanted})
+        outputs = forward(self, *args, **kwargs | {"output_hidden_states": True, "return_dict": True})
+        outputs["hidden_states"] = tuple(h if i in wanted else None for i, h in enumerate(outputs.hidden_states))
+        return outputs if kwargs.get("return_dict", self.config.return_dict) else outputs.to_tuple()
+
+    return wrapper
 
 
 @auto_docstring
@@ -44,15 +78,17 @@ class LDAEPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _can_record_outputs = {"hidden_states": record_every(LDAELayer), "attentions": LDAEAttention}
+    _can_record_outputs = {
+        "hidden_states": OutputRecorder(LDAELayer, **NUMBERED_THROUGH),
+        "attentions": LDAEAttention,
+    }
     _input_embed_layer = "projection"
     # An encoder loads from a whole denoiser: the decoder's blocks and its head stay behind.
     _keys_to_ignore_on_load_unexpected = [r"^(ldae\.)?layers\.\d+\.", r"^(head|classifier)\."]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """
-        Initialize like DiT, but the time MLP by Xavier too: Xavier linear maps, zero gates and head.
+        """Initialize like DiT, but the time MLP by Xavier too: Xavier linear maps, zero gates and head.
 
         DiT draws the time MLP with a standard deviation of 0.02, whatever its width. That suits a width of 1024; in a
         narrow network the conditioning then starts almost at zero and the gates hardly open. Computed buffers are
@@ -67,23 +103,13 @@ class LDAEPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, std=self.config.initializer_range)
-        elif isinstance(module, LDAEEmbeddings):
-            init.copy_(module.position_embeddings, module.positions(module.grid, module.grid))
-        elif isinstance(module, (PatchTokenizer, ConvVAETokenizer)):
-            for name, value in module.unfitted_state().items():
+        elif isinstance(module, Float32Buffers):
+            for name, value in module.initial_buffers().items():
                 init.copy_(getattr(module, name), value)
-        elif isinstance(module, LDAECorruption):
-            for name, value in module.tables().items():
-                init.copy_(getattr(module, name), value)
-        elif isinstance(module, LDAEObjective):
-            corruption = LDAECorruption(self.config).tables()
-            init.copy_(module.loss_weights, loss_weight_table(self.config.loss_weighting, **corruption))
 
 
 @auto_docstring(
-    custom_intro="""
-    The l-DAE encoder: images in, features out. Clean input at one time step by default, hence deterministic.
-    """
+    custom_intro="The l-DAE encoder: images in, features out, by default of a clean input at one time step."
 )
 class LDAEModel(FeatureExtractionMixin, LDAEPreTrainedModel):
     pooling = "mean of tokens, LayerNorm without affine"
@@ -91,11 +117,14 @@ class LDAEModel(FeatureExtractionMixin, LDAEPreTrainedModel):
     fixed_prefixes = ("tokenizer.",)
 
     def __init__(self, config: LDAEConfig, num_layers: int | None = None):
-        r"""
-        num_layers (`int`, *optional*):
-            How many blocks to build; defaults to the encoder's, `config.num_hidden_layers`.
+        r"""Build the encoder.
+
+        Args:
+            num_layers (`int`, *optional*): How many blocks to build; defaults to the encoder's,
+                `config.num_hidden_layers`.
         """
         super().__init__(config)
+        self.stride = config.patch_size
         self.tokenizer: Any = build_tokenizer(config)
         self.corruption = LDAECorruption(config)
         self.embeddings = LDAEEmbeddings(config)
@@ -121,11 +150,13 @@ class LDAEModel(FeatureExtractionMixin, LDAEPreTrainedModel):
         interpolate_pos_encoding: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
-        r"""
-        timesteps (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-            Time step of each image; by default `config.feature_timestep` for all.
-        noise (`torch.FloatTensor` of shape `(batch_size, num_patches, latent_dim)`, *optional*):
-            The noise eps to corrupt the latents with at `timesteps`; by default the input stays clean.
+        r"""Compute the features of images.
+
+        Args:
+            timesteps (`torch.LongTensor` of shape `(batch_size,)`, *optional*): Time step of each image; by default
+                `config.feature_timestep` for all.
+            noise (`torch.FloatTensor` of shape `(batch_size, num_patches, latent_dim)`, *optional*): The noise eps to
+                corrupt the latents with at `timesteps`; by default the input stays clean.
 
         Example:
 
@@ -139,10 +170,10 @@ class LDAEModel(FeatureExtractionMixin, LDAEPreTrainedModel):
 
         ```
         """
+        self.check_images(pixel_values, interpolate_pos_encoding)
         if timesteps is None:
-            shared_t = self.config.feature_timestep
-            timesteps = torch.full((1,), shared_t, dtype=torch.long, device=pixel_values.device)
-        clean = self.prepare_input(pixel_values, noise, bool(interpolate_pos_encoding))
+            timesteps = self.shared_timestep(pixel_values)
+        clean = self.prepare_input(pixel_values, noise)
         hidden = self._embed(clean, timesteps, noise, pixel_values.shape[2:])  # (B, N, C)
         conditioning = self.conditioning(timesteps)  # (B or 1, c)
 
@@ -170,15 +201,11 @@ class LDAEModel(FeatureExtractionMixin, LDAEPreTrainedModel):
         """Arguments that build a model of the same size."""
         return {"num_layers": len(self.layers)}
 
-    def prepare_input(self, pixel_values: torch.Tensor, noise: torch.Tensor | None, any_size: bool) -> torch.Tensor:
-        """
-        Check images `(B, C, H, W)` and give what the time steps share.
+    def prepare_input(self, pixel_values: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
+        """Encode images `(B, C, H, W)` as clean latents `(B, N, d)`.
 
-        Returns:
-            `torch.Tensor`: clean latents `(B, N, d)`, or the patches `(B, N, D)` where no noise is added and
-            `config.project_clean_input` is false.
+        Where no noise is added and `config.project_clean_input` is false, it is their patches `(B, N, D)`.
         """
-        check_images(pixel_values, self.config, self.config.patch_size, any_size)
         if noise is None and not self.config.project_clean_input:
             return patchify(pixel_values, self.config.patch_size)
         return self.encode(pixel_values)
@@ -233,8 +260,7 @@ class LDAEModel(FeatureExtractionMixin, LDAEPreTrainedModel):
             return self.tokenizer.decode(zt)  # (B, N, D)
 
     def normalize(self, hidden: torch.Tensor) -> torch.Tensor:
-        """
-        Normalize hidden states `(B, N, C)` to features by a LayerNorm without affine parameters.
+        """Normalize hidden states `(B, N, C)` to features by a LayerNorm without affine parameters.
 
         The paper pools tokens by their mean (App. A) and does not mention this norm, which is our choice.
         """
@@ -250,7 +276,7 @@ class LDAEModel(FeatureExtractionMixin, LDAEPreTrainedModel):
     An l-DAE encoder with a linear classifier on the mean of its tokens. A trained probe is one, its BatchNorm folded.
     """
 )
-class LDAEForImageClassification(LDAEPreTrainedModel):
+class LDAEForImageClassification(ImageClassificationMixin, LDAEPreTrainedModel):
     def __init__(self, config: LDAEConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
@@ -258,31 +284,35 @@ class LDAEForImageClassification(LDAEPreTrainedModel):
         self.classifier = nn.Linear(config.hidden_size, self.num_labels)  # type: ignore[arg-type]
         self.post_init()
 
+
+@auto_docstring(custom_intro="An l-DAE encoder as a backbone of dense tasks: maps of the chosen blocks' features.")
+class LDAEBackbone(BackboneMixin, LDAEPreTrainedModel):
+    def __init__(self, config: LDAEConfig):
+        super().__init__(config)
+        self.ldae = LDAEModel(config)
+        self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
+        self.post_init()
+
+    @hidden_states_by_index
     @can_return_tuple
+    @filter_output_hidden_states
     @auto_docstring
-    def forward(
-        self,
-        pixel_values: torch.Tensor,
-        labels: torch.Tensor | None = None,
-        timesteps: torch.Tensor | None = None,
-        noise: torch.Tensor | None = None,
-        interpolate_pos_encoding: bool | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> ImageClassifierOutput:
-        r"""
-        timesteps (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-            Time step of each image; by default `config.feature_timestep` for all.
-        noise (`torch.FloatTensor` of shape `(batch_size, num_patches, latent_dim)`, *optional*):
-            The noise eps to corrupt the latents with at `timesteps`; by default the input stays clean.
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
+        r"""Compute maps of features.
+
+        Returns:
+            Feature maps of shape `(batch_size, hidden_size, height / patch_size, width / patch_size)`, one for each of
+            `out_features`, for images of any size that is a multiple of the patch size.
         """
-        outputs: BaseModelOutputWithPooling = self.ldae(
-            pixel_values, timesteps, noise, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
+        kwargs["output_hidden_states"] = True
+        outputs = self.ldae(pixel_values, interpolate_pos_encoding=True, **kwargs)
+        grid = [side // self.config.patch_size for side in pixel_values.shape[2:]]
+        maps = tuple(
+            self.ldae.normalize(hidden).transpose(1, 2).unflatten(2, grid)  # (B, C, H / P, W / P)
+            for stage, hidden in zip(self.stage_names, outputs.hidden_states, strict=True)
+            if stage in self.out_features
         )
-        logits = self.classifier(outputs.pooler_output)  # (B, num_labels)
-        loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
-        return ImageClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+        return BackboneOutput(feature_maps=maps, hidden_states=outputs.hidden_states, attentions=outputs.attentions)
 
 
-__all__ = ["LDAEForImageClassification", "LDAEModel", "LDAEPreTrainedModel"]
+__all__ = ["LDAEBackbone", "LDAEForImageClassification", "LDAEModel", "LDAEPreTrainedModel"]

@@ -2,18 +2,26 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
+from torch import nn
 from torch.func import functional_call
+from torch.nn import functional as F
 
-from .conditioning_ddae import ConditionedEmbedding, fold_dit, run_dit, run_unet
 from .configuration_ddae import DDAEConfig
-from .diffusers_ddae import build_network, diffusers_class
-from .initialization_ddae import set_dit_rules
+from .diffusers_ddae import ConditionedEmbedding, build_network, diffusers_class, set_dit_rules
 from .modeling_ldae import LDAEModel
 from .noise_ddae import NOISE_PROCESSES, NoiseProcess
-from .taps_ddae import block_ends, cut_unet, record, unet_taps
+from .taps_ddae import block_ends, record
+
+
+class PassThrough(nn.Module):
+    """The replacement of a block that was cut off: it returns its first input, in the form of the block's output."""
+
+    def forward(self, hidden: torch.Tensor, *args: Any, return_dict: bool | None = None, **kwargs: Any) -> Any:
+        return hidden if return_dict is None else (hidden,)
 
 
 class NetworkAdapter(ABC):
@@ -41,21 +49,12 @@ class NetworkAdapter(ABC):
 
     @abstractmethod
     def run(self, model: Any, x0: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
-        """Corrupt the network's clean input and run the network up to its last tap.
-
-        Args:
-            model ([`DDAEModel`]): The model around the network.
-            x0 (`torch.Tensor`): The clean input, as [`DDAEModel.encode`] returns it.
-            timesteps (`torch.LongTensor` of shape `(B,)` or `(1,)`).
-            noise (`torch.Tensor`, *optional*): eps; `None` for a clean input.
-
-        Returns:
-            `torch.Tensor`: the activation at the last tap.
-        """
+        """Corrupt a clean input at time steps `(B,)` or a shared `(1,)`, and return the activation at the last tap."""
 
     def noise_shape(self, model: Any, pixel_values: torch.Tensor) -> tuple[int, ...]:
-        """Return the shape of the noise of one of the images `(B, C, H, W)`."""
-        return tuple(model.encode(pixel_values).shape[1:])
+        """Return the shape of the noise of one of the images `(B, C, H, W)`: that of the network's input."""
+        height, width = (side // model.config.vae_stride for side in pixel_values.shape[2:])
+        return model.denoiser.config.in_channels, height, width
 
     def build_noise_process(self, config: DDAEConfig) -> NoiseProcess | None:
         """Build the noise process of the network's input; `None` for a network that adds the noise itself."""
@@ -92,30 +91,8 @@ class DiffusersAdapter(NetworkAdapter):
         return {name: tuple(activation.shape[1:]) for name, activation in found.items()}
 
     def run(self, model: Any, x0: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
-        """Run the network as [`NetworkAdapter.run`] says, on maps `(B, c, h, w)`."""
         xt = model.corruption(x0, noise, timesteps).to(next(model.denoiser.parameters()).dtype)
         return self.activation(model, xt, model.corruption.network_times(timesteps).expand(xt.shape[0]))
-
-    def predict(
-        self, model: Any, xt: torch.Tensor, times: torch.Tensor, augmentation_labels: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Run a whole network.
-
-        Args:
-            model ([`DDAEModel`]): The model, built whole.
-            xt (`torch.Tensor` of shape `(B, c, h, w)`): Noisy maps.
-            times (`torch.Tensor` of shape `(B,)`): The number that the network embeds for the time of each map.
-            augmentation_labels (`torch.Tensor` of shape `(B, 9)`, *optional*): Zeros, no augmentation, by default.
-
-        Returns:
-            `torch.Tensor` of shape `(B, c, h, w)`.
-        """
-        added = None
-        if model.augmentation is not None:
-            if augmentation_labels is None:
-                augmentation_labels = xt.new_zeros(len(xt), model.augmentation.in_features)
-            added = model.augmentation(augmentation_labels.to(xt.dtype))  # (B, E)
-        return self.forward(model, xt, times, added)
 
     def forward(
         self, model: Any, xt: torch.Tensor, times: torch.Tensor, added: torch.Tensor | None = None
@@ -157,7 +134,16 @@ class UNetAdapter(DiffusersAdapter):
     """The adapter around `UNet2DModel` and `UNet2DConditionModel`, tapped at residual and attention blocks."""
 
     def taps(self, network: Any) -> list[str]:
-        return unet_taps(network)
+        places = [(f"down_blocks.{i}", block) for i, block in enumerate(network.down_blocks)]
+        places += [("mid_block", network.mid_block)] if network.mid_block is not None else []
+        places += [(f"up_blocks.{i}", block) for i, block in enumerate(network.up_blocks)]
+        taps = []
+        for place, block in places:
+            pairs = zip_longest(block.resnets, getattr(block, "attentions", None) or [])
+            for j, (resnet, attention) in enumerate(pairs):
+                taps += [f"{place}.resnets.{j}"] if resnet is not None else []
+                taps += [f"{place}.attentions.{j}"] if attention is not None else []
+        return taps
 
     def default_tap(self, config: DDAEConfig, taps: Sequence[str]) -> str:
         """Return the 6th block of the up path (7th for EDM), as the public code does, or the middle one of fewer."""
@@ -166,12 +152,56 @@ class UNetAdapter(DiffusersAdapter):
         return up[number - 1] if len(up) >= number else up[(len(up) - 1) // 2]
 
     def cut(self, network: Any, tap: str) -> None:
-        cut_unet(network, tap)
+        """Cut the network, whose own forward then returns the tap's activation.
+
+        Later blocks are removed from its lists; layers that cannot be removed are replaced by [`PassThrough`].
+        """
+        *place, kind, index = tap.split(".")
+        j = int(index)
+        if place[0] != "up_blocks":
+            network.up_blocks = nn.ModuleList()
+        else:
+            network.up_blocks = network.up_blocks[: int(place[1]) + 1]
+        if place[0] == "down_blocks":
+            network.down_blocks = network.down_blocks[: int(place[1]) + 1]
+            network.mid_block = None
+        block: Any = network.get_submodule(".".join(place))
+        block.resnets = block.resnets[: j + 1]
+        attentions = getattr(block, "attentions", None)
+        if attentions is not None:
+            # A middle block pairs each attention with the residual block after it, the others with the one before.
+            middle = place[0] == "mid_block"
+            block.attentions = attentions[: j + 1] if kind == "attentions" else attentions[:j]
+            if middle and kind == "attentions":
+                block.resnets.append(PassThrough())
+            elif not middle and kind == "resnets":
+                block.attentions.append(PassThrough())
+        for sampler in ("downsamplers", "upsamplers"):
+            if getattr(block, sampler, None) is not None:
+                setattr(block, sampler, None)
+        network.conv_norm_out = network.conv_act = network.conv_out = PassThrough()
 
     def conditioned_forward(
         self, model: Any, xt: torch.Tensor, times: torch.Tensor, added: torch.Tensor | None
     ) -> torch.Tensor:
-        return run_unet(model.denoiser, xt, times, added, model.self_conditioning)
+        unet = model.denoiser
+        embedding = unet.time_embedding(unet.time_proj(times).to(unet.dtype))  # (B, E)
+        if added is not None:
+            embedding = embedding + added
+        hidden = unet.conv_in(2 * xt - 1 if unet.config.center_input_sample else xt)
+        skips = [hidden]
+        for block in unet.down_blocks:
+            hidden, outputs = block(hidden_states=hidden, temb=embedding)
+            skips += outputs
+        if unet.mid_block is not None:
+            hidden = unet.mid_block(hidden, embedding)
+        if model.self_conditioning is not None:
+            embedding = embedding + model.self_conditioning(hidden)
+        for block in unet.up_blocks:
+            count = len(block.resnets)
+            hidden = block(hidden, tuple(skips[-count:]), embedding)
+            del skips[-count:]
+        return unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden)))
 
     def conditioning_tap(self, config: DDAEConfig, taps: Sequence[str]) -> str:
         """Return the end of the middle block: self-conditioning reaches the whole up path."""
@@ -213,15 +243,38 @@ class DiTAdapter(DiffusersAdapter):
 
     def activation(self, model: Any, xt: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
         """Run the blocks only: diffusers' forward cannot end early, because the last layer folds tokens into a map."""
-        conditions = self.conditions(model, xt)
-        return run_dit(model.denoiser, xt, times, **conditions, self_conditioning=model.self_conditioning)[0]
+        return self._run_blocks(model, xt, times, None)[0]
 
     def conditioned_forward(
         self, model: Any, xt: torch.Tensor, times: torch.Tensor, added: torch.Tensor | None
     ) -> torch.Tensor:
+        dit, labels = model.denoiser, self.conditions(model, xt)["class_labels"]
+        hidden, given = self._run_blocks(model, xt, times, added)
+        embedding = dit.transformer_blocks[0].norm1.emb(given, labels, hidden_dtype=hidden.dtype)  # (B, E)
+        shift, scale = dit.proj_out_1(F.silu(embedding)).chunk(2, dim=1)
+        patches = dit.proj_out_2(dit.norm_out(hidden) * (1 + scale[:, None]) + shift[:, None])  # (B, N, P * P * c)
+        side, p = int(hidden.shape[1] ** 0.5), dit.patch_size
+        patches = patches.unflatten(1, (side, side)).unflatten(3, (p, p, -1))  # (B, side, side, P, P, c)
+        return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+    def _run_blocks(
+        self, model: Any, xt: torch.Tensor, times: torch.Tensor, added: torch.Tensor | None
+    ) -> tuple[torch.Tensor, Any]:
+        """Return tokens `(B, N, C)` after the last block, and the times, with additions, for the layer after it."""
+        dit, conditioning = model.denoiser, model.self_conditioning
         labels = self.conditions(model, xt)["class_labels"]
-        hidden, embedded = run_dit(model.denoiser, xt, times, labels, added, model.self_conditioning)
-        return fold_dit(model.denoiser, hidden, embedded, labels)
+        hidden = dit.pos_embed(xt)  # (B, N, C)
+        given: Any = times if added is None else (times, added)
+        for index, block in enumerate(dit.transformer_blocks):
+            if torch.is_grad_enabled() and dit.gradient_checkpointing:
+                inputs = (None, None, None, given, None, labels)
+                hidden = dit._gradient_checkpointing_func(block, hidden, *inputs)
+            else:
+                hidden = block(hidden, timestep=given, class_labels=labels)
+            if conditioning is not None and conditioning.layer == f"transformer_blocks.{index}":
+                own = conditioning(hidden)
+                given = (times, own if added is None else added + own)
+        return hidden, given
 
     def conditioning_tap(self, config: DDAEConfig, taps: Sequence[str]) -> str:
         """Return any block but the last; the middle one by default."""
@@ -260,7 +313,6 @@ class LDAEAdapter(NetworkAdapter):
         return dict.fromkeys(taps, (config.num_patches, config.hidden_size))
 
     def run(self, model: Any, x0: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
-        """Run the network as [`NetworkAdapter.run`] says, on images `(B, C, H, W)` and noise `(B, N, d)`."""
         return model.denoiser(x0, timesteps, noise, interpolate_pos_encoding=True).last_hidden_state
 
     def noise_shape(self, model: Any, pixel_values: torch.Tensor) -> tuple[int, ...]:

@@ -16,27 +16,23 @@ from torch.nn import functional as F
 from .corruption_ldae import Corruption, corrupt
 from .diffusers_ddae import diffusers_class, require_fields
 from .objective_ldae import clean_latent
-from .randomness_ldae import TIMESTEPS, keyed_normal, keyed_uniform
+from .randomness_ldae import TIMESTEPS, keyed_normal
 
 
 # A network: noisy maps (B, c, h, w) and a number for the time of each (B,) to maps (B, c, h, w).
 Network = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-Preconditioning = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+Preconditioning = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # c_skip, c_out, c_in, c_noise
 
 
 class NoiseProcess(Corruption, ABC):
     """A noise process over maps `(B, c, h, w)`: images, or the latents of an autoencoder.
 
-    For features the network sees gamma_t x_0 + sigma_t eps at one of T time steps t, counted from 0. In training its
-    noise is drawn by [`draw`]; the drawn `times` are time steps for DDPM, and noise levels sigma for EDM.
+    For features the network sees gamma_t x_0 + sigma_t eps at one of T time steps t, counted from 0, with `gammas` and
+    `sigmas` `(T,)`. `levels` `(T,)` are the noise levels sigma of x_0 + sigma eps at them, rising. In training noise
+    is drawn by [`draw`]; the drawn `times` `(B,)` are time steps for DDPM, and noise levels sigma for EDM.
 
     Args:
-        schedule (`dict`): The schedule, as [`complete`] returns it.
-
-    Attributes:
-        gammas, sigmas (`torch.FloatTensor` of shape `(T,)`): Buffers, computed from the schedule and not saved.
-        levels (`torch.FloatTensor` of shape `(T,)`): The noise level sigma of x_0 + sigma eps at each time step,
-            rising.
+        config (`dict`): The schedule, as [`complete`] returns it.
     """
 
     default_schedule: ClassVar[dict[str, Any]]
@@ -64,10 +60,6 @@ class NoiseProcess(Corruption, ABC):
     @abstractmethod
     def network_times(self, timesteps: torch.Tensor) -> torch.Tensor:
         """Return the numbers that the network embeds for time steps `(B,)`."""
-
-    @abstractmethod
-    def draw(self, positions: torch.Tensor, seed: int) -> torch.Tensor:
-        """Draw the training times `(B,)` of the examples at some positions in a run; a pure function of both."""
 
     @abstractmethod
     def times_at(self, timesteps: torch.Tensor) -> torch.Tensor:
@@ -98,16 +90,7 @@ class NoiseProcess(Corruption, ABC):
         """Return c_skip, c_out, c_in and c_noise at noise levels of any shape, each of that shape (Table 1)."""
 
     def denoise(self, network: Network, noisy: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        """Estimate clean maps by D(x; sigma), in float32.
-
-        Args:
-            network (`Callable`): F.
-            noisy (`torch.FloatTensor` of shape `(B, c, h, w)`): x = x_0 + sigma eps.
-            sigma (`torch.FloatTensor` of shape `(B,)` or `(1,)`): Noise level of each map, or the shared one.
-
-        Returns:
-            `torch.FloatTensor` of shape `(B, c, h, w)`.
-        """
+        """Estimate clean maps by D(x; sigma) in float32, for x `(B, c, h, w)` and sigma `(B,)` or a shared `(1,)`."""
         c_skip, c_out, c_in, c_noise = self.precondition(sigma)
         output = network(_as_map(c_in) * noisy, c_noise)
         with torch.autocast(output.device.type, enabled=False):
@@ -125,12 +108,7 @@ class DDPM(NoiseProcess):
     counts from 0, so that t = 10 is t = 11 of the DDAE authors' public code.
     """
 
-    default_schedule = {
-        "num_train_timesteps": 1000,
-        "beta_start": 1e-4,
-        "beta_end": 0.02,
-        "beta_schedule": "linear",
-    }
+    default_schedule = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
     length_field = "num_train_timesteps"
     default_up_block = 6
     samplers = ("ddim", "ancestral", "heun")
@@ -146,7 +124,7 @@ class DDPM(NoiseProcess):
         """Return time steps from 0 to T / 4."""
         return [share * num_timesteps // 1000 for share in (0, 10, 20, 40, 80, 160, 250)]
 
-    def tables(self) -> dict[str, torch.Tensor]:
+    def initial_buffers(self) -> dict[str, torch.Tensor]:
         scheduler: Any = diffusers_class("DDPMScheduler")
         require_fields(scheduler, self.config, "scheduler_config")
         with torch.device("cpu"):  # from_pretrained builds models with "meta" as default
@@ -159,16 +137,7 @@ class DDPM(NoiseProcess):
         return self.sigmas / self.gammas
 
     def network_times(self, timesteps: torch.Tensor) -> torch.Tensor:
-        """Return t itself, as diffusers' pipelines pass it.
-
-        The DDAE authors' public code passes t / 1000 to its UNet. Both are embedded by the same sinusoids, so weights
-        of one do not fit the other.
-        """
-        return timesteps
-
-    def draw(self, positions: torch.Tensor, seed: int) -> torch.Tensor:
-        """Draw time steps uniformly from 0 .. T - 1."""
-        return (keyed_uniform(seed, TIMESTEPS, positions, 1)[:, 0] * len(self.gammas)).long()
+        return timesteps  # as in diffusers; the authors' public code embeds t / 1000, so its weights do not fit
 
     def times_at(self, timesteps: torch.Tensor) -> torch.Tensor:
         return timesteps
@@ -201,16 +170,14 @@ class EDM(NoiseProcess):
     """The process of EDM: the network is preconditioned, and trained at log-normal noise levels sigma.
 
     Its time steps are the levels of its sampling schedule, from `sigma_min` at t = 0 to `sigma_max`; the DDAE authors'
-    public code counts them from 1. The schedule has the fields `sigma_data`, the standard deviation of the data,
-    `p_mean` and `p_std` of ln sigma in training, and `sigma_min`, `sigma_max`, `rho` and `num_steps` of the sampling
-    schedule.
+    public code counts them from 1.
     """
 
     default_schedule = {
-        "sigma_data": 0.5,
-        "p_mean": -1.2,
+        "sigma_data": 0.5,  # standard deviation of the data
+        "p_mean": -1.2,  # of ln sigma in training
         "p_std": 1.2,
-        "sigma_min": 0.002,
+        "sigma_min": 0.002,  # of the sampling schedule, as are the next three
         "sigma_max": 80.0,
         "rho": 7.0,
         "num_steps": 18,
@@ -222,11 +189,7 @@ class EDM(NoiseProcess):
 
     @classmethod
     def complete(cls, schedule: dict[str, Any] | None) -> dict[str, Any]:
-        """Fill in the fields that a schedule leaves out.
-
-        Raises:
-            ValueError: If the schedule has a field that EDM does not have.
-        """
+        """Fill in the fields that a schedule leaves out, and refuse those that EDM does not have."""
         completed = super().complete(schedule)
         if unknown := sorted(completed.keys() - cls.default_schedule.keys()):
             raise ValueError(
@@ -245,7 +208,7 @@ class EDM(NoiseProcess):
         """Return levels 1 to 8."""
         return list(range(1, 9))
 
-    def tables(self) -> dict[str, torch.Tensor]:
+    def initial_buffers(self) -> dict[str, torch.Tensor]:
         levels = self.sampling_levels(self.config["num_steps"]).flip(0)
         c_in = self.precondition(levels)[2]
         return {"gammas": c_in, "sigmas": c_in * levels, "levels": levels}
@@ -302,16 +265,10 @@ def noise_levels(steps: int, sigma_min: float, sigma_max: float, rho: float) -> 
 
 
 def fractional_timesteps(sigma: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-    """Find the time steps of noise levels, interpolated in log sigma and clamped to the first and the last.
+    """Find the time steps of noise levels, given the rising levels `(T,)` of all time steps.
 
-    A rounded time step would make D(x; sigma) jump between levels, which costs a second-order sampler its order.
-
-    Args:
-        sigma (`torch.Tensor`): Noise levels, of any shape.
-        levels (`torch.Tensor` of shape `(T,)`): The level of each time step, rising.
-
-    Returns:
-        `torch.Tensor` of the shape of `sigma`.
+    They are interpolated in log sigma and clamped to the first and the last. A rounded time step would make
+    D(x; sigma) jump between levels, which costs a second-order sampler its order.
 
     Example:
         >>> fractional_timesteps(torch.tensor([0.1, 2.0, 4.0, 1e3]), torch.tensor([1.0, 4.0, 5.0]))

@@ -7,10 +7,8 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring, can_return_tuple
 
 from .configuration_ddae import DDAEConfig
-from .features_ldae import check_images
 from .modeling_ddae import DDAEModel, DDAEPreTrainedModel
-from .pretraining_ldae import LDAEForPreTrainingOutput, drawn_where_missing
-from .randomness_ldae import NOISE, keyed_normal
+from .pretraining_ldae import DrawnCorruptionMixin, LDAEForPreTrainingOutput
 
 
 @auto_docstring(
@@ -24,7 +22,7 @@ from .randomness_ldae import NOISE, keyed_normal
     encoder from them.
     """
 )
-class DDAEForPreTraining(DDAEPreTrainedModel):
+class DDAEForPreTraining(DrawnCorruptionMixin, DDAEPreTrainedModel):
     ddae: Any
 
     def __init__(self, config: DDAEConfig):
@@ -45,18 +43,18 @@ class DDAEForPreTraining(DDAEPreTrainedModel):
         augmentation_labels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LDAEForPreTrainingOutput:
-        r"""
-        timesteps (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-            Time step of each image, as [`~DDAEForPreTraining.draw_corruption`] draws it; for EDM the noise level
-            sigma, a `torch.FloatTensor`. By default drawn anew by torch's generator in every call, in training and in
-            evaluation alike.
-        noise (`torch.FloatTensor` of the shape of `pixel_values`, *optional*):
-            The noise eps; by default drawn as the time steps are.
-        class_labels (*optional*):
-            Refused: the model is trained without labels.
-        augmentation_labels (`torch.FloatTensor` of shape `(batch_size, 9)`, *optional*):
-            How each image was augmented, as [`~ldae.data.augment_geometry`] returns it, for a model with
-            `config.augmentation_labels`; zeros, no augmentation, by default.
+        r"""Denoise images and compute the loss.
+
+        Args:
+            timesteps (`torch.LongTensor` of shape `(batch_size,)`, *optional*): Time step of each image, as
+                [`~DDAEForPreTraining.draw_corruption`] draws it; for EDM the noise level sigma, a `torch.FloatTensor`.
+                By default drawn anew by torch's generator in every call, in training and in evaluation alike.
+            noise (`torch.FloatTensor` of the shape of `pixel_values`, *optional*): The noise eps; by default drawn as
+                the time steps are.
+            class_labels (*optional*): Refused: the model is trained without labels.
+            augmentation_labels (`torch.FloatTensor` of shape `(batch_size, 9)`, *optional*): How each image was
+                augmented, as [`~ldae.data.augment_geometry`] returns it, for a model with
+                `config.augmentation_labels`; zeros, no augmentation, by default.
 
         Returns:
             `loss` `()`; `prediction`, the noise for DDPM and the clean images for EDM, and `reconstruction`, the clean
@@ -77,8 +75,8 @@ class DDAEForPreTraining(DDAEPreTrainedModel):
             raise ValueError("class_labels was given, but a DDAE is trained without labels; leave it out.")
         if augmentation_labels is not None and not self.config.augmentation_labels:
             raise ValueError("augmentation_labels was given, but config.augmentation_labels is False; set it to True.")
-        check_images(pixel_values, self.config, self.ddae.stride, any_size=False)
-        timesteps, noise = drawn_where_missing(self, pixel_values, timesteps, noise)
+        self.ddae.check_images(pixel_values)
+        timesteps, noise = self.draw_where_missing(pixel_values, timesteps, noise)
         process = self.ddae.corruption
         noisy = process.add_noise(pixel_values, noise, timesteps)  # (B, C, H, W)
         prediction = process.predict(self._network(augmentation_labels), noisy, timesteps)
@@ -91,19 +89,19 @@ class DDAEForPreTraining(DDAEPreTrainedModel):
     def denoise(
         self, xt: torch.Tensor, timesteps: torch.Tensor, augmentation_labels: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Run the network itself.
+        """Run the network itself on noisy images.
 
         Args:
-            xt (`torch.FloatTensor` of shape `(B, C, H, W)`): Its input, noisy images.
+            xt (`torch.FloatTensor` of shape `(B, C, H, W)`): Its input.
             timesteps (`torch.Tensor` of shape `(B,)` or `(1,)`): The number that it embeds for the time of each image,
                 or the shared one: the time step for DDPM, c_noise for EDM.
-            augmentation_labels (`torch.FloatTensor` of shape `(B, 9)`, *optional*): As in
-                [`~DDAEForPreTraining.forward`].
-
-        Returns:
-            `torch.Tensor` of shape `(B, C, H, W)`.
+            augmentation_labels (`torch.FloatTensor` of shape `(B, 9)`, *optional*): As in the forward.
         """
-        return self.ddae.adapter.predict(self.ddae, xt, timesteps.expand(len(xt)), augmentation_labels)
+        added, embed = None, self.ddae.augmentation
+        if embed is not None:
+            labels = xt.new_zeros(len(xt), embed.in_features) if augmentation_labels is None else augmentation_labels
+            added = embed(labels.to(xt.dtype))  # (B, E)
+        return self.ddae.adapter.forward(self.ddae, xt, timesteps.expand(len(xt)), added)
 
     def denoise_at(
         self, noisy: torch.Tensor, sigma: torch.Tensor, augmentation_labels: torch.Tensor | None = None
@@ -116,70 +114,41 @@ class DDAEForPreTraining(DDAEPreTrainedModel):
         Args:
             noisy (`torch.FloatTensor` of shape `(B, C, H, W)`): x.
             sigma (`torch.FloatTensor` of shape `(B,)` or `(1,)`): Noise level of each image, or the shared one.
-            augmentation_labels (`torch.FloatTensor` of shape `(B, 9)`, *optional*): As in
-                [`~DDAEForPreTraining.forward`].
-
-        Returns:
-            `torch.FloatTensor` of shape `(B, C, H, W)`.
+            augmentation_labels (`torch.FloatTensor` of shape `(B, 9)`, *optional*): As in the forward.
         """
         return self.ddae.corruption.denoise(self._network(augmentation_labels), noisy, sigma)
 
     def _network(self, augmentation_labels: torch.Tensor | None) -> Any:
         return lambda xt, times: self.denoise(xt, times, augmentation_labels)
 
-    def draw_corruption(self, example_positions: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draw time steps and noise as a pure function of each example's position in the run.
-
-        They depend on neither the process nor the micro-batch. Call it outside the (compiled) forward.
-
-        Args:
-            example_positions (`torch.LongTensor` of shape `(B,)`): Position of each example in the run.
-            seed (`int`): Seed of the run.
-
-        Returns:
-            `timesteps`, a `torch.LongTensor` of shape `(B,)`, uniform over 0 .. T - 1 (for EDM a `torch.FloatTensor`
-            of noise levels sigma, log-normal), and `noise`, a `torch.FloatTensor` of shape `(B, C, H, W)`, on the
-            device of `example_positions`.
-        """
+    @property
+    def noise_shape(self) -> tuple[int, int, int]:
+        """Shape `(C, H, W)` of one image's noise: that of its pixels."""
         c: Any = self.config
-        shape = (c.num_channels, c.image_size, c.image_size)
-        noise = keyed_normal(seed, NOISE, example_positions, c.num_channels * c.image_size**2).view(-1, *shape)
-        return self.ddae.corruption.draw(example_positions, seed), noise
+        return c.num_channels, c.image_size, c.image_size
 
 
 def require_pretrainable(config: DDAEConfig) -> None:
-    """Refuse configurations that cannot be pre-trained.
+    """Refuse configurations that cannot be pre-trained."""
 
-    Raises:
-        ValueError: naming the field, its value and what is allowed.
-    """
-    network: Any = config.denoiser_config
-    dit = config.denoiser_type == "DiTTransformer2DModel"
-    null_class = (
-        network.get("num_embeds_ada_norm", 1000) if dit else None
-    )  # the row that diffusers' DiT drops labels to
-    channels = network.get("out_channels", None if dit else 3)
-    prediction_type = (config.scheduler_config or {}).get("prediction_type", "epsilon")
-    rules = [
-        (
-            "denoiser_type",
-            config.denoiser_type,
-            dit or config.denoiser_type == "UNet2DModel",
-            "'UNet2DModel' or 'DiTTransformer2DModel'",
-        ),
-        ("vae_config", config.vae_config, config.vae_config is None, "None: pre-training is on pixels"),
-        ("null_class", config.null_class, config.null_class == null_class, "left out: pre-training has no classes"),
-        (
-            "out_channels",
-            channels,
-            channels == config.num_channels or (dit and channels is None),
-            f"{config.num_channels}, the number of channels that the network takes",
-        ),
-        ("prediction_type", prediction_type, prediction_type == "epsilon", "'epsilon'"),
-    ]
-    for name, value, holds, allowed in rules:
+    def require(name: str, value: Any, holds: bool, allowed: str) -> None:
         if not holds:
             raise ValueError(f"{name}={value!r} cannot be pre-trained; it must be {allowed}.")
+
+    network: Any = config.denoiser_config
+    kind, taken = config.denoiser_type, config.num_channels
+    dit = kind == "DiTTransformer2DModel"
+    require("denoiser_type", kind, dit or kind == "UNet2DModel", "'UNet2DModel' or 'DiTTransformer2DModel'")
+    require("vae_config", config.vae_config, config.vae_config is None, "None: pre-training is on pixels")
+    # the row that diffusers' DiT drops labels to
+    null_class = network.get("num_embeds_ada_norm", 1000) if dit else None
+    no_classes = "left out: pre-training has no classes"
+    require("null_class", config.null_class, config.null_class == null_class, no_classes)
+    channels = network.get("out_channels", taken if dit else 3)
+    given_back = channels == taken or (dit and channels is None)
+    require("out_channels", channels, given_back, f"{taken}, the number of channels that the network takes")
+    prediction_type = (config.scheduler_config or {}).get("prediction_type", "epsilon")
+    require("prediction_type", prediction_type, prediction_type == "epsilon", "'epsilon'")
 
 
 __all__ = ["DDAEForPreTraining"]

@@ -10,12 +10,9 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_ldae import LDAEConfig
-from .corruption_ldae import draw_noise
-from .features_ldae import check_images
-from .hidden_states_ldae import hidden_states_by_index
-from .modeling_ldae import LDAEModel, LDAEPreTrainedModel
+from .modeling_ldae import LDAEModel, LDAEPreTrainedModel, hidden_states_by_index
 from .objective_ldae import LDAEObjective, clean_latent
-from .randomness_ldae import CLASS_DROPOUT, TIMESTEPS, keyed_uniform
+from .randomness_ldae import CLASS_DROPOUT, keyed_noise, keyed_uniform
 from .tokenizer_ldae import patchify, unpatchify
 from .transformer_ldae import LDAEHead
 
@@ -23,14 +20,16 @@ from .transformer_ldae import LDAEHead
 @auto_docstring(custom_intro="Output of [`LDAEForPreTraining`].")
 @dataclass
 class LDAEForPreTrainingOutput(ModelOutput):
-    r"""
-    loss (`torch.FloatTensor` of shape `()`):
-        Mean over examples, tokens and dimensions of lambda_t * w_i * r_i^2 (eq. 2 to 4).
-    prediction (`torch.FloatTensor` of shape `(batch_size, num_patches, output_dim)`):
-        What the network predicts, in the target's space: d values a token for noise and latent, D for images.
-    reconstruction (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
-        The clean image that the prediction stands for, in pixels. `None` in training mode where the tokenizer is a
-        convolutional VAE, whose decoder costs more than the step.
+    r"""Loss and predictions of pre-training.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`): Mean over examples, tokens and dimensions of lambda_t * w_i * r_i^2
+            (eq. 2 to 4).
+        prediction (`torch.FloatTensor` of shape `(batch_size, num_patches, output_dim)`): What the network predicts,
+            in the target's space: d values a token for noise and latent, D for images.
+        reconstruction (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): The clean image that
+            the prediction stands for, in pixels. `None` in training mode where the tokenizer is a convolutional VAE,
+            whose decoder costs more than the step.
     """
 
     loss: torch.Tensor | None = None
@@ -40,26 +39,38 @@ class LDAEForPreTrainingOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
-def drawn_where_missing(
-    model: Any, examples: torch.Tensor, timesteps: torch.Tensor | None, noise: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Draw time steps, noise or both where they were not given, by torch's generator.
+class DrawnCorruptionMixin:
+    """Draws of time steps and noise for a model in pre-training, by the `corruption` of its `base_model`."""
 
-    Args:
-        model: A model with `draw_corruption`, which is called for random positions.
-        examples (`torch.Tensor` of shape `(B, ...)`): Gives number and device.
-        timesteps (`torch.Tensor` of shape `(B,)`, *optional*), noise (`torch.Tensor` of shape `(B, ...)`, *optional*):
-            What was given.
+    base_model: Any
+    noise_shape: Any  # of one image
 
-    Returns:
-        `timesteps` and `noise`.
-    """
-    if timesteps is not None and noise is not None:
-        return timesteps, noise
-    positions = torch.randint(2**40, (len(examples),), device=examples.device)
-    drawn_timesteps, drawn_noise = model.draw_corruption(positions, seed=0)
-    return drawn_timesteps if timesteps is None else timesteps, drawn_noise if noise is None else noise
+    def draw_corruption(self, example_positions: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw time steps and noise, as a pure function of each example's position in the run.
+
+        They depend on neither the process nor the micro-batch. Call it outside the (compiled) forward.
+
+        Args:
+            example_positions (`torch.LongTensor` of shape `(B,)`): Position of each example in the run.
+            seed (`int`): Seed of the run.
+
+        Returns:
+            `timesteps`, a `torch.LongTensor` of shape `(B,)`, uniform over 0 .. T - 1 (for EDM a `torch.FloatTensor`
+            of noise levels sigma, log-normal), and `noise`, a `torch.FloatTensor` of shape `(B, *noise_shape)`, on the
+            device of `example_positions`.
+        """
+        noise = keyed_noise(seed, example_positions, self.noise_shape)
+        return self.base_model.corruption.draw(example_positions, seed), noise
+
+    def draw_where_missing(
+        self, examples: torch.Tensor, timesteps: torch.Tensor | None, noise: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw the time steps and noise of examples `(B, ...)` that were not given, by torch's generator."""
+        if timesteps is not None and noise is not None:
+            return timesteps, noise
+        positions = torch.randint(2**40, (len(examples),), device=examples.device)
+        drawn_timesteps, drawn_noise = self.draw_corruption(positions, seed=0)
+        return drawn_timesteps if timesteps is None else timesteps, drawn_noise if noise is None else noise
 
 
 @auto_docstring(
@@ -68,12 +79,12 @@ def drawn_where_missing(
     one whose patches' latents are noisy.
     """
 )
-class LDAEForPreTraining(LDAEPreTrainedModel):
+class LDAEForPreTraining(DrawnCorruptionMixin, LDAEPreTrainedModel):
     def __init__(self, config: LDAEConfig):
         super().__init__(config)
         self.ldae = LDAEModel(config, num_layers=config.total_num_hidden_layers)
         self.head = LDAEHead(config)
-        self.objective = LDAEObjective(config, **self.ldae.corruption.tables())
+        self.objective = LDAEObjective(config)
         self.post_init()
 
     @merge_with_config_defaults
@@ -89,17 +100,19 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
         latents: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LDAEForPreTrainingOutput:
-        r"""
-        timesteps (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-            Time step of each image, as [`~LDAEForPreTraining.draw_corruption`] draws them; by default drawn anew by
-            torch's generator in every call, in training and in evaluation alike.
-        noise (`torch.FloatTensor` of shape `(batch_size, num_patches, latent_dim)`, *optional*):
-            The noise eps; by default drawn as the time steps are.
-        class_labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-            Classes to condition on; refused where `config.num_class_embeds` is `None`.
-        latents (`torch.FloatTensor` of shape `(batch_size, num_patches, latent_dim)`, *optional*):
-            What [`~LDAEModel.encode`] gives for the images, computed before; `pixel_values` is then `None`. Not where
-            the original image is predicted.
+        r"""Denoise images and compute the loss.
+
+        Args:
+            timesteps (`torch.LongTensor` of shape `(batch_size,)`, *optional*): Time step of each image, as
+                [`~LDAEForPreTraining.draw_corruption`] draws them; by default drawn anew by torch's generator in every
+                call, in training and in evaluation alike.
+            noise (`torch.FloatTensor` of shape `(batch_size, num_patches, latent_dim)`, *optional*): The noise eps; by
+                default drawn as the time steps are.
+            class_labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): Classes to condition on; refused
+                where `config.num_class_embeds` is `None`.
+            latents (`torch.FloatTensor` of shape `(batch_size, num_patches, latent_dim)`, *optional*): What
+                [`~LDAEModel.encode`] gives for the images, computed before; `pixel_values` is then `None`. Not where
+                the original image is predicted.
 
         Example:
 
@@ -128,10 +141,10 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
         else:
             if pixel_values is None:
                 raise ValueError("pixel_values is missing; give the images, or their latents.")
-            check_images(pixel_values, self.config, self.config.patch_size, any_size=False)
+            self.ldae.check_images(pixel_values)
             x0 = patchify(pixel_values, self.config.patch_size).float()  # (B, N, D)
             z0 = self.ldae.encode(pixel_values)  # (B, N, d)
-        timesteps, noise = drawn_where_missing(self, z0, timesteps, noise)
+        timesteps, noise = self.draw_where_missing(z0, timesteps, noise)
         zt = self.ldae.corruption(z0, noise, timesteps)  # (B, N, d)
         prediction = self.denoise(zt, timesteps, class_labels, **kwargs)  # (B, N, output_dim)
 
@@ -146,8 +159,7 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
     def denoise(
         self, zt: torch.Tensor, timesteps: torch.Tensor, class_labels: torch.Tensor | None = None, **kwargs: Any
     ) -> torch.Tensor:
-        """
-        Predict from noisy latents, by the network without the loss.
+        """Predict from noisy latents, by the network without the loss.
 
         Args:
             zt (`torch.FloatTensor` of shape `(B, num_patches, latent_dim)`): Noisy latents.
@@ -179,26 +191,13 @@ class LDAEForPreTraining(LDAEPreTrainedModel):
             return unpatchify(prediction, c.patch_size, *size)
         return self.ldae.tokenizer.decode_images(self.predicted_latents(prediction, zt, timesteps), *size)
 
-    def draw_corruption(self, example_positions: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        Draw time steps and noise, as a pure function of each example's position in the run: not of the process, nor of
-        the micro-batch. Call it outside the (compiled) forward.
-
-        Args:
-            example_positions (`torch.LongTensor` of shape `(B,)`): Position of each example in the run.
-            seed (`int`): Seed of the run.
-
-        Returns:
-            `timesteps`, a `torch.LongTensor` of shape `(B,)`, uniform over 0 .. T - 1, and `noise`, a
-            `torch.FloatTensor` of shape `(B, num_patches, latent_dim)`, on the device of `example_positions`.
-        """
-        u = keyed_uniform(seed, TIMESTEPS, example_positions, 1)[:, 0]
-        timesteps = (u * self.config.num_train_timesteps).long()
-        return timesteps, draw_noise(self.config, example_positions, seed)
+    @property
+    def noise_shape(self) -> tuple[int, int]:
+        """Shape `(N, d)` of one image's noise: that of its latents."""
+        return self.config.num_patches, self.config.latent_dim
 
     def drop_labels(self, class_labels: torch.Tensor, example_positions: torch.Tensor, seed: int) -> torch.Tensor:
-        """
-        Replace a share `class_dropout_prob` of the labels by the null class, as a pure function of the positions.
+        """Replace a share `class_dropout_prob` of the labels by the null class, as a pure function of the positions.
 
         Args:
             class_labels (`torch.LongTensor` of shape `(B,)`).

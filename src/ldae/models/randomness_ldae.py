@@ -5,6 +5,7 @@ can be split, accumulated, stopped and resumed without changing a single number.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -76,3 +77,8 @@ def keyed_normal(seed: int, stream: int, positions: torch.Tensor, count: int) ->
     angle = (bits & 0xFFFFFF).float() * (2 * math.pi * 2.0**-24)
     radius = (-2 * u.log()).sqrt()
     return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count]  # (B, count)
+
+
+def keyed_noise(seed: int, positions: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Draw the noise eps `(B, *shape)` of examples, by [`keyed_normal`] of the stream `NOISE`."""
+    return keyed_normal(seed, NOISE, positions, math.prod(shape)).view(-1, *shape)

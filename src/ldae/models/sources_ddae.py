@@ -21,19 +21,12 @@ logger = logging.get_logger(__name__)
 
 @dataclass
 class DiffusionParts:
-    """The parts of a diffusion model that DDAE uses.
-
-    Attributes:
-        denoiser: The network.
-        vae: The `AutoencoderKL` in front of it, or `None`.
-        scheduler (`dict`, *optional*): The scheduler's configuration.
-        empty_prompt (`torch.Tensor` of shape `(L, D)`, *optional*): The empty text, encoded by the text encoder.
-    """
+    """The parts of a diffusion model that DDAE uses."""
 
     denoiser: Any
-    vae: Any = None
-    scheduler: dict[str, Any] | None = None
-    empty_prompt: torch.Tensor | None = None
+    vae: Any = None  # the AutoencoderKL in front of it
+    scheduler: dict[str, Any] | None = None  # its configuration
+    empty_prompt: torch.Tensor | None = None  # (L, D), the empty text as the text encoder encodes it
 
     def config_fields(self) -> dict[str, Any]:
         """Return the parts as fields of [`DDAEConfig`]."""
@@ -60,15 +53,7 @@ class DiffusionParts:
 def read_source(
     source: Any, *, vae: Any = None, scheduler: Any = None, empty_prompt: torch.Tensor | None = None
 ) -> DiffusionParts:
-    """Read the parts of a diffusion model.
-
-    Args:
-        source: As in [`DDAEModel.from_diffusers`].
-        vae, scheduler, empty_prompt: Replacements for the source's own parts.
-
-    Raises:
-        ValueError: If the source is not a diffusion model, or of an unknown type.
-    """
+    """Read the parts of a diffusion model; the arguments are those of [`DDAEModel.from_diffusers`]."""
     if isinstance(source, str | os.PathLike):
         parts = _read_folder(str(source))
     elif hasattr(source, "components") and hasattr(source, "scheduler"):
@@ -134,11 +119,9 @@ def _schedule(scheduler: Any) -> dict[str, Any]:
 
 
 def _read_components(components: dict[str, Any]) -> DiffusionParts:
-    """Read the parts of a live pipeline."""
+    """Read the parts of a pipeline. An LDAEPipeline has its schedule in the model's configuration."""
     if isinstance(components.get("model"), LDAEForPreTraining):
-        return DiffusionParts(
-            components["model"].ldae
-        )  # an LDAEPipeline, whose schedule is in the model's configuration
+        return DiffusionParts(components["model"].ldae)
     network = _one_network(components)
     parts = DiffusionParts(_checked(components[network]), scheduler=_schedule(components["scheduler"]))
     if components.get("vae") is not None:
@@ -195,16 +178,13 @@ def _read_pipeline(source: str, index: dict[str, Any]) -> DiffusionParts:
     schedule = _json(source, "scheduler_config.json", "scheduler") or _json(source, "scheduler_config.json")
     if schedule is None:
         raise ValueError(f"{source} has no scheduler_config.json, which describes how noise is added.")
-    parts = DiffusionParts(_load(source, name, named[name], DENOISERS), scheduler=_schedule(schedule))
+    components = {name: _load(source, name, named[name], DENOISERS), "scheduler": schedule}
     if "vae" in named:
-        parts.vae = _load(source, "vae", named["vae"], ["AutoencoderKL"])
+        components["vae"] = _load(source, "vae", named["vae"], ["AutoencoderKL"])
     if "text_encoder" in named and "tokenizer" in named:
-        tokenizer, text_encoder = (
-            getattr(transformers, named[part]).from_pretrained(source, subfolder=part)
-            for part in ("tokenizer", "text_encoder")
-        )
-        parts.empty_prompt = _encode_nothing(tokenizer, text_encoder)
-    return parts
+        for part in ("tokenizer", "text_encoder"):
+            components[part] = getattr(transformers, named[part]).from_pretrained(source, subfolder=part)
+    return _read_components(components)
 
 
 def _load(source: str, part: str | None, name: str | None, known: Any) -> Any:

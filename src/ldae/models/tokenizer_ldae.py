@@ -1,10 +1,13 @@
-"""Patch-wise latent tokenizers, which map patches to latents of dimension d and back, linearly (Sec. 4.2)."""
+"""Latent tokenizers: linear maps of patches to latents of dimension d and back, or a convolutional VAE (Sec. 4)."""
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
+
+from .configuration_ldae import LDAEConfig
 
 
 def patchify(pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:
@@ -69,7 +72,16 @@ def pooling_basis(patch_size: int, num_channels: int, latent_dim: int) -> torch.
 
 
 class Float32Buffers(nn.Module):
-    """A module whose buffers keep their precision: `model.to(torch.bfloat16)` leaves them in float32."""
+    """A module that computes its buffers, and keeps them in float32: `model.to(torch.bfloat16)` leaves them so."""
+
+    def initial_buffers(self) -> dict[str, torch.Tensor]:
+        """Compute the buffers, on the CPU. from_pretrained builds models without values, and asks for them again."""
+        raise NotImplementedError
+
+    def register_buffers(self, persistent: bool) -> None:
+        """Register the initial buffers; `persistent` ones are saved."""
+        for name, value in self.initial_buffers().items():
+            self.register_buffer(name, value, persistent)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "Float32Buffers":
         before = dict(self._buffers)
@@ -81,7 +93,26 @@ class Float32Buffers(nn.Module):
         return self
 
 
-class PatchTokenizer(Float32Buffers):
+class LatentTokenizer(Float32Buffers):
+    """A tokenizer whose latents are scaled by their measured variance."""
+
+    mean: torch.Tensor
+    explained_variance: torch.Tensor  # (d,)
+    fitted: torch.Tensor
+    latent_scaling: str
+
+    @property
+    def std(self) -> torch.Tensor:
+        """What latents are divided by: one number `(1,)`, or one for each dimension `(d,)`."""
+        variance = self.explained_variance.clamp(min=0)
+        if self.latent_scaling == "global":
+            return variance.mean(dim=0, keepdim=True).sqrt()
+        if self.latent_scaling == "per_dim":
+            return variance.sqrt()
+        return torch.ones_like(variance[:1])
+
+
+class PatchTokenizer(LatentTokenizer):
     """A tokenizer of a linear map V of centred patches, and a linear map back, U^T; U = V if its rows are orthonormal.
 
     Args:
@@ -96,10 +127,7 @@ class PatchTokenizer(Float32Buffers):
     latent dimension before scaling, `fitted ()`.
     """
 
-    mean: torch.Tensor
     components: torch.Tensor
-    explained_variance: torch.Tensor
-    fitted: torch.Tensor
 
     def __init__(self, patch_size: int, num_channels: int, latent_dim: int, latent_scaling: str = "none"):
         super().__init__()
@@ -110,14 +138,13 @@ class PatchTokenizer(Float32Buffers):
             )
         self.patch_size, self.num_channels = patch_size, num_channels
         self.latent_dim, self.latent_scaling = latent_dim, latent_scaling
-        for name, value in self.unfitted_state().items():
-            self.register_buffer(name, value)
+        self.register_buffers(persistent=True)
 
     def basis(self) -> torch.Tensor:
         """Return V before a fit: `(d, D)` with orthonormal rows."""
         return cosine_basis(self.patch_size, self.num_channels, self.latent_dim)
 
-    def unfitted_state(self) -> dict[str, torch.Tensor]:
+    def initial_buffers(self) -> dict[str, torch.Tensor]:
         """Return the buffers before a fit: the basis, zero mean, unit variances."""
         return {
             "mean": torch.zeros(self.num_channels * self.patch_size**2, device="cpu"),
@@ -130,11 +157,6 @@ class PatchTokenizer(Float32Buffers):
     def decoder_components(self) -> torch.Tensor:
         """The rows of U `(d, D)`."""
         return self.components
-
-    @property
-    def std(self) -> torch.Tensor:
-        """The standard deviation that latents are divided by; broadcasts over the d dimensions."""
-        return latent_std(self.explained_variance, self.latent_scaling)
 
     def encode(self, patches: torch.Tensor) -> torch.Tensor:
         """Encode patches `(..., D)` as scaled latents `(..., d)`, in the buffers' precision."""
@@ -192,24 +214,105 @@ class PatchAutoencoder(PatchTokenizer):
 
     decoder_weight: torch.Tensor
 
-    def unfitted_state(self) -> dict[str, torch.Tensor]:
-        return {**super().unfitted_state(), "decoder_weight": self.basis()}
+    def initial_buffers(self) -> dict[str, torch.Tensor]:
+        return {**super().initial_buffers(), "decoder_weight": self.basis()}
 
     @property
     def decoder_components(self) -> torch.Tensor:
         return self.decoder_weight
 
 
-def latent_std(variance: torch.Tensor, latent_scaling: str) -> torch.Tensor:
-    """Return what latents of variance `(d,)` are divided by: one number `(1,)`, or one for each dimension `(d,)`."""
-    variance = variance.clamp(min=0)
-    if latent_scaling == "global":
-        return variance.mean(dim=0, keepdim=True).sqrt()
-    if latent_scaling == "per_dim":
-        return variance.sqrt()
-    return torch.ones_like(variance[:1])
-
-
 def divide(latents: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
     """Divide latents `(..., d)` by their standard deviation; return zero where that is only rounding."""
     return latents * torch.where(std > 1e-4 * std.amax(dim=0), 1 / std, 0)
+
+
+class ConvVAETokenizer(LatentTokenizer):
+    """A tokenizer around diffusers' `AutoencoderKL`, whose latents are cut into patches as in DiT.
+
+    Its weights are frozen; `ldae train_tokenizer` trains them. A latent is the posterior's mean.
+
+    Args:
+        config ([`LDAEConfig`]): With `conv_vae_config`.
+
+    Buffers (float32): `mean (d,)` and `explained_variance (d,)` of latents before scaling, `fitted ()`.
+    """
+
+    def __init__(self, config: LDAEConfig):
+        super().__init__()
+        self.latent_dim, self.latent_scaling = config.latent_dim, config.latent_scaling
+        self.patch_size, self.num_channels = config.patch_size, config.num_channels
+        self.conv_vae_config = config.conv_vae_config
+        self.latent_patch_size = config.patch_size // config.conv_vae_stride
+        self.stride = config.conv_vae_stride
+        self.vae: Any = build_conv_vae(config).requires_grad_(False)
+        self.register_buffers(persistent=True)
+
+    def initial_buffers(self) -> dict[str, torch.Tensor]:
+        """Return the buffers before a fit: zero mean, unit variances."""
+        return {
+            "mean": torch.zeros(self.latent_dim, device="cpu"),
+            "explained_variance": torch.ones(self.latent_dim, device="cpu"),
+            "fitted": torch.tensor(False, device="cpu"),
+        }
+
+    @torch.no_grad()
+    def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Encode images `(B, C, H, W)` as scaled latents `(B, N, d)`, without gradients."""
+        z = self.unscaled_latents(pixel_values)  # (B, N, d)
+        return divide(z - self.mean, self.std)
+
+    def unscaled_latents(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Encode images `(B, C, H, W)` as the posterior's mean in patches `(B, N, d)`."""
+        return patchify(posterior_mean(self.vae, pixel_values), self.latent_patch_size).to(self.mean.dtype)
+
+    def decode_images(self, latents: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """Decode scaled latents `(B, N, d)` to images `(B, C, height, width)`."""
+        z = latents.to(self.mean.dtype) * self.std + self.mean
+        z = unpatchify(z, self.latent_patch_size, height // self.stride, width // self.stride)  # (B, c, h, w)
+        z = z.to(next(self.vae.parameters()).dtype)
+        z = z if self.vae.post_quant_conv is None else self.vae.post_quant_conv(z)
+        return self.vae.decoder(z).to(self.mean.dtype)
+
+
+def posterior_mean(vae: Any, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Encode images `(B, C, H, W)` as the posterior's mean of an `AutoencoderKL`, `(B, c, h, w)`, in its dtype."""
+    x = vae.encoder(pixel_values.to(next(vae.parameters()).dtype))  # (B, 2c, h, w)
+    moments = x if vae.quant_conv is None else vae.quant_conv(x)
+    return moments.chunk(2, dim=1)[0]
+
+
+def build_conv_vae(config: LDAEConfig) -> Any:
+    """Build the untrained `AutoencoderKL` of a configuration, or raise a `ValueError` without diffusers."""
+    try:
+        from diffusers import AutoencoderKL
+    except ImportError as error:
+        raise ValueError(
+            "latent_tokenizer='conv_vae' needs diffusers for its AutoencoderKL; pip install diffusers."
+        ) from error
+    fields: dict[str, Any] = dict(config.conv_vae_config or {})
+    levels = len(fields["block_out_channels"])
+    return AutoencoderKL(
+        in_channels=config.num_channels,
+        out_channels=config.num_channels,
+        sample_size=config.image_size,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        **fields,
+    )
+
+
+PATCH_TOKENIZERS: dict[str, type[PatchTokenizer]] = {
+    "pca": PatchPCA,
+    "ae": PatchAutoencoder,
+    "vae": PatchAutoencoder,
+    "pixel": PatchPixels,
+}
+
+
+def build_tokenizer(config: LDAEConfig) -> LatentTokenizer:
+    """Build the latent tokenizer of a configuration, unfitted."""
+    if config.latent_tokenizer == "conv_vae":
+        return ConvVAETokenizer(config)
+    tokenizer_class = PATCH_TOKENIZERS[config.latent_tokenizer]
+    return tokenizer_class(config.patch_size, config.num_channels, config.latent_dim, config.latent_scaling)

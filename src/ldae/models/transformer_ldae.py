@@ -16,16 +16,10 @@ from .tokenizer_ldae import Float32Buffers
 
 
 def sincos_positions(dim: int, height: int, width: int, trained_grid: int) -> torch.Tensor:
-    """Compute fixed two-dimensional sine-cosine positions: half of the channels for the column, half for the row.
+    """Compute fixed sine-cosine positions `(1, height * width, dim)`, half of the channels for column and row each.
 
-    Args:
-        dim (`int`): Width of a token, a multiple of 4.
-        height, width (`int`): Patches in a column and in a row.
-        trained_grid (`int`): Patches along a side of a training image. On a grid of another size the coordinates are
-            stretched to the trained range (by patch centres), as resizing a learnt table would.
-
-    Returns:
-        `torch.FloatTensor` of shape `(1, height * width, dim)`, on the CPU.
+    On a grid of another size than `trained_grid`, the patches along a side of a training image, the coordinates are
+    stretched to the trained range (by patch centres), as resizing a learnt table would.
     """
     # The device is named because from_pretrained builds models with "meta" as default.
     omega = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64, device="cpu") / (dim // 4))
@@ -50,7 +44,10 @@ class LDAEEmbeddings(Float32Buffers):
         self.hidden_size = config.hidden_size
         self.grid = config.image_size // config.patch_size
         self.projection = nn.Linear(config.input_dim, config.hidden_size)
-        self.register_buffer("position_embeddings", self.positions(self.grid, self.grid), persistent=False)
+        self.register_buffers(persistent=False)
+
+    def initial_buffers(self) -> dict[str, torch.Tensor]:
+        return {"position_embeddings": self.positions(self.grid, self.grid)}
 
     def positions(self, height: int, width: int) -> torch.Tensor:
         return sincos_positions(self.hidden_size, height, width, self.grid)  # (1, N, C)
@@ -80,15 +77,9 @@ class LDAEConditioning(nn.Module):
             self.class_embedding = nn.Embedding(config.num_class_embeds + 1, size)
 
     def forward(self, timesteps: torch.Tensor, class_labels: torch.Tensor | None = None) -> torch.Tensor:
-        """Embed time steps and classes.
+        """Embed time steps `(B,)` or a shared `(1,)`, and classes `(B,)`, by default the null class.
 
-        Args:
-            timesteps (`torch.LongTensor` of shape `(B,)` or `(1,)`).
-            class_labels (`torch.LongTensor` of shape `(B,)`, *optional*): `None` is the null class.
-
-        Returns:
-            `torch.Tensor` of shape `(B, conditioning_size)` or `(1, conditioning_size)`, after the SiLU that every
-            block would begin with.
+        The result, `(B, c)` or `(1, c)`, has passed the SiLU that every block would begin with.
         """
         half = self.frequency_dim // 2
         # The 128 frequencies fall from 1 to exactly 1e-4, because the exponent is divided by half - 1 as in diffusers'
@@ -147,16 +138,12 @@ def eager_attention_forward(
     query: torch.Tensor,  # (B, heads, N, head_dim)
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    attention_mask: None,
     scaling: float,
-    dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     scores = query @ key.transpose(-2, -1) * scaling  # (B, heads, N, N)
-    if attention_mask is not None:
-        scores = scores + attention_mask
     weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = F.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2).contiguous(), weights  # (B, N, heads, head_dim)
 
 

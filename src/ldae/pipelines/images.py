@@ -29,11 +29,7 @@ class LDAEDenoisingOutput(BaseOutput):
 
 
 def require_known(name: str, given: Sequence[str], known: Sequence[str]) -> None:
-    """Check that an argument has only known values.
-
-    Raises:
-        ValueError: For the first unknown value.
-    """
+    """Refuse the first unknown value of an argument."""
     unknown = [value for value in given if value not in known]
     if unknown:
         raise ValueError(f"{name}={unknown[0]!r} is unknown; choose {', '.join(known)}.")
@@ -80,15 +76,9 @@ def to_pixels(
 
 
 def from_pixels(pixels: torch.Tensor, output_type: str) -> Images:
-    """Convert pixels to the images that a caller asked for.
+    """Convert pixels `(B, C, S, S)`, clamped to [-1, 1], to a list of pictures (`output_type` `"pil"`) or to [0, 1].
 
-    Args:
-        pixels (`torch.Tensor` of shape `(B, C, S, S)`): Pixels, clamped to [-1, 1].
-        output_type (`str`): `"pil"`, `"np"` or `"pt"`.
-
-    Returns:
-        A list of pictures, a `np.ndarray` of shape `(B, S, S, C)` or a `torch.Tensor` of shape `(B, C, S, S)`, the
-        last two in [0, 1] and float32.
+    The values in [0, 1] are a float32 array `(B, S, S, C)` (`"np"`) or tensor `(B, C, S, S)` (`"pt"`).
     """
     images = (pixels.float() / 2 + 0.5).clamp(0, 1)
     if output_type == "pt":

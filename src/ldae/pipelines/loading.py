@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig
 from ldae.pipelines.pipeline_ddae import DDAEPipeline
 from ldae.pipelines.pipeline_ldae import LDAEPipeline
 from ldae.pipelines.run_folder import HUB_ARGUMENTS, RunFolderPipeline
-from ldae.schedulers.build import build_scheduler
+from ldae.schedulers.scheduling_ldae import build_scheduler
 
 
 PIPELINES: dict[str | None, type[RunFolderPipeline]] = {"ddae": DDAEPipeline, "ldae": LDAEPipeline}
@@ -20,9 +20,6 @@ def open_pipeline(source: str | os.PathLike[str], **kwargs: Any) -> RunFolderPip
     Args:
         source (`str` or path): The folder, or the Hub id.
         **kwargs: Arguments of [`~RunFolderPipeline.from_pretrained`], which also says what is raised.
-
-    Returns:
-        A [`DDAEPipeline`] or an [`LDAEPipeline`].
     """
     hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
     model_type = PreTrainedConfig.get_config_dict(source, **hub)[0].get("model_type")

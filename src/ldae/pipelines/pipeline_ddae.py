@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
@@ -11,8 +10,8 @@ from ldae.models.noise_ddae import NoiseProcess
 from ldae.models.pretraining_ddae import DDAEForPreTraining
 from ldae.pipelines.images import OUTPUT_TYPES, Generators, Images, from_pixels, require_known
 from ldae.pipelines.run_folder import RunFolderPipeline
-from ldae.schedulers.build import build_scheduler
 from ldae.schedulers.samplers import euler_sample, heun_sample
+from ldae.schedulers.scheduling_ldae import build_scheduler
 
 
 class DDAEPipeline(RunFolderPipeline):
@@ -32,7 +31,7 @@ class DDAEPipeline(RunFolderPipeline):
     Example:
         >>> import torch
         >>> from ldae import DDAEConfig, DDAEForPreTraining, DDAEPipeline
-        >>> from ldae.schedulers.build import build_scheduler
+        >>> from ldae.schedulers.scheduling_ldae import build_scheduler
         >>> unet = {"sample_size": 16, "block_out_channels": [8, 16], "norm_num_groups": 4, "layers_per_block": 1}
         >>> unet |= {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
         >>> model = DDAEForPreTraining(DDAEConfig(denoiser_config=unet)).eval()
@@ -44,15 +43,12 @@ class DDAEPipeline(RunFolderPipeline):
     """
 
     model_class = DDAEForPreTraining
+    num_timesteps = 0  # of the last call
 
     @property
     def samplers(self) -> tuple[str, ...]:  # type: ignore[override]
         """Samplers of the model's noise process, the default first."""
         return self.noise_process.samplers
-
-    def __init__(self, model: DDAEForPreTraining, scheduler: DDIMScheduler):
-        super().__init__(model, scheduler)
-        self.num_timesteps = 0
 
     @torch.no_grad()
     def __call__(
@@ -73,7 +69,8 @@ class DDAEPipeline(RunFolderPipeline):
         Args:
             batch_size (`int`, *optional*): Number of images; by default as many as there are generators or latents,
                 else 1.
-            class_labels, guidance_scale: Refused: the model is trained without labels.
+            class_labels (*optional*): Refused, as the model is trained without labels.
+            guidance_scale (`float`, defaults to 1): Other values are refused for the same reason.
             num_inference_steps (`int`, *optional*): Number of steps; by default 50 for `"ddim"`, 1000 (at most T) for
                 `"ancestral"`, and 18 for `"heun"`, whose steps call the network twice, except for the last.
             eta (`float`, defaults to 0): From 0, deterministic (DDIM), to 1, ancestral; only for a DDPM without
@@ -118,12 +115,6 @@ class DDAEPipeline(RunFolderPipeline):
     def noise_process(self) -> NoiseProcess:
         """The model's noise process."""
         return self.model.ddae.corruption
-
-    @property
-    def noise_shape(self) -> tuple[int, ...]:
-        """Shape `(C, H, W)` of one image."""
-        c = self.model.config
-        return c.num_channels, c.image_size, c.image_size
 
     def _denoise_once(
         self, pixels: torch.Tensor, eps: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None

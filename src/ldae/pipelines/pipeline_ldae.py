@@ -11,7 +11,6 @@ from ldae.models.pretraining_ldae import LDAEForPreTraining
 from ldae.models.tokenizer_ldae import unpatchify
 from ldae.pipelines.images import OUTPUT_TYPES, Generators, Images, Labels, from_pixels, require_known
 from ldae.pipelines.run_folder import RunFolderPipeline
-from ldae.schedulers.scheduling_ldae import LDAEScheduler
 
 
 class LDAEPipeline(RunFolderPipeline):
@@ -48,10 +47,7 @@ class LDAEPipeline(RunFolderPipeline):
     model_class = LDAEForPreTraining
     model: LDAEForPreTraining
     _callback_tensor_inputs = ["latents", "pred_original_sample"]
-
-    def __init__(self, model: LDAEForPreTraining, scheduler: LDAEScheduler):
-        super().__init__(model, scheduler)
-        self._guidance_scale, self._num_timesteps, self._interrupt = 1.0, 0, False
+    _guidance_scale, _num_timesteps, _interrupt = 1.0, 0, False
 
     @torch.no_grad()
     def __call__(
@@ -111,7 +107,9 @@ class LDAEPipeline(RunFolderPipeline):
         labels = self._prepare_labels(class_labels, batch_size, guidance_scale)  # (B,) or None
         self._guidance_scale, self._interrupt = guidance_scale, False
         _, eta = self.resolve_sampler(sampler, eta)
-        self._set_timesteps(num_inference_steps, sampler)
+        if num_inference_steps is None:
+            num_inference_steps = self.steps_by_default(sampler)
+        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         options = self._step_options(eta=eta, generator=generator)
         zt = self._normal("latents", latents, batch_size, generator) * self.scheduler.init_noise_sigma  # (B, N, d)
         self._load_onto_device()
@@ -150,12 +148,12 @@ class LDAEPipeline(RunFolderPipeline):
         """`True` if a callback ended the chain early."""
         return self._interrupt
 
-    # -- a step --
-
     @property
-    def noise_shape(self) -> tuple[int, ...]:
-        """Shape `(N, d)` of one image's latents."""
-        return self.model.config.num_patches, self.model.config.latent_dim
+    def most_steps(self) -> int:
+        """The largest number of steps: T, or 1 for the one level of a constant schedule."""
+        return 1 if self.model.config.noise_schedule == "constant" else super().most_steps
+
+    # -- a step --
 
     def _denoise_once(
         self, pixels: torch.Tensor, eps: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None
@@ -197,9 +195,3 @@ class LDAEPipeline(RunFolderPipeline):
                 rest = prediction - tokenizer.decode(tokenizer.encode(prediction))  # (B, N, D)
                 pixels = pixels + unpatchify(rest, config.patch_size, *size)
         return pixels
-
-    def _set_timesteps(self, num_inference_steps: int | None, sampler: str | None) -> None:
-        if num_inference_steps is None:
-            constant = self.model.config.noise_schedule == "constant"
-            num_inference_steps = 1 if constant else self.steps_by_default(sampler)
-        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)

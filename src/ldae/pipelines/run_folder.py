@@ -26,8 +26,7 @@ from ldae.pipelines.images import (
     require_known,
     to_pixels,
 )
-from ldae.schedulers.build import build_scheduler
-from ldae.schedulers.scheduling_ldae import LDAEScheduler
+from ldae.schedulers.scheduling_ldae import LDAEScheduler, build_scheduler
 
 
 SCHEDULER_FOLDER = "scheduler"
@@ -70,7 +69,8 @@ class RunFolderPipeline(DiffusionPipeline):
 
         Args:
             pretrained_model_name_or_path (`str` or path): The folder, or the Hub id.
-            model, scheduler (*optional*): Used in place of those in the folder.
+            model (*optional*): Used in place of the folder's.
+            scheduler (*optional*): Used in place of the folder's.
             **kwargs: Arguments of transformers' `from_pretrained`: `dtype` (or diffusers' dict with one for each
                 component), `revision`, `token`, `cache_dir`, `local_files_only`, ...
 
@@ -158,14 +158,7 @@ class RunFolderPipeline(DiffusionPipeline):
     # -- samplers and the scheduler --
 
     def resolve_sampler(self, sampler: str | None, eta: float) -> tuple[str, float]:
-        """Resolve the two arguments that select how noise becomes images.
-
-        Args:
-            sampler (`str`, *optional*): One of `samplers`; the first of them by default.
-            eta (`float`): From 0 to 1; only used if no sampler is named.
-
-        Returns:
-            The sampler and its eta, which is 1 for "ancestral".
+        """Return the sampler, by default the first of `samplers`, and its eta, which is 1 for "ancestral".
 
         Raises:
             ValueError: If this pipeline does not have the sampler, or if eta contradicts it.
@@ -232,11 +225,6 @@ class RunFolderPipeline(DiffusionPipeline):
 
     # -- a call --
 
-    @property
-    @abstractmethod
-    def noise_shape(self) -> tuple[int, ...]:
-        """Shape of one image's noise."""
-
     @abstractmethod
     def _denoise_once(
         self, pixels: torch.Tensor, eps: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None
@@ -280,7 +268,7 @@ class RunFolderPipeline(DiffusionPipeline):
         self._load_onto_device()
         pixels = to_pixels(images, c.image_size, c.num_channels).to(self._execution_device)
         labels = self._prepare_labels(class_labels, len(pixels), guidance_scale=1.0)
-        eps = self._normal("noise", noise, len(pixels), generator)  # (B, *noise_shape)
+        eps = self._normal("noise", noise, len(pixels), generator)  # (B, N, d) or (B, C, H, W)
         t = torch.full((1,), timestep, device=pixels.device)
         denoised, noisy = self._denoise_once(pixels, eps, t, labels)
         shown = (from_pixels(denoised, output_type), from_pixels(noisy, output_type))
@@ -338,8 +326,8 @@ class RunFolderPipeline(DiffusionPipeline):
         return labels.expand(count)
 
     def _normal(self, name: str, given: torch.Tensor | None, count: int, generator: Generators) -> torch.Tensor:
-        """Return standard normal noise `(B, *noise_shape)` in float32: the given one, or drawn."""
-        shape, device = (count, *self.noise_shape), self._execution_device
+        """Return standard normal noise in float32, of the shape that the model denoises: the given one, or drawn."""
+        shape, device = (count, *self.model.noise_shape), self._execution_device
         if given is None:
             return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         if given.shape != shape:

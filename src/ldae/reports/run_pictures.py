@@ -13,11 +13,10 @@ from transformers import AutoModelForPreTraining
 
 from ldae.checkpoints import open_model
 from ldae.data import ImageSource, iterate_once, prepare_images
-from ldae.models.corruption_ldae import draw_noise
 from ldae.models.pretraining_ddae import DDAEForPreTraining
 from ldae.models.pretraining_ldae import LDAEForPreTraining
-from ldae.models.tokenizer_conv_ldae import ConvVAETokenizer
-from ldae.models.tokenizer_ldae import PatchTokenizer
+from ldae.models.randomness_ldae import keyed_noise
+from ldae.models.tokenizer_ldae import ConvVAETokenizer, PatchTokenizer
 from ldae.reports.curves import training_figure
 
 
@@ -85,7 +84,7 @@ def ddae_figures(model: DDAEForPreTraining, pixels: torch.Tensor) -> dict[str, F
 def denoising_figure(model: LDAEForPreTraining, pixels: torch.Tensor) -> Figure:
     """Draw Fig. 8: clean images `(B, C, H, W)`, noisy inputs and denoised outputs at three noise levels."""
     c, b, tokenizer = model.config, pixels.shape[0], model.ldae.tokenizer
-    noise = draw_noise(c, torch.arange(b), seed=0)
+    noise = keyed_noise(0, torch.arange(b), model.noise_shape)
     rows = [("clean", pixels)]
     levels = {min(c.num_train_timesteps - 1, int(share * c.num_train_timesteps)) for share in (0.25, 0.5, 0.9)}
     for t in sorted(levels if c.noise_schedule != "constant" else {0}):
@@ -104,7 +103,7 @@ def noise_figure(model: LDAEForPreTraining, pixels: torch.Tensor) -> Figure:
     """Draw Fig. 7: clean images, with Gaussian noise on their pixels, and with noise on their latents."""
     sigma = (1 / 3) ** 0.5  # as in the figure
     tokenizer = model.ldae.tokenizer
-    latents = tokenizer.encode_images(pixels) + sigma * draw_noise(model.config, torch.arange(len(pixels)), seed=0)
+    latents = tokenizer.encode_images(pixels) + sigma * keyed_noise(0, torch.arange(len(pixels)), model.noise_shape)
     noise = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(0))
     rows = [
         ("clean", pixels),

@@ -24,8 +24,7 @@ def euler_sample(
 
     A step from level s to level r moves x to D + r' (x - D) / s and adds fresh noise with standard deviation
     r'' = eta (r/s) (s^2 - r^2)^(1/2), where r'^2 + r''^2 = r^2. With x = x_t / gamma_t and sigma = sigma_t / gamma_t
-    it is
-    DDIM (Song et al. 2021, arXiv 2010.02502, eq. 12 and 16): with eta = 0 Euler's step for the equation that
+    it is DDIM (Song et al. 2021, arXiv 2010.02502, eq. 12 and 16): with eta = 0 Euler's step for the equation that
     [`heun_sample`] solves, with eta = 1 a draw from DDPM's posterior.
 
     Args:
@@ -66,11 +65,7 @@ def heun_sample(
 
     It follows dx / d sigma = (x - D(x; sigma)) / sigma from the first level to 0, with a step of Euler's at the end.
 
-    Args:
-        denoise, x, levels, progress: As in [`euler_sample`].
-
-    Returns:
-        `torch.Tensor` of shape `(B, ...)`, after 2 steps - 1 calls of `denoise`.
+    The arguments are those of [`euler_sample`], and `denoise` is called twice for each level but the last.
 
     Example:
         >>> mean = torch.ones(1, 2)  # the denoised images of data without variance

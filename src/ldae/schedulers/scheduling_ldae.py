@@ -1,44 +1,23 @@
-"""The noise schedules as a diffusers scheduler, which adds noise as in training and removes it step by step."""
+"""The noise schedules as schedulers of diffusers, which add noise as in training and remove it step by step."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from diffusers import DDIMScheduler, EDMEulerScheduler
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
+from ldae.models.configuration_ddae import DDAEConfig
 from ldae.models.configuration_ldae import LDAEConfig
 from ldae.models.corruption_ldae import corrupt, noise_schedule_tables
 from ldae.models.objective_ldae import clean_latent, loss_weight_table
 
 
-# The fields that the scheduler shares with LDAEConfig, and diffusers' names for the prediction targets.
-_SHARED_FIELDS = (
-    "num_train_timesteps",
-    "noise_schedule",
-    "beta_start",
-    "beta_end",
-    "sigma_max",
-    "sigma",
-    "loss_weighting",
-)
-_PREDICTION_TYPES = {"noise": "epsilon", "latent": "sample", "projected_image": "sample", "image": "sample"}
-
-
-@dataclass
-class LDAESchedulerOutput(BaseOutput):
-    """Output of [`LDAEScheduler.step`].
-
-    Args:
-        prev_sample (`torch.Tensor`, like `sample`): z_s, the input of the next step.
-        pred_original_sample (`torch.Tensor`, like `sample`): The clean z_0 that the model output implies.
-    """
-
-    prev_sample: torch.Tensor
-    pred_original_sample: torch.Tensor | None = None
+# The fields that the scheduler shares with LDAEConfig.
+_SHARED_FIELDS = "num_train_timesteps noise_schedule beta_start beta_end sigma_max sigma loss_weighting".split()
 
 
 class LDAEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc] # both of diffusers' bases name config_name
@@ -110,43 +89,24 @@ class LDAEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc] # both o
         if prediction_type not in ("epsilon", "sample"):
             raise ValueError(f"prediction_type={prediction_type!r} is unknown; choose epsilon or sample.")
         # LDAEConfig checks these fields.
-        LDAEConfig(**{name: self.config[name] for name in _SHARED_FIELDS}, feature_timestep=0)
-        self.gammas, self.sigmas = noise_schedule_tables(
-            noise_schedule,
-            num_train_timesteps,
-            beta_start=beta_start,
-            beta_end=beta_end,
-            sigma_max=sigma_max,
-            sigma=sigma,
-        )
+        checked = LDAEConfig(**{name: self.config[name] for name in _SHARED_FIELDS}, feature_timestep=0)
+        self.gammas, self.sigmas = noise_schedule_tables(checked)
         self.loss_weights = loss_weight_table(loss_weighting, self.gammas, self.sigmas)
-        given = {
-            "beta_schedule": beta_schedule,
-            "trained_betas": trained_betas,
-            "clip_sample": clip_sample,
-            "timestep_spacing": timestep_spacing,
-        }
-        self._register_fields_of_diffusers(given)
+        self._register_fields_of_diffusers()
         self.init_noise_sigma = float((self.gammas[-1] ** 2 + self.sigmas[-1] ** 2).sqrt())
         self.num_inference_steps: int | None = None
         # Until set_timesteps is called: every level, once.
-        self._chain = (
-            [num_train_timesteps - 1] if noise_schedule == "constant" else [*range(num_train_timesteps)][::-1]
-        )
+        self._chain = [*range(num_train_timesteps)][::-1][: 1 if noise_schedule == "constant" else None]
         self.timesteps = torch.tensor(self._chain)
 
     @classmethod
     def from_ldae_config(cls, config: LDAEConfig) -> "LDAEScheduler":
         """Build the scheduler of a model's configuration: the same schedule, with diffusers' name for its target."""
         fields = {name: getattr(config, name) for name in _SHARED_FIELDS}
-        return cls(**fields, prediction_type=_PREDICTION_TYPES[config.prediction_target])
+        return cls(**fields, prediction_type="epsilon" if config.prediction_target == "noise" else "sample")
 
     def verify_matches(self, config: LDAEConfig) -> None:
-        """Check a scheduler that was loaded beside a model.
-
-        Raises:
-            ValueError: naming each field in which the scheduler and the model's configuration disagree.
-        """
+        """Refuse a scheduler that disagrees with the model beside which it was loaded; name each such field."""
         right = LDAEScheduler.from_ldae_config(config).config
         names = [name for name in right if not name.startswith("_")]
         wrong = [name for name in names if not _same(self.config.get(name), right[name])]
@@ -194,9 +154,6 @@ class LDAEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc] # both o
         Args:
             num_inference_steps (`int`): From 1 to T; 1 for the constant schedule.
             device (`str` or `torch.device`, *optional*): Device of `timesteps`.
-
-        Raises:
-            ValueError: If the number of steps is out of range.
         """
         total = len(self)
         if self.config["noise_schedule"] == "constant" and num_inference_steps != 1:
@@ -221,7 +178,7 @@ class LDAEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc] # both o
         eta: float = 0.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
-    ) -> LDAESchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
+    ) -> DDIMSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
         """Take one step of the chain, from z_t to z_s, where s is the next lower time step in `timesteps`.
 
         The last step returns the clean prediction. With eta = 0 a step is deterministic (DDIM, arXiv 2010.02502), with
@@ -236,10 +193,10 @@ class LDAEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc] # both o
             eta (`float`, defaults to 0): From 0, deterministic, to 1, ancestral.
             generator (`torch.Generator` or a list of one for each sample, *optional*): Generator of the noise for eta
                 > 0.
-            return_dict (`bool`, defaults to `True`): Return an [`LDAESchedulerOutput`], or else a tuple.
+            return_dict (`bool`, defaults to `True`): Return a [`DDIMSchedulerOutput`], or else a tuple.
 
         Returns:
-            [`LDAESchedulerOutput`] in the type of `sample`; the arithmetic is in float32 at least.
+            [`DDIMSchedulerOutput`] in the type of `sample`; the arithmetic is in float32 at least.
 
         Raises:
             ValueError: If the time step or eta is out of range.
@@ -271,7 +228,7 @@ class LDAEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc] # both o
                 noise = randn_tensor(zt.shape, generator=generator, device=zt.device, dtype=zt.dtype)
                 zs = zs + eta * v**0.5 * noise
         zs, z0 = zs.to(sample.dtype), z0.to(sample.dtype)
-        return LDAESchedulerOutput(prev_sample=zs, pred_original_sample=z0) if return_dict else (zs, z0)
+        return DDIMSchedulerOutput(prev_sample=zs, pred_original_sample=z0) if return_dict else (zs, z0)
 
     def __len__(self) -> int:
         return self.config["num_train_timesteps"]
@@ -281,7 +238,7 @@ class LDAEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc] # both o
         timesteps = timesteps.to(device)
         return self.gammas.to(device)[timesteps], self.sigmas.to(device)[timesteps]
 
-    def _register_fields_of_diffusers(self, given: dict[str, Any]) -> None:
+    def _register_fields_of_diffusers(self) -> None:
         """Derive the fields of diffusers' schedulers for this schedule, and refuse given ones that disagree."""
         schedule = self.config["noise_schedule"]
         derived: dict[str, Any] = {
@@ -295,9 +252,10 @@ class LDAEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc] # both o
             previous = torch.cat([gamma2.new_ones(1), gamma2[:-1]])
             derived["trained_betas"] = (1 - gamma2 / previous).tolist()
         for name, value in derived.items():
-            if given[name] is not None and not _same(given[name], value):
+            given = self.config[name]
+            if given is not None and not _same(given, value):
                 raise ValueError(
-                    f"{name}={_short(given[name])} disagrees with noise_schedule={schedule!r}, for which it is "
+                    f"{name}={_short(given)} disagrees with noise_schedule={schedule!r}, for which it is "
                     f"{_short(value)}; leave it out."
                 )
         self.register_to_config(**derived)
@@ -306,6 +264,29 @@ class LDAEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc] # both o
         if "_use_default_values" in self.config:
             at_default = set(self.config["_use_default_values"]) - set(derived) - {"prediction_type", "noise_schedule"}
             self.register_to_config(_use_default_values=sorted(at_default))
+
+
+def build_scheduler(config: LDAEConfig | DDAEConfig) -> Any:
+    """Build the scheduler that a denoiser's configuration describes.
+
+    Returns:
+        For an l-DAE an [`LDAEScheduler`]. For a DDPM diffusers' `DDIMScheduler`, which runs from deterministic (eta 0)
+        to ancestral (eta 1), converts to other schedulers of diffusers (`DDPMScheduler.from_config`), and clips the
+        estimates of the clean image to [-1, 1], as DDPM does. For an EDM diffusers' `EDMEulerScheduler`; our pipeline
+        uses Heun's method at the same levels.
+
+    Example:
+        >>> from ldae import DDAEConfig
+        >>> scheduler = build_scheduler(DDAEConfig())
+        >>> type(scheduler).__name__, scheduler.config.beta_end, scheduler.config.clip_sample
+        ('DDIMScheduler', 0.02, True)
+    """
+    if isinstance(config, LDAEConfig):
+        return LDAEScheduler.from_ldae_config(config)
+    c: Any = config.scheduler_config
+    if config.noise_process.samples_by_scheduler:
+        return DDIMScheduler.from_config(c)
+    return EDMEulerScheduler(**{name: c[name] for name in ("sigma_min", "sigma_max", "sigma_data", "rho")})
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:

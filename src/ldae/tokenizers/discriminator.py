@@ -14,9 +14,8 @@ class PatchDiscriminator(nn.Module):
     Args:
         num_channels (`int`): Channels of the images.
         image_size (`int`): Side of the images, in pixels, at least 8. The forward pass also takes larger ones.
-        width (`int`, defaults to 64): Channels after the first layer; they double from layer to layer, up to 8 times.
-        layers (`int`, defaults to 3): Strided layers; fewer on small images, so that the map of scores has at least 2
-            x 2.
+        width (`int`, defaults to 64): Channels after the first layer; they double from layer to layer. Three layers
+            are strided, or fewer on small images, so that the map of scores has at least 2 x 2.
 
     Raises:
         ValueError: If the images are too small.
@@ -30,15 +29,13 @@ class PatchDiscriminator(nn.Module):
     ```
     """
 
-    def __init__(self, num_channels: int, image_size: int, width: int = 64, layers: int = 3):
+    def __init__(self, num_channels: int, image_size: int, width: int = 64):
         super().__init__()
-        if image_size < 8 or layers < 1 or width < 1:
-            raise ValueError(
-                f"image_size={image_size} must be at least 8, and width={width} and layers={layers} at least 1."
-            )
+        if image_size < 8:
+            raise ValueError(f"image_size={image_size} must be at least 8.")
         # The two convolutions of stride 1 that follow each reduce the map's side by one.
-        strided = min(layers, int(math.log2(image_size / 4)))
-        widths = [width * min(2**i, 8) for i in range(strided + 1)]
+        strided = min(3, int(math.log2(image_size / 4)))
+        widths = [width * 2**i for i in range(strided + 1)]
         self.layers = nn.Sequential(nn.Conv2d(num_channels, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2))
         for i in range(1, strided + 1):
             stride = 2 if i < strided else 1

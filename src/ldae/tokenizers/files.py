@@ -7,41 +7,37 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
-from ldae.files import open_permissions
+from ldae.files import write_whole
 from ldae.models.configuration_ldae import CONV_VAE_DEFAULTS, LDAEConfig
-from ldae.models.tokenizer_conv_ldae import PATCH_TOKENIZERS, ConvVAETokenizer, build_tokenizer
-from ldae.models.tokenizer_ldae import PatchPCA, PatchTokenizer
+from ldae.models.tokenizer_ldae import (
+    PATCH_TOKENIZERS,
+    ConvVAETokenizer,
+    LatentTokenizer,
+    PatchPCA,
+    PatchTokenizer,
+    build_tokenizer,
+)
 
 
 TOKENIZER_FILE = "tokenizer.safetensors"
 _IN_MODEL = "ldae.tokenizer."
 
 
-def save_tokenizer(folder: str | os.PathLike[str], tokenizer: PatchTokenizer | ConvVAETokenizer) -> None:
-    """Write a fitted tokenizer as `tokenizer.safetensors`.
-
-    Args:
-        folder (`str` or path): The folder; it is created if it is missing.
-        tokenizer: The tokenizer.
-
-    Raises:
-        ValueError: If it was never fitted.
-    """
+def save_tokenizer(folder: str | os.PathLike[str], tokenizer: LatentTokenizer) -> None:
+    """Write a fitted tokenizer as `tokenizer.safetensors` into a folder, which is created if it is missing."""
     if not bool(tokenizer.fitted):
         raise ValueError("tokenizer.fitted=False: the tokenizer was never fitted; fit it with fit_patch_pca.")
     Path(folder).mkdir(parents=True, exist_ok=True)
-    settings = {"type": type(tokenizer).__name__, "patch_size": tokenizer.patch_size}
+    settings: dict[str, Any] = {"type": type(tokenizer).__name__, "patch_size": tokenizer.patch_size}
     settings["num_channels"] = tokenizer.num_channels
     if isinstance(tokenizer, ConvVAETokenizer):
         settings["conv_vae_config"] = tokenizer.conv_vae_config
     tensors = {name: value.contiguous() for name, value in tokenizer.state_dict().items()}
-    partial = Path(folder) / f".{TOKENIZER_FILE}"  # renamed when it is whole
-    save_file(tensors, partial, metadata={"ldae": json.dumps(settings)})  # one key: their order is random
-    open_permissions(partial)
-    os.replace(partial, Path(folder) / TOKENIZER_FILE)
+    metadata = {"ldae": json.dumps(settings)}  # one key: their order is random
+    write_whole(Path(folder) / TOKENIZER_FILE, save(tensors, metadata))
 
 
 def load_tokenizer(folder: str | os.PathLike[str], config: LDAEConfig) -> Any:
@@ -54,9 +50,6 @@ def load_tokenizer(folder: str | os.PathLike[str], config: LDAEConfig) -> Any:
         folder (`str` or path): A `train_tokenizer` folder (with `tokenizer.safetensors`), a run (with `config.json`
             and `model.safetensors`) or, for `conv_vae`, a folder or Hub id of an `AutoencoderKL`.
         config ([`LDAEConfig`]): Configuration of the model that uses it.
-
-    Returns:
-        The tokenizer that `config` names.
 
     Raises:
         ValueError: If there is none, or it does not fit the configuration.
@@ -134,5 +127,5 @@ def _read_autoencoder(
     settings = {"type": "ConvVAETokenizer", "conv_vae_config": network, "patch_size": config.patch_size}
     tensors = {f"vae.{name}": value for name, value in vae.state_dict().items()}
     if network == config.conv_vae_config:
-        tensors |= build_tokenizer(config).unfitted_state()  # the scale of its latents is still to be measured
+        tensors |= build_tokenizer(config).initial_buffers()  # the scale of its latents is still to be measured
     return {**settings, "num_channels": vae.config.in_channels}, tensors

@@ -12,8 +12,8 @@ from ldae.models.tokenizer_ldae import PatchPCA, patchify
 class PatchMoments:
     """Count, mean and scatter matrix of patches in float64: all that PCA needs.
 
-    Patches come in chunks and from several processes. Each chunk is centred on its own mean before it is squared, so
-    nothing cancels. Memory is D x D and one chunk, whatever the number of patches.
+    Each chunk of patches is centred on its own mean before it is squared, so nothing cancels. Memory is D x D and one
+    chunk, whatever the number of patches.
 
     Args:
         patch_dim (`int`): D = C * P * P, the number of values in a patch.
@@ -43,15 +43,12 @@ class PatchMoments:
         self._scatter = torch.zeros(patch_dim, patch_dim, dtype=torch.float64)  # only its upper triangle is kept
 
     def update(self, patches: torch.Tensor, chunk_size: int = 2048) -> "PatchMoments":
-        """Add patches.
+        """Add patches, and return the object itself.
 
         Args:
             patches (`torch.FloatTensor` of shape `(..., D)`): Patches from [`patchify`], of any floating type. The
                 moments move to their device (but stay on the CPU for a device without float64).
             chunk_size (`int`, defaults to 2048): Patches converted to float64 at a time.
-
-        Returns:
-            [`PatchMoments`]: The object itself.
 
         Raises:
             ValueError: If the patches have another size, are integers, or are not finite. Chunks before the one that
@@ -176,8 +173,7 @@ def fit_patch_pca(
         if batch.ndim != 4:
             raise ValueError(f"images has shape {tuple(batch.shape)}; give batches of shape (B, C, H, W).")
         channels, height, width = batch.shape[1:]
-        if num_channels is None:
-            num_channels = channels
+        num_channels = num_channels or channels
         if channels != num_channels:
             raise ValueError(
                 f"images has {channels} channels where num_channels={num_channels}; convert them all to one mode."
@@ -192,36 +188,25 @@ def fit_patch_pca(
             moments.update(patchify(part, patch_size), chunk_size)
     if moments is None or moments.count == 0:
         raise ValueError("images is empty; give at least one image that varies.")
-    if num_channels is None:
-        num_channels = moments.patch_dim // patch_size**2
-    return pca_from_moments(
-        moments,
-        patch_size=patch_size,
-        num_channels=num_channels,
-        latent_dim=latent_dim,
-        latent_scaling=latent_scaling,
-    )
+    shape = {"patch_size": patch_size, "num_channels": num_channels or moments.patch_dim // patch_size**2}
+    return pca_from_moments(moments, **shape, latent_dim=latent_dim, latent_scaling=latent_scaling)
 
 
 def pca_from_moments(
     moments: PatchMoments, *, patch_size: int, num_channels: int, latent_dim: int, latent_scaling: str = "none"
 ) -> PatchPCA:
-    """Compute the PCA of the patches that went into the moments, by an eigendecomposition in float64.
+    """Compute the PCA of the patches that went into the moments, by an eigendecomposition in float64, on the CPU.
 
     The entry of largest magnitude of each component is positive. Variances have n - 1 in the denominator. Where the
     patches span fewer than `latent_dim` directions (grey images in three channels span at most P * P, n patches n -
     1), the other components are arbitrary orthonormal rows with zero variance, and a warning says so.
 
     Args:
-        moments ([`PatchMoments`]): Moments of at least two different patches; with several processes, after
-            `all_reduce`.
+        moments ([`PatchMoments`]): Moments of all processes.
         patch_size (`int`): P, in pixels.
         num_channels (`int`): C.
         latent_dim (`int`): d, at most C * P * P.
         latent_scaling (`str`, defaults to `"none"`): As in [`PatchPCA`].
-
-    Returns:
-        [`PatchPCA`] on the CPU, with `fitted` set.
 
     Raises:
         ValueError: If the moments are of another patch size or without variance, or `latent_dim` exceeds the size of a

@@ -20,7 +20,7 @@ from ldae.data import (
 from ldae.errors import RunError
 from ldae.models.configuration_ldae import LDAEConfig
 from ldae.models.corruption_ldae import LDAECorruption
-from ldae.models.tokenizer_conv_ldae import ConvVAETokenizer
+from ldae.models.tokenizer_ldae import ConvVAETokenizer
 from ldae.reports.run_pictures import draw_run_pictures
 from ldae.training.callbacks import AtEnd, FeatureProbe, sharing
 from ldae.training.checkpoint import Checkpoint

@@ -166,7 +166,7 @@ class RunFolder:
         Raises:
             RunError: If it cannot be written.
         """
-        from ldae.schedulers.build import build_scheduler
+        from ldae.schedulers.scheduling_ldae import build_scheduler
 
         staging = Path(tempfile.mkdtemp(prefix=EXPORT_PREFIX, dir=self.path))
         try:

@@ -7,8 +7,7 @@ from accelerate import Accelerator
 
 from ldae import stopping
 from ldae.data import ImageSource, prepare_images
-from ldae.models.tokenizer_conv_ldae import ConvVAETokenizer
-from ldae.models.tokenizer_ldae import PatchPCA, PatchPixels, patchify
+from ldae.models.tokenizer_ldae import ConvVAETokenizer, PatchPCA, PatchPixels, patchify
 from ldae.tokenizers.pca import PatchMoments, pca_from_moments
 from ldae.training.recipe import Recipe
 from ldae.training.task import open_loader

@@ -15,14 +15,13 @@ from ldae.data import Batch, ImageSource, iterate_once, open_images, open_probe_
 from ldae.data.survey import time_reading
 from ldae.evaluation.reconstruction import reconstruction_quality
 from ldae.models.randomness_ldae import NOISE, keyed_normal
-from ldae.models.tokenizer_conv_ldae import ConvVAETokenizer, build_conv_vae, build_tokenizer
+from ldae.models.tokenizer_ldae import ConvVAETokenizer, build_conv_vae, build_tokenizer
 from ldae.processes import join_processes, make_accelerator
 from ldae.reports.run_pictures import reconstruction_figure
 from ldae.results import Result, add_result
 from ldae.sections import TrainingConfig
-from ldae.tokenizers.conv_autoencoder import ConvAutoencoderTraining
+from ldae.tokenizers.autoencoders import ConvAutoencoderTraining, LinearAutoencoderTraining
 from ldae.tokenizers.files import TOKENIZER_FILE, load_tokenizer, save_tokenizer
-from ldae.tokenizers.linear_autoencoder import LinearAutoencoderTraining
 from ldae.tokenizers.perceptual import PerceptualLoss
 from ldae.training.callbacks import tracking
 from ldae.training.checkpoint import Checkpoint
