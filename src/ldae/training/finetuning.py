@@ -27,6 +27,7 @@ from ldae.training.checkpoint import Checkpoint
 from ldae.training.estimate import Estimate, Rehearsal, rehearse
 from ldae.training.finetuning_recipe import FineTuningRecipe, load_finetuning_recipe
 from ldae.training.loop import Callback, Run, train
+from ldae.training.progress import describe_count
 from ldae.training.run_folder import RunFolder
 from ldae.training.task import Task, trained_parameters
 
@@ -113,8 +114,8 @@ class FineTuningTask(Task):
         begin = "untrained" if fine.from_scratch else "with its head" if self.recipe.has_head else "with a new head"
         return (
             f"{super().describe()}, {sum(weight.numel() for weight in trained) / 1e6:.1f} M of them train; "
-            f"{len(self.blocks)} blocks, {self.module.num_labels} classes; {fine.checkpoint}, {begin}; layer_decay "
-            f"{fine.layer_decay}"
+            f"{describe_count(len(self.blocks), 'block')}, {describe_count(self.module.num_labels, 'class')}; "
+            f"{fine.checkpoint}, {begin}; layer_decay {fine.layer_decay}"
         )
 
     def _add_lora(self, model: Any) -> None:
@@ -126,7 +127,8 @@ class FineTuningTask(Task):
         """Freeze the first blocks and what comes before them, and switch off their dropout."""
         count = self.recipe.finetuning.frozen_blocks
         if count > len(self.blocks):
-            raise ValueError(f"frozen_blocks={count} exceeds the {len(self.blocks)} blocks of the encoder; lower it.")
+            blocks = describe_count(len(self.blocks), "block")
+            raise ValueError(f"frozen_blocks={count} exceeds the {blocks} of the encoder; lower it.")
         if not count:
             return
         for name, parameter in model.named_parameters():

@@ -82,7 +82,7 @@ class OwnRecipe:
         return (
             f"{self.sections['model']['size'].value} at {config.image_size} x {config.image_size} with patches of "
             f"{config.patch_size}: {1000 * self.seconds_per_step:.0f} ms a step of {training.total_batch_size} "
-            f"images; {training.steps:,} steps, {training.images:,} images"
+            f"images; {describe_count(training.steps, 'step')}, {training.images:,} images"
         )
 
 
