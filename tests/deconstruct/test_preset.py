@@ -68,7 +68,7 @@ def test_a_sweep_runs_no_rows_unless_asked(write_preset):
         ({"tokenizers": {"vaee": {}}}, "tokenizers.vaee is not a latent tokenizer; did you mean vae?"),
         ({"tokenizers": {"ae": {"image": 3}}}, "tokenizers.ae.image is not a field of a recipe"),
         ({"tokenizers": {"ae": 3}}, "tokenizers={'ae': 3} must hold fields by type"),
-        ({"sweep": {"dimensions": {"pca": 8}}}, "dimensions.pca=8: it must be a valid list"),
+        ({"sweep": {"dimensions": {"pca": 8}}}, "dimensions.pca=8 must be a list of positive integers"),
         ({"sweep": {"dimensions": {"pca": [8]}, "row": "99"}}, "rows='99' does not exist"),
     ],
 )

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from ldae.options import Option, build, describe, did_you_mean, options
 from ldae.options.values import convert
-from ldae.sections import ResNetClassifierConfig
+from ldae.sections import ResNetClassifierConfig, TokenizerConfig
 from ldae.training.recipe import SECTIONS, field_owners, find_recipe, override, read_sections, recipe_options
 
 
@@ -122,7 +122,7 @@ class SweepOptions:
         row: Row on which they are tried; with `conv_vae` its input and target must be in latent space.
     """
 
-    dimensions: dict[str, list[int]] = field(default_factory=dict)
+    dimensions: dict[str, Any] = field(default_factory=dict)
     row: int | str = "07"
 
     def __post_init__(self) -> None:
@@ -235,6 +235,8 @@ def load_preset(path: str | Path, overrides: dict[str, Any] | None = None) -> Pr
     """
     path = find_recipe(path)
     content = read_sections(path, extra=KEYS)
+    sections = {name: content.pop(name) for name in ("model", *SECTIONS)}
+    of_recipe = {}
     for name, value in (overrides or {}).items():
         section, _, field_name = name.rpartition(".")
         if name in ("rows", "seeds", "recipes"):
@@ -242,9 +244,10 @@ def load_preset(path: str | Path, overrides: dict[str, Any] | None = None) -> Pr
         elif section in KEYS:
             content[section] = {**(content.get(section) or {}), field_name: value}
         else:
-            override(content, {name: value}, field_owners(), "a preset")
+            of_recipe[name] = value
     try:
-        return _build_preset(path, content)
+        override(sections, of_recipe, field_owners())
+        return _build_preset(path, sections, content)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -298,11 +301,10 @@ def row_key(row: Any) -> str:
     return f"{int(number[1]):02d}{number[2]}" if number else text
 
 
-def _build_preset(path: Path, content: dict[str, Any]) -> Preset:
-    """Check the content of a preset's file."""
-    sections = {name: content[name] for name in ("model", *SECTIONS)}
+def _build_preset(path: Path, sections: dict[str, dict[str, Any]], content: dict[str, Any]) -> Preset:
+    """Check what is laid over the rows, and a preset's own keys."""
     for section, values in sections.items():
-        _check_fields(section, values, section)
+        _refuse_fields(section, values)
     tokenizers = _check_tokenizers(content.get("tokenizers") or {})
     own = {name: _build_section(name, content.get(name)) for name in OWN_SECTIONS}
     own["probe"] = own["probe"] or ProbeOptions()
@@ -324,15 +326,11 @@ def _build_section(name: str, values: Any) -> Any:
     return build(OWN_SECTIONS[name], values, name, "field")
 
 
-def _check_fields(name: str, values: dict[str, Any], section: str) -> None:
-    """Refuse fields under `name` that are not of a recipe's section, or cannot be laid over every row."""
-    owners = field_owners()
-    for field_name in values:
-        if owners.get(field_name) != section:
-            known = [other for other, owner in owners.items() if owner == section]
-            raise ValueError(f"{name}.{field_name} is not a field of a recipe{did_you_mean(field_name, known)}")
-        if field_name in REFUSED:
-            raise ValueError(f"{name}.{field_name} {REFUSED[field_name]}")
+def _refuse_fields(section: str, values: dict[str, Any]) -> None:
+    """Refuse fields that cannot be laid over every row."""
+    for name in values:
+        if name in REFUSED:
+            raise ValueError(f"{section}.{name} {REFUSED[name]}")
 
 
 def _check_tokenizers(tokenizers: Any) -> dict[str, dict[str, Any]]:
@@ -346,5 +344,9 @@ def _check_tokenizers(tokenizers: Any) -> dict[str, dict[str, Any]]:
     for kind, fields in tokenizers.items():
         if kind not in known:
             raise ValueError(f"tokenizers.{kind} is not a latent tokenizer{did_you_mean(kind, known)}")
-        _check_fields(f"tokenizers.{kind}", fields, "tokenizer")
+        names = [option.name for option in describe(TokenizerConfig)]
+        for name in fields:
+            if name not in names:
+                raise ValueError(f"tokenizers.{kind}.{name} is not a field of a recipe{did_you_mean(name, names)}")
+        _refuse_fields(f"tokenizers.{kind}", fields)
     return tokenizers
