@@ -6,10 +6,11 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig
 from transformers.utils import (
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
@@ -108,16 +109,8 @@ def loading(checkpoint: str | os.PathLike[str], option: str = "checkpoint") -> I
         raise ValueError(f"{option}={name!r} cannot be loaded: {text}{remedy or '.'}") from error
 
 
-def refuse_non_finite(model: PreTrainedModel | torch.nn.Module, where: str) -> None:
-    """Refuse a model with weights that are not finite numbers.
-
-    Args:
-        model: The model.
-        where: Where it comes from, for the message.
-
-    Raises:
-        ValueError: Naming the first such weight.
-    """
+def refuse_non_finite(model: torch.nn.Module, where: str) -> None:
+    """Raise a `ValueError` if a model from `where` has weights that are not finite numbers."""
     for name, weight in model.state_dict().items():
         if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
             count = int((~torch.isfinite(weight)).sum())
@@ -180,17 +173,15 @@ def hash_weights(checkpoint: str | os.PathLike[str], option: str = "checkpoint")
     index = None if whole else find(SAFE_WEIGHTS_INDEX_NAME) or find(WEIGHTS_INDEX_NAME)
     if whole is None and index is None:
         raise ValueError(f"{option}={name!r} has no file of weights, such as {SAFE_WEIGHTS_NAME}.")
-    parts = [whole] if index is None else [find(part) for part in sorted(set(_weight_map(index).values()))]
+    parts = [whole]
+    if index is not None:
+        weight_map = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+        parts = [find(part) for part in sorted(set(weight_map.values()))]
     digest = hashlib.sha256()
     for part in parts:
         with open(str(part), "rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
-
-
-def _weight_map(index: str) -> dict[str, str]:
-    with open(index, encoding="utf-8") as file:
-        return json.load(file)["weight_map"]
 
 
 @contextmanager

@@ -1,17 +1,7 @@
 """A run's results.json: each number with everything that is needed to measure it again.
 
-The file is a JSON list of entries. An entry has these keys, and may have more (all values are plain JSON):
-
-- ``metric`` (str): what was measured, such as "accuracy" or "loss".
-- ``value`` (number): the measured value; accuracies are fractions between 0 and 1.
-- ``dataset`` (str): the data set's name as the recipe gives it, such as "digits".
-- ``split`` (str): the split that was measured, such as "test".
-- ``protocol`` (dict): how it was measured. ``protocol["name"]`` names the kind, such as "linear", "ridge" or "knn";
-  the rest are its settings (pooling, timestep, block, learning rate, input, ...).
-- ``seed`` (int) or ``seeds`` (list of int): the seed, or all seeds that ``value`` is the mean over.
-- ``checkpoint`` (str): what was measured: a folder inside the run, ".", or "untrained".
-- ``stderr`` (number, optional): the standard error over ``seeds``.
-- ``n`` (int, optional): the number of examples measured.
+The file is a JSON list with an entry for each [`Result`], whose fields are its keys; one seed is called `seed`,
+several are `seeds`, and `details` are keys of their own.
 """
 
 import json
@@ -36,13 +26,14 @@ class Result:
     """One measured number with what is needed to measure it again.
 
     Args:
-        metric (`str`): What was measured, such as `"accuracy"`.
+        metric (`str`): What was measured, such as `"accuracy"` or `"loss"`.
         value (`float`): The measured value; accuracies are fractions between 0 and 1.
-        dataset (`str`): Name of the data set.
-        split (`str`): Its split.
-        protocol (`dict`): How it was measured; `protocol["name"]` names the kind.
+        dataset (`str`): Name of the data set as the recipe gives it, such as `"digits"`.
+        split (`str`): The split that was measured, such as `"test"`.
+        protocol (`dict`): How it was measured. `protocol["name"]` names the kind, such as `"linear"`, `"ridge"` or
+            `"knn"`; the rest are its settings (pooling, timestep, block, learning rate, input, ...).
         seeds (`int` or `Sequence[int]`): The seed, or all seeds that `value` is the mean over.
-        checkpoint (`str`, defaults to `"."`): What was measured.
+        checkpoint (`str`, defaults to `"."`): What was measured: a folder inside the run, `"."`, or `"untrained"`.
         stderr (`float`, *optional*): Standard error over draws or seeds.
         n (`int`, *optional*): Number of examples.
         details (`dict`): Further keys of the entry, such as `chosen` or `held_out_value`.
@@ -89,18 +80,10 @@ class Result:
     def entry(self) -> dict[str, Any]:
         """Build the entry of results.json."""
         seeds = {"seed": self.seeds} if isinstance(self.seeds, int) else {"seeds": list(self.seeds)}
+        always = {name: getattr(self, name) for name in ("metric", "value", "dataset", "split", "protocol")}
         optional = {"n": self.n, "stderr": self.stderr}
-        return {
-            "metric": self.metric,
-            "value": self.value,
-            "dataset": self.dataset,
-            "split": self.split,
-            "protocol": self.protocol,
-            **seeds,
-            "checkpoint": self.checkpoint,
-            **{key: value for key, value in optional.items() if value is not None},
-            **self.details,
-        }
+        measured = {name: value for name, value in optional.items() if value is not None}
+        return {**always, **seeds, "checkpoint": self.checkpoint, **measured, **self.details}
 
 
 def check_results(folder: str | os.PathLike[str]) -> None:
@@ -146,10 +129,12 @@ def read_results(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f"{path} holds {type(entries).__name__}, not a list of objects; restore it or move it away.")
     for number, entry in enumerate(entries, 1):
-        value, protocol = entry.get("value"), entry.get("protocol")
-        whole = all(isinstance(entry.get(key), str) for key in ("metric", "dataset", "split", "checkpoint"))
-        numeric = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not (whole and numeric and isinstance(protocol, dict) and "name" in protocol):
+        try:
+            result = Result.from_entry(entry)
+            whole = all(isinstance(v, str) for v in (result.metric, result.dataset, result.split, entry["checkpoint"]))
+        except (KeyError, TypeError, ValueError):
+            whole = False
+        if not whole:
             raise ValueError(f"{path}: entry {number} is no result; restore the file or move it away.")
     return entries
 
@@ -157,8 +142,7 @@ def read_results(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
 def add_result(folder: str | os.PathLike[str], *results: Result) -> None:
     """Add results to a folder's results.json, each in place of the one that measured the same thing.
 
-    Two entries measure the same thing if metric, dataset, split, protocol, seeds and checkpoint are equal. The new
-    file is written beside the old one and then renamed over it, so a reader never sees half a file.
+    Two entries measure the same thing if metric, dataset, split, protocol, seeds and checkpoint are equal.
 
     Args:
         folder (`str` or path): A run's folder; it must exist.
@@ -181,8 +165,6 @@ def add_result(folder: str | os.PathLike[str], *results: Result) -> None:
         entry = json.loads(json.dumps(result.entry()))  # compare and keep what the file will hold: tuples become lists
         identity = [entry.get(key) for key in IDENTITY_KEYS]
         same = [i for i, old in enumerate(entries) if [old.get(key) for key in IDENTITY_KEYS] == identity]
-        if same:
-            entries[same[0]] = entry
-        else:
-            entries.append(entry)
+        place = same[0] if same else len(entries)
+        entries[place : place + 1] = [entry]
     write_whole(Path(folder) / RESULTS_FILE, json.dumps(entries, indent=2) + "\n")

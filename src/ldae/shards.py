@@ -95,8 +95,10 @@ class ShardFolder:
 
 
 class ShardWriter:
-    """Writer of one shard, under a hidden name until it is whole; as a context manager it discards the shard on an
-    error. A shard of an object store is written to a nameless temporary file, and uploaded when it is whole.
+    """Writer of one shard, under a hidden name until it is whole.
+
+    As a context manager it discards the shard on an error. A shard of an object store is written to a nameless
+    temporary file, and uploaded when it is whole.
 
     Args:
         path (`Path` or `UPath`): The shard's file.

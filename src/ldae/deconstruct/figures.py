@@ -75,27 +75,15 @@ def trajectory_figure(
 
 
 def dimensions_figure(sweep: Sequence[VariantResults], patch_dim: int) -> Figure:
-    """Draw accuracy against the latent dimension of a token for each tokenizer (Tab. 2, Fig. 5), ours and the paper's.
-
-    Args:
-        sweep: The variants of a sweep.
-        patch_dim (`int`): D of our patches.
-    """
+    """Draw accuracy against the latent dimension d of a token, of D = `patch_dim`, by tokenizer (Tab. 2, Fig. 5)."""
     figure = Figure(figsize=(6.6, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    ours: dict[str, list[tuple[int, Summary]]] = {}
+    ours: dict[str, dict[int, Summary]] = {}
     for result in sweep:
         if result.accuracy is not None and result.variant.tokenizer and result.variant.dimension:
-            ours.setdefault(result.variant.tokenizer, []).append((result.variant.dimension, result.accuracy))
+            ours.setdefault(result.variant.tokenizer, {})[result.variant.dimension] = result.accuracy
     for tokenizer, points in ours.items():
-        points.sort(key=lambda point: point[0])
-        left.errorbar(
-            [d for d, _ in points],
-            [100 * s.mean for _, s in points],
-            yerr=[100 * (s.stderr or 0) for _, s in points],
-            label=LABELS.get(tokenizer, tokenizer),
-            **_line(tokenizer),
-        )
+        _measured(left, dict(sorted(points.items())), label=LABELS.get(tokenizer, tokenizer), **_line(tokenizer))
     for tokenizer, by_dimension in BY_DIMENSION.items():
         right.plot(list(by_dimension), list(by_dimension.values()), label=LABELS[tokenizer], **_line(tokenizer))
     for axes, title, full in ((left, "ours", patch_dim), (right, "paper (ImageNet)", PATCH_DIM)):
@@ -112,13 +100,10 @@ def dimensions_figure(sweep: Sequence[VariantResults], patch_dim: int) -> Figure
 def blocks_figure(blocks: dict[int, Summary], encoder: int, total: int) -> Figure:
     """Draw accuracy against the block that features are read after (App. A), and the paper's, its 24 blocks scaled.
 
-    Args:
-        blocks: Our accuracies by block.
-        encoder (`int`): Number E of blocks in the encoder.
-        total (`int`): Number E + D of all blocks.
+    `encoder` is the number E of blocks in the encoder, `total` that of all blocks.
     """
     figure, axes, other = _with_paper_axis("block after which features are read")
-    _measured(axes, blocks, "ours", OURS, "-")
+    _measured(axes, blocks, label="ours", color=OURS)
     scaled = [block * total / TOTAL_BLOCKS for block in BY_BLOCK]
     other.plot(scaled, list(BY_BLOCK.values()), ":", color="#7d858e", marker=".", label="paper, 9 to 15 of 24 blocks")
     axes.axvline(encoder, color="#d5d9de", linewidth=1, zorder=0)
@@ -132,7 +117,7 @@ def timesteps_figure(timesteps: dict[str, dict[int, Summary]]) -> Figure:
     figure, axes, other = _with_paper_axis("time step t of 1000")
     for given, colour in (("clean", OURS), ("noisy", "#c1622d")):
         if given in timesteps:
-            _measured(axes, timesteps[given], f"ours, {given} input", colour, "-")
+            _measured(axes, timesteps[given], label=f"ours, {given} input", color=colour)
         paper = BY_TIMESTEP[given]
         other.plot(list(paper), list(paper.values()), ":", color=colour, marker=".", label=f"paper, {given} input")
     _legend(axes, other)
@@ -158,18 +143,16 @@ def schedules_figure(num_timesteps: int, beta_start: float, beta_end: float) -> 
     return figure
 
 
-def filters_figure(filters: Sequence[tuple[str, torch.Tensor]], most: int = 16, columns: int = 8) -> Figure:
-    """Draw the filters, rows of V, of patch-wise tokenizers below each other (Fig. 4).
+def filters_figure(filters: Sequence[tuple[str, torch.Tensor]]) -> Figure:
+    """Draw the first 16 filters, rows of V, of patch-wise tokenizers below each other (Fig. 4).
 
     Args:
         filters: The name of each tokenizer, and V as tiles `(d, C, P, P)`.
-        most (`int`, defaults to 16): Number of filters shown.
-        columns (`int`, defaults to 8): Number of filters on a line.
     """
     rows: list[tuple[str, torch.Tensor]] = []
     for name, tiles in filters:
-        shown = tiles[:most] / tiles[:most].abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=1e-12)
-        rows += [(name if i == 0 else "", shown[i : i + columns]) for i in range(0, len(shown), columns)]
+        shown = tiles[:16] / tiles[:16].abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=1e-12)
+        rows += [(name if i == 0 else "", line) for i, line in enumerate(shown.split(8))]
     return image_rows(rows)
 
 
@@ -195,11 +178,9 @@ def _line(tokenizer: str) -> dict[str, Any]:
     return {"color": COLOURS.get(tokenizer, INK), "marker": "o", "markersize": 4, "linewidth": 1.4}
 
 
-def _measured(axes: Axes, points: dict[int, Summary], label: str, colour: str, style: str) -> None:
+def _measured(axes: Axes, points: Mapping[int, Summary], **look: Any) -> None:
     means, errors = [100 * s.mean for s in points.values()], [100 * (s.stderr or 0) for s in points.values()]
-    axes.errorbar(
-        list(points), means, yerr=errors, label=label, color=colour, linestyle=style, marker="o", markersize=4
-    )
+    axes.errorbar(list(points), means, yerr=errors, **{"marker": "o", "markersize": 4, **look})
 
 
 def _with_paper_axis(xlabel: str) -> tuple[Figure, Axes, Axes]:

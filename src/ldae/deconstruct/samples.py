@@ -27,15 +27,10 @@ SAMPLES_PICTURE = "samples.png"  # in the folder of pictures
 def measure_samples(
     folder: StepFolder, recipe: Recipe, options: GenerationOptions, extractor: str, device: torch.device
 ) -> None:
-    """Draw samples of a run and compare them with its training images: the step `samples`.
+    """Draw samples of a finished run and compare them with its training images: the step `samples`.
 
-    Args:
-        folder ([`StepFolder`]): A finished run.
-        recipe ([`Recipe`]): The run's recipe.
-        options ([`GenerationOptions`]): Number of images and sampler.
-        extractor (`str`): Network whose features FID and KID compare; see
-            [`~ldae.evaluation.extractor.load_extractor`].
-        device (`torch.device`): Device to draw on.
+    `extractor` is the network whose features FID and KID compare, as of
+    [`~ldae.evaluation.extractor.load_extractor`].
     """
     state = join_processes()
     config = recipe.model_config()

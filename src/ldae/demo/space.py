@@ -62,8 +62,7 @@ by layer and time step{more}. To run it on your own machine: `pip install -r req
 
 
 def export_space(checkpoint: str, folder: str | os.PathLike[str], data: DataConfig | None = None) -> list[Path]:
-    """Write a Space: `app.py`, `README.md` with its metadata, a copy of ldae with its requirements, and a local
-    checkpoint's files.
+    """Write a Space: its app, README and requirements, a copy of ldae, and the files of a local checkpoint.
 
     Args:
         checkpoint (`str`): A run's folder, which is copied, or a Hub id, which the Space downloads.
@@ -112,17 +111,7 @@ def export_space(checkpoint: str, folder: str | os.PathLike[str], data: DataConf
 
 
 def space_texts(name: str, repo_id: str | None, family: Family, data: DataConfig | None) -> dict[str, str]:
-    """Write the text files of a Space.
-
-    Args:
-        name (`str`): Title of the page.
-        repo_id (`str`, *optional*): Hub id of the checkpoint; by default it is in the Space's folder `checkpoint/`.
-        family ([`~ldae.hub.families.Family`]): Family of the checkpoint.
-        data ([`~ldae.data.DataConfig`], *optional*): Images for examples and neighbours.
-
-    Returns:
-        `dict[str, str]`: text by file name.
-    """
+    """Write the text files of a Space, by name; without a `repo_id` the checkpoint is in its folder `checkpoint/`."""
     place, path_import = repr(repo_id), ""
     if repo_id is None:
         place, path_import = f'str(Path(__file__).parent / "{CHECKPOINT_FOLDER}")', "from pathlib import Path\n\n"
