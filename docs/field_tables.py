@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 from ldae.deconstruct.preset import GenerationOptions, ProbeOptions, SweepOptions
@@ -10,7 +11,7 @@ from ldae.options.describe import Option
 from ldae.options.help import markdown_table, option_groups
 from ldae.sections import DataConfig, FineTuningConfig, ResNetClassifierConfig, TokenizerConfig, TrainingConfig
 from ldae.training.recipe import MODEL_OPTIONS, model_options
-from ldae.verbs import GROUPS, Verb
+from ldae.verbs import VERBS, Verb
 
 
 DOCS = Path(__file__).parent
@@ -53,14 +54,14 @@ def field_tables() -> dict[str, str]:
 def commands_page() -> str:
     """Return the page of all commands: what each does, its own options, and folded those that it shares."""
     parts = [INTRODUCTION]
-    for group, verbs in GROUPS.items():
+    for group, verbs in groupby(VERBS.values(), key=lambda verb: verb.group):
         parts.append(f"## {group.capitalize()}\n")
-        parts += [_command(name, verb) for name, verb in verbs.items()]
+        parts += [_command(verb) for verb in verbs]
     return "\n".join(parts)
 
 
-def _command(name: str, verb: Verb) -> str:
-    groups = option_groups(verb.options)
+def _command(verb: Verb) -> str:
+    name, groups = verb.name, option_groups(verb.options)
     words = [option.name.upper() for option in groups.get("arguments", [])]
     own = [*groups.pop("arguments", []), *groups.pop("options", [])]
     if name in FILES:  # a few options, which are not worth folding

@@ -144,8 +144,8 @@ def test_a_signal_ends_a_verb_in_one_line(verb, number, status, monkeypatch, tmp
         os.kill(os.getpid(), number)
         return load_recipe(DIGITS, {"output_dir": str(tmp_path / "run")})
 
-    monkeypatch.setattr("ldae.verbs.train_tokenizer.load_recipe", read)
-    monkeypatch.setattr("ldae.verbs.recipes.run", read)
+    monkeypatch.setattr("ldae.verbs.train.load_recipe", read)
+    monkeypatch.setattr("ldae.verbs.start.recipes", read)
     arguments = ["--config", DIGITS] if verb == "train_tokenizer" else []
     assert main([verb, *arguments]) == status
     error = capfd.readouterr().err
@@ -157,7 +157,7 @@ def test_an_interrupt_is_one_line(monkeypatch, capsys):
     def interrupt(_options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ldae.verbs.recipes.run", interrupt)
+    monkeypatch.setattr("ldae.verbs.start.recipes", interrupt)
     assert main(["recipes"]) == 130
     assert capsys.readouterr().err == "ldae recipes: interrupted.\n"
 

@@ -6,5 +6,5 @@ from ldae.verbs import VERBS
 
 def call(verb, arguments):
     """Parse the arguments of a verb, given as its module, and run it; errors are raised."""
-    name = verb.__name__.rpartition(".")[2]
-    return verb.run(parse(VERBS[name].options, [str(argument) for argument in arguments]))
+    found = VERBS[verb.__name__.rpartition(".")[2]]
+    return found.run(parse(found.options, [str(argument) for argument in arguments]))

@@ -4,14 +4,14 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from importlib import import_module
+from itertools import groupby
 from typing import Any
 
 from ldae import stopping
 from ldae.errors import explain
 from ldae.options import did_you_mean, parse
 from ldae.options.help import help_text, option_groups
-from ldae.verbs import GROUPS, VERBS
+from ldae.verbs import VERBS
 
 
 HELP = ("-h", "--help")
@@ -45,34 +45,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_verb(verb, arguments[1:])
 
 
-def run_verb(verb: str, arguments: Sequence[str]) -> int:
+def run_verb(name: str, arguments: Sequence[str]) -> int:
     """Run one verb. Errors that the user can mend are one line on stderr, with LDAE_TRACEBACK=1 a traceback."""
-    kind = VERBS[verb].options
+    verb = VERBS[name]
     if any(word in HELP for word in arguments):
-        print(verb_help(verb, kind))
+        print(verb_help(name, verb.options))
         return 0
     try:
-        options: Any = parse(kind, arguments)
-        with stopping.handling(f"ldae {verb}", at_once=VERBS[verb].at_once):
-            if not VERBS[verb].light:
+        options = parse(verb.options, arguments)
+        with stopping.handling(f"ldae {name}", at_once=verb.at_once):
+            if not verb.light:
                 finish_import()
-            run = import_module(f"ldae.verbs.{verb}").run
-            if verb not in GROUPS["measure"]:
-                return run(options)
+            if verb.group != "measure":
+                return verb.run(options)
             from ldae.shared_work import sharing_work
 
             with sharing_work(options.device == "cpu"):
-                return run(options)
+                return verb.run(options)
     except stopping.Stopped as stopped:
         return int(stopped.code or 0)
     except KeyboardInterrupt:
-        print(f"ldae {verb}: interrupted.", file=sys.stderr)
+        print(f"ldae {name}: interrupted.", file=sys.stderr)
         return 128 + signal.SIGINT
     except Exception as error:
         explained = explain(error)
         if explained is None or os.environ.get("LDAE_TRACEBACK") == "1":
             raise
-        print(f"ldae {verb}: {explained}", file=sys.stderr)
+        print(f"ldae {name}: {explained}", file=sys.stderr)
         return 2
 
 
@@ -89,21 +88,20 @@ def finish_import() -> None:
     disable_progress_bar()  # transformers' bars for loading and saving; a verb shows its own
 
 
-def verb_help(verb: str, kind: Any) -> str:
+def verb_help(name: str, kind: Any) -> str:
     """Write the help of a verb from the class of its options."""
-    groups: dict[str, Any] = option_groups(kind)
+    groups = option_groups(kind)
     words = [option.name.upper() for option in groups.get("arguments", [])]
-    groups |= kind.sections() if hasattr(kind, "sections") else {}
+    groups |= getattr(kind, "sections", dict)()
+    summary = (kind.__doc__ or "").partition("Args:")[0]
     epilog = (
         "Values are YAML: 1e6, true, null, '[0.5, 1]'. Write --option VALUE or --option=VALUE, with - or _ in names."
     )
-    summary = (kind.__doc__ or "").partition("Args:")[0]
-    return help_text(" ".join(["ldae", verb, *words, "[--option VALUE ...]"]), summary, groups, epilog)
+    return help_text(" ".join(["ldae", name, *words, "[--option VALUE ...]"]), summary, groups, epilog)
 
 
 def _overview() -> str:
     lines = ["usage: ldae COMMAND ...   (ldae COMMAND --help explains its options)"]
-    for group, verbs in GROUPS.items():
-        lines += ["", f"{group}:"]
-        lines += [f"  {name:20s} {verb.summary}" for name, verb in verbs.items()]
+    for group, verbs in groupby(VERBS.values(), key=lambda verb: verb.group):
+        lines += ["", f"{group}:", *(f"  {verb.name:20s} {verb.summary}" for verb in verbs)]
     return "\n".join(lines)

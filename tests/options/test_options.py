@@ -13,7 +13,7 @@ from ldae.options import Positional, build, describe, describe_source, documente
 from ldae.options.help import json_schema
 from ldae.training.recipe import PACKAGE, model_class
 from ldae.verbs import VERBS
-from ldae.verbs.recipes import recipe_schema
+from ldae.verbs.start import recipe_schema
 
 
 OPTIONS = {name: verb.options for name, verb in VERBS.items()}

@@ -1,4 +1,4 @@
-"""The verbs of the `ldae` command, one module each. Importing this table loads neither them nor their options."""
+"""The verbs of the `ldae` command. Importing this table loads neither them nor their options."""
 
 from dataclasses import dataclass
 from importlib import import_module
@@ -7,71 +7,59 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Verb:
-    """A verb `name`, which runs `ldae.verbs.name.run(options)`.
+    """A verb of the command: the function `name` of a module of `ldae.verbs`, which takes its options.
+
+    The options of `train_tokenizer`, of the group train, are `TrainTokenizerOptions` in `ldae.verbs.options.train`.
 
     Attributes:
+        group (`str`): Group in the list of commands.
+        name (`str`): Name on the command line.
         summary (`str`): What it does, for the list of commands.
-        options_path (`str`): Module and class of its options, in `ldae.verbs.options`.
+        module (`str`, *optional*): Module that it shares with others; by default it has one of its own name.
         at_once (`bool`): Stop at the first signal, since there are no batches to stop between.
         light (`bool`): Start without torch and the models, since it only reads options and recipes.
     """
 
+    group: str
+    name: str
     summary: str
-    options_path: str
+    module: str | None = None
     at_once: bool = False
     light: bool = False
 
     @property
     def options(self) -> Any:
         """The class of its options, whose docstring is its help."""
-        module, name = self.options_path.split(".")
-        return getattr(import_module(f"ldae.verbs.options.{module}"), name)
+        words = self.name.title().replace("_", "")
+        return getattr(import_module(f"ldae.verbs.options.{self.group}"), f"{words}Options")
+
+    def run(self, options: Any) -> int:
+        """Run the verb, and return its exit status."""
+        return getattr(import_module(f"ldae.verbs.{self.module or self.name}"), self.name)(options)
 
 
-GROUPS: dict[str, dict[str, Verb]] = {
-    "start": {
-        "init": Verb("look at your images and this machine, and write a recipe that fits both", "start.InitOptions"),
-        "doctor": Verb("what limits a recipe here or on other machines, and what to change", "start.DoctorOptions"),
-        "recipes": Verb(
-            "list and print the recipes that come with ldae", "start.RecipesOptions", at_once=True, light=True
-        ),
-        "completion": Verb(
-            "complete commands and options in bash or zsh", "start.CompletionOptions", at_once=True, light=True
-        ),
-    },
-    "train": {
-        "train_tokenizer": Verb("fit the latent tokenizer of a recipe", "train.TrainTokenizerOptions"),
-        "pretrain": Verb("pre-train from a recipe; the same command resumes", "train.PretrainOptions"),
-        "finetune": Verb("fine-tune a checkpoint's encoder as an image classifier", "train.FinetuneOptions"),
-        "deconstruct": Verb("run the paper's trajectory from DiT to l-DAE and report it", "train.DeconstructOptions"),
-    },
-    "measure": {
-        "linear_probe": Verb("linear probes over blocks, time steps and learning rates", "measure.LinearProbeOptions"),
-        "grid_search": Verb(
-            "find the best block and time step, and write them into the config", "measure.GridSearchOptions"
-        ),
-        "knn": Verb("nearest-neighbour accuracy", "measure.KnnOptions"),
-        "compare": Verb("one table of several encoders under the same probes", "measure.CompareOptions"),
-        "alignment": Verb("alignment and uniformity by block and time step", "measure.AlignmentOptions"),
-        "noise_classification": Verb("accuracy over the noise levels", "measure.NoiseClassificationOptions"),
-        "checkpoint_sweep": Verb("accuracy and FID of every checkpoint of a run", "measure.CheckpointSweepOptions"),
-    },
-    "use": {
-        "extract_features": Verb(
-            "features of a whole data set as a table, with an index if wanted", "use.ExtractFeaturesOptions"
-        ),
-        "search": Verb("images of a table that are nearest to an image", "use.SearchOptions", at_once=True),
-        "generate": Verb("sample images, and measure their FID and KID", "use.GenerateOptions"),
-        "demo": Verb(
-            "a page to look at a checkpoint with, here or as a Space of the Hub", "use.DemoOptions", at_once=True
-        ),
-    },
-    "share": {
-        "export": Verb(
-            "a checkpoint for transformers, timm, ONNX or torch.export", "share.ExportOptions", at_once=True
-        ),
-        "card": Verb("write a checkpoint's model card from its results", "share.CardOptions", at_once=True),
-        "push_to_hub": Verb("upload a checkpoint's folder to the Hub", "share.PushToHubOptions", at_once=True),
-    },
-}
-VERBS: dict[str, Verb] = {name: verb for group in GROUPS.values() for name, verb in group.items()}
+_VERBS = (
+    Verb("start", "init", "look at your images and this machine, and write a recipe that fits both"),
+    Verb("start", "doctor", "what limits a recipe here or on other machines, and what to change"),
+    Verb("start", "recipes", "list and print the recipes that come with ldae", "start", at_once=True, light=True),
+    Verb("start", "completion", "complete commands and options in bash or zsh", "start", at_once=True, light=True),
+    Verb("train", "train_tokenizer", "fit the latent tokenizer of a recipe", "train"),
+    Verb("train", "pretrain", "pre-train from a recipe; the same command resumes", "train"),
+    Verb("train", "finetune", "fine-tune a checkpoint's encoder as an image classifier", "train"),
+    Verb("train", "deconstruct", "run the paper's trajectory from DiT to l-DAE and report it", "train"),
+    Verb("measure", "linear_probe", "linear probes over blocks, time steps and learning rates"),
+    Verb("measure", "grid_search", "find the best block and time step, and write them into the config"),
+    Verb("measure", "knn", "nearest-neighbour accuracy"),
+    Verb("measure", "compare", "one table of several encoders under the same probes"),
+    Verb("measure", "alignment", "alignment and uniformity by block and time step"),
+    Verb("measure", "noise_classification", "accuracy over the noise levels"),
+    Verb("measure", "checkpoint_sweep", "accuracy and FID of every checkpoint of a run"),
+    Verb("use", "extract_features", "features of a whole data set as a table, with an index if wanted"),
+    Verb("use", "search", "images of a table that are nearest to an image", at_once=True),
+    Verb("use", "generate", "sample images, and measure their FID and KID"),
+    Verb("use", "demo", "a page to look at a checkpoint with, here or as a Space of the Hub", at_once=True),
+    Verb("share", "export", "a checkpoint for transformers, timm, ONNX or torch.export", "share", at_once=True),
+    Verb("share", "card", "write a checkpoint's model card from its results", "share", at_once=True),
+    Verb("share", "push_to_hub", "upload a checkpoint's folder to the Hub", "share", at_once=True),
+)
+VERBS: dict[str, Verb] = {verb.name: verb for verb in _VERBS}

@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-
 from ldae.evaluation.alignment import SphereScore, default_timesteps, measure_alignment
 from ldae.evaluation.images import fixed_subset
 from ldae.reports.layer_maps import sphere_course, sphere_map
@@ -15,14 +13,9 @@ from ldae.verbs.inputs import ProbeInputs, open_inputs, table
 from ldae.verbs.options.measure import AlignmentOptions
 
 
-def run(options: AlignmentOptions) -> int:
-    """Run the verb; the exit status is 0.
-
-    Raises:
-        ValueError: If an option, the checkpoint or the data is refused.
-    """
-    where: dict[str, Any] = {"layers": options.layers, "timesteps": options.timesteps, "noisy": True}
-    inputs = open_inputs(options, **where, every=not options.layers, labelled=False)
+def alignment(options: AlignmentOptions) -> int:
+    """Run `ldae alignment`."""
+    inputs = open_inputs(options, every=not options.layers, noisy=True, labelled=False)
     timesteps = (options.timesteps and inputs.timesteps) or default_timesteps(inputs.encoder)
     layers = inputs.layers or ()
     source = fixed_subset(inputs.test_source, options.num_images, 0)
@@ -93,12 +86,8 @@ def _print(scores: list[SphereScore], seen: int) -> None:
 
 def _draw(found: dict[int, list[SphereScore]], inputs: ProbeInputs, centred: bool) -> None:
     """Draw the pictures, and say where they and the numbers are."""
-    pictures = inputs.output_dir / "pictures"
-    pictures.mkdir(exist_ok=True)
     of, suffix = (" (mean taken off)", "_centred") if centred else ("", "")
-    drawn = {f"alignment{suffix}.png": sphere_map(next(reversed(found.values())), of)}
+    drawn = {f"alignment{suffix}": sphere_map(next(reversed(found.values())), of)}
     if len(found) > 1:
-        drawn[f"alignment{suffix}_course.png"] = sphere_course(found, of)
-    for name, figure in drawn.items():
-        FigureCanvasAgg(figure).print_png(pictures / name)
-    print(f"Pictures: {', '.join(str(pictures / name) for name in drawn)}; added to {inputs.output_dir}/results.json")
+        drawn[f"alignment{suffix}_course"] = sphere_course(found, of)
+    inputs.draw("Pictures", **drawn)

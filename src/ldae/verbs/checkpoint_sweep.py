@@ -5,8 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-
 from ldae.data import iterate_once, open_images
 from ldae.evaluation.checkpoint_sweep import (
     KNN,
@@ -33,21 +31,14 @@ from ldae.verbs.inputs import ProbeInputs, count_scored, open_inputs, table, wei
 from ldae.verbs.options.measure import CheckpointSweepOptions
 
 
-def run(options: CheckpointSweepOptions) -> int:
-    """Run the verb; the exit status is 0.
-
-    Raises:
-        ValueError: If an option, the checkpoint or the data is refused.
-    """
+def checkpoint_sweep(options: CheckpointSweepOptions) -> int:
+    """Run `ldae checkpoint_sweep`."""
     count = count_scored(options)
     probes: tuple[str, ...] = tuple(name for name in dict.fromkeys(options.probes) if name != "none")
     if not probes and not count:
         raise ValueError("probes=none without fid or kid leaves nothing to measure; give --fid N or --probes ridge.")
     models = checkpoint_models(options.checkpoint)
-    inputs = open_inputs(options, layers=options.layers, timesteps=options.timesteps, labelled=bool(probes))
-    for name, chosen in (("layers", inputs.layers), ("timesteps", inputs.timesteps)):
-        if chosen is not None and len(chosen) > 1:
-            raise ValueError(f"{name}={','.join(map(str, chosen))} must be one here; or see ldae alignment.")
+    inputs = open_inputs(options, labelled=bool(probes))
     sweep = _Sweep(inputs, options, probes, _Generated(inputs, options, count) if count else None)
     inputs.show_header(f"Every checkpoint ({', '.join(sweep.measures)})")
     points: list[SweepPoint] = []
@@ -135,16 +126,15 @@ class _Sweep:
 
     def __post_init__(self) -> None:
         i, o = self.inputs, self.options
-        self.layer = None if i.layers is None else i.layers[0]
-        self.timestep = None if i.timesteps is None else i.timesteps[0]
+        self.layer = i.only("layers", "must be one here; or see ldae alignment.")
+        self.timestep = i.only("timesteps", "must be one here; or see ldae alignment.")
         self.seeds = tuple(o.seeds)
         rates = (1e-3, 1e-2, 1e-1)
         settings = ProbeSettings(o.epochs, 128, base_lr=2.0, lr_multipliers=rates, seeds=self.seeds)
         self.linear = Protocol("cached", i.layers, i.timesteps, horizontal_flip=o.horizontal_flip, settings=settings)
         self.reading = i.reading(o)
         self.measures = [*self.probes, *(self.generated.metrics if self.generated else [])]
-        sources = (i.train_source, i.test_source)
-        self.images = tuple(i.image_set(source, o.forward_batch_size) for source in sources)
+        self.images = i.image_sets(o.forward_batch_size)
 
     def measure(self, seen: int, model: Any) -> list[SweepPoint]:
         """All measures of one checkpoint; those that are new are added to results.json."""
@@ -270,7 +260,4 @@ def _report(points: list[SweepPoint], inputs: ProbeInputs) -> None:
     print(table(rows))
     choice = "by the held-out tenth of the training images, not by the test set" if accuracies else ""
     print(f"* is the best of its column{', an accuracy ' + choice if choice else ''}.")
-    path = inputs.output_dir / "pictures" / "checkpoint_sweep.png"
-    path.parent.mkdir(exist_ok=True)
-    FigureCanvasAgg(checkpoint_course(points)).print_png(path)
-    print(f"Picture: {path}; added to {inputs.output_dir / 'results.json'}")
+    inputs.draw("Picture", checkpoint_sweep=checkpoint_course(points))

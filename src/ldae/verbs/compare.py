@@ -13,12 +13,8 @@ from ldae.verbs.inputs import data_config
 from ldae.verbs.options.measure import CompareOptions
 
 
-def run(options: CompareOptions) -> int:
-    """Run the verb; the exit status is 0.
-
-    Raises:
-        ValueError: If an option, a checkpoint or the data is refused.
-    """
+def compare(options: CompareOptions) -> int:
+    """Run `ldae compare`."""
     if not options.checkpoints:
         raise ValueError("checkpoints is missing; give one or more folders or Hub ids.")
     if len(set(options.checkpoints)) < len(options.checkpoints):

@@ -13,12 +13,8 @@ from ldae.verbs.inputs import data_config
 from ldae.verbs.options.use import DemoOptions
 
 
-def run(options: DemoOptions) -> int:
-    """Run the verb; the exit status is 0.
-
-    Raises:
-        ValueError: If an option, the checkpoint or the data is refused, or gradio is missing.
-    """
+def demo(options: DemoOptions) -> int:
+    """Run `ldae demo`."""
     if options.export_space is not None:
         export_space(options.checkpoint, options.export_space, _chosen_data(options))
         print(f"A Space is in {options.export_space}. Try it: python {options.export_space}/app.py")
@@ -34,13 +30,13 @@ def run(options: DemoOptions) -> int:
     run = WatchedRun.find(options.checkpoint, load)
     if run is not None:
         run.load_newest()
-    demo = load() if run is None else run.demo
-    if demo is None:
+    model = load() if run is None else run.demo
+    if model is None:
         print(f"{options.checkpoint} holds no model yet; the page shows its training.")
     else:
-        print(f"{demo.name}. {demo.description}")
-        print(f"Neighbours: {demo.source.description if demo.source else 'none; --dataset names a set of images'}")
-    launch_page(build_page(demo, run), options.host, options.port)
+        print(f"{model.name}. {model.description}")
+        print(f"Neighbours: {model.source.description if model.source else 'none; --dataset names a set of images'}")
+    launch_page(build_page(model, run), options.host, options.port)
     return 0
 
 

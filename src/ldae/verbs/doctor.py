@@ -29,12 +29,8 @@ DAY = 86400.0  # seconds
 WIDTH, INDENT = 80, 14
 
 
-def run(options: DoctorOptions) -> int:
-    """Run the verb; the exit status is 0.
-
-    Raises:
-        ValueError: If the recipe, its images or the device are refused, or the recipe does not fit.
-    """
+def doctor(options: DoctorOptions) -> int:
+    """Run `ldae doctor`."""
     recipe = load_recipe(options.config, options.overrides)
     if options.on is None:
         device = choose_device(options.device)

@@ -32,12 +32,8 @@ from ldae.verbs.options.use import ExtractFeaturesOptions
 NAMED_SKIPS = 5  # unreadable images that are named on the screen
 
 
-def run(options: ExtractFeaturesOptions) -> int:
-    """Run the verb; the exit status is 0, or 2 if the Hub refused the table.
-
-    Raises:
-        ValueError: If an option, the checkpoint, the data or the folder is refused.
-    """
+def extract_features(options: ExtractFeaturesOptions) -> int:
+    """Run `ldae extract_features`; the exit status is 2 if the Hub refused the table."""
     if options.output_dir is None:
         raise ValueError("output_dir is missing; give --output_dir, a folder for the table.")
     local_only = "index" if options.index else "push_to_hub" if options.push_to_hub else None

@@ -27,12 +27,8 @@ from ldae.verbs.options.use import GenerateOptions
 Scored = tuple[list[Result], ImageDistances]  # the results of one sampler, and the distances behind them
 
 
-def run(options: GenerateOptions) -> int:
-    """Run the verb; the exit status is 0.
-
-    Raises:
-        ValueError: If an option, the checkpoint or the data is refused.
-    """
+def generate(options: GenerateOptions) -> int:
+    """Run `ldae generate`."""
     output_dir, checkpoint_name = results_place(options)
     samplings = _samplings(options)
     num_scored = count_scored(options)

@@ -4,9 +4,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 from ldae.evaluation.criteria import CRITERIA, MOST_IMAGES, score_cells
 from ldae.evaluation.images import count_images, fixed_subset
 from ldae.evaluation.linear_probe import ProbeSettings
@@ -31,12 +28,8 @@ ADAM_DEFAULTS: dict[str, Any] = {"epochs": 15, "batch_size": 128, "seeds": [0]}
 RATES, PAPER_RATE = [1e-3, 1e-2, 1e-1], [1e-3]
 
 
-def run(options: GridSearchOptions) -> int:
-    """Run the verb; the exit status is 0.
-
-    Raises:
-        ValueError: If an option, the checkpoint or the data is refused.
-    """
+def grid_search(options: GridSearchOptions) -> int:
+    """Run `ldae grid_search`."""
     noisy = {"false": (False,), "true": (True,), "both": (False, True)}[options.noisy]
     probe = options.probe or ("adam" if options.protocol == "paper" else "ridge")
     label_free = options.criterion not in (None, ACCURACY)
@@ -48,9 +41,7 @@ def run(options: GridSearchOptions) -> int:
         raise ValueError(
             f"features={options.features} only applies to probes; leave it out with --criterion {options.criterion}."
         )
-    inputs = open_inputs(
-        options, layers=options.layers, timesteps=options.timesteps, every=not options.layers, labelled=False
-    )
+    inputs = open_inputs(options, every=not options.layers, labelled=False)
     timesteps = inputs.timesteps if options.timesteps else inputs.search_timesteps
     if label_free:
         return _search_by_criterion(inputs, options, timesteps or ())
@@ -143,7 +134,7 @@ def _report(
         }
         found.append(result.result(index, {"search": "grid"}, **inputs.about, details=details))
     inputs.record(*found)
-    _draw(heat_map(scores, winner, paper), inputs)
+    inputs.draw("Heat map", grid_search=heat_map(scores, winner, paper))
 
 
 def _marks(score: GridScore, winner: GridScore, paper: tuple[Any, int]) -> str:
@@ -155,14 +146,6 @@ def _paper_legend(scores: list[GridScore], paper: tuple[Any, int]) -> str:
     """Explain `p` where a cell of the table has it."""
     shown = any((score.layer, score.timestep) == paper for score in scores)
     return "; p is the paper's point" if shown else ""
-
-
-def _draw(figure: Figure, inputs: ProbeInputs) -> None:
-    """Write the heat map, and say where it and the numbers are."""
-    pictures = inputs.output_dir / "pictures"
-    pictures.mkdir(exist_ok=True)
-    FigureCanvasAgg(figure).print_png(pictures / "grid_search.png")
-    print(f"Heat map: {pictures / 'grid_search.png'}; added to {inputs.output_dir / 'results.json'}")
 
 
 def _search_by_criterion(inputs: ProbeInputs, options: GridSearchOptions, timesteps: tuple[int, ...]) -> int:
@@ -197,7 +180,8 @@ def _search_by_criterion(inputs: ProbeInputs, options: GridSearchOptions, timest
         about = {"metric": name, "split": inputs.data.split, "n": n, "details": {"chosen": score is winner}}
         measured.append(inputs.result(score.held_out, protocol, **about))
     inputs.record(*measured)
-    _draw(heat_map(scores, winner, paper, label=CRITERIA[name].meaning, scale=1), inputs)
+    figure = heat_map(scores, winner, paper, label=CRITERIA[name].meaning, scale=1)
+    inputs.draw("Heat map", grid_search=figure)
     _write(scores, inputs, options)
     return 0
 

@@ -15,12 +15,8 @@ from ldae.training.progress import describe_seconds
 from ldae.verbs.options.start import InitOptions
 
 
-def run(options: InitOptions) -> int:
-    """Run the verb; the exit status is 0 once the recipe is written.
-
-    Raises:
-        ValueError: If the folder holds no image that can be read, or the recipe exists.
-    """
+def init(options: InitOptions) -> int:
+    """Run `ldae init`."""
     started = time.time() - psutil.Process().create_time()  # what every command takes before it opens the images
     name = Path(options.folder).expanduser().resolve().name or "images"
     output = Path(options.output or f"{name}.yaml")

@@ -1,24 +1,31 @@
 """Inputs of the verbs that measure a checkpoint: its encoder, its images, and the place of results."""
 
-from collections.abc import Sequence
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
+from ldae.checkpoints import loading
 from ldae.data import DataConfig, ImageSource, open_images, open_probe_images
+from ldae.data.image_processor import save_image_processor
 from ldae.errors import RunError, one_line
 from ldae.evaluation.encoder import Encoder
 from ldae.evaluation.images import ImageSet
 from ldae.evaluation.opening import open_at
+from ldae.evaluation.search import write_choice
 from ldae.extraction.source import FeatureTable, open_feature_tables
+from ldae.files import move_into
+from ldae.models.modeling_ddae import DDAEModel
+from ldae.models.sources_ddae import is_diffusers_source
 from ldae.places import check_place, find_data, is_local, near_path
 from ldae.processes import choose_device
 from ldae.results import Result, add_result, check_results
 from ldae.shared_work import main_first
 from ldae.training.recipe import build_recipe, load_recipe, read_sections
-from ldae.verbs.diffusers_source import make_encoder
 
 
 # Fields of DataConfig that say which images are read; how they are augmented is the protocol's.
@@ -55,18 +62,24 @@ class ProbeInputs:
     @property
     def search_timesteps(self) -> tuple[int, ...]:
         """Time steps of a search: those of a feature table, or those that the encoder names."""
-        table = self.train_source
-        return (
-            tuple(table.noted["timesteps"] or ()) if isinstance(table, FeatureTable) else self.encoder.search_timesteps
-        )
+        if isinstance(self.train_source, FeatureTable):
+            return tuple(self.train_source.noted["timesteps"] or ())
+        return self.encoder.search_timesteps
 
-    def record(self, *results: Result) -> None:
-        """Add results, which have been printed, to results.json.
+    def only(self, name: str, remedy: str) -> Any:
+        """Return the one block or time step; `None` if the encoder has no choice.
+
+        Args:
+            name: `layers` or `timesteps`.
+            remedy: End of the message if there are several.
 
         Raises:
-            RunError: If it cannot be written.
+            ValueError: If there are several.
         """
-        record(self.output_dir, *results)
+        chosen = getattr(self, name)
+        if chosen is not None and len(chosen) > 1:
+            raise ValueError(f"{name}={','.join(map(str, chosen))} {remedy}")
+        return chosen and chosen[0]
 
     def image_set(self, source: ImageSource | FeatureTable, batch_size: int = 256) -> Any:
         """Read a source at the encoder's size; a feature table stands for its images."""
@@ -74,6 +87,10 @@ class ProbeInputs:
             return source
         size: dict[str, Any] = {"image_size": self.encoder.image_size, "num_channels": self.encoder.num_channels}
         return ImageSet(source, **size, batch_size=batch_size, num_workers=self.data.num_workers)
+
+    def image_sets(self, batch_size: int) -> tuple[Any, Any]:
+        """Read the training images and the test images."""
+        return self.image_set(self.train_source, batch_size), self.image_set(self.test_source, batch_size)
 
     def reading(self, options: Any) -> dict[str, Any]:
         """Collect how images are read and features kept; see [`~ldae.evaluation.protocol.compute_features`]."""
@@ -91,24 +108,28 @@ class ProbeInputs:
         print(f"{title} of {self.checkpoint_name if self.checkpoint_name != '.' else self.output_dir}")
         print(f"training: {self.train_source.description}; test: {self.test_source.description}; on {self.device}")
 
+    def record(self, *results: Result) -> None:
+        """Add results, which have been printed, to results.json; see [`record`]."""
+        record(self.output_dir, *results)
 
-def open_inputs(
-    options: Any,
-    *,
-    layers: Sequence[Any] | None = None,
-    timesteps: Sequence[int] | None = None,
-    every: bool = False,
-    noisy: bool = False,
-    labelled: bool = True,
-) -> ProbeInputs:
+    def draw(self, what: str, **figures: Figure) -> None:
+        """Write figures into pictures/, by name, and say where they and the numbers are."""
+        folder = self.output_dir / "pictures"
+        folder.mkdir(exist_ok=True)
+        for name, figure in figures.items():
+            FigureCanvasAgg(figure).print_png(folder / f"{name}.png")
+        paths = ", ".join(str(folder / f"{name}.png") for name in figures)
+        print(f"{what}: {paths}; added to {self.output_dir / 'results.json'}")
+
+
+def open_inputs(options: Any, *, every: bool = False, noisy: bool = False, labelled: bool = True) -> ProbeInputs:
     """Load a checkpoint's encoder and open its images, in the main process before the others.
 
     A diffusion model of diffusers is made an encoder first, in `output_dir`.
 
     Args:
-        options: Options of a verb: the checkpoint, its images, `device`, `mixed_precision` and `output_dir`.
-        layers (`Sequence`, *optional*), timesteps (`Sequence[int]`, *optional*): Those to read; by default the
-            model's.
+        options: Options of a verb: the checkpoint, its images, `layers`, `timesteps`, `device`, `mixed_precision` and
+            `output_dir`.
         every (`bool`, defaults to `False`): Whether all blocks are read.
         noisy (`bool`, defaults to `False`): Whether noise will be added.
         labelled (`bool`, defaults to `True`): Whether the images need labels.
@@ -116,23 +137,17 @@ def open_inputs(
     Raises:
         ValueError: If an option, the checkpoint or the data is refused.
     """
-    return main_first(lambda: _open_inputs(options, layers, timesteps, every, noisy, labelled))
+    return main_first(lambda: _open_inputs(options, every, noisy, labelled))
 
 
-def _open_inputs(
-    options: Any,
-    layers: Sequence[Any] | None,
-    timesteps: Sequence[int] | None,
-    every: bool,
-    noisy: bool,
-    labelled: bool,
-) -> ProbeInputs:
+def _open_inputs(options: Any, every: bool, noisy: bool, labelled: bool) -> ProbeInputs:
     device = choose_device(options.device)
     results_place(options)  # refuses a Hub id without an output_dir before the Hub is asked for it
     make_encoder(options)
     output_dir, checkpoint_name = results_place(options)
     train_source: ImageSource | FeatureTable
     test_source: ImageSource | FeatureTable
+    layers = options.layers
     if getattr(options, "features", None):
         train_source, test_source = _open_tables(options)
         data = DataConfig(train_source.name)
@@ -141,7 +156,7 @@ def _open_inputs(
     else:
         data = data_config(options)
         train_source, test_source = open_probe_images(data)
-    encoder, chosen_layers, chosen_steps = open_at(options.checkpoint, layers, timesteps, every=every, noisy=noisy)
+    encoder, layers, timesteps = open_at(options.checkpoint, layers, options.timesteps, every=every, noisy=noisy)
     for source in (train_source, test_source):
         if labelled and source.label_column is None:
             raise ValueError(f"{source.description} has no label column, which a probe needs; {_list_columns(data)}")
@@ -152,13 +167,48 @@ def _open_inputs(
         data=data,
         train_source=train_source,
         test_source=test_source,
-        layers=chosen_layers,
-        timesteps=chosen_steps,
+        layers=layers,
+        timesteps=timesteps,
         device=device,
         dtype=torch.bfloat16 if options.mixed_precision == "bf16" else None,
         output_dir=output_dir,
         checkpoint_name=checkpoint_name,
     )
+
+
+def make_encoder(options: Any) -> None:
+    """Make an encoder with all blocks of a pipeline or network of diffusers, if `options.checkpoint` names one.
+
+    The encoder is written to `options.output_dir`, which replaces the checkpoint in `options`, so that a verb writes
+    its choice into its config.json, as into that of a run. An encoder that is there already is used.
+
+    Raises:
+        ValueError: If no `output_dir` is given, or [`DDAEModel.from_diffusers`] does not know the source.
+    """
+    source = options.checkpoint
+    with loading(source):
+        if not is_diffusers_source(source):
+            return
+    if options.output_dir is None:
+        raise ValueError(
+            f"checkpoint={source!r} is a diffusion model of diffusers; say with --output_dir where its encoder and "
+            "the results go."
+        )
+    folder = Path(options.output_dir)
+    options.checkpoint, options.output_dir = str(folder), None
+    if (folder / "config.json").is_file():
+        print(f"{folder} holds an encoder already, which is used; {source} is not read again.")
+        return
+    with loading(source):
+        model = DDAEModel.from_diffusers(source, "last")
+    default = model.adapter.default_tap(model.config, list(model.feature_layers))
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".encoder-") as staging:
+        model.save_pretrained(staging)
+        save_image_processor(staging, model.config)
+        write_choice(staging, default, int(model.config.feature_timestep or 0))
+        move_into(Path(staging), folder, last="config.json")  # so that a folder with one is whole
+    print(f"{folder} holds {source} as an encoder with all of its blocks.")
 
 
 def _open_tables(options: Any) -> tuple[FeatureTable, FeatureTable]:

@@ -6,24 +6,15 @@ from ldae.verbs.inputs import open_inputs, table
 from ldae.verbs.options.measure import KnnOptions
 
 
-def run(options: KnnOptions) -> int:
-    """Run the verb; the exit status is 0.
-
-    Raises:
-        ValueError: If an option, the checkpoint or the data is refused.
-    """
-    inputs = open_inputs(
-        options,
-        layers=options.layers,
-        timesteps=options.timesteps,
-        noisy=options.noisy,
-        every=options.block_sweep,
-    )
+def knn(options: KnnOptions) -> int:
+    """Run `ldae knn`."""
+    inputs = open_inputs(options, noisy=options.noisy, every=options.block_sweep)
     inputs.show_header("kNN")
+    train, test = inputs.image_sets(options.forward_batch_size)
     results = run_knn(
         inputs.encoder,
-        inputs.image_set(inputs.train_source, options.forward_batch_size).batches(),
-        inputs.image_set(inputs.test_source, options.forward_batch_size).batches(),
+        train.batches(),
+        test.batches(),
         inputs.about,
         k=options.k,
         temperature=options.temperature,

@@ -3,7 +3,6 @@
 import sys
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -22,15 +21,10 @@ from ldae.verbs.probe_baselines import compare_with_baselines
 ADAM_OPTIONS = ("epochs", "batch_size", "lr_multipliers", "seeds")
 
 
-def run(options: LinearProbeOptions) -> int:
-    """Run the verb; the exit status is 0.
-
-    Raises:
-        ValueError: If an option, the checkpoint or the data is refused.
-    """
+def linear_probe(options: LinearProbeOptions) -> int:
+    """Run `ldae linear_probe`."""
     probe = choose_probe(options)
-    where: dict[str, Any] = {"layers": options.layers, "timesteps": options.timesteps, "noisy": options.noisy}
-    inputs = open_inputs(options, **where, every=options.block_sweep)
+    inputs = open_inputs(options, noisy=options.noisy, every=options.block_sweep)
     crop, paper = inputs.encoder.paper_probe["crop"], dict(inputs.encoder.paper_probe)
     del paper["crop"]
     # Baselines are unlike in scale, so that each has its rate chosen among several.

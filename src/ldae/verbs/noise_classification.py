@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from transformers import AutoModelForImageClassification
 
 from ldae.checkpoints import open_model
@@ -39,14 +38,9 @@ HEADS, UNTRAINED, SCRATCH, FINETUNED = (
 )
 
 
-def run(options: NoiseClassificationOptions) -> int:
-    """Run the verb; the exit status is 0.
-
-    Raises:
-        ValueError: If an option, the checkpoint or the data is refused.
-    """
-    where: dict[str, Any] = {"layers": options.layers, "timesteps": options.timesteps, "noisy": True}
-    inputs = open_inputs(options, **where)
+def noise_classification(options: NoiseClassificationOptions) -> int:
+    """Run `ldae noise_classification`."""
+    inputs = open_inputs(options, noisy=True)
     timesteps = options.timesteps or default_noise_levels(inputs.encoder.num_train_timesteps)
     layers = inputs.layers or ()
     if len(layers) != 1:
@@ -76,10 +70,7 @@ class _Comparison:
             lr_multipliers=tuple(options.head_learning_rates),
             seeds=tuple(options.seeds),
         )
-        self.train, self.test = (
-            inputs.image_set(source, options.forward_batch_size)
-            for source in (inputs.train_source, inputs.test_source)
-        )
+        self.train, self.test = inputs.image_sets(options.forward_batch_size)
         self.levels = noise_to_signal(inputs.encoder, timesteps)
         self.curves: dict[str, list[tuple[float, float | None]]] = {}
 
@@ -229,8 +220,5 @@ class _Comparison:
             f"Test accuracy; {self.options.images:,} images seen by each network, and by each level's head. Each "
             "level's learning rate was chosen by a held-out tenth of the training images; the networks' was given."
         )
-        folder = self.inputs.output_dir / "pictures"
-        folder.mkdir(exist_ok=True)
         figure = noise_curves(self.curves, self.timesteps, self.levels, 1 / len(self.names))
-        FigureCanvasAgg(figure).print_png(folder / "noise_classification.png")
-        print(f"Picture: {folder / 'noise_classification.png'}; added to {self.inputs.output_dir / 'results.json'}")
+        self.inputs.draw("Picture", noise_classification=figure)

@@ -20,21 +20,16 @@ def compare_with_baselines(
     Raises:
         ValueError: If more than one block or time step is asked for.
     """
-    for name, chosen in (("layers", inputs.layers), ("timesteps", inputs.timesteps)):
-        if chosen is not None and len(chosen) > 1:
-            raise ValueError(
-                f"{name}={','.join(map(str, chosen))} does not go with baselines or shots, which compare one "
-                "block at one time step; give one, such as the winner of ldae grid_search."
-            )
+    remedy = (
+        "does not go with baselines or shots, which compare one block at one time step; give one, such as the winner "
+        "of ldae grid_search."
+    )
     choice: dict[str, Any] = {
-        "layer": inputs.layers and inputs.layers[0],
-        "timestep": inputs.timesteps and inputs.timesteps[0],
+        "layer": inputs.only("layers", remedy),
+        "timestep": inputs.only("timesteps", remedy),
         "noisy": options.noisy,
     }
-    train, test = (
-        list(inputs.image_set(source, options.forward_batch_size).batches())
-        for source in (inputs.train_source, inputs.test_source)
-    )
+    train, test = (list(images.batches()) for images in inputs.image_sets(options.forward_batch_size))
     n = count_images(test)
     shared = {"layer": choice["layer"], "timestep": choice["timestep"], "input": "noisy" if options.noisy else "clean"}
     if options.shots is not None:

@@ -20,12 +20,8 @@ from ldae.verbs.options.use import SearchOptions
 PICTURE = "pictures/search.png"
 
 
-def run(options: SearchOptions) -> int:
-    """Run the verb; the exit status is 0.
-
-    Raises:
-        ValueError: If the folder has no index, the image cannot be read, or the model is not the one of the table.
-    """
+def search(options: SearchOptions) -> int:
+    """Run `ldae search`."""
     noted = read_identity(options.folder)
     column = indexed_column(options.folder, options.column)
     record = {"bytes": None, "path": options.image}
