@@ -56,7 +56,7 @@ def run_verb(name: str, arguments: Sequence[str]) -> int:
         with stopping.handling(f"ldae {name}", at_once=verb.at_once):
             if not verb.light:
                 finish_import()
-            if verb.group != "measure":
+            if not verb.shared:
                 return verb.run(options)
             from ldae.shared_work import sharing_work
 

@@ -80,7 +80,7 @@ def test_every_checkpoint_is_probed_and_scored_and_nothing_twice(run, capsys, mo
 
     # again: nothing is computed, and the table is the same
     monkeypatch.setattr(checkpoint_sweep, "extract_features", None)
-    monkeypatch.setattr(checkpoint_sweep, "generate_images", None)
+    monkeypatch.setattr("ldae.evaluation.generation.generate_images", None)
     assert sweep(run, *options) == 0
     again = capsys.readouterr().out
     assert "32 images seen: in results.json already" in again

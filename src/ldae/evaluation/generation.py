@@ -1,18 +1,19 @@
 """Images generated for a score; each depends on a seed and its number, not on processes and batches."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ldae import stopping
-from ldae.data import Batch
+from ldae.data import Batch, ImageSource, iterate_once
 from ldae.pipelines.run_folder import RunFolderPipeline
 from ldae.results import Result
+from ldae.shared_work import share
 
-from .distances import KID_SUBSETS, ImageDistances
+from .distances import KID_SUBSETS, ImageDistances, ReferenceFeatures, image_distances, read_reference
 from .extractor import FeatureExtractor
 
 
@@ -138,3 +139,78 @@ def generation_results(
         details = {**details, "subset_std": distances.kid_std}
         results.append(Result(f"KID-{shown}", distances.kid, protocol=protocol | subsets, details=details, **about))
     return results
+
+
+class GenerationScores:
+    """FID and KID of what pipelines generate, against one set of real images, which is read once.
+
+    Args:
+        source (`ImageSource`): The real images.
+        extractor ([`FeatureExtractor`]): Whose features are compared.
+        num_images (`int`): Number of generated images.
+        fid, kid (`bool`): What is measured.
+        batch_size (`int`): Images read and generated at once.
+        num_workers (`int`): Worker processes that decode.
+        reference_images (`int`, *optional*): Number of the first real images that are used; by default all.
+        weights (`str`): `"ema"`, `"raw"`, or `"unknown"`, for the protocol.
+        watched (`Callable`): Takes batches, their number of images and a word for them, and returns the batches, for
+            progress.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        extractor: FeatureExtractor,
+        *,
+        num_images: int,
+        fid: bool,
+        kid: bool,
+        batch_size: int,
+        num_workers: int,
+        reference_images: int | None,
+        weights: str,
+        watched: Callable[[Iterable[Batch], int | None, str], Iterable[Batch]],
+    ) -> None:
+        self.source, self.extractor, self.num_images, self.weights = source, extractor, num_images, weights
+        self.fid, self.kid = fid, kid
+        self.batch_size, self.num_workers = batch_size, num_workers
+        known = [n for n in (source.num_examples, reference_images) if n is not None]
+        self.limit, self.num_reference = reference_images, min(known, default=None)
+        self.watched = watched
+        self._reference: ReferenceFeatures | None = None
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of what is measured, such as `FID-50K`."""
+        return [f"{name}-{shown_count(self.num_images)}" for name in ("FID", "KID") if getattr(self, name.lower())]
+
+    def measure(
+        self, pipeline: RunFolderPipeline, sampling: Sampling, **about: Any
+    ) -> tuple[list[Result], ImageDistances]:
+        """Generate this process's share of images, and compare those of all processes with the real ones.
+
+        Args:
+            pipeline ([`LDAEPipeline`] or [`DDAEPipeline`]): What generates them.
+            sampling ([`Sampling`]): How.
+            **about: See [`generation_results`].
+        """
+        config: Any = pipeline.model.config
+        rank, world_size = share()
+        if self._reference is None:
+            batches = iterate_once(
+                self.source,
+                image_size=config.image_size,
+                num_channels=config.num_channels,
+                batch_size=self.batch_size,
+                limit=self.limit,
+                num_workers=self.num_workers,
+                rank=rank,
+                world_size=world_size,
+            )
+            watched = self.watched(batches, self.num_reference, "reference")
+            self._reference = read_reference(watched, self.extractor, kid=self.kid)
+        generated = generate_images(pipeline, self.num_images, sampling, rank=rank, world_size=world_size)
+        watched = self.watched(generated, self.num_images, "generated")
+        distances = image_distances(watched, self._reference, self.extractor, fid=self.fid, kid=self.kid)
+        about = {"dataset": self.source.name, "split": self.source.split, **about}
+        return generation_results(distances, sampling, pipeline, self.extractor, self.weights, **about), distances

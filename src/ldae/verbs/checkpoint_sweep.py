@@ -1,11 +1,9 @@
 """`ldae checkpoint_sweep RUN`: accuracy and FID of every checkpoint that a run kept, against images seen."""
 
 import hashlib
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ldae.data import iterate_once, open_images
 from ldae.evaluation.checkpoint_sweep import (
     KNN,
     PROBES,
@@ -14,10 +12,8 @@ from ldae.evaluation.checkpoint_sweep import (
     knn_scores,
     ridge_scores,
 )
-from ldae.evaluation.distances import ReferenceFeatures, image_distances, read_reference
-from ldae.evaluation.extractor import FeatureExtractor, load_extractor
 from ldae.evaluation.features import Features, extract_features
-from ldae.evaluation.generation import Sampling, generate_images, generation_results, shown_count
+from ldae.evaluation.generation import GenerationScores, Sampling
 from ldae.evaluation.images import ImageSet
 from ldae.evaluation.linear_probe import ProbeSettings
 from ldae.evaluation.probing import run_probe
@@ -25,21 +21,20 @@ from ldae.evaluation.protocol import HOLDOUT, Protocol
 from ldae.pipelines.loading import build_pipeline
 from ldae.reports.curves import checkpoint_course
 from ldae.results import Result, read_results
-from ldae.shared_work import is_main, main_first, share
+from ldae.shared_work import is_main, main_first
 from ldae.training.run_folder import RunFolder, checkpoint_models
-from ldae.verbs.inputs import ProbeInputs, count_scored, open_inputs, table, weights_kind
+from ldae.verbs.inputs import ProbeInputs, open_inputs, open_scores, table
 from ldae.verbs.options.measure import CheckpointSweepOptions
 
 
 def checkpoint_sweep(options: CheckpointSweepOptions) -> int:
     """Run `ldae checkpoint_sweep`."""
-    count = count_scored(options)
     probes: tuple[str, ...] = tuple(name for name in dict.fromkeys(options.probes) if name != "none")
-    if not probes and not count:
+    if not probes and not options.num_scored:
         raise ValueError("probes=none without fid or kid leaves nothing to measure; give --fid N or --probes ridge.")
     models = checkpoint_models(options.checkpoint)
     inputs = open_inputs(options, labelled=bool(probes))
-    sweep = _Sweep(inputs, options, probes, _Generated(inputs, options, count) if count else None)
+    sweep = _Sweep(inputs, options, probes)
     inputs.show_header(f"Every checkpoint ({', '.join(sweep.measures)})")
     points: list[SweepPoint] = []
     for seen, model in models:
@@ -49,91 +44,30 @@ def checkpoint_sweep(options: CheckpointSweepOptions) -> int:
     return 0
 
 
-class _Generated:
-    """FID and KID of what checkpoints generate; the reference images are read when the first is measured."""
-
-    def __init__(self, inputs: ProbeInputs, options: CheckpointSweepOptions, count: int):
-        schedule = getattr(getattr(inputs.encoder, "config", None), "noise_schedule", None)
-        if schedule in ("linear_sigma", "constant"):
-            raise ValueError(
-                f"fid and kid say nothing with noise_schedule={schedule!r}: it never hides the image, so the model "
-                "did not learn to generate. Leave them out."
-            )
-        self.inputs, self.options, self.count = inputs, options, count
-        self.metrics = [f"{n.upper()}-{shown_count(count)}" for n in ("fid", "kid") if getattr(options, n) is not None]
-        self.sampling = Sampling(
-            steps=options.steps, sampler=options.sampler, seed=options.seed, batch_size=options.batch_size
-        )
-        data = inputs.data if options.reference_split is None else replace(inputs.data, split=options.reference_split)
-        self.source = open_images(data)
-        self.split = self.source.split
-        self.extractor: FeatureExtractor = load_extractor(options.extractor, options.inception_weights)
-        self.extractor.to(inputs.device)
-        self.weights = weights_kind(options.checkpoint)
-        self._reference: ReferenceFeatures | None = None
-
-    def asked(self, model: Any) -> dict[str, Any]:
-        """Return the part of the protocol that is known before anything is measured."""
-        pipeline, chosen = build_pipeline(model), self.sampling.sampler
-        asked = {
-            "name": "generation",
-            "extractor": self.extractor.name,
-            "sampler": pipeline.describe_sampler(chosen, 0.0),
-            "steps": self.sampling.steps or pipeline.steps_by_default(chosen),
-            "guidance_scale": 1.0,
-            "weights": self.weights,
-        }
-        known = [n for n in (self.source.num_examples, self.options.reference_images) if n is not None]
-        return asked | ({"reference_images": min(known)} if known else {})
-
-    def measure(self, model: Any, **about: Any) -> list[Result]:
-        """Generate images and compare them with the reference."""
-        encoder = self.inputs.encoder
-        rank, world_size = share()
-        if self._reference is None:
-            batches = iterate_once(
-                self.source,
-                image_size=encoder.image_size,
-                num_channels=encoder.num_channels,
-                batch_size=self.options.batch_size,
-                limit=self.options.reference_images,
-                num_workers=self.inputs.data.num_workers,
-                rank=rank,
-                world_size=world_size,
-            )
-            self._reference = read_reference(batches, self.extractor, kid=self.options.kid is not None)
-        pipeline = build_pipeline(model.to(self.inputs.device))
-        pipeline.set_progress_bar_config(disable=True)
-        distances = image_distances(
-            generate_images(pipeline, self.count, self.sampling, rank=rank, world_size=world_size),
-            self._reference,
-            self.extractor,
-            fid=self.options.fid is not None,
-            kid=self.options.kid is not None,
-        )
-        about |= {"split": self.split}
-        return generation_results(distances, self.sampling, pipeline, self.extractor, self.weights, **about)
-
-
-@dataclass
 class _Sweep:
     """Measurements of each checkpoint, of which results.json may have some already."""
 
-    inputs: ProbeInputs
-    options: CheckpointSweepOptions
-    probes: tuple[str, ...]
-    generated: _Generated | None
-
-    def __post_init__(self) -> None:
-        i, o = self.inputs, self.options
+    def __init__(self, inputs: ProbeInputs, options: CheckpointSweepOptions, probes: tuple[str, ...]) -> None:
+        i, o = self.inputs, self.options = inputs, options
+        self.probes = probes
         self.layer = i.only("layers", "must be one here; or see ldae alignment.")
         self.timestep = i.only("timesteps", "must be one here; or see ldae alignment.")
+        self.scores: GenerationScores | None = None
+        if o.num_scored:
+            schedule = getattr(getattr(i.encoder, "config", None), "noise_schedule", None)
+            if schedule in ("linear_sigma", "constant"):
+                raise ValueError(
+                    f"fid and kid say nothing with noise_schedule={schedule!r}: it never hides the image, so the "
+                    "model did not learn to generate. Leave them out."
+                )
+            self.scores = open_scores(o, i.data, i.device)
+        self.sampling = Sampling(steps=o.steps, sampler=o.sampler, seed=o.seed, batch_size=o.batch_size)
         self.seeds = tuple(o.seeds)
         rates = (1e-3, 1e-2, 1e-1)
         settings = ProbeSettings(o.epochs, 128, base_lr=2.0, lr_multipliers=rates, seeds=self.seeds)
         self.linear = Protocol("cached", i.layers, i.timesteps, horizontal_flip=o.horizontal_flip, settings=settings)
         self.reading = i.reading(o)
-        self.measures = [*self.probes, *(self.generated.metrics if self.generated else [])]
+        self.measures = [*probes, *(self.scores.metrics if self.scores else [])]
         self.images = i.image_sets(o.forward_batch_size)
 
     def measure(self, seen: int, model: Any) -> list[SweepPoint]:
@@ -147,9 +81,9 @@ class _Sweep:
         held = [e for e in entries if all(e.get(k) == v for k, v in shared.items())]
         points: dict[str, SweepPoint] = {}
         wanted: dict[str, tuple[str, str, dict[str, Any]]] = {name: self._asked(name) for name in self.probes}
-        if self.generated:
-            asked = self.generated.asked(model)
-            wanted |= {metric: (metric, self.generated.split, asked) for metric in self.generated.metrics}
+        if self.scores:
+            generation = self._asked_generation(self.scores, model)
+            wanted |= {metric: (metric, self.scores.source.split, generation) for metric in self.scores.metrics}
         for name, (metric, split, protocol) in wanted.items():
             seed = (
                 {"seeds": list(self.seeds)}
@@ -160,8 +94,10 @@ class _Sweep:
             if found:
                 points[name] = SweepPoint(seen, name, found[-1]["value"], found[-1].get("held_out_value"))
         new = self._probe(model, [name for name in self.probes if name not in points], **about, details=details)
-        if self.generated and any(name not in points for name in self.generated.metrics):
-            generated = self.generated.measure(model, **about, details=details)
+        if self.scores and any(name not in points for name in self.scores.metrics):
+            pipeline = build_pipeline(model.to(self.inputs.device))
+            pipeline.set_progress_bar_config(disable=True)
+            generated, _ = self.scores.measure(pipeline, self.sampling, **about, details=details)
             new |= {result.metric: result for result in generated}
         if not is_main():
             return []
@@ -182,6 +118,19 @@ class _Sweep:
             "linear": {"name": "linear", "preset": "cached", "epochs": self.options.epochs},
         }
         return "accuracy", self.inputs.test_source.split, own[probe] | place
+
+    def _asked_generation(self, scores: GenerationScores, model: Any) -> dict[str, Any]:
+        """Return the protocol of FID and KID, as far as it is known before they are measured."""
+        pipeline, sampler = build_pipeline(model), self.sampling.sampler
+        asked = {
+            "name": "generation",
+            "extractor": scores.extractor.name,
+            "sampler": pipeline.describe_sampler(sampler, 0.0),
+            "steps": self.sampling.steps or pipeline.steps_by_default(sampler),
+            "guidance_scale": 1.0,
+            "weights": scores.weights,
+        }
+        return asked | ({} if scores.num_reference is None else {"reference_images": scores.num_reference})
 
     def _probe(self, encoder: Any, names: list[str], *, details: dict[str, Any], **about: Any) -> dict[str, Result]:
         """Probe one checkpoint by some of the probes, by name."""

@@ -1,6 +1,7 @@
 """Inputs of the verbs that measure a checkpoint: its encoder, its images, and the place of results."""
 
 import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ldae.checkpoints import loading
-from ldae.data import DataConfig, ImageSource, open_images, open_probe_images
+from ldae.data import Batch, DataConfig, ImageSource, open_images, open_probe_images
 from ldae.data.image_processor import save_image_processor
 from ldae.errors import RunError, one_line
 from ldae.evaluation.encoder import Encoder
+from ldae.evaluation.extractor import load_extractor
+from ldae.evaluation.generation import GenerationScores
 from ldae.evaluation.images import ImageSet
 from ldae.evaluation.opening import open_at
 from ldae.evaluation.search import write_choice
@@ -24,7 +27,8 @@ from ldae.models.sources_ddae import is_diffusers_source
 from ldae.places import check_place, find_data, is_local, near_path
 from ldae.processes import choose_device
 from ldae.results import Result, add_result, check_results
-from ldae.shared_work import main_first
+from ldae.shared_work import is_main, main_first, share
+from ldae.training.progress import progress_bar
 from ldae.training.recipe import build_recipe, load_recipe, read_sections
 
 
@@ -295,15 +299,29 @@ def _list_columns(data: DataConfig) -> str:
     raise AssertionError("a column without a name was found")
 
 
-def count_scored(options: Any) -> int:
-    """Return the number of images that FID and KID are measured on; 0 for none.
+def watched(batches: Iterable[Batch], total: int | None, activity: str) -> Iterator[Batch]:
+    """Yield the batches, and advance a bar by the images of all processes."""
+    with progress_bar(total, 0, is_main(), activity) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(min(len(batch.images) * share()[1], (total or 2**62) - bar.n))
 
-    Raises:
-        ValueError: If they are given different numbers.
-    """
-    if options.fid is not None and options.kid is not None and options.fid != options.kid:
-        raise ValueError(f"fid={options.fid} and kid={options.kid} use the same images; give both the same number.")
-    return options.fid or options.kid or 0
+
+def open_scores(options: Any, data: DataConfig, device: torch.device) -> GenerationScores:
+    """Open what FID and KID need, as the options of scores say."""
+    source = open_images(data if options.reference_split is None else replace(data, split=options.reference_split))
+    return GenerationScores(
+        source,
+        load_extractor(options.extractor, options.inception_weights).to(device),
+        num_images=options.num_scored,
+        fid=options.fid is not None,
+        kid=options.kid is not None,
+        batch_size=options.batch_size,
+        num_workers=data.num_workers,
+        reference_images=options.reference_images,
+        weights=weights_kind(options.checkpoint),
+        watched=watched,
+    )
 
 
 def weights_kind(checkpoint: str) -> str:

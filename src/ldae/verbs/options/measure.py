@@ -286,5 +286,6 @@ class CheckpointSweepOptions(ScoreOptions, MemoryOptions, ImageOptions, Checkpoi
     batch_size: int = Field(64, ge=1)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if "none" in self.probes and len(self.probes) > 1:
             raise ValueError(f"probes={self.probes} must be one or more of ridge, knn, linear; or none.")

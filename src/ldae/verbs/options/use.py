@@ -98,6 +98,15 @@ class ScoreOptions:
     reference_split: str | None = None
     reference_images: int | None = Field(None, ge=2)
 
+    def __post_init__(self) -> None:
+        if self.fid is not None and self.kid is not None and self.fid != self.kid:
+            raise ValueError(f"fid={self.fid} and kid={self.kid} use the same images; give both the same number.")
+
+    @property
+    def num_scored(self) -> int:
+        """Number of images that are generated for the scores; 0 for none."""
+        return self.fid or self.kid or 0
+
 
 @options
 class GenerateOptions(ScoreOptions, ReferenceOptions, CheckpointOptions):
