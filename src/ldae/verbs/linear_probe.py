@@ -7,7 +7,9 @@ from functools import partial
 import torch
 
 from ldae.evaluation.classifier import build_classifier, save_classifier
+from ldae.evaluation.comparison import FEW_SHOT, compare_baselines
 from ldae.evaluation.encoder import Layer
+from ldae.evaluation.images import count_images
 from ldae.evaluation.linear_probe import MAX_LR_EXTENSIONS, ProbeSettings
 from ldae.evaluation.probing import AdamProbes, ProbeResult, run_probe
 from ldae.evaluation.protocol import Protocol
@@ -15,7 +17,6 @@ from ldae.results import Result
 from ldae.shared_work import is_main
 from ldae.verbs.inputs import ProbeInputs, open_inputs, table
 from ldae.verbs.options.measure import LinearProbeOptions
-from ldae.verbs.probe_baselines import compare_with_baselines
 
 
 ADAM_OPTIONS = ("epochs", "batch_size", "lr_multipliers", "seeds")
@@ -23,20 +24,15 @@ ADAM_OPTIONS = ("epochs", "batch_size", "lr_multipliers", "seeds")
 
 def linear_probe(options: LinearProbeOptions) -> int:
     """Run `ldae linear_probe`."""
-    probe = choose_probe(options)
+    probe = _choose_probe(options)
     inputs = open_inputs(options, noisy=options.noisy, every=options.block_sweep)
-    crop, paper = inputs.encoder.paper_probe["crop"], dict(inputs.encoder.paper_probe)
-    del paper["crop"]
-    # Baselines are unlike in scale, so that each has its rate chosen among several.
+    paper = dict(inputs.encoder.paper_probe)
+    crop = paper.pop("crop")
+    if options.baselines:
+        paper = {}  # baselines are unlike in scale, so that each has its rate chosen among several
     given = {name: getattr(options, name) for name in ADAM_OPTIONS if getattr(options, name) is not None}
-    settings = ProbeSettings(
-        **{
-            **({} if options.baselines else paper),
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()},
-        },
-        batch_norm=options.batch_norm,
-        max_lr_extensions=MAX_LR_EXTENSIONS,
-    )
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    settings = ProbeSettings(**{**paper, **given}, batch_norm=options.batch_norm, max_lr_extensions=MAX_LR_EXTENSIONS)
     protocol = Protocol(
         name=options.protocol,
         layers=inputs.layers,
@@ -48,7 +44,8 @@ def linear_probe(options: LinearProbeOptions) -> int:
         settings=settings,
     )
     if options.baselines or options.shots is not None:
-        return compare_with_baselines(inputs, options, probe, settings)
+        _compare_with_baselines(inputs, options, probe, settings)
+        return 0
     inputs.show_header(f"Linear probe ({protocol.name} protocol)")
     sources, reading = (inputs.train_source, inputs.test_source), inputs.reading(options)
     progress = partial(show_progress, epochs=settings.epochs)
@@ -61,7 +58,7 @@ def linear_probe(options: LinearProbeOptions) -> int:
     return 0
 
 
-def choose_probe(options: LinearProbeOptions) -> str:
+def _choose_probe(options: LinearProbeOptions) -> str:
     """Choose the probe that the options ask for, and check that the others suit it.
 
     Raises:
@@ -82,6 +79,58 @@ def choose_probe(options: LinearProbeOptions) -> str:
             if value is not None:
                 raise ValueError(f"{name}={value} only applies with --probe adam; add that, or leave out --{name}.")
     return probe
+
+
+def _compare_with_baselines(
+    inputs: ProbeInputs, options: LinearProbeOptions, probe: str, settings: ProbeSettings
+) -> None:
+    """Print the encoder's accuracy beside its baselines', by one probe or with `shots` by few-shot ridge probes."""
+    remedy = (
+        "does not go with baselines or shots, which compare one block at one time step; give one, such as the winner "
+        "of ldae grid_search."
+    )
+    layer, timestep = inputs.only("layers", remedy), inputs.only("timesteps", remedy)
+    train, test = (list(images.batches()) for images in inputs.image_sets(options.forward_batch_size))
+    n = count_images(test)
+    if options.shots is not None:
+        inputs.show_header(f"Ridge probe of {options.shots} labels a class")
+        probe = FEW_SHOT
+    else:
+        inputs.show_header(f"Linear probe ({probe}) of features computed once, without augmentation")
+    compared = compare_baselines(
+        inputs.encoder,
+        train,
+        test,
+        probe,
+        settings=settings,
+        shots=options.shots or 5,
+        draws=options.draws,
+        layer=layer,
+        timestep=timestep,
+        noisy=options.noisy,
+    )
+    if not is_main():
+        return
+    place = {"layer": layer, "timestep": timestep, "input": "noisy" if options.noisy else "clean"}
+    chosen = {FEW_SHOT: None, "adam": "learning_rate"}.get(probe, "penalty")  # by held-out images, for each encoder
+    rows = [["features", "accuracy", "+-"] + ([] if chosen is None else [chosen.replace("learning_rate", "lr")])]
+    found = []
+    for each in compared:
+        row = [each.name, f"{each.accuracy:.2%}", "-" if each.stderr is None else f"{each.stderr:.2%}"]
+        rows.append(row if chosen is None else [*row, f"{each.protocol[chosen]:.2g}"])
+        protocol = {**({} if chosen is None else {"preset": "baselines"}), **each.protocol, **place}
+        fields = {"stderr": each.stderr, "seeds": each.seeds, "n": n}
+        if each is not compared[0]:
+            fields["checkpoint"] = each.name
+        found.append(inputs.result(each.accuracy, protocol, **fields))
+    print(table(rows))
+    if probe == FEW_SHOT:
+        print(f"Test accuracy of {n:,} images; +- is the standard error over {options.draws} draws ", end="")
+        print("of the labels, the same for all.", end=" ")
+    elif probe == "adam":
+        print(f"+- is the standard error over probe seeds {list(settings.seeds)}.", end=" ")
+    inputs.record(*found)
+    print(f"Added to {inputs.output_dir}/results.json")
 
 
 def show_progress(done: int, epochs: int) -> None:
