@@ -90,8 +90,10 @@ class DataConfig:
 
 @options
 class TokenizerConfig:
-    """The `tokenizer:` section: where the latent tokenizer comes from. PCA and pixels are fitted in one pass; AE, VAE
-    and the convolutional VAE are trained by the same loop as the denoiser.
+    """The `tokenizer:` section: where the latent tokenizer comes from.
+
+    PCA and pixels are fitted in one pass; AE, VAE and the convolutional VAE are trained by the same loop as the
+    denoiser.
 
     Args:
         tokenizer: A fitted latent tokenizer: a `train_tokenizer` folder, a run, or for `conv_vae` a folder or Hub id

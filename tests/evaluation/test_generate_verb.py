@@ -20,6 +20,7 @@ from tests.processes import forget_processes, run_on_two
 ROOT = Path(__file__).parents[2]
 FIELDS = {"dataset": "digits", "num_workers": "0", "image_size": "16", "patch_size": "4", "latent_dim": "8"}
 FAST = "--steps 2 --num_images 4 --num_workers 0".split()
+SCORES_ONLY = "--steps 2 --num_images 0 --num_workers 0".split()
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +74,7 @@ def test_it_draws_samples(run, tmp_path, capsys):
 
 def test_it_scores_them_with_their_protocol(run, capsys):
     options = ("--fid", 40, "--kid", 40, "--extractor", run, "--eta", 1, "--seed", 2, "--reference_images", 100)
-    assert generate(run, *FAST, *options, "--reference_split", "test", "--num_images", 0) == 0
+    assert generate(run, *SCORES_ONLY, *options, "--reference_split", "test") == 0
     assert not (run / "pictures").exists()
     fid, kid = read_results(run)
     assert (fid["metric"], fid["n"], fid["seed"], fid["dataset"], fid["split"]) == ("FID-40", 40, 2, "digits", "test")
@@ -88,7 +89,7 @@ def test_it_scores_them_with_their_protocol(run, capsys):
     assert fid["value"] > 0 and kid["value"] > 0
     printed = capsys.readouterr().out
     assert "FID-40" in printed and "100 images of digits (test)" in printed and "weights: raw" in printed
-    assert generate(run, *FAST, "--fid", 20, "--extractor", run, "--num_images", 0) == 0
+    assert generate(run, *SCORES_ONLY, "--fid", 20, "--extractor", run) == 0
     assert "20 images are not more than the 32 features" in capsys.readouterr().out
     assert [r["metric"] for r in read_results(run)] == ["FID-40", "KID-40", "FID-20"]
 
@@ -98,7 +99,7 @@ def test_a_class_conditional_model_has_a_row_a_class(tmp_path, capsys):
     pipe.save_pretrained(tmp_path)
     assert generate(tmp_path, *FAST, "--classes", "3,5", "--guidance_scale", 2) == 0
     assert Image.open(tmp_path / "pictures" / "samples.png").size[1] == 4 + 2 * 68
-    assert generate(tmp_path, *FAST, "--num_images", 16) == 0
+    assert generate(tmp_path, "--steps", 2, "--num_images", 16) == 0
     assert Image.open(tmp_path / "pictures" / "samples.png").size[1] == 4 + 2 * 68  # two of thirty classes
     assert "the classes are 0 to 29" in error_of(capsys, tmp_path, *FAST, "--classes", "31")
 
@@ -161,7 +162,7 @@ def test_what_is_wrong_is_one_line(run, tmp_path, capsys):
     assert "batch_size=0 must be an integer, 1 or more" in error_of(capsys, run, *FAST, "--batch_size", 0)
     assert "guidance_scale=2.0 needs" in error_of(capsys, run, *FAST, "--guidance_scale", 2)
     assert "eta=3.0" in error_of(capsys, run, *FAST, "--eta", 3)
-    assert "num_inference_steps=1001" in error_of(capsys, run, *FAST, "--steps", 1001)
+    assert "num_inference_steps=1001" in error_of(capsys, run, "--num_images", 4, "--steps", 1001)
     assert "split='validation'" in error_of(
         capsys, run, *FAST, "--fid", 4, "--extractor", run, "--reference_split", "validation"
     )

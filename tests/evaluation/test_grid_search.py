@@ -255,7 +255,6 @@ def test_a_checkpoint_elsewhere_and_a_wish_leave_the_config_alone(checkpoint, tm
 def test_what_makes_no_sense_is_refused(checkpoint, tmp_path):
     for extra, message in (
         (["--noisy", "perhaps"], "noisy='perhaps' must be one of false, true, both"),
-        (["--probe", "ridge"], "epochs=2 only applies with --probe adam"),
         (["--criterion", "rankme", "--noisy", "true"], "noisy=true only applies to probes"),
         (["--feature_memory", "-1"], "feature_memory=-1"),
         (["--layers", "9"], "this model has blocks 1 to 4"),
@@ -264,6 +263,8 @@ def test_what_makes_no_sense_is_refused(checkpoint, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             call(grid_search, [str(checkpoint), *FAST, *extra])
+    with pytest.raises(ValueError, match="epochs=2 only applies with --probe adam"):
+        call(grid_search, [str(checkpoint), "--dataset", "digits", "--probe", "ridge", "--epochs", "2"])
     small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     ViTModel(ViTConfig(image_size=16, patch_size=4, **small)).save_pretrained(tmp_path / "vit")
     with pytest.raises(ValueError, match="choices of l-DAE and DDAE models; this is a vit"):

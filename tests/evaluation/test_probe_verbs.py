@@ -129,7 +129,7 @@ def test_cached_features_are_probed_to_convergence(checkpoint, few_digits, capsy
 
 
 def test_a_rate_at_the_edge_of_its_grid_is_told(checkpoint, few_digits, capsys):
-    options = ["--dataset", str(few_digits), *FAST, "--seeds", "0", "--lr_multipliers", "1e-5,1e-4", "--epochs", "1"]
+    options = ["--dataset", str(few_digits), *FAST, "--seeds", "0", "--lr_multipliers", "1e-5,1e-4"]
     with pytest.warns(UserWarning, match="edge of its grid"):
         assert call(linear_probe, [str(checkpoint), *options]) == 0
     assert "Warning: 1 chosen learning rates lie at the edge of the grid" in capsys.readouterr().out

@@ -44,10 +44,12 @@ class TableOptions:
 
 @options
 class LinearProbeOptions(TableOptions, MemoryOptions, FeatureOptions, ImageOptions, CheckpointOptions):
-    """Linear-probe a checkpoint: a linear layer on standardised, mean-pooled features of a frozen encoder, trained by
-    Adam as in the papers or solved to convergence. Blocks, time steps, learning rates and penalties are chosen on a
-    tenth of the training images, never on the test set. Results go to results.json; the chosen probe is saved as an
-    image classifier in linear_probe/.
+    """Linear-probe a checkpoint.
+
+    A linear layer on standardised, mean-pooled features of the frozen encoder is trained by Adam as in the papers, or
+    solved to convergence. Blocks, time steps, learning rates and penalties are chosen on a tenth of the training
+    images, never on the test set. Results go to results.json; the chosen probe is saved as an image classifier in
+    linear_probe/.
 
     Args:
         protocol: paper: features under random crop and flip, computed anew in each epoch and probed by Adam, with a
@@ -86,9 +88,10 @@ class LinearProbeOptions(TableOptions, MemoryOptions, FeatureOptions, ImageOptio
 
 @options
 class GridSearchOptions(TableOptions, MemoryOptions, FeatureOptions, ImageOptions, CheckpointOptions):
-    """Score every block at time steps over the whole schedule, and make the best the checkpoint's default in its
-    config.json. A held-out tenth of the training images chooses; the test set is only reported. Without labels, give
-    --criterion.
+    """Score every block at time steps over the whole schedule, and make the best the checkpoint's default.
+
+    The choice is written into config.json. A held-out tenth of the training images chooses; the test set is only
+    reported. Without labels, give --criterion.
 
     Args:
         layers: Blocks, counted from 1, such as 9,10,11, or taps of a DDAE; by default all blocks.
@@ -124,8 +127,10 @@ class GridSearchOptions(TableOptions, MemoryOptions, FeatureOptions, ImageOption
 
 @options
 class KnnOptions(TableOptions, FeatureOptions, ImageOptions, CheckpointOptions):
-    """Classify test images by their nearest training images in feature space (cosine similarity, votes weighted by
-    exp(similarity / temperature)). Nothing is trained and nothing chosen: each block and time step has its row.
+    """Classify test images by their nearest training images in feature space.
+
+    Similarity is the cosine, and votes are weighted by exp(similarity / temperature). Nothing is trained and nothing
+    chosen: each block and time step has its row.
 
     Args:
         k: Number of neighbours that vote.
@@ -140,9 +145,10 @@ class KnnOptions(TableOptions, FeatureOptions, ImageOptions, CheckpointOptions):
 
 @options
 class CompareOptions(ImageOptions):
-    """Measure several frozen encoders on one data set, each by the same probes and on images of its own size, and
-    print one table. Encoders are l-DAEs, DDAEs (at their own block and time step), and any vision model of AutoModel
-    with its image processor: ViTMAE, DINOv2, I-JEPA, a ResNet.
+    """Measure several frozen encoders on one data set by the same probes, and print one table.
+
+    Each has images of its own size. Encoders are l-DAEs, DDAEs (at their own block and time step), and any vision
+    model of AutoModel with its image processor: ViTMAE, DINOv2, I-JEPA, a ResNet.
 
     Args:
         checkpoints: Folders or Hub ids.
@@ -185,9 +191,10 @@ class CompareOptions(ImageOptions):
 
 @options
 class AlignmentOptions(ImageOptions, CheckpointOptions):
-    """Measure alignment and uniformity (Wang & Isola 2020) of an l-DAE's or a DDAE's features: how far apart two
-    noisings of an image lie on the unit sphere, and how evenly different images are spread over it. Lower is better in
-    both. No labels are used.
+    """Measure alignment and uniformity (Wang & Isola 2020) of an l-DAE's or a DDAE's features.
+
+    Alignment is how far apart two noisings of an image lie on the unit sphere, uniformity how evenly different images
+    are spread over it. Lower is better in both. No labels are used.
 
     Args:
         layers: Blocks, counted from 1, or taps of a DDAE; by default the end of every block.
@@ -218,8 +225,10 @@ class AlignmentOptions(ImageOptions, CheckpointOptions):
 
 @options
 class NoiseClassificationOptions(ImageOptions, CheckpointOptions):
-    """Classify noisy images at each noise level: by a linear head for each level on the frozen features of an l-DAE or
-    a DDAE, and by the same network, cut after the same block and told the level, trained from scratch on all levels.
+    """Classify noisy images at each noise level, by frozen features and by networks that are trained.
+
+    A linear head for each level on the frozen features of an l-DAE or a DDAE is compared with the same network, cut
+    after the same block and told the level, trained from scratch on all levels.
 
     Args:
         layers: The block, counted from 1, or the tap of a DDAE; by default the model's.
@@ -254,10 +263,11 @@ class NoiseClassificationOptions(ImageOptions, CheckpointOptions):
 
 @options
 class CheckpointSweepOptions(ScoreOptions, MemoryOptions, ImageOptions, CheckpointOptions):
-    """Probe every checkpoint that a run kept (--keep_checkpoints), and with --fid or --kid compare what it generates
-    with real images: a table, pictures/checkpoint_sweep.png and results.json. Averaged weights are used if the run
-    averages. The best checkpoint by accuracy is chosen on held-out training images, never on the test set. The same
-    command measures only what is not yet in results.json.
+    """Probe every checkpoint that a run kept (--keep_checkpoints).
+
+    With --fid or --kid, compare what it generates with real images. Results are a table, pictures/checkpoint_sweep.png
+    and results.json. Averaged weights are used if the run averages. The best checkpoint by accuracy is chosen on
+    held-out training images, never on the test set. The same command measures only what is not yet in results.json.
 
     Args:
         layers: One block, counted from 1, or tap of a DDAE; by default the model's.

@@ -9,10 +9,11 @@ from ldae.options import Positional, options
 
 @options
 class ExportOptions:
-    """Write a checkpoint at a fixed time step for other libraries, which then need nothing of ldae: the time step, the
-    latent tokenizer and all that they steer become part of the weights. The written files are loaded again and
-    compared with the checkpoint; if they differ by more than 1e-4 (logits and raw activations: relative to the
-    largest), nothing is left.
+    """Write a checkpoint at a fixed time step for other libraries, which then need nothing of ldae.
+
+    The time step, the latent tokenizer and all that they steer become part of the weights. The written files are
+    loaded again and compared with the checkpoint; if they differ by more than 1e-4 (logits and raw activations:
+    relative to the largest), nothing is left.
 
     Args:
         checkpoint: A run's folder, its linear_probe/ for a classifier, or a Hub id.

@@ -12,9 +12,10 @@ from ldae.training.recipe import merge_sections, read_sections, recipe_options
 
 @options
 class InitOptions:
-    """Look at a folder of images and at this machine, measure training steps, and write a recipe that trains in the
-    time given: size of the images and the network, batch, learning rate and budget, each with its reason. Nothing is
-    trained.
+    """Look at a folder of images and at this machine, and write a recipe that trains in the time given.
+
+    Training steps are measured, and size of the images and the network, batch, learning rate and budget are chosen,
+    each with its reason. Nothing is trained.
 
     Args:
         folder: Folder of images, with or without sub-folders; also a folder or glob of parquet files, or a Hub id.
@@ -45,9 +46,11 @@ class InitOptions:
 
 @options
 class DoctorOptions:
-    """Tell what limits a recipe, and what to change: its weights, memory and arithmetic, and the speed of its steps
-    and of its loader here, measured for some seconds each. With --on, tell by arithmetic what it takes on other
-    machines, without opening its images. Nothing is written.
+    """Tell what limits a recipe, and what to change.
+
+    It shows weights, memory and arithmetic, and the speed of steps and of the loader here, measured for some seconds
+    each. With --on, tell by arithmetic what it takes on other machines, without opening its images. Nothing is
+    written.
 
     Args:
         config: The recipe: a YAML file, or the name of one that comes with ldae (`ldae recipes` lists them).
@@ -92,8 +95,10 @@ class RecipesOptions:
 
 @options
 class CompletionOptions:
-    """Print the completion of commands, options and names of recipes for a shell. For every new shell, add
-    `eval "$(ldae completion bash)"` to ~/.bashrc, or `eval "$(ldae completion zsh)"` to ~/.zshrc after compinit.
+    """Print the completion of commands, options and names of recipes for a shell.
+
+    For every new shell, add `eval "$(ldae completion bash)"` to ~/.bashrc, or `eval "$(ldae completion zsh)"` to
+    ~/.zshrc after compinit.
 
     Args:
         shell: The shell.

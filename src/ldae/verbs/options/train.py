@@ -46,8 +46,10 @@ class TrainTokenizerOptions(RecipeOptions):
 
 @options
 class FinetuneOptions:
-    """Fine-tune the encoder of a checkpoint end to end as an image classifier, by the protocol of the l-DAE paper
-    (App. B). The classifier goes to CHECKPOINT/finetune. The same command resumes.
+    """Fine-tune the encoder of a checkpoint end to end as an image classifier.
+
+    The protocol is that of the l-DAE paper (App. B). The classifier goes to CHECKPOINT/finetune. The same command
+    resumes.
 
     Args:
         checkpoint: A run's folder, its linear_probe/ to keep that head, or a Hub id.
@@ -79,9 +81,10 @@ class FinetuneOptions:
 
 @options
 class DeconstructOptions:
-    """Run the rows of the paper's trajectory, or latent dimensions of its tokenizers, and write report.md and
-    report.html. The same command goes on where it was stopped. Several launches, also on several machines, may share
-    one folder.
+    """Run the rows of the paper's trajectory, or latent dimensions of its tokenizers, and report them.
+
+    The reports are report.md and report.html. The same command goes on where it was stopped. Several launches, also on
+    several machines, may share one folder.
 
     Args:
         config: The preset: a YAML file, or the name of one that comes with ldae, such as deconstruction/digits.

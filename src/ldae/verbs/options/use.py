@@ -11,9 +11,10 @@ from .checkpoint import CheckpointOptions, FeatureOptions, ReferenceOptions, Spl
 
 @options
 class ExtractFeaturesOptions(FeatureOptions, SplitOptions, CheckpointOptions):
-    """Write the features of every image of a data set, with its labels and other columns, as a table of parquet files
-    that `datasets` opens. Several processes (accelerate launch) share the work. The same command goes on where it was
-    stopped.
+    """Write the features of every image of a data set as a table of parquet files that `datasets` opens.
+
+    Labels and other columns are kept. Labels and other columns are kept. Several processes (accelerate launch) share
+    the work. The same command goes on where it was stopped.
 
     Args:
         output_dir: Folder of the table, here or at an address such as s3://bucket/features.
@@ -49,8 +50,10 @@ class ExtractFeaturesOptions(FeatureOptions, SplitOptions, CheckpointOptions):
 
 @options
 class SearchOptions:
-    """Find the images of a feature table (extract_features --index) that are nearest to an image, by the model that
-    made the table. Their scores are printed, and the images are drawn if the data set can be found again.
+    """Find the images of a feature table that are nearest to an image, by the model that made the table.
+
+    The table needs an index (extract_features --index). The table needs an index (extract_features --index). Their
+    scores are printed, and the images are drawn if the data set can be found again.
 
     Args:
         folder: Folder of a feature table with an index.
@@ -110,10 +113,12 @@ class ScoreOptions:
 
 @options
 class GenerateOptions(ScoreOptions, ReferenceOptions, CheckpointOptions):
-    """Generate images. A grid of them goes to pictures/samples.png (with --samplers, a row of each to
-    pictures/samplers.png). With --fid or --kid, generated images are compared with those of the run's data, and the
-    scores go to results.json. Each image depends on --seed and its number only: several processes (accelerate launch)
-    share the work and find the same scores.
+    """Generate images.
+
+    A grid of them goes to pictures/samples.png (with --samplers, a row of each to pictures/samplers.png). With --fid
+    or --kid, generated images are compared with those of the run's data, and the scores go to results.json. Each image
+    depends on --seed and its number only: several processes (accelerate launch) share the work and find the same
+    scores.
 
     Args:
         num_images: Images in the picture; by default 64, and with --samplers 10 of each, from the same noise.
@@ -143,9 +148,11 @@ class GenerateOptions(ScoreOptions, ReferenceOptions, CheckpointOptions):
 
 @options
 class DemoOptions:
-    """Open a page in which a picture can be dropped: clean, noisy and denoised at any t, patch features as colours,
-    layers by time steps, the nearest images and near-duplicates of a set, samples; and a run's training, also while it
-    goes on. Needs gradio (the extra `demo`).
+    """Open a page to look at a checkpoint with.
+
+    Drop a picture: clean, noisy and denoised at any t, patch features as colours, layers by time steps, the nearest
+    images and near-duplicates of a set, samples; and a run's training, also while it goes on. Needs gradio (the extra
+    `demo`).
 
     Args:
         checkpoint: A run's folder, any folder that save_pretrained wrote, or a Hub id.
