@@ -16,9 +16,7 @@ INDENT = 24
 VALUES = {"integer": "N", "number": "X", "text": "TEXT", "list": "A,B,.."}
 
 
-def help_text(
-    usage: str, summary: str, groups: Mapping[str, Sequence[Option]], epilog: str = "", width: int = WIDTH
-) -> str:
+def help_text(usage: str, summary: str, groups: Mapping[str, Sequence[Option]], epilog: str) -> str:
     """Write the help of a command.
 
     Args:
@@ -26,16 +24,13 @@ def help_text(
         summary: What it does.
         groups: Options by title, in order.
         epilog: Text at the end.
-        width: Columns.
     """
     parts = [
-        textwrap.fill(f"usage: {usage}", width, subsequent_indent="  "),
-        textwrap.fill(_plain(" ".join(summary.split())), width),
+        textwrap.fill(f"usage: {usage}", WIDTH, subsequent_indent="  "),
+        textwrap.fill(_plain(" ".join(summary.split())), WIDTH),
+        *(f"{title}:\n" + "\n".join(map(_option_lines, group)) for title, group in groups.items()),
+        textwrap.fill(epilog, WIDTH),
     ]
-    for title, group in groups.items():
-        parts.append(f"{title}:\n" + "\n".join(_option_lines(option, width) for option in group))
-    if epilog:
-        parts.append("\n\n".join(textwrap.fill(line, width) for line in epilog.split("\n")))
     return "\n\n".join(parts)
 
 
@@ -88,7 +83,7 @@ def json_schema(described: Sequence[Option]) -> dict[str, Any]:
     return {"type": "object", "additionalProperties": False, "properties": properties}
 
 
-def _option_lines(option: Option, width: int) -> str:
+def _option_lines(option: Option) -> str:
     """Write an option, its help, default and range in two columns."""
     value = "[true|false]" if option.is_flag else VALUES.get(option.kind.removesuffix(" or null"), "VALUE")
     head = f"  {option.name.upper()}" if option.positional else f"  --{option.name} {value}"
@@ -100,7 +95,7 @@ def _option_lines(option: Option, width: int) -> str:
     if option.default not in (dataclasses.MISSING, None) and not option.positional:
         facts.append(f"default: {yaml_text(option.default)}")
     text = _plain(option.help) + (f" ({'; '.join(facts)})" if facts else "")
-    lines = textwrap.wrap(text, width - INDENT) or [""]
+    lines = textwrap.wrap(text, WIDTH - INDENT) or [""]
     if len(head) > INDENT - 2:
         return "\n".join([head, *(" " * INDENT + line for line in lines)])
     return "\n".join([head.ljust(INDENT) + lines[0], *(" " * INDENT + line for line in lines[1:])])
