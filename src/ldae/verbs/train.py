@@ -60,7 +60,8 @@ def finetune(options: FinetuneOptions) -> int:
     elif options.compare_from_scratch:
         rows = [["start", "weights", "accuracy", "+-"]]
         for r in compare_with_scratch(*arguments, epochs=options.epochs, seeds=seeds):
-            rows.append([r.start, r.weights, f"{r.mean:.2%}", "-" if r.stderr is None else f"{r.stderr:.2%}"])
+            stderr = "-" if r.stderr is None else f"{r.stderr:.2%}"
+            rows.append([r.checkpoint, r.protocol["weights"], f"{r.value:.2%}", stderr])
         print(table(rows))
         print(f"Test accuracy; +- is the standard error over seeds {list(seeds)}. The budget of both is the same.")
     else:
