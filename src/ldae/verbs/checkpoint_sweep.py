@@ -103,9 +103,8 @@ class _Sweep:
             return []
         for name, result in new.items():
             points[name] = SweepPoint(seen, name, result.value, result.details.get("held_out_value"))
-        print(
-            f"{seen:,} images seen: {', '.join(new) + ' measured' if new else 'in results.json already'}", flush=True
-        )
+        measured = ", ".join(f"{name} {result.value:.4f}" for name, result in new.items())  # before it is written
+        print(f"{seen:,} images seen: {measured or 'in results.json already'}", flush=True)
         self.inputs.record(*new.values())
         return [points[name] for name in self.measures]
 
