@@ -48,8 +48,9 @@ def ddae_run(tmp_path):
     return folder
 
 
-def generate(*arguments) -> int:
-    return main(["generate", *(str(argument) for argument in arguments)])
+def generate(run, *options) -> int:
+    last = dict(zip(options[::2], options[1::2], strict=True))  # an option that is given twice is refused
+    return main(["generate", *(str(word) for word in (run, *(word for pair in last.items() for word in pair)))])
 
 
 def error_of(capsys, *arguments) -> str:
