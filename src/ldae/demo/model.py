@@ -167,7 +167,8 @@ class DemoModel:
 
         Args:
             image (`np.ndarray` of shape `(C, S, S)`): The image, in uint8.
-            layer (`int` or `str`, *optional*), timestep (`int`, *optional*): By default the model's own.
+            layer (`int` or `str`, *optional*): By default the model's own.
+            timestep (`int`, *optional*): By default the model's own.
 
         Raises:
             ValueError: If the layer or the time step does not exist.
