@@ -243,12 +243,12 @@ def test_a_hub_that_is_gone_ends_with_the_command_to_push_later(
     with TestHub() as hub:
         for key, value in hub.environment(tmp_path / "hf_home").items():
             monkeypatch.setenv(key, value)
-    uploader = HubUploader(run_folder, "tester/nano", private=True, revision="dev", with_code=False)
+    uploader = HubUploader(run_folder, "tester/nano", private=True)
     uploader.push()
     wait_for(uploader)
     assert "ConnectionError: the Hub cannot be reached" in caplog.text
     assert not uploader.finish()
-    command = f"ldae push_to_hub {run_folder} --repo_id tester/nano --private true --revision dev --with_code false"
+    command = f"ldae push_to_hub {run_folder} --repo_id tester/nano --private true"
     assert command in caplog.text
     with TestHub() as hub:  # the printed command does it
         environment = hub.environment(tmp_path / "hf_home")
@@ -257,7 +257,7 @@ def test_a_hub_that_is_gone_ends_with_the_command_to_push_later(
         words = command.split()[2:]
         launcher = Path(__file__).parents[2] / "training" / "push_to_hub.py"
         subprocess.run([sys.executable, str(launcher), *words], check=True)
-        assert "model.safetensors" in hub.repos[REPO].files("dev")
+        assert "model.safetensors" in hub.repos[REPO].files()
 
 
 def test_a_folder_that_cannot_be_pushed_does_not_stop_training(

@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from ldae.hub.families import FAMILIES
-from ldae.hub.model_card import DEFAULT_LICENSE
+from ldae.hub.model_card import DEFAULT_LICENSE, read_license
 from ldae.hub.upload import CARD_FILE, seal_card
 
 
@@ -27,7 +27,7 @@ def write_card(
 
     The title and the code name `repo_id`. The licence is by default that of the checkpoint's card, or "apache-2.0".
     """
-    license = license or _license_of(checkpoint) or DEFAULT_LICENSE
+    license = license or read_license(checkpoint) or DEFAULT_LICENSE
     classifies = facts["id2label"] is not None
     card_data = ModelCardData(
         model_name=repo_id.rsplit("/", 1)[-1],
@@ -48,11 +48,3 @@ def write_card(
         **facts,
     )
     (folder / CARD_FILE).write_text(seal_card(str(card)), encoding="utf-8")
-
-
-def _license_of(checkpoint: str | os.PathLike[str]) -> str | None:
-    """Read the licence from the card of a local checkpoint."""
-    path = Path(checkpoint) / CARD_FILE
-    if not path.is_file():
-        return None
-    return ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.get("license")

@@ -16,33 +16,19 @@ from ldae.models.configuration_ldae import LDAEConfig
 
 @dataclass(frozen=True)
 class Family:
-    """A family of models.
+    """A family of models."""
 
-    Attributes:
-        name (`str`): Name in prose.
-        title (`str`): Name with its article.
-        summary (`Callable`): Describes a configuration in a few words.
-        config_class (`type`): Class of its configuration.
-        pipeline (`str`): Name of its pipeline class in `ldae`.
-        layer_kind (`str`): What a layer that features are read after is called.
-        noisy (`str`): What its noisy images are called.
-        place (`str`): What one vector of `last_hidden_state` belongs to.
-        citation (`str`): BibTeX entry of its paper.
-        entry_files (`tuple[str, ...]`): Files whose relative imports reach all of its code.
-        auto_map (`dict[str, str]`): For each auto class the class that remote code gives it.
-    """
-
-    name: str
-    title: str
-    summary: Callable[[Any], str]
+    name: str  # in prose
+    title: str  # the name with its article
+    summary: Callable[[Any], str]  # describes a configuration in a few words
     config_class: Any
-    pipeline: str
-    layer_kind: str
-    noisy: str
-    place: str
-    citation: str
-    entry_files: tuple[str, ...]
-    auto_map: dict[str, str]
+    pipeline: str  # name of its pipeline class in ldae
+    layer_kind: str  # what a layer that features are read after is called
+    noisy: str  # what its noisy images are called
+    place: str  # what one vector of last_hidden_state belongs to
+    citation: str  # BibTeX entry of its paper
+    entry_files: tuple[str, ...]  # files whose relative imports reach all of its code
+    auto_map: dict[str, str]  # for each auto class the class that remote code gives it
 
 
 FAMILIES = {
@@ -103,13 +89,8 @@ FAMILIES = {
 def family_of(model_type: str | None, where: object, remedy: str) -> Family:
     """Return the family of a `model_type`.
 
-    Args:
-        model_type (`str`, *optional*): As in a `config.json`.
-        where: The file or checkpoint that it was found in, for the message.
-        remedy (`str`): A sentence on what to do instead, for the message.
-
     Raises:
-        ValueError: If the model is of neither family.
+        ValueError: If the model is of neither family; the message says where it was found, and the remedy.
     """
     if model_type not in FAMILIES:
         known = " or ".join(map(repr, FAMILIES))

@@ -73,37 +73,31 @@ def write_model_card(
         ValueError: If the folder has no config.json, or one of another kind of model.
     """
     path = Path(folder) / CARD_FILE
+    card = render_model_card(folder, repo_id=repo_id, license=license or read_license(folder) or DEFAULT_LICENSE)
     present = path.read_text(encoding="utf-8") if path.is_file() else None
-    present_card = ModelCard(present, ignore_metadata_errors=True) if present is not None else None
-    if license is None:
-        license = present_card.data.get("license") if present_card is not None else None
-    card = render_model_card(folder, repo_id=repo_id, license=license or DEFAULT_LICENSE)
-    if present is None or present_card is None or is_sealed_card(present):
+    if present is None or is_sealed_card(present):
         write_whole(path, seal_card(str(card)))
         return "written"
     if not update_metadata:
         return "kept"
-    _merge_metadata(present_card.data, card.data)
-    write_whole(path, str(present_card))
+    by_hand = ModelCard(present, ignore_metadata_errors=True)
+    _merge_metadata(by_hand.data, card.data)
+    write_whole(path, str(by_hand))
     return "metadata"
+
+
+def read_license(folder: str | os.PathLike[str]) -> str | None:
+    """Read the licence from the card in a folder, if there is one."""
+    path = Path(folder) / CARD_FILE
+    if not path.is_file():
+        return None
+    return ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.get("license")
 
 
 def render_model_card(
     folder: str | os.PathLike[str], *, repo_id: str | None = None, license: str = DEFAULT_LICENSE
 ) -> ModelCard:
-    """Render a run's card from its files.
-
-    Args:
-        folder (`str` or path): A run's folder.
-        repo_id (`str`, *optional*): Hub id for the card's title and code; by default the folder's name.
-        license (`str`, defaults to `"apache-2.0"`): The weights' licence as the Hub spells it.
-
-    Returns:
-        `ModelCard`: the metadata, with a model-index entry for each result, and the text.
-
-    Raises:
-        ValueError: If the folder has no config.json, or one of another kind of model.
-    """
+    """Render a run's card from its files, with a model-index entry for each result; see [`write_model_card`]."""
     folder = Path(folder)
     config_path = folder / "config.json"
     if not config_path.is_file():
@@ -126,8 +120,13 @@ def render_model_card(
     recipe_text = recipe_path.read_text(encoding="utf-8").strip() if recipe else ""
     data = recipe.get("data", {})
     place = (config.feature_layer or config.num_hidden_layers, config.feature_timestep)
-    results = read_results(folder) if run is None else _probe_results(run, place)
+    results = read_results(run or folder)
+    if run is not None:  # those that the probe's classifier was chosen for
+        results = [e for e in results if e.get("chosen") and e["checkpoint"] == "." and _is_at(e, place)]
     groups = _group_results([entry for entry in results if not is_rejected(entry)])
+    # The model-index holds only this model's results, of a large group those at its own layer and time step; the
+    # tables in the text also hold the baselines.
+    listed = [entry for group in groups for entry in group if len(group) == 1 or _is_at(entry, place)]
     name = folder.resolve().name if run is None else f"{run.name}-{folder.resolve().name}"
     model_id = repo_id or name
     has_code = repo_id is not None or any(folder.glob("modeling_*.py"))  # a push adds the code
@@ -141,9 +140,7 @@ def render_model_card(
         tags=[config.model_type, "self-supervised-learning", "denoising-autoencoder"],
         base_model=base_model,  # the Hub shows it in the model tree
         datasets=[data["dataset"]] if is_hub_name(data.get("dataset")) else None,
-        # The model-index holds only this model's results; the tables in the text also hold the baselines.
-        eval_results=[eval_result(entry) for entry in _listed_results(groups, place) if entry["checkpoint"] == "."]
-        or None,
+        eval_results=[_eval_result(entry) for entry in listed if entry["checkpoint"] == "."] or None,
     )
     return ModelCard.from_template(
         card_data,
@@ -163,7 +160,7 @@ def render_model_card(
         fine_tuned=recipe.get("finetuning"),
         num_labels=config.num_labels,
         image_mode="L" if config.num_channels == 1 else "RGB",
-        parameters=count_parameters(folder),
+        parameters=_count_parameters(folder),
         data=data,
         dataset_line=_dataset_line(data),
         recipe_text=recipe_text,
@@ -173,7 +170,7 @@ def render_model_card(
     )
 
 
-def eval_result(entry: dict[str, Any]) -> EvalResult:
+def _eval_result(entry: dict[str, Any]) -> EvalResult:
     """Convert an entry of results.json for the Hub's model-index, with the protocol as the metric's arguments."""
     dataset = _public_name(entry["dataset"])
     keys = ("protocol", "seed", "seeds", "stderr", "n")
@@ -190,7 +187,7 @@ def eval_result(entry: dict[str, Any]) -> EvalResult:
     )
 
 
-def count_parameters(folder: str | os.PathLike[str]) -> int:
+def _count_parameters(folder: str | os.PathLike[str]) -> int:
     """Count the values in a folder's safetensors weights, including buffers such as the PCA's."""
     total = 0
     for path in Path(folder).glob("model*.safetensors"):
@@ -200,12 +197,12 @@ def count_parameters(folder: str | os.PathLike[str]) -> int:
 
 
 def is_rejected(entry: dict[str, Any]) -> bool:
-    """Return whether an entry of results.json is a cell that a grid search did not choose; cards leave those out."""
+    """Tell whether an entry of results.json is a cell that a grid search did not choose; cards leave those out."""
     return entry["protocol"].get("search") == "grid" and not entry.get("chosen", True)
 
 
 def is_hub_name(name: str | None) -> bool:
-    """Return whether a name is "namespace/name" on the Hub, and no folder, file or glob on this machine."""
+    """Tell whether a name is "namespace/name" on the Hub, and no folder, file or glob on this machine."""
     return name is not None and re.fullmatch(r"[\w-]+/[\w.-]+", name) is not None and not os.path.exists(name)
 
 
@@ -229,14 +226,9 @@ def _encoder_run(folder: Path) -> Path | None:
     return run if inside and not (folder / "recipe.yaml").is_file() else None
 
 
-def _probe_results(run: Path, place: tuple[Any, int]) -> list[dict[str, Any]]:
-    """Return the run's results that a probe's classifier was chosen for, by its layer and time step."""
-    return [
-        entry
-        for entry in read_results(run)
-        if entry.get("chosen") and entry["checkpoint"] == "."
-        if (entry["protocol"].get("layer"), entry["protocol"].get("timestep")) == place
-    ]
+def _is_at(entry: dict[str, Any], place: tuple[Any, int]) -> bool:
+    """Tell whether a result was measured at a layer and time step."""
+    return (entry["protocol"].get("layer"), entry["protocol"].get("timestep")) == place
 
 
 def _size_name(config: Any) -> str | None:
@@ -274,9 +266,7 @@ def _cost(folder: Path) -> str:
 
 
 def _group_results(results: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Group results that differ only in value, layer, time step and checkpoint of a run, where a kind has more than
-    `SHOWN_ROWS`; others stay single.
-    """
+    """Group results alike but for value, layer, time step and checkpoint, of kinds with more than `SHOWN_ROWS`."""
     groups: dict[str, list[dict[str, Any]]] = {}
     rows = Counter(entry["protocol"]["name"] for entry in results)
     for entry in results:
@@ -289,15 +279,6 @@ def _group_results(results: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     # In the order of their first entries.
     found = [grouped.get(id(entry), [entry]) for entry in results]
     return [group for i, group in enumerate(found) if len(group) == 1 or group[0] is results[i]]
-
-
-def _listed_results(groups: list[list[dict[str, Any]]], place: tuple[Any, int]) -> list[dict[str, Any]]:
-    """Return the results for the model-index: of a large group, only those at the model's own layer and time step."""
-
-    def is_listed(entry: dict[str, Any]) -> bool:
-        return (entry["protocol"].get("layer"), entry["protocol"].get("timestep")) == place
-
-    return [entry for group in groups for entry in group if len(group) == 1 or is_listed(entry)]
 
 
 def _tables(groups: list[list[dict[str, Any]]]) -> dict[str, list[list[str]]]:

@@ -119,7 +119,7 @@ def push_to_hub(
     )
 
 
-def _complete(folder: str | os.PathLike[str], repo_id: str, with_code: bool) -> None:
+def _complete(folder: str | os.PathLike[str], repo_id: str, with_code: bool = True) -> None:
     """Add the code and the card to a folder that can be shared."""
     check_publishable(folder)
     if with_code:
@@ -153,14 +153,10 @@ class HubUploader:
         repo_id: str,
         *,
         private: bool = False,
-        revision: str | None = None,
-        token: str | None = None,
-        with_code: bool = True,
         timeout_s: float = 900.0,
     ) -> None:
         validate_repo_id(repo_id)
-        self.folder, self.repo_id, self.with_code, self.timeout_s = Path(folder), repo_id, with_code, timeout_s
-        self._settings = {"repo_id": repo_id, "private": private, "revision": revision, "token": token}
+        self.folder, self.repo_id, self.private, self.timeout_s = Path(folder), repo_id, private, timeout_s
         self._process: subprocess.Popen[str] | None = None
         self._watcher: threading.Thread | None = None
         self._behind = False  # whether the last push that ended failed
@@ -172,20 +168,10 @@ class HubUploader:
     def command(self) -> str:
         """The command that pushes the folder later."""
         words = ["ldae", "push_to_hub", str(self.folder), "--repo_id", self.repo_id]
-        if self._settings["private"]:
-            words += ["--private", "true"]
-        if self._settings["revision"] is not None:
-            words += ["--revision", str(self._settings["revision"])]
-        if not self.with_code:
-            words += ["--with_code", "false"]
-        return shlex.join(words)
+        return shlex.join([*words, "--private", "true"] if self.private else words)
 
     def push(self, commit_message: str = DEFAULT_MESSAGE) -> None:
-        """Start to push the folder's present state, and return. If a push is still under way, do nothing.
-
-        Args:
-            commit_message (`str`): Title of the commit, such as "12,800 images seen".
-        """
+        """Start to push the folder's present state, and return. If a push is still under way, do nothing."""
         if self._watcher is not None and self._watcher.is_alive():
             logger.info(
                 "An earlier push to %s is still under way; the next push will include this save.", self.repo_id
@@ -197,7 +183,13 @@ class HubUploader:
         except Exception as error:  # such as a full disk; sharing must never end a training
             self._warn(f"{type(error).__name__}: {error}")
             return
-        settings = {**self._settings, "folder": str(snapshot), "files": files, "commit_message": commit_message}
+        settings = {
+            "folder": str(snapshot),
+            "files": files,
+            "repo_id": self.repo_id,
+            "private": self.private,
+            "commit_message": commit_message,
+        }
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", upload.__file__],
@@ -218,12 +210,8 @@ class HubUploader:
     def finish(self, commit_message: str = DEFAULT_MESSAGE) -> bool:
         """Push the finished folder: end a push of an earlier save, then try once more and wait.
 
-        Args:
-            commit_message (`str`): Title of the commit.
-
         Returns:
-            `bool`: whether the Hub has the folder's present state. If not, a warning names the command to push it
-            later.
+            `bool`: Whether the Hub has the folder's present state. If not, a warning names the command to push later.
         """
         if self._process is not None and self._watcher is not None and self._watcher.is_alive():
             self._abandoned = True
@@ -248,7 +236,7 @@ class HubUploader:
                     _link_or_copy(self.folder / name, target)
                 else:
                     shutil.copy2(self.folder / name, target)
-            _complete(snapshot, self.repo_id, self.with_code)
+            _complete(snapshot, self.repo_id)
         except BaseException:
             shutil.rmtree(snapshot, ignore_errors=True)
             raise

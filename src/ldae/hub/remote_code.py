@@ -17,9 +17,7 @@ from ldae.hub.families import FAMILIES, family_of
 def code_files(model_type: str = "ldae") -> list[Path]:
     """List a family's files and every file that their relative imports reach, sorted by name.
 
-    Args:
-        model_type (`str`): `"ldae"` or `"ddae"`. A DDAE's network may be an l-DAE, so its files include those of
-            l-DAE.
+    Those of a DDAE (`"ddae"`) include those of l-DAE, because its network may be one.
 
     Example:
         >>> [path.name for path in code_files()][:2]
@@ -32,16 +30,10 @@ def code_files(model_type: str = "ldae") -> list[Path]:
 
 
 def save_with_code(folder: str | os.PathLike[str]) -> list[Path]:
-    """Add the model's code to a folder that `save_pretrained` wrote, for every auto class.
+    """Add the model's code to a folder that `save_pretrained` wrote, for every auto class, and return its files.
 
     All auto classes then load the folder with ``trust_remote_code=True`` in a process without ldae, while transformers
     itself would only write the auto class of the saved object. Unchanged files are not written again.
-
-    Args:
-        folder (`str` or path): A saved model's folder, with its config.json.
-
-    Returns:
-        The code files in the folder.
 
     Raises:
         ValueError: If there is no config.json, or it is of another kind of model.

@@ -22,26 +22,15 @@ _SEAL = re.compile(r"\n?<!-- ldae wrote this card; sha256 of the text above: ([0
 
 
 def seal_card(card: str) -> str:
-    """Append an HTML comment with a card's hash, which shows later whether the card was edited.
-
-    Args:
-        card (`str`): The whole text of the card, with its metadata.
-
-    Returns:
-        `str`: the text with its seal, which `is_sealed_card` accepts until the card is edited.
-    """
+    """Append an HTML comment with the hash of a whole card, which shows later whether the card was edited."""
     body = _SEAL.sub("", card).rstrip() + "\n"
     return f"{body}\n<!-- ldae wrote this card; sha256 of the text above: {_digest(body)} -->\n"
 
 
 def is_sealed_card(card: str) -> bool:
-    """Return whether this library wrote a card and nobody edited it.
+    """Tell whether this library wrote a card and nobody edited it: it ends with a seal of the text before.
 
-    Args:
-        card (`str`): The whole text of the card.
-
-    Returns:
-        `bool`: whether the text ends with a seal and nothing before it changed, apart from line ends.
+    Line ends do not count.
 
     Example:
         >>> card = seal_card("# A model")
@@ -63,10 +52,10 @@ def upload_files(
     repo_id: str,
     *,
     private: bool,
-    revision: str | None,
-    token: str | None,
     commit_message: str,
+    revision: str | None = None,
     tag: str | None = None,
+    token: str | None = None,
     repo_type: str = "model",
 ) -> str:
     """Upload files of a folder in one commit, and create the repository and the branch if they do not exist.
@@ -78,10 +67,10 @@ def upload_files(
         files (`list[str]`): Paths relative to the folder, with forward slashes; also their paths on the Hub.
         repo_id (`str`): "name" or "namespace/name".
         private (`bool`): Whether a new repository is private; an existing one does not change.
-        revision (`str`, *optional*): The branch; `None` for "main".
-        token (`str`, *optional*): A write token; `None` for the one that is logged in.
         commit_message (`str`): Title of the commit.
+        revision (`str`, *optional*): The branch; by default "main".
         tag (`str`, *optional*): A tag for the commit. If it exists, nothing is sent.
+        token (`str`, *optional*): A write token; by default the one that is logged in.
         repo_type (`str`, defaults to `"model"`): "model", "dataset" or "space".
 
     Returns:
@@ -92,49 +81,35 @@ def upload_files(
         huggingface_hub.errors.HfHubHTTPError: If the Hub refuses, after the client's own retries.
         ConnectionError: If the Hub cannot be reached.
     """
+    api = HfApi(token=token, library_name="ldae")
     try:
-        api = HfApi(token=token, library_name="ldae")
-        return _upload_files(api, folder, files, repo_id, private, revision, commit_message, tag, repo_type)
+        repo = api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type)
+        refs = None if tag is None else api.list_repo_refs(repo.repo_id, repo_type=repo_type)
+        if refs is not None and tag in (known := [ref.name for ref in refs.tags]):
+            raise ValueError(
+                f"tag={tag!r} is taken: {repo.repo_id} has {', '.join(known)}. A release is never moved; choose "
+                "another name."
+            )
+        if revision is not None:
+            api.create_branch(repo.repo_id, branch=revision, exist_ok=True, repo_type=repo_type)
+        if CARD_FILE in files and is_sealed_card((Path(folder) / CARD_FILE).read_text(encoding="utf-8")):
+            try:
+                published = Path(api.hf_hub_download(repo.repo_id, CARD_FILE, revision=revision, repo_type=repo_type))
+            except EntryNotFoundError:
+                published = None
+            if published is not None and not is_sealed_card(published.read_text(encoding="utf-8")):
+                print(f"The card of {repo.repo_id} was written or edited by hand, and is kept.", file=sys.stderr)
+                files = [path for path in files if path != CARD_FILE]
+        operations = [CommitOperationAdd(path_in_repo=path, path_or_fileobj=Path(folder) / path) for path in files]
+        commit = api.create_commit(
+            repo.repo_id, operations, commit_message=commit_message, revision=revision, repo_type=repo_type
+        )
+        if tag is not None:
+            api.create_tag(repo.repo_id, tag=tag, tag_message=commit_message, revision=commit.oid, repo_type=repo_type)
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2"):  # huggingface_hub 1 and 2
             raise
         raise ConnectionError(f"the Hub cannot be reached ({type(error).__name__}: {error})") from error
-
-
-def _upload_files(
-    api: HfApi,
-    folder: str,
-    files: list[str],
-    repo_id: str,
-    private: bool,
-    revision: str | None,
-    commit_message: str,
-    tag: str | None,
-    repo_type: str,
-) -> str:
-    repo = api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type)
-    refs = None if tag is None else api.list_repo_refs(repo.repo_id, repo_type=repo_type)
-    if refs is not None and tag in (known := [ref.name for ref in refs.tags]):
-        raise ValueError(
-            f"tag={tag!r} is taken: {repo.repo_id} has {', '.join(known)}. A release is never moved; choose another "
-            "name."
-        )
-    if revision is not None:
-        api.create_branch(repo.repo_id, branch=revision, exist_ok=True, repo_type=repo_type)
-    if CARD_FILE in files and is_sealed_card((Path(folder) / CARD_FILE).read_text(encoding="utf-8")):
-        try:
-            published = Path(api.hf_hub_download(repo.repo_id, CARD_FILE, revision=revision, repo_type=repo_type))
-        except EntryNotFoundError:
-            published = None
-        if published is not None and not is_sealed_card(published.read_text(encoding="utf-8")):
-            print(f"The card of {repo.repo_id} was written or edited by hand, and is kept.", file=sys.stderr)
-            files = [path for path in files if path != CARD_FILE]
-    operations = [CommitOperationAdd(path_in_repo=path, path_or_fileobj=Path(folder) / path) for path in files]
-    commit = api.create_commit(
-        repo.repo_id, operations, commit_message=commit_message, revision=revision, repo_type=repo_type
-    )
-    if tag is not None:
-        api.create_tag(repo.repo_id, tag=tag, tag_message=commit_message, revision=commit.oid, repo_type=repo_type)
     place = tag or revision
     return str(repo) if place is None else f"{repo}/tree/{place}"
 
@@ -142,8 +117,8 @@ def _upload_files(
 def main() -> None:
     """Upload with the arguments of `upload_files` and a time-out, read as JSON from the standard input.
 
-    A token is private there. After the time-out the process ends itself and deletes the folder, a snapshot that was
-    made for it, even if the process that started it is gone.
+    After the time-out the process ends itself and deletes the folder, a snapshot that was made for it, even if the
+    process that started it is gone.
     """
     job = json.load(sys.stdin)
     settings, timeout_s = job["settings"], job["timeout_s"]

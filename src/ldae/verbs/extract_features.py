@@ -180,8 +180,6 @@ def _push(folder: Path, options: ExtractFeaturesOptions) -> int:
             files,
             str(options.push_to_hub),
             private=options.private,
-            revision=None,
-            token=None,
             commit_message="Upload features",
             repo_type="dataset",
         )
