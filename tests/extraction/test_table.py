@@ -12,7 +12,7 @@ from datasets import load_dataset
 from ldae.data import DataConfig, iterate_once, open_images
 from ldae.evaluation.features import extract_features
 from ldae.extraction.folder import IDENTITY_FILE, choose_rows_per_shard
-from ldae.extraction.reader import FeatureColumn, FeatureReader
+from ldae.extraction.reader import FeatureReader
 from ldae.extraction.source import open_feature_tables
 from ldae.extraction.table import extract_table
 from tests.data.image_files import numbered_image, write_odd_folder, write_parquet
@@ -187,7 +187,7 @@ def test_a_table_written_without_the_command_is_read_by_probes_too(reader, digit
 
 def test_shards_are_few_and_small_enough():
     def rows(shape, num_examples, dtype="float32"):
-        return choose_rows_per_shard({"features": FeatureColumn(1, 0, shape)}, dtype, num_examples)
+        return choose_rows_per_shard({"features": shape}, dtype, num_examples)
 
     assert rows((768,), None) == 8192
     assert rows((768,), 100) == 256

@@ -1,9 +1,10 @@
 """The folder of a feature table: what it was made from, which shards it has, and how one is written."""
 
 import json
+import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,14 +16,13 @@ import pyarrow.parquet as pq
 import torch
 from datasets import Features
 
-from ldae.data.nested_lists import nested_column, nested_feature
+from ldae.data.nested_lists import nested_column
 from ldae.errors import one_line
 from ldae.files import AnyPath, FolderName
 from ldae.remote import open_folder
 from ldae.shards import ShardFolder, ShardWriter
 from ldae.shards import choose_rows_per_shard as choose_rows
 
-from .reader import FeatureColumn
 from .rows import Piece, Shard
 
 
@@ -45,17 +45,11 @@ MAKE_AGAIN = "remove the file and repeat the command of extract_features, which 
 
 @dataclass(frozen=True)
 class FeatureFolder:
-    """A folder with a feature table.
-
-    Args:
-        path (`Path`): The folder.
-        split (`str`): The split's name in `datasets`, with which its files begin.
-        streaming (`bool`): The table is made from a stream, whose shards are numbered part by part.
-    """
+    """A folder with a feature table."""
 
     path: AnyPath
-    split: str
-    streaming: bool
+    split: str  # its name in datasets, with which the files begin
+    streaming: bool  # made from a stream, whose shards are numbered part by part
 
     @property
     def shards(self) -> ShardFolder:
@@ -71,8 +65,8 @@ class FeatureFolder:
         """Find the written shards, with the rows read, kept and skipped of each, and whether it ends its part.
 
         Args:
-            columns: The type of each column, in words.
-            number: Look only for the shard of this number, or for those of the part of a stream.
+            columns (`Mapping[str, str]`): The type of each column, in words.
+            number (`int`, *optional*): Look only for the shard of this number, or for those of the part of a stream.
 
         Raises:
             ValueError: If one is damaged or has other columns.
@@ -100,16 +94,10 @@ class FeatureFolder:
 
 
 class FeatureShardWriter(ShardWriter):
-    """Writer of one shard of a feature table.
+    """Writer of one shard of a feature table: a file of `table_columns`, of which `columns` hold features."""
 
-    Args:
-        path (`Path`): The file.
-        features (`datasets.Features`): Its columns, those of features last.
-        columns (`dict[str, FeatureColumn]`): The columns of features.
-    """
-
-    def __init__(self, path: AnyPath, features: Features, columns: dict[str, FeatureColumn]) -> None:
-        self.columns, self.schema = columns, features.arrow_schema
+    def __init__(self, path: AnyPath, table_columns: Features, columns: Collection[str]) -> None:
+        self.columns, self.schema = columns, table_columns.arrow_schema
         others = [name for name in self.schema.names if name not in columns]
         super().__init__(path, lambda p: pq.ParquetWriter(p, self.schema, compression="zstd", use_dictionary=others))
         self.held: list[pa.Table] = []
@@ -149,11 +137,7 @@ class FeatureShardWriter(ShardWriter):
 
 
 def _read_footer(path: AnyPath, columns: Mapping[str, str]) -> dict[str, Any]:
-    """Read what a shard says of itself, and check that it holds that.
-
-    Raises:
-        ValueError: If it does not.
-    """
+    """Read what a shard says of itself, and check that it holds that."""
     try:
         with path.open("rb") as stream:
             file = pq.ParquetFile(stream)
@@ -229,14 +213,9 @@ def table_files(folder: AnyPath, pattern: str = "[!.]*.parquet") -> list[Any]:
     return sorted((path for path in paths if fnmatchcase(path.name, pattern)), key=lambda path: path.name)
 
 
-def table_features(metadata: Features, columns: dict[str, FeatureColumn], dtype: str) -> Features:
-    """Return the columns of a table: metadata, then features as nested lists of fixed length."""
-    return Features({**metadata, **{name: nested_feature(column.shape, dtype) for name, column in columns.items()}})
-
-
-def choose_rows_per_shard(columns: dict[str, FeatureColumn], dtype: str, num_examples: int | None) -> int:
+def choose_rows_per_shard(columns: dict[str, tuple[int, ...]], dtype: str, num_examples: int | None) -> int:
     """Choose the rows of a shard: at most 8,192 and 256 MiB, fewer for a small data set."""
-    row_bytes = np.dtype(dtype).itemsize * sum(int(np.prod(column.shape)) for column in columns.values())
+    row_bytes = np.dtype(dtype).itemsize * sum(math.prod(shape) for shape in columns.values())
     return max(1, min(choose_rows(num_examples), SHARD_BYTES // row_bytes))
 
 

@@ -4,23 +4,19 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from datasets import Features
+
 from ldae import stopping
 from ldae.checkpoints import hash_model
 from ldae.data import ImageSource
 from ldae.data.loader import make_torch_loader
+from ldae.data.nested_lists import nested_feature
 from ldae.data.rows import hash_source
 from ldae.files import FolderName, make_folder
 from ldae.remote import open_folder
 from ldae.shards import shard_ranges
 
-from .folder import (
-    DATA_FOLDER,
-    FeatureFolder,
-    FeatureShardWriter,
-    choose_rows_per_shard,
-    read_identity,
-    table_features,
-)
+from .folder import DATA_FOLDER, FeatureFolder, FeatureShardWriter, choose_rows_per_shard, read_identity
 from .reader import FeatureReader
 from .rows import CroppedPixels, Piece, Pixels, RowReader, Shard, StoredPieces, StreamedPieces, model_input
 
@@ -36,10 +32,18 @@ class TableJob:
     table's folder or checks that it holds this table.
 
     Args:
-        reader, source, folder, pixels, settings, notes, root, dtype, rows_per_shard: See
-            [`~ldae.extraction.table.extract_table`].
+        reader, source, folder: See [`~ldae.extraction.table.extract_table`].
+        pixels (`Pixels`, *optional*): Makes pixels from records; by default a centre crop of the model's size.
+        settings (`dict`, *optional*): Further JSON settings for `extraction.json`. A later job with other settings,
+            or with another model, other images or columns, is refused.
+        notes (`dict`, *optional*): Further entries of it that a later job may change, such as paths.
+        root (`str`, *optional*): Folder that the names of image files are relative to.
+        dtype (`str`, defaults to `"float32"`): Type of the stored features; `"float16"` takes half the space.
+        rows_per_shard (`int`, *optional*): By default a 64th of the rows, from 256 to 8,192, and at most 256 MiB of
+            features. A kill costs each process at most one shard. A folder that was begun keeps its own.
         batch_size (`int`, defaults to 256): Images of a forward pass.
-        num_workers (`int`, defaults to 0): Worker processes that decode.
+        num_workers (`int`, defaults to 0): Worker processes that decode, in each process; at most one for each file of
+            a stream.
 
     Raises:
         ValueError: If the folder holds something else, or features with other settings.
@@ -68,9 +72,12 @@ class TableJob:
         self.reader, self.source, self.batch_size, self.num_workers = reader, source, batch_size, num_workers
         encoder = reader.encoder
         pixels = pixels or CroppedPixels(encoder.num_channels, encoder.image_size, source.reduced_decoding)
-        self.rows = RowReader(source, pixels, named=_first_name(source) is not None, root=root)
-        self.features = table_features(self.rows.features, reader.columns, dtype)
-        self.place = FeatureFolder(open_folder(folder, "output_dir"), _split_name(source), source.streaming)
+        self.rows = RowReader(source, pixels, named=_has_names(source), root=root)
+        values = {name: nested_feature(shape, dtype) for name, shape in reader.columns.items()}
+        self.features = Features({**self.rows.features, **values})
+        # load_dataset finds the files by the split's name, if it is a plain one.
+        split = source.split if re.fullmatch(r"[A-Za-z_]\w*", source.split) else "train"
+        self.place = FeatureFolder(open_folder(folder, "output_dir"), split, source.streaming)
         chosen = rows_per_shard or (self.place.shards.identity() or {}).get("rows_per_shard")
         self.rows_per_shard: int = chosen or choose_rows_per_shard(reader.columns, dtype, source.num_examples)
         self.columns = {name: str(kind) for name, kind in self.features.items()}
@@ -101,10 +108,12 @@ class TableJob:
 
     def missing(self, finished: Finished) -> list[int]:
         """Find the shards to write by their numbers, or the unfinished parts of a stream."""
-        if self.source.streaming:
-            return sorted(set(range(self.source.dataset.num_shards)) - complete_parts(finished))
-        count = len(shard_ranges(len(self.source.dataset), self.rows_per_shard))
-        return [number for number in range(count) if (0, number) not in finished]
+        if not self.source.streaming:
+            count = len(shard_ranges(len(self.source.dataset), self.rows_per_shard))
+            return [number for number in range(count) if (0, number) not in finished]
+        ends = {part: number for (part, number), said in finished.items() if said["ends_part"]}
+        complete = {part for part, last in ends.items() if all((part, i) in finished for i in range(last))}
+        return [part for part in range(self.source.dataset.num_shards) if part not in complete]
 
     def write(
         self,
@@ -151,10 +160,7 @@ class TableJob:
         return images
 
     def conclude(self, before: Finished) -> None:
-        """Check that all shards are written, and note their totals in `extraction.json`.
-
-        Args:
-            before (`dict`): The shards that were finished at the start.
+        """Check that all shards are written, and note their totals, unless all were finished `before`.
 
         Raises:
             ValueError: If a shard is missing, or no image could be read.
@@ -183,21 +189,11 @@ class TableJob:
         return make_torch_loader(StoredPieces(self.rows), self.num_workers, tasks)  # type: ignore[arg-type]
 
 
-def complete_parts(finished: Finished) -> set[int]:
-    """Find the parts of a stream whose shards are all written, up to the one that ends the part."""
-    ends = {part: number for (part, number), said in finished.items() if said["ends_part"]}
-    return {part for part, last in ends.items() if all((part, number) in finished for number in range(last))}
-
-
-def _split_name(source: ImageSource) -> str:
-    """Return the split that `load_dataset` finds the files by: the source's if it is a plain name."""
-    return source.split if re.fullmatch(r"[A-Za-z_]\w*", source.split) else "train"
-
-
-def _first_name(source: ImageSource) -> str | None:
+def _has_names(source: ImageSource) -> bool:
+    """Tell whether the first image comes with the name of its file."""
     if source.streaming:
         first: Any = next(iter(source.dataset), {})
         record = first.get(source.image_column)
     else:
         record = source.dataset[:1].column(source.image_column).to_pylist()[0]
-    return record.get("path") if isinstance(record, dict) else None
+    return isinstance(record, dict) and record.get("path") is not None

@@ -23,7 +23,7 @@ from ldae.processes import choose_device
 from .folder import read_identity
 from .job import TableJob
 from .reader import open_reader
-from .rows import model_input
+from .rows import decode_records, model_input
 from .table import Extraction
 
 
@@ -84,22 +84,17 @@ class FeatureMapper:
             raise ValueError(
                 f"image_column={self.image_column!r} does not exist; choose one of {', '.join(map(repr, batch))}."
             )
-        images, kept = [], []
         counts: Counter[str] = Counter()
-        for i, record in enumerate(batch[self.image_column]):
-            try:
-                images.append(self.pixels(_as_file(record))[0])
-                kept.append(i)
-            except UnreadableImageError as error:
-                counts[f"{SKIPPED} {error.reason}"] += 1
-        if counts:
-            logger.warning("%d rows are left out: %s", sum(counts.values()), describe_counts(counts))
+        images, kept, unreadable = decode_records(
+            lambda record: self.pixels(_as_file(record)), batch[self.image_column], counts
+        )
+        if unreadable:
+            skips = Counter(f"{SKIPPED} {reason}" for reason in unreadable.values())
+            logger.warning("%d rows are left out: %s", len(unreadable), describe_counts(skips))
         rows = {name: values[kept] for name, values in batch.items()}
-        if not kept:
-            return rows | {
-                name: np.zeros((0, *column.shape), np.float32) for name, column in self.reader.columns.items()
-            }
-        pixels = model_input(torch.from_numpy(np.stack(images)).to(self.reader.encoder.device))  # (b, C, S, S)
+        if images is None:
+            return rows | {name: np.zeros((0, *shape), np.float32) for name, shape in self.reader.columns.items()}
+        pixels = model_input(images.to(self.reader.encoder.device))  # (b, C, S, S)
         features = self.reader(pixels, torch.arange(len(kept), device=pixels.device))
         return rows | {name: values.float().cpu().numpy() for name, values in features.items()}
 

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import PIL.Image
@@ -19,20 +18,11 @@ FEATURES = "features"  # the only column, or the beginning of the names of sever
 POOLS = ("mean", "none")
 
 
-@dataclass(frozen=True)
-class FeatureColumn:
-    """A column of features: its layer and time step (`None` for models without) and the shape of a row."""
-
-    layer: Layer | None
-    timestep: int | None
-    shape: tuple[int, ...]
-
-
 class FeatureReader:
     """Reader of a model's features as named columns.
 
     One layer and time step is the column `features`; several have a column each, such as `features_layer6_t10` or
-    `features_up_blocks_0_resnets_1_t11`.
+    `features_up_blocks_0_resnets_1_t11`. The attribute `columns` holds the shape of a row's features in each.
 
     Args:
         model (`PreTrainedModel`): [`LDAEModel`], [`LDAEForPreTraining`], [`DDAEModel`] or any model of `AutoModel`.
@@ -89,10 +79,7 @@ class FeatureReader:
         found = self._read(pixels, torch.zeros(1, dtype=torch.int64, device=pixels.device))
         several = len(found) > 1
         self.names = {choice: column_name(*choice) if several else FEATURES for choice in found}
-        self.columns = {
-            self.names[layer, timestep]: FeatureColumn(layer, timestep, tuple(values.shape[1:]))
-            for (layer, timestep), values in found.items()
-        }
+        self.columns = {self.names[choice]: tuple(values.shape[1:]) for choice, values in found.items()}
 
     def __call__(self, pixels: torch.Tensor, positions: torch.Tensor) -> dict[str, torch.Tensor]:
         """Read the features of a batch.
@@ -137,7 +124,7 @@ def open_reader(
     Args:
         checkpoint (`str`): Folder or Hub id of an l-DAE, a DDAE, or any vision model of `AutoModel`.
         device (`torch.device` or `str`): Where it computes.
-        layers (`Sequence`, *optional*), timesteps, every, noisy: See [`~ldae.evaluation.opening.open_at`].
+        layers, timesteps, every, noisy: See [`~ldae.evaluation.opening.open_at`].
         reduced (`bool`, defaults to `True`): Decode large JPEG files at a fraction of their size.
         options: `seed`, `pool` and `dtype` of [`FeatureReader`].
 

@@ -3,8 +3,8 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,29 @@ class ProcessedPixels:
 Pixels = CroppedPixels | ProcessedPixels
 
 
+def decode_records(
+    pixels: Callable[[Any], tuple[np.ndarray, tuple[str, ...]]], records: Iterable[Any], counts: Counter[str]
+) -> tuple[torch.Tensor | None, list[int], dict[int, str]]:
+    """Decode records, and count conversions and skips.
+
+    Returns:
+        The readable images `(b, C, S, S)`, or `None` if there are none; their places among the records; and by place
+        the reason why another cannot be read.
+    """
+    images: dict[int, np.ndarray] = {}
+    unreadable: dict[int, str] = {}
+    for place, record in enumerate(records):
+        try:
+            images[place], notes = pixels(record)
+        except UnreadableImageError as error:
+            unreadable[place] = error.reason
+            counts[f"{SKIPPED} {error.reason}"] += 1
+        else:
+            counts.update(f"{CONVERTED} {note}" for note in notes)
+    stacked = torch.from_numpy(np.stack(list(images.values()))) if images else None
+    return stacked, list(images), unreadable
+
+
 def model_input(images: torch.Tensor) -> torch.Tensor:
     """Turn images made by `Pixels`, `(b, C, S, S)`, into the model's input: uint8 becomes [-1, 1]."""
     if images.dtype != torch.uint8:
@@ -70,29 +93,17 @@ def model_input(images: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class Piece:
-    """Some rows of one shard, in order.
-
-    Args:
-        shard (`Shard`): The shard.
-        num_rows (`int`): Number of rows, readable or not.
-        images (`torch.Tensor` of shape `(b, C, S, S)`, *optional*): The readable images; `None` if there are none.
-        positions (`torch.LongTensor` of shape `(b,)`): Keys of their noise: the row, and for a stream its part too.
-        table (`pa.Table`): Their b rows of metadata.
-        skipped (`list`): Row, name and reason of each unreadable image.
-        counts (`Counter`): Conversions and skips.
-        ends_shard (`bool`): The shard ends here.
-        ends_part (`bool`): The part of the data set ends here.
-    """
+    """Some rows of one shard, in order."""
 
     shard: Shard
-    num_rows: int
-    images: torch.Tensor | None
-    positions: torch.Tensor
-    table: pa.Table
-    skipped: list[dict[str, Any]] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)
+    num_rows: int  # readable or not
+    images: torch.Tensor | None  # (b, C, S, S), the readable ones, if any
+    positions: torch.Tensor  # (b,), keys of their noise: the row, and for a stream its part too
+    table: pa.Table  # their b rows of metadata
+    skipped: list[dict[str, Any]]  # row, name and reason of each unreadable image
+    counts: Counter[str]  # conversions and skips
     ends_shard: bool = False
-    ends_part: bool = False
+    ends_part: bool = False  # the part of the data set ends here
 
     def pin_memory(self) -> "Piece":
         """Move the images to page-locked memory; torch's loader calls it if there is a GPU."""
@@ -126,38 +137,28 @@ class RowReader:
     def piece(self, shard: Shard, first: int, table: pa.Table) -> Piece:
         """Decode the rows of an Arrow table, which begins with row `first` of the part."""
         records = table.column(self.source.image_column).to_pylist()
+        names = [self._name_of(record) for record in records]
         counts: Counter[str] = Counter()
-        images, kept, names, skipped = [], [], [], []
-        for i, record in enumerate(records):
-            name = self._name_of(record)
-            try:
-                image, notes = self.pixels(record)
-            except UnreadableImageError as error:
-                counts[f"{SKIPPED} {error.reason}"] += 1
-                skipped.append({SHARD: shard[0], ROW: first + i, FILE_NAME: name, "reason": error.reason})
-                continue
-            counts.update(f"{CONVERTED} {note}" for note in notes)
-            images.append(image)
-            kept.append(i)
-            names.append(name)
+        images, kept, unreadable = decode_records(self.pixels, records, counts)
         rows = first + np.array(kept, dtype=np.int64)
+        others = table.select(list(self.kept)).take(pa.array(kept, pa.int64()))
+        columns = {ROW: pa.array(rows), SHARD: pa.array(np.full(len(rows), shard[0]))}
+        columns[FILE_NAME] = pa.array([names[i] for i in kept], pa.string())
+        columns |= {new: others.column(name) for name, new in self.kept.items()}
+        schema = pa.schema(list(self.features.arrow_schema))
         return Piece(
             shard=shard,
             num_rows=len(records),
-            images=torch.from_numpy(np.stack(images)) if images else None,  # (b, C, S, S)
+            images=images,
             positions=torch.from_numpy(rows + (shard[0] << 32)),  # (b,)
-            table=self._metadata(shard, rows, names, table.select(list(self.kept)).take(pa.array(kept, pa.int64()))),
-            skipped=skipped,
+            table=pa.Table.from_arrays(
+                [columns[name].cast(schema.field(name).type) for name in schema.names], schema=schema
+            ),
+            skipped=[
+                {SHARD: shard[0], ROW: first + i, FILE_NAME: names[i], "reason": reason}
+                for i, reason in unreadable.items()
+            ],
             counts=counts,
-        )
-
-    def _metadata(self, shard: Shard, rows: np.ndarray, names: list[str | None], table: pa.Table) -> pa.Table:
-        columns = {ROW: pa.array(rows), SHARD: pa.array(np.full(len(rows), shard[0]))}
-        columns[FILE_NAME] = pa.array(names, pa.string())
-        columns |= {new: table.column(name) for name, new in self.kept.items()}
-        schema = pa.schema(list(self.features.arrow_schema))
-        return pa.Table.from_arrays(
-            [columns[name].cast(schema.field(name).type) for name in schema.names], schema=schema
         )
 
     def _name_of(self, record: Any) -> str | None:
@@ -184,23 +185,14 @@ class StoredPieces(torch.utils.data.Dataset[Piece]):
 
 @dataclass(eq=False)
 class StreamedPieces(torch.utils.data.IterableDataset[Piece]):
-    """Pieces of a stream, whose parts (mostly files) are divided among the workers of the loader.
-
-    Args:
-        reader ([`RowReader`]): Makes the pieces.
-        rows_per_shard (`int`): Rows of a shard.
-        batch_size (`int`): Rows of a piece.
-        finished (`Collection[Shard]`): Shards that are written; their rows are not decoded.
-        parts (`Sequence[int]`): Parts to read.
-        share (`tuple[int, int]`, defaults to `(0, 1)`): `(i, n)` for every n-th shard of each part, from shard i on.
-    """
+    """Pieces of a stream, whose parts (mostly files) are divided among the workers of the loader."""
 
     reader: RowReader
     rows_per_shard: int
-    batch_size: int
-    finished: Collection[Shard]
-    parts: Sequence[int]
-    share: tuple[int, int] = (0, 1)
+    batch_size: int  # rows of a piece
+    finished: Collection[Shard]  # written shards, whose rows are not decoded
+    parts: Sequence[int]  # parts to read
+    share: tuple[int, int] = (0, 1)  # (i, n) for every n-th shard of each part, from shard i on
 
     def __iter__(self) -> Iterator[Piece]:
         info = torch.utils.data.get_worker_info()
@@ -212,15 +204,12 @@ class StreamedPieces(torch.utils.data.IterableDataset[Piece]):
         first = 0
         for table, ends_part in self._batches_of(part):
             number, offset = divmod(first, self.rows_per_shard)
-            if self._is_mine(part, number):
+            if (part, number) not in self.finished and number % self.share[1] == self.share[0]:
                 piece = self.reader.piece((part, number), first, table)
                 piece.ends_part = ends_part
                 piece.ends_shard = ends_part or offset + len(table) == self.rows_per_shard
                 yield piece
             first += len(table)
-
-    def _is_mine(self, part: int, number: int) -> bool:
-        return (part, number) not in self.finished and number % self.share[1] == self.share[0]
 
     def _batches_of(self, part: int) -> Iterator[tuple[pa.Table, bool]]:
         """Yield the undecoded rows of each piece, never of two shards, with `True` if they are the part's last."""
@@ -233,6 +222,4 @@ class StreamedPieces(torch.utils.data.IterableDataset[Piece]):
             while len(held) > (size := min(self.batch_size, self.rows_per_shard - begun % self.rows_per_shard)):
                 yield held.slice(0, size), False  # more rows than this piece takes, so it is not the last
                 held, begun = held.slice(size), begun + size
-        if held is None:
-            held = self.reader.source.dataset.features.arrow_schema.empty_table()
-        yield held, True
+        yield dataset.features.arrow_schema.empty_table() if held is None else held, True

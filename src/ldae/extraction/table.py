@@ -14,7 +14,6 @@ from ldae.processes import join_processes
 from .folder import read_identity
 from .job import TableJob
 from .reader import FeatureReader
-from .rows import Pixels
 
 
 @dataclass(frozen=True)
@@ -40,15 +39,8 @@ def extract_table(
     source: ImageSource,
     folder: FolderName,
     *,
-    pixels: Pixels | None = None,
-    settings: dict[str, Any] | None = None,
-    notes: dict[str, Any] | None = None,
-    root: str | None = None,
-    dtype: str = "float32",
-    batch_size: int = 256,
-    rows_per_shard: int | None = None,
-    num_workers: int = 0,
     on_images: Callable[[int], object] | None = None,
+    **options: Any,
 ) -> Extraction:
     """Write features and metadata of every readable image of a source as a table of parquet files.
 
@@ -61,18 +53,9 @@ def extract_table(
         source ([`~ldae.data.ImageSource`]): The images, streamed or not; the table keeps its `other_columns`.
         folder (`str` or path): The table's folder, here or at an address such as `s3://bucket/features`; it is created
             if it does not exist.
-        pixels (`Pixels`, *optional*): Makes pixels from records; by default a centre crop of the model's size.
-        settings (`dict`, *optional*): Further JSON settings for `extraction.json`. A later call with other settings,
-            or with another model, other images or columns, is refused.
-        notes (`dict`, *optional*): Further entries of it that a later call may change, such as paths.
-        root (`str`, *optional*): Folder that the names of image files are relative to.
-        dtype (`str`, defaults to `"float32"`): Type of the stored features; `"float16"` takes half the space.
-        batch_size (`int`, defaults to 256): Images of a forward pass.
-        rows_per_shard (`int`, *optional*): By default a 64th of the rows, from 256 to 8,192, and at most 256 MiB of
-            features. A kill costs each process at most one shard. A folder that was begun keeps its own.
-        num_workers (`int`, defaults to 0): Worker processes that decode, in each process; at most one for each file of
-            a stream.
         on_images (`Callable[[int], object]`, *optional*): Called with the number of rows of each finished batch.
+        options: `pixels`, `settings`, `notes`, `root`, `dtype`, `rows_per_shard`, `batch_size` and `num_workers` of
+            [`~ldae.extraction.job.TableJob`].
 
     Returns:
         [`Extraction`]. `datasets.load_dataset(folder)` opens the table. Its columns are `row` (in a stream counted
@@ -102,31 +85,12 @@ def extract_table(
     """
     state = join_processes()
     with state.main_process_first():
-        job = TableJob(
-            reader,
-            source,
-            folder,
-            pixels=pixels,
-            settings=settings,
-            notes=notes,
-            root=root,
-            dtype=dtype,
-            rows_per_shard=rows_per_shard,
-            batch_size=batch_size,
-            num_workers=num_workers,
-        )
+        job = TableJob(reader, source, folder, **options)
     return write_table(job, on_images)
 
 
 def write_table(job: TableJob, on_images: Callable[[int], object] | None = None) -> Extraction:
     """Write what is missing of a table; every process of a launch calls it with the same job.
-
-    Args:
-        job ([`~ldae.extraction.job.TableJob`]): The table.
-        on_images (`Callable[[int], object]`, *optional*): Called with the number of rows of each finished batch.
-
-    Returns:
-        [`Extraction`].
 
     Raises:
         ValueError: If no image can be read.

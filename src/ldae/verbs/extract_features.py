@@ -144,7 +144,7 @@ def _check_index(options: ExtractFeaturesOptions, job: TableJob) -> None:
 
 
 def _announce(options: ExtractFeaturesOptions, job: TableJob, where: str) -> None:
-    columns = [f"{name} {' x '.join(map(str, column.shape))}" for name, column in job.reader.columns.items()]
+    columns = [f"{name} {' x '.join(map(str, shape))}" for name, shape in job.reader.columns.items()]
     print(
         f"Features of {job.source.description} by {options.checkpoint}, on {where}: {', '.join(columns)}", flush=True
     )
