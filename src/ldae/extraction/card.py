@@ -16,32 +16,22 @@ LISTED = 20  # unreadable images that the card names; extraction.json names all
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
-def write_dataset_card(folder: AnyPath, noted: dict[str, Any], repo_id: str | None = None) -> bool:
+def write_dataset_card(folder: AnyPath, noted: dict[str, Any], repo_id: str | None = None) -> None:
     """Write the README.md of a feature table, unless a person has written or edited it.
 
     Args:
         folder (`Path` or `UPath`): The table's folder.
         noted (`dict`): Content of its `extraction.json`.
         repo_id (`str`, *optional*): Repository that it is pushed to, for the lines that open it.
-
-    Returns:
-        `bool`: `True` if the card was written.
     """
     path = folder / CARD_FILE
-    if path.is_file() and not is_sealed_card(path.read_text(encoding="utf-8")):
-        return False
-    name = folder.name if isinstance(folder, Path) else str(folder)
-    write_whole(path, seal_card(render_dataset_card(noted, repo_id or name)))
-    return True
+    if not path.is_file() or is_sealed_card(path.read_text(encoding="utf-8")):
+        name = folder.name if isinstance(folder, Path) else str(folder)
+        write_whole(path, seal_card(_render(noted, repo_id or name)))
 
 
-def render_dataset_card(noted: dict[str, Any], name: str) -> str:
-    """Render the card, with the metadata that `datasets` and the Hub read.
-
-    Args:
-        noted (`dict`): Content of the table's `extraction.json`.
-        name (`str`): What the table is opened by: a path, a repository or an address.
-    """
+def _render(noted: dict[str, Any], name: str) -> str:
+    """Render the card of a table that is opened by a path, a repository or an address."""
     opened = f'"{name}", split="{noted["split"]}"'
     if is_address(name):
         opened = f'"parquet", data_files="{name}/{DATA_FOLDER}/*.parquet", split="train"'

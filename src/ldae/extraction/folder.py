@@ -96,8 +96,8 @@ class FeatureFolder:
 class FeatureShardWriter(ShardWriter):
     """Writer of one shard of a feature table: a file of `table_columns`, of which `columns` hold features."""
 
-    def __init__(self, path: AnyPath, table_columns: Features, columns: Collection[str]) -> None:
-        self.columns, self.schema = columns, table_columns.arrow_schema
+    def __init__(self, path: AnyPath, table_columns: Features, columns: Collection[str], dtype: str) -> None:
+        self.columns, self.schema, self.dtype = columns, table_columns.arrow_schema, dtype
         others = [name for name in self.schema.names if name not in columns]
         super().__init__(path, lambda p: pq.ParquetWriter(p, self.schema, compression="zstd", use_dictionary=others))
         self.held: list[pa.Table] = []
@@ -113,12 +113,11 @@ class FeatureShardWriter(ShardWriter):
             return
         arrays = dict(zip(piece.table.schema.names, piece.table.columns, strict=True))
         for name in self.columns:
-            kind = self.schema.field(name).type
             with np.errstate(over="ignore"):
-                numbers = values[name].float().cpu().numpy().astype(_item(kind), copy=False)
+                numbers = values[name].float().cpu().numpy().astype(self.dtype, copy=False)
             if not np.isfinite(numbers).all():
-                raise ValueError(f"dtype='{numbers.dtype}' cannot hold the largest {name}; give --dtype float32.")
-            arrays[name] = nested_column(numbers).cast(kind)
+                raise ValueError(f"dtype={self.dtype!r} cannot hold the largest {name}; give --dtype float32.")
+            arrays[name] = nested_column(numbers).cast(self.schema.field(name).type)
         self.held.append(pa.table([arrays[name] for name in self.schema.names], schema=self.schema))
         if sum(table.nbytes for table in self.held) >= ROW_GROUP_BYTES:
             self._write_row_group()
@@ -217,10 +216,3 @@ def choose_rows_per_shard(columns: dict[str, tuple[int, ...]], dtype: str, num_e
     """Choose the rows of a shard: at most 8,192 and 256 MiB, fewer for a small data set."""
     row_bytes = np.dtype(dtype).itemsize * sum(math.prod(shape) for shape in columns.values())
     return max(1, min(choose_rows(num_examples), SHARD_BYTES // row_bytes))
-
-
-def _item(kind: pa.DataType) -> Any:
-    """Return numpy's type of the numbers in nested lists."""
-    while pa.types.is_fixed_size_list(kind):
-        kind = kind.value_type
-    return kind.to_pandas_dtype()

@@ -87,7 +87,9 @@ def build_index(
     table = open_table(folder, cache_dir)
     column = indexed_column(folder, column)
     trained = empty_index(table.features[column].length, factory).is_trained
-    _check_finite(table, column, folder)
+    for batch in table.with_format("numpy", columns=[column]).iter(8192):
+        if not np.isfinite(batch[column]).all():  # an index of these would give any answer
+            raise ValueError(f"{str(folder)!r} has {column} that are not finite numbers; make the table anew.")
     table.add_faiss_index(
         column,
         string_factory=factory,
@@ -116,13 +118,6 @@ def empty_index(width: int, factory: str) -> Any:
             f"index_factory={factory!r} is not an index of FAISS for vectors of {width}; give one such as {COSINE!r} "
             "or 'L2norm,IVF1024,Flat'."
         ) from error
-
-
-def _check_finite(table: Dataset, column: str, folder: str | os.PathLike[str]) -> None:
-    """Refuse features that are not finite numbers, from which an index would give any answer."""
-    for batch in table.with_format("numpy", columns=[column]).iter(8192):
-        if not np.isfinite(batch[column]).all():
-            raise ValueError(f"{str(folder)!r} has {column} that are not finite numbers; make the table anew.")
 
 
 def nearest_rows(

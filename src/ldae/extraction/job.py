@@ -69,7 +69,8 @@ class TableJob:
         for name, value in {"batch_size": batch_size, "rows_per_shard": rows_per_shard}.items():
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1.")
-        self.reader, self.source, self.batch_size, self.num_workers = reader, source, batch_size, num_workers
+        self.reader, self.source, self.dtype = reader, source, dtype
+        self.batch_size, self.num_workers = batch_size, num_workers
         encoder = reader.encoder
         pixels = pixels or CroppedPixels(encoder.num_channels, encoder.image_size, source.reduced_decoding)
         self.rows = RowReader(source, pixels, named=_has_names(source), root=root)
@@ -142,7 +143,7 @@ class TableJob:
                 stopping.check()
                 if piece.shard not in writers:
                     path = self.place.shard_path(piece.shard)
-                    writers[piece.shard] = FeatureShardWriter(path, self.features, self.reader.columns)
+                    writers[piece.shard] = FeatureShardWriter(path, self.features, self.reader.columns, self.dtype)
                 values = {}
                 if piece.images is not None:
                     batch = model_input(piece.images.to(device, non_blocking=True))  # (b, C, S, S)

@@ -69,7 +69,7 @@ class FeatureTable(StoredFeatures):
 
     @property
     def description(self) -> str:
-        """Description of the table, for messages."""
+        """The table in words, for messages."""
         return f"features={self.folder} of {self.name} ({self.split})"
 
     @property
@@ -106,11 +106,6 @@ class FeatureTable(StoredFeatures):
         for path in self.files:
             with path.open("rb") as stream:
                 file = pq.ParquetFile(stream)
-                missing = [name for name in (*others, *columns) if name not in file.schema_arrow.names]
-                if missing:
-                    raise ValueError(
-                        f"{path} has no column {missing[0]!r}; make the table anew with extract_features."
-                    )
                 try:
                     batches = list(file.iter_batches(READ_ROWS, columns=[*others, *columns]))
                 except OSError as error:
