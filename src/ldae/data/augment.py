@@ -136,33 +136,13 @@ class RandomCrop:
     The box depends only on `seed`, the example's position in the run and the image's size. For a square image it is
     the box that [`prepare_images`] cuts.
 
-    Args:
-        seed (`int`): Seed of the run.
-        crop_scale (`tuple[float, float]`): Range of the box's share of the area.
-
-    Example:
-    ```python
-    >>> from ldae.data.augment import RandomCrop
-    >>> left, top, right, bottom = RandomCrop(0, (0.2, 1.0)).box(7, width=400, height=300)
-    >>> 0 <= left < right <= 400 and 0 <= top < bottom <= 300
-    True
-
-    ```
     """
 
     seed: int
-    crop_scale: tuple[float, float]
+    crop_scale: tuple[float, float]  # range of the box's share of the area
 
     def box(self, position: int, width: int, height: int) -> tuple[float, float, float, float]:
-        """Draw the box of the example at a position.
-
-        Args:
-            position (`int`): The example's position in the run.
-            width, height (`int`, in pixels): Size of its image.
-
-        Returns:
-            `tuple` of left, top, right and bottom in pixels, not rounded.
-        """
+        """Draw the box of the example at a position: left, top, right and bottom in pixels, not rounded."""
         block, place = divmod(position, BLOCK)
         left, top, w, h = _block_of_boxes(self, block, width, height)[place]
         return left, top, min(left + w, width), min(top + h, height)  # rounding must not leave the image
@@ -178,11 +158,7 @@ def _block_of_boxes(crop: RandomCrop, block: int, width: int, height: int) -> li
 def draw_boxes(uniform: torch.Tensor, width: int, height: int, crop_scale: tuple[float, float]) -> torch.Tensor:
     """Draw boxes of the random resized crop inside images of one size.
 
-    Args:
-        uniform (`torch.FloatTensor` of shape `(b, 2 * TRIALS + 2)`): Numbers in [0, 1): area and ratio of each trial,
-            then the location.
-        width, height (`int`, in pixels): Size of the images.
-        crop_scale (`tuple[float, float]`): Range of the box's share of the area.
+    The numbers `uniform` `(b, 2 * TRIALS + 2)` in [0, 1) are area and ratio of each trial, then the location.
 
     Returns:
         `torch.FloatTensor` of shape `(b, 4)`: left, top, width, height in pixels, not rounded. If no trial fits, this

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -38,11 +38,8 @@ class Batch:
 
     def pin_memory(self) -> "Batch":
         """Move the tensors to page-locked memory; torch's loader calls it if there is a GPU."""
-        pinned: Any = [
-            None if tensor is None else tensor.pin_memory()
-            for tensor in (self.images, self.positions, self.labels, self.latents)
-        ]
-        return Batch(*pinned)
+        pinned: Any = {name: None if value is None else value.pin_memory() for name, value in vars(self).items()}
+        return Batch(**pinned)
 
 
 @dataclass
@@ -56,7 +53,7 @@ class WorkerBatch:
 
     def pin_memory(self) -> "WorkerBatch":
         """Move the batch to page-locked memory."""
-        return WorkerBatch(self.batch.pin_memory(), self.counts, self.worker, self.state)
+        return replace(self, batch=self.batch.pin_memory())
 
 
 @dataclass(frozen=True)
@@ -103,6 +100,7 @@ class CachedLatents:
     def __call__(
         self, record: np.ndarray | None, counts: Counter[str], position: int | None = None
     ) -> np.ndarray | None:
+        """Return the latents."""
         if record is None:
             counts[f"{SKIPPED} unreadable when cached"] += 1
         return record
@@ -132,9 +130,6 @@ def describe_counts(counts: Counter[str]) -> str:
 
     Args:
         counts (`Counter`): A loader's counts: `"converted greyscale"`, `"skipped empty file"`, ...
-
-    Returns:
-        `str`: The line.
 
     Example:
     ```python

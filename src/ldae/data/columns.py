@@ -10,14 +10,7 @@ LABEL_NAMES = ("label", "labels", "fine_label", "cls", "class", "target")
 
 
 def find_image_column(features: Features, name: str | None = None) -> str:
-    """Find the column of the images: of type `datasets.Image`, else of bytes, or of `{"bytes", "path"}`.
-
-    Args:
-        features (`datasets.Features`): Columns and their types.
-        name (`str`, *optional*): The column's name, if it is known.
-
-    Returns:
-        `str`: The column's name.
+    """Find the column of the images: the named one, or of type `datasets.Image`, or of bytes or `{"bytes", "path"}`.
 
     Raises:
         ValueError: If there is no such column, or several; the message lists the columns.
@@ -37,11 +30,7 @@ def find_image_column(features: Features, name: str | None = None) -> str:
 
 
 def find_label_column(features: Features, name: str | None = None) -> str | None:
-    """Find the column of the labels: of type `datasets.ClassLabel`, else of integers with one of `LABEL_NAMES`.
-
-    Args:
-        features (`datasets.Features`): Columns and their types.
-        name (`str`, *optional*): The column's name, if it is known.
+    """Find the column of the labels: the named one, or of type `datasets.ClassLabel`, or integers of a usual name.
 
     Returns:
         `str` or `None`: The column's name; `None` if there are no labels.
@@ -73,16 +62,7 @@ def find_label_column(features: Features, name: str | None = None) -> str | None
 
 
 def find_other_columns(features: Features, taken: Sequence[str], names: Sequence[str] | None) -> tuple[str, ...]:
-    """Find columns beside those of images and labels.
-
-    Args:
-        features (`datasets.Features`): Columns and their types.
-        taken (`Sequence[str]`): Columns of the images and labels.
-        names (`Sequence[str]`, *optional*): The names to find; with `None` all that hold one number, text or class a
-            row.
-
-    Returns:
-        `tuple[str, ...]`: Their names.
+    """Find columns beside those of images and labels, `taken`: by name, or all of one number, text or class a row.
 
     Raises:
         ValueError: If one does not exist.

@@ -92,14 +92,8 @@ def decode_image(
 def decode_whole_image(record: Any, num_channels: int) -> tuple[Image.Image, tuple[str, ...]]:
     """Decode one image without resizing or cropping it, for networks with their own image processor.
 
-    Args:
-        record, num_channels: See [`decode_image`].
-
     Returns:
-        The image in RGB or luminance, and the names of the conversions that were needed.
-
-    Raises:
-        UnreadableImageError: If the file is missing, empty, truncated, too large or no image.
+        The image in RGB or luminance, and the names of the conversions that were needed; see [`decode_image`].
     """
     notes: list[str] = []
     with _opened(record, notes) as image:
@@ -108,34 +102,17 @@ def decode_whole_image(record: Any, num_channels: int) -> tuple[Image.Image, tup
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """Description of an image: what its file declares, and what its pixels show.
+    """Description of an image: what its file declares, and what its pixels show."""
 
-    Args:
-        width, height: Size in pixels, upright.
-        mode: Pillow's mode of the stored pixels, such as `RGB` or `I;16`.
-        has_colour: False if all pixels are grey, also in a file with three channels.
-        digest: Hash of the file, the same for exact duplicates.
-    """
-
-    width: int
+    width: int  # in pixels, upright
     height: int
-    mode: str
-    has_colour: bool
-    digest: str
+    mode: str  # Pillow's, of the stored pixels, such as RGB or I;16
+    has_colour: bool  # false if all pixels are grey, also in a file with three channels
+    digest: str  # of the file, the same for exact duplicates
 
 
 def examine_image(record: Any) -> ImageFacts:
-    """Decode one image and describe it.
-
-    Args:
-        record: See [`decode_image`].
-
-    Returns:
-        [`ImageFacts`].
-
-    Raises:
-        UnreadableImageError: If the file is missing, empty, truncated, too large or no image.
-    """
+    """Decode one image and describe it; see [`decode_image`]."""
     data = _read_bytes(record)
     with _opened(data, []) as image:
         mode, upright = image.mode, convert_image(image)
@@ -164,10 +141,6 @@ def _opened(record: Any, notes: list[str]) -> Iterator[Image.Image]:
 
 def reduce_jpeg(image: Image.Image, size: int, crop: Crop | None = None) -> tuple[int, int, int] | None:
     """Let the decoder reduce a JPEG file that is much larger than needed; call it before the image is loaded.
-
-    Args:
-        image (`PIL.Image.Image`): An opened file.
-        size, crop: See [`image_to_pixels`].
 
     Returns:
         Width and height of the whole upright image, and the factor of the reduction; `None` for an image that is

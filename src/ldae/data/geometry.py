@@ -78,15 +78,12 @@ def resample(
     """Scale, rotate, stretch and translate images, in this order, about their centres.
 
     Args:
-        pixels (`torch.FloatTensor` of shape `(b, C, S, S)`): Images in [-1, 1].
-        log2_scale (`torch.FloatTensor` of shape `(b,)`): log2 of the scale; values above 0 enlarge.
-        angle (`torch.FloatTensor` of shape `(b,)`, in radians): Rotation, counter-clockwise.
-        log2_stretch (`torch.FloatTensor` of shape `(b,)`): log2 of the factor along the axis; across it, its inverse.
-        axis (`torch.FloatTensor` of shape `(b,)`, in radians): Direction of the stretch.
-        shift (`torch.FloatTensor` of shape `(b, 2)`, in sides of the image): To the right and down.
-
-    Returns:
-        `torch.FloatTensor` of shape `(b, C, S, S)`, in [-1, 1].
+        pixels: Images `(b, C, S, S)` in [-1, 1].
+        log2_scale: log2 of the scale `(b,)`; values above 0 enlarge.
+        angle: Rotation `(b,)` in radians, counter-clockwise.
+        log2_stretch: log2 of the factor along the axis `(b,)`; across it, its inverse.
+        axis: Direction of the stretch `(b,)` in radians.
+        shift: To the right and down `(b, 2)`, in sides of the image.
     """
     # For each place in the result, find where its value is read: invert the steps, the last one first.
     factor = torch.stack([-log2_stretch, log2_stretch], dim=1).exp2()  # (b, 2)

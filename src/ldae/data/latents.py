@@ -9,8 +9,9 @@ import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,7 @@ from ..shards import ShardFolder, ShardWriter, choose_rows_per_shard, shard_rang
 from .augment import prepare_images
 from .batch import Batch, Decoder, WorkerBatch
 from .loader import make_torch_loader
-from .nested_lists import nested_column, nested_feature
-from .rows import decode_rows, hash_source, read_rows
+from .rows import decode_rows, hash_source, nested_column, nested_feature, read_rows
 from .sources import ImageSource
 
 
@@ -63,14 +63,15 @@ def cache_latents(
             takes them.
         source ([`ImageSource`]): The images; not streamed.
         folder (`str` or path): The cache; it is created if it does not exist.
-        image_size (`int`, in pixels), num_channels, decode_size: Those of the loader that would read the images.
+        image_size, num_channels, decode_size: Those of the loader that would read the images.
         horizontal_flip (`bool`, defaults to `False`): Also encode the mirror images.
         dtype (`str`, defaults to `"float16"`): `"float16"` or `"float32"`. Rounding latents of unit variance to
             float16 is an error of 2e-4 (root mean square), about a fiftieth of the first noise level of `linear_beta`
             (0.01) and less of `linear_gamma2` (0.03).
         batch_size (`int`, defaults to 64): Images encoded at a time.
         rows_per_shard (`int`, *optional*): By default a 64th of the rows, from 256 to 8,192. A kill loses one shard.
-        rank, world_size (`int`): This process and the number of processes.
+        rank (`int`, defaults to 0): This process.
+        world_size (`int`, defaults to 1): Number of processes.
         num_workers (`int`, defaults to 0): Worker processes that decode images.
         device (`torch.device` or `str`, defaults to `"cpu"`): Device to encode on.
         on_rows (`Callable[[int], object]`, *optional*): Called with the number of rows of each finished batch.
@@ -115,8 +116,8 @@ def cache_latents(
         )
     count = len(source.dataset)
     rows_per_shard = rows_per_shard or choose_rows_per_shard(count)
-    views, grid = 1 + horizontal_flip, image_size // tokenizer.patch_size
-    shape = (views, grid**2, tokenizer.latent_dim)  # (V, N, d)
+    views, num_patches = 1 + horizontal_flip, (image_size // tokenizer.patch_size) ** 2
+    shape = (views, num_patches, tokenizer.latent_dim)  # (V, N, d)
     decoder = Decoder(num_channels, decode_size or image_size, reduced=source.reduced_decoding)
     cache = ShardFolder(Path(folder), "latent_cache", "latents", IDENTITY_FILE)
     network = (tokenizer.patch_size, tokenizer.num_channels, tokenizer.latent_scaling, tokenizer.conv_vae_config)
@@ -146,16 +147,27 @@ def cache_latents(
             z = [tokenizer.encode_images(view) for view in (pixels, pixels.flip(-1))[:views]]
         return torch.stack(z, dim=1).to(getattr(torch, dtype)).cpu().numpy()  # (b, V, N, d)
 
-    labels = {} if source.label_column is None else {"label": Value("int64")}
-    features = Features({"row": Value("int64"), **labels, "latents": nested_feature(shape, dtype)})
+    label_type = {} if source.label_column is None else {"label": Value("int64")}
+    features = Features({"row": Value("int64"), **label_type, "latents": nested_feature(shape, dtype)})
     schema, counts = features.arrow_schema, Counter[str]()
     chunks = [list(rows[i : i + batch_size]) for _, rows in missing for i in range(0, len(rows), batch_size)]
     batches = zip(chunks, make_torch_loader(_DecodedRows(source, decoder), num_workers, chunks), strict=True)
     for path, rows in missing:
         with ShardWriter(path, lambda partial: pa.ipc.new_stream(partial, schema)) as shard:
-            for columns in _encoded(batches, len(rows), encode, shape, dtype, counts, on_rows):
-                table = pa.record_batch([columns[name] for name in schema.names], schema=schema)
-                shard.writer.write_batch(table)
+            for chunk, item in islice(batches, -(-len(rows) // batch_size)):
+                stopping.check()
+                counts.update(item.counts)
+                at = item.batch.positions.numpy() - chunk[0]  # the rows of a chunk are consecutive
+                values, unreadable = np.zeros((len(chunk), *shape), dtype), np.ones(len(chunk), bool)
+                labels = np.full(len(chunk), -1)
+                if len(at):
+                    values[at], unreadable[at] = encode(item.batch), False
+                    if item.batch.labels is not None:
+                        labels[at] = item.batch.labels.numpy()
+                columns = {"row": chunk, "label": labels, "latents": nested_column(values, unreadable)}
+                shard.writer.write_batch(pa.record_batch([columns[name] for name in schema.names], schema=schema))
+                if on_rows is not None:
+                    on_rows(len(chunk))
     if all(path.is_file() for path, _ in shards):  # so the last process to arrive does it, or several do the same
         _finish(cache, features, [path for path, _ in shards])
     return counts
@@ -189,41 +201,15 @@ def open_latents(folder: str | os.PathLike[str], source: ImageSource) -> ImageSo
     )
 
 
+@dataclass(eq=False)
 class _DecodedRows(torch.utils.data.Dataset[WorkerBatch]):
     """Lists of rows, decoded to batches."""
 
-    def __init__(self, source: ImageSource, decoder: Decoder) -> None:
-        self.source, self.decoder = source, decoder
+    source: ImageSource
+    decoder: Decoder
 
     def __getitem__(self, rows: list[int]) -> WorkerBatch:
         return decode_rows(self.source, self.decoder, rows, *read_rows(self.source, rows))
-
-
-def _encoded(
-    batches: Iterator[tuple[list[int], WorkerBatch]],
-    count: int,
-    encode: Callable[[Batch], np.ndarray],
-    shape: tuple[int, ...],
-    dtype: str,
-    counts: Counter[str],
-    on_rows: Callable[[int], object] | None,
-) -> Iterator[dict[str, Any]]:
-    """Yield the columns of the next `count` rows, batch after batch; an unreadable row has no latents."""
-    while count:
-        stopping.check()
-        rows, item = next(batches)
-        counts.update(item.counts)
-        at = item.batch.positions.numpy() - rows[0]  # the rows of a chunk are consecutive
-        latents, missing = np.zeros((len(rows), *shape), dtype), np.ones(len(rows), bool)
-        labels = np.full(len(rows), -1)
-        if len(at):
-            latents[at], missing[at] = encode(item.batch), False
-            if item.batch.labels is not None:
-                labels[at] = item.batch.labels.numpy()
-        yield {"row": rows, "label": labels, "latents": nested_column(latents, missing)}
-        count -= len(rows)
-        if on_rows is not None:
-            on_rows(len(rows))
 
 
 def _finish(cache: ShardFolder, features: Features, paths: list[Path]) -> None:

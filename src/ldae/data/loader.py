@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections import Counter
 from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from ldae.sections import DataConfig
 
 from .augment import RandomCrop
 from .batch import Batch, CachedLatents, Decoder, WorkerBatch
-from .order import PositionSampler, ShuffledExamples, micro_steps_per_step
+from .order import ShuffledExamples, micro_steps_per_step, run_positions
 from .sources import ImageSource
 from .stream import FIRST_STATE, ShuffledStream
 
@@ -141,11 +142,10 @@ class ImageLoader:
         return min(state["epoch"] for state in self._worker_states)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of this process after its last batch, whatever workers have prepared beyond it.
+        """Return the state of this process after its last batch, in JSON types, whatever workers have prepared since.
 
-        Returns:
-            `dict` of JSON types. For a source that is not streamed it does not depend on the process, and at the end
-            of a step another number of processes, micro-batch size or number of workers may continue from it.
+        For a source that is not streamed it does not depend on the process, and at the end of a step another number of
+        processes, micro-batch size or number of workers may continue from it.
         """
         step, micro_step = divmod(self._yielded, self.micro_steps)
         state: dict[str, Any] = {
@@ -226,7 +226,7 @@ class ImageLoader:
             )
         else:
             dataset = ShuffledExamples(self.source, self._decoder, self._identity["seed"])
-            sampler = PositionSampler(self._yielded, **self._layout)
+            sampler = (run_positions(number, **self._layout).tolist() for number in count(self._yielded))
         return make_torch_loader(dataset, self._num_workers, sampler)
 
 

@@ -42,17 +42,6 @@ def mix_examples(
 
     Raises:
         ValueError: If positions do not come in pairs.
-
-    Example:
-    ```python
-    >>> import torch
-    >>> from ldae.data.mixing import mix_examples
-    >>> images, labels = torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1).expand(2, 3, 8, 8), torch.tensor([0, 1])
-    >>> mixed, targets = mix_examples(images, labels, torch.arange(2), 0, num_classes=2, label_smoothing=0.0)
-    >>> bool(torch.allclose(mixed.mean((1, 2, 3)), targets[:, 1] - targets[:, 0], atol=1e-5))
-    True
-
-    ```
     """
     targets = F.one_hot(labels, num_classes).float() * (1 - label_smoothing) + label_smoothing / num_classes  # (b, K)
     if not mixup and not cutmix:
@@ -78,15 +67,10 @@ def _mixed(values: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
 
 
 def _share_of_own(drawn: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Compute each image's own share of the pixels in a pair.
+    """Compute each image's own share of the pixels in a pair, `(n, 1, H, W)`.
 
-    Args:
-        drawn (`torch.FloatTensor` of shape `(4, n)`): For each pair 1 if a box is pasted, lambda, and the row and
-            column of the box's centre, from 0 to 1.
-
-    Returns:
-        `torch.FloatTensor` of shape `(n, 1, H, W)`: lambda everywhere for MixUp, 0 in the box and 1 outside for
-        CutMix.
+    It is lambda everywhere for MixUp, 0 in the box and 1 outside for CutMix. `drawn` `(4, n)` holds for each pair 1 if
+    a box is pasted, lambda, and the row and column of the box's centre, from 0 to 1.
     """
     is_cut, lam, row, column = drawn[:, :, None, None, None].unbind(0)  # (n, 1, 1, 1) each
     half_side = (1 - lam).sqrt() / 2

@@ -5,7 +5,6 @@ nothing.
 """
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -39,17 +38,9 @@ def micro_steps_per_step(micro_batch_size: int, total_batch_size: int, world_siz
 def run_positions(
     number: int, *, first: int, micro_batch_size: int, total_batch_size: int, rank: int, world_size: int
 ) -> np.ndarray:
-    """Compute a micro-batch's positions in the run: `s * total + (m * world + rank) * b + [0, b)`.
+    """Compute a micro-batch's positions in the run `(b,)`: `s * total + (m * world + rank) * b + [0, b)`.
 
-    Here s is the step and m the micro-step in it.
-
-    Args:
-        number (`int`): Number of the micro-batch in this process, counted from `first`.
-        first (`int`): Position at which the step of micro-batch 0 begins.
-        micro_batch_size, total_batch_size, rank, world_size (`int`): See [`ImageLoader`].
-
-    Returns:
-        `np.ndarray` of shape `(b,)`, int64.
+    Here s is the step, m the micro-step in it, and `first` the position at which the step of micro-batch 0 begins.
     """
     micro_steps = total_batch_size // (micro_batch_size * world_size)
     step, micro_step = divmod(number, micro_steps)
@@ -61,20 +52,6 @@ def run_positions(
 def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
     """Draw the permutation of the rows in which an epoch reads them."""
     return np.random.default_rng((seed, epoch)).permutation(num_examples)
-
-
-class PositionSampler(torch.utils.data.Sampler[list[int]]):
-    """Endless micro-batches of positions; see [`run_positions`]."""
-
-    def __init__(self, start_number: int, **layout: int) -> None:
-        self.start_number = start_number
-        self.layout = layout
-
-    def __iter__(self) -> Iterator[list[int]]:
-        number = self.start_number
-        while True:
-            yield run_positions(number, **self.layout).tolist()
-            number += 1
 
 
 @dataclass(eq=False)

@@ -42,17 +42,6 @@ def rand_augment(
 
     Returns:
         `torch.FloatTensor` of shape `(b, C, H, W)` in [-1, 1].
-
-    Example:
-    ```python
-    >>> import torch
-    >>> from ldae.data.rand_augment import rand_augment
-    >>> images = torch.rand(8, 3, 16, 16) * 2 - 1
-    >>> both = rand_augment(images, torch.arange(8), seed=0)
-    >>> bool((rand_augment(images[4:], torch.arange(4, 8), seed=0) == both[4:]).all())
-    True
-
-    ```
     """
     device = pixels.device
     drawn = keyed_uniform(seed, RAND_AUGMENT, positions.cpu(), 4 * rounds).view(-1, rounds, 4)  # (b, rounds, 4)

@@ -1,4 +1,4 @@
-"""Rows of sources that can be read in any order: undecoded, decoded to a batch, and hashed."""
+"""Rows of sources that can be read in any order: undecoded, decoded to a batch, and hashed; columns of tensors."""
 
 import hashlib
 from collections import Counter
@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
+from datasets import List, Value
 
 from .batch import Batch, Decoder, WorkerBatch, make_batch, make_labels
-from .nested_lists import nested_arrays
 from .sources import ImageSource
 
 
@@ -21,7 +22,7 @@ def read_rows(source: ImageSource, rows: list[int]) -> tuple[list[Any], list[int
     """Read undecoded images (or cached latents) and labels of some rows."""
     table = source.dataset[rows]
     column = table.column(source.image_column)
-    records = column.to_pylist() if source.latent_cache is None else nested_arrays(column)
+    records = column.to_pylist() if source.latent_cache is None else _nested_arrays(column)
     if source.label_column is None:
         return records, [-1] * len(records)
     return records, make_labels(table.column(source.label_column).to_pylist())
@@ -32,23 +33,26 @@ def decode_rows(
 ) -> WorkerBatch:
     """Decode the readable rows, a random crop at position row + `skip`; the batch may be empty."""
     counts: Counter[str] = Counter()
-    images_of_rows = (decoder(record, counts, row + skip) for record, row in zip(records, rows, strict=True))
-    decoded = zip(images_of_rows, rows, labels, strict=True)
-    kept = [(pixels, row, label) for pixels, row, label in decoded if pixels is not None]
-    if not kept:
-        empty = np.zeros((0, decoder.num_channels, decoder.size, decoder.size), np.uint8)
-        return WorkerBatch(Batch(torch.from_numpy(empty), torch.zeros(0, dtype=torch.int64), None), counts)
-    images, kept_rows, kept_labels = zip(*kept, strict=True)
-    has_labels = source.label_column is not None
-    return WorkerBatch(make_batch(list(images), kept_rows, list(kept_labels) if has_labels else None), counts)
+    decoded = [decoder(record, counts, row + skip) for record, row in zip(records, rows, strict=True)]
+    images = [pixels for pixels in decoded if pixels is not None]
+    if not images:
+        empty = torch.zeros((0, decoder.num_channels, decoder.size, decoder.size), dtype=torch.uint8)
+        return WorkerBatch(Batch(empty, torch.zeros(0, dtype=torch.int64), None), counts)
+    kept = [i for i, pixels in enumerate(decoded) if pixels is not None]
+    kept_labels = None if source.label_column is None else [labels[i] for i in kept]
+    return WorkerBatch(make_batch(images, [rows[i] for i in kept], kept_labels), counts)
+
+
+def spread_rows(source: ImageSource, most: int) -> list[int]:
+    """Choose at most so many rows, spread over the source."""
+    count = len(source.dataset)
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int)).tolist()
 
 
 def hash_source(source: ImageSource) -> str:
     """Hash the undecoded images and labels of rows spread over the source, whatever its files are called."""
-    count = len(source.dataset)
-    rows = np.unique(np.linspace(0, count - 1, min(count, HASHED_ROWS)).astype(int)).tolist()
     digest = hashlib.sha256()
-    for record, label in zip(*read_rows(source, rows), strict=True):
+    for record, label in zip(*read_rows(source, spread_rows(source, HASHED_ROWS)), strict=True):
         content = record.get("bytes") if isinstance(record, dict) else record
         if content is None and isinstance(record, dict) and record.get("path") is not None:
             with suppress(OSError):  # counted where the image is decoded
@@ -56,3 +60,31 @@ def hash_source(source: ImageSource) -> str:
         digest.update(f"{label} {len(content or b'')} ".encode())
         digest.update(content or b"")
     return digest.hexdigest()[:16]
+
+
+def nested_feature(shape: tuple[int, ...], dtype: str) -> Any:
+    """Return the type that `datasets` has for a column of tensors of one shape."""
+    feature: Any = Value(dtype)
+    for length in reversed(shape):
+        feature = List(feature, length=length)
+    return feature
+
+
+def nested_column(values: np.ndarray, missing: np.ndarray | None = None) -> pa.FixedSizeListArray:
+    """Build a column of b rows from tensors `(b, *shape)` without a copy; `missing` `(b,)` marks rows without one."""
+    column = pa.array(values.reshape(-1))
+    for length in values.shape[:1:-1]:
+        column = pa.FixedSizeListArray.from_arrays(column, length)
+    mask = None if missing is None else pa.array(missing)
+    return pa.FixedSizeListArray.from_arrays(column, values.shape[1], mask=mask)
+
+
+def _nested_arrays(column: pa.ChunkedArray) -> list[np.ndarray | None]:
+    """Read the rows of a column of tensors as arrays; a missing row is `None`."""
+    values = column.combine_chunks()
+    present, shape = values.is_valid().to_pylist(), []
+    while pa.types.is_fixed_size_list(values.type):
+        shape.append(values.type.list_size)
+        values = values.flatten()  # without missing rows
+    arrays = iter(values.to_numpy().reshape(-1, *shape))
+    return [next(arrays) if there else None for there in present]

@@ -109,10 +109,9 @@ def open_probe_images(config: DataConfig) -> tuple[ImageSource, ImageSource]:
     """Open the images that probes train on and those they are scored on.
 
     Probes are scored on `config.eval_split`; by default on `test`, else on `validation` or `val`. A data set with none
-    of these beside `config.split` is divided by row: every tenth row (index % 10 == 9) of `config.split` is held out
-    from the probes' training. Pre-training reads all rows of `config.split`, without labels, so only in this case has
-    it seen the images that probes are scored on. It applies to a glob, a folder of images by class, and any data set
-    whose only split is `train`, unless `eval_split` is given.
+    of these beside `config.split` (a glob, a folder of images by class, any whose only split is `train`) is divided by
+    row: every tenth row (index % 10 == 9) of `config.split` is held out from the probes' training. Pre-training reads
+    all rows of `config.split`, without labels, so only in this case has it seen the images that probes are scored on.
 
     Args:
         config (`DataConfig`): The data set and its options.
@@ -185,7 +184,11 @@ def _open_split(
     image_column = find_image_column(features, config.image_column)
     label_column = find_label_column(features, config.label_column)
     label = features[label_column] if label_column is not None else None
-    num_examples = _count(dataset, split)
+    num_examples: int | None = None
+    if isinstance(dataset, Dataset):
+        num_examples = len(dataset)
+    elif dataset.info.splits and split in dataset.info.splits:
+        num_examples = dataset.info.splits[split].num_examples or None
     if num_examples == 0:
         raise ValueError(f"split={split!r} of data.dataset={config.dataset!r} is empty; choose another.")
     main_columns = [image_column] if label_column is None else [image_column, label_column]
@@ -215,14 +218,8 @@ def _load(config: DataConfig, split: str) -> Any:
         return loaded.to_iterable_dataset(num_shards=STREAMED_DIGITS_SHARDS) if config.streaming else loaded
     path, arguments = _locate(config.dataset)
     try:
-        return load_dataset(
-            path,
-            config.dataset_config,
-            split=split,
-            streaming=config.streaming,
-            cache_dir=config.cache_dir,
-            **arguments,
-        )
+        options = {"split": split, "streaming": config.streaming, "cache_dir": config.cache_dir, **arguments}
+        return load_dataset(path, config.dataset_config, **options)
     except Exception as error:
         raise _unopened(config, error) from error
 
@@ -236,13 +233,6 @@ def _unopened(config: DataConfig, error: Exception) -> ValueError:
             "one of several configurations with data.dataset_config."
         )
     )
-
-
-def _count(dataset: Any, split: str) -> int | None:
-    if isinstance(dataset, Dataset):
-        return len(dataset)
-    splits = dataset.info.splits
-    return splits[split].num_examples or None if splits and split in splits else None
 
 
 def _locate(dataset: str) -> tuple[str, dict[str, Any]]:
@@ -302,19 +292,18 @@ def _image_folder_splits(folder: Path) -> dict[str, list[str]]:
 
 def _hold_out(source: ImageSource, *, evaluation: bool) -> ImageSource:
     split = f"{source.split}, rows with index % {HELD_OUT} {'==' if evaluation else '!='} {HELD_OUT - 1}"
-    if isinstance(source.dataset, Dataset):
-        kept = [i for i in range(len(source.dataset)) if (i % HELD_OUT == HELD_OUT - 1) == evaluation]
-        if not kept:
-            raise ValueError(f"{source.description} has too few rows to hold any out; give data.eval_split.")
-        dataset = source.dataset.select(kept)
-        return replace(source, dataset=dataset, num_examples=len(kept), split=split)
-    dataset = source.dataset.filter(_is_kept, with_indices=True, fn_kwargs={"evaluation": evaluation})
-    held_out = None if source.num_examples is None else source.num_examples // HELD_OUT
-    kept_examples = held_out
-    if held_out is not None and source.num_examples is not None and not evaluation:
-        kept_examples = source.num_examples - held_out
-    return replace(source, dataset=dataset, num_examples=kept_examples, split=split)
+    kept = source.num_examples
+    if kept is not None:
+        held_out = kept // HELD_OUT
+        kept = held_out if evaluation else kept - held_out
+    if not isinstance(source.dataset, Dataset):
+        dataset = source.dataset.filter(_is_kept, with_indices=True, fn_kwargs={"evaluation": evaluation})
+    elif kept:
+        dataset = source.dataset.select([i for i in range(len(source.dataset)) if _is_kept(None, i, evaluation)])
+    else:
+        raise ValueError(f"{source.description} has too few rows to hold any out; give data.eval_split.")
+    return replace(source, dataset=dataset, num_examples=kept, split=split)
 
 
-def _is_kept(row: dict[str, Any], index: int, evaluation: bool) -> bool:
+def _is_kept(row: Any, index: int, evaluation: bool) -> bool:
     return (index % HELD_OUT == HELD_OUT - 1) == evaluation

@@ -102,28 +102,26 @@ class StoredOrder(torch.utils.data.IterableDataset[WorkerBatch]):
         info = torch.utils.data.get_worker_info()
         worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
         count = len(self.source.dataset) if self.limit is None else min(self.limit, len(self.source.dataset))
-        rows = list(range(count)[self._rows])
-        chunks = [rows[i : i + self.chunk_size] for i in range(0, len(rows), self.chunk_size)][self._chunks]
+        my_rows, my_chunks = self._slices
+        rows = list(range(count)[my_rows])
+        chunks = [rows[i : i + self.chunk_size] for i in range(0, len(rows), self.chunk_size)][my_chunks]
         for chunk in chunks[worker::num_workers]:
             yield chunk, *read_rows(self.source, chunk)
 
     def _streamed_chunks(self) -> Iterator[tuple[list[int], list[Any], list[int]]]:
+        my_rows, my_chunks = self._slices
         every = islice(read_stream(self.source, self.source.dataset), self.limit)
-        mine = islice(every, self._rows.start, None, self._rows.step)
+        mine = islice(every, my_rows.start, None, my_rows.step)
         chunks = iter(lambda: list(islice(mine, self.chunk_size)), [])
-        for chunk in islice(chunks, self._chunks.start, None, self._chunks.step):
+        for chunk in islice(chunks, my_chunks.start, None, my_chunks.step):
             rows, records, labels = zip(*chunk, strict=True)
             yield list(rows), list(records), list(labels)
 
     @property
-    def _rows(self) -> slice:
-        """This process's rows, before they are divided into chunks."""
-        return slice(0, None, 1) if self.whole_batches else slice(self.rank, None, self.world_size)
-
-    @property
-    def _chunks(self) -> slice:
-        """This process's chunks of these rows."""
-        return slice(self.rank, None, self.world_size) if self.whole_batches else slice(0, None, 1)
+    def _slices(self) -> tuple[slice, slice]:
+        """This process's rows, before they are divided into chunks, and its chunks of these."""
+        every, mine = slice(0, None, 1), slice(self.rank, None, self.world_size)
+        return (every, mine) if self.whole_batches else (mine, every)
 
 
 def _full_batches(chunks: Any, batch_size: int | None, source: ImageSource, counts: Counter[str]) -> Iterator[Batch]:
@@ -137,13 +135,11 @@ def _full_batches(chunks: Any, batch_size: int | None, source: ImageSource, coun
         if not len(item.batch.images):
             continue
         found = True
-        if batch_size is None:
-            yield item.batch
-            continue
         kept = item.batch if kept is None else _concatenate(kept, item.batch)
-        if len(kept.images) >= batch_size:
-            yield _slice(kept, slice(0, batch_size))
-            kept = _slice(kept, slice(batch_size, None)) if len(kept.images) > batch_size else None
+        size = len(kept.images) if batch_size is None else batch_size
+        if len(kept.images) >= size:
+            yield _slice(kept, slice(0, size))
+            kept = _slice(kept, slice(size, None)) if len(kept.images) > size else None
     if kept is not None:
         yield kept
     if read and not found:
@@ -151,9 +147,7 @@ def _full_batches(chunks: Any, batch_size: int | None, source: ImageSource, coun
 
 
 def _concatenate(first: Batch, second: Batch) -> Batch:
-    labels = None
-    if first.labels is not None and second.labels is not None:
-        labels = torch.cat([first.labels, second.labels])
+    labels = None if first.labels is None or second.labels is None else torch.cat([first.labels, second.labels])
     return Batch(torch.cat([first.images, second.images]), torch.cat([first.positions, second.positions]), labels)
 
 

@@ -43,22 +43,15 @@ class StreamPart:
     If the number of shards is a multiple of the number of processes, each process reads whole shards; otherwise all
     read the same shards and keep every `world_size`-th row. A process's shards are divided among its workers. The
     shards are shuffled first, so a worker gets others in each epoch; within an epoch every row is read exactly once.
-
-    Args:
-        source (`ImageSource`): A streamed source.
-        seed (`int`): Seed of the order.
-        window_size (`int`): Number of undecoded rows that are shuffled at a time.
-        rank, world_size (`int`): This process and the number of processes.
-        worker, num_workers (`int`): This worker and the number of workers of each process.
     """
 
     source: ImageSource
-    seed: int
-    window_size: int
+    seed: int  # of the order
+    window_size: int  # number of undecoded rows that are shuffled at a time
     rank: int
     world_size: int
     worker: int
-    num_workers: int
+    num_workers: int  # of each process
 
     @property
     def by_shards(self) -> bool:
@@ -101,26 +94,17 @@ class StreamPart:
 
 @dataclass(eq=False)
 class ShuffledStream(torch.utils.data.IterableDataset[WorkerBatch]):
-    """Endless micro-batches of a streamed source; each carries the state of its worker after it.
-
-    Args:
-        source (`ImageSource`), seed, window_size, num_workers: See [`StreamPart`].
-        decoder (`Decoder`): Makes pixels.
-        states (`list[dict]`): The state in which each worker begins.
-        next_worker (`int`): Worker that makes the first batch; torch's loader asks its workers in turn, beginning with
-            its first.
-        start_number (`int`), layout: Number of the first batch, and the further arguments of [`run_positions`].
-    """
+    """Endless micro-batches of a streamed source; each carries the state of its worker after it."""
 
     source: ImageSource
     decoder: Decoder
     seed: int
     window_size: int
     num_workers: int
-    states: list[dict[str, int]]
-    next_worker: int
-    start_number: int
-    layout: dict[str, int]
+    states: list[dict[str, int]]  # in which each worker begins
+    next_worker: int  # makes the first batch; torch's loader asks its workers in turn, beginning with its first
+    start_number: int  # number of the first batch
+    layout: dict[str, int]  # further arguments of run_positions
 
     def __iter__(self) -> Iterator[WorkerBatch]:
         info = torch.utils.data.get_worker_info()

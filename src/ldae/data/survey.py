@@ -12,7 +12,7 @@ from ldae import stopping
 
 from .batch import Decoder
 from .decode import ImageFacts, UnreadableImageError, examine_image
-from .rows import read_rows
+from .rows import read_rows, spread_rows
 from .sources import ImageSource
 
 
@@ -36,11 +36,11 @@ class ImageSurvey:
     """Contents of a data set.
 
     Args:
-        num_images: Images of the split, also unreadable ones.
-        facts: What the readable images are, in order.
-        unreadable: Name and reason of each examined image that cannot be read.
-        duplicates: Names of files with the same content, a list for each content.
-        classes: Images by class; `None` without labels.
+        num_images (`int`): Images of the split, also unreadable ones.
+        facts (`list[ImageFacts]`): What the readable images are, in order.
+        unreadable (`list`): Name and reason of each examined image that cannot be read.
+        duplicates (`list[list[str]]`): Names of files with the same content, a list for each content.
+        classes (`Counter`, *optional*): Images by class; `None` without labels.
     """
 
     num_images: int
@@ -132,7 +132,7 @@ def survey_images(source: ImageSource, examine: int = 2000) -> ImageSurvey:
     ```
     """
     count = len(source.dataset)
-    rows = np.unique(np.linspace(0, count - 1, min(count, examine)).astype(int)).tolist()
+    rows = spread_rows(source, examine)
     facts, unreadable = [], []
     names: dict[str, list[str]] = defaultdict(list)  # by content
     for start in range(0, len(rows), ROWS_AT_ONCE):
@@ -153,20 +153,10 @@ def survey_images(source: ImageSource, examine: int = 2000) -> ImageSurvey:
     return ImageSurvey(count, facts, unreadable, duplicates, _count_classes(source))
 
 
-def time_reading(source: ImageSource, image_size: int, num_channels: int = 3, count: int = 64) -> float:
-    """Measure how long a loader takes to read and decode an image to the size of a model.
-
-    Args:
-        source (`ImageSource`): A source that is not streamed, of which some image can be read.
-        image_size (`int`): Side of the result, in pixels.
-        num_channels (`int`): 3 (RGB) or 1 (luminance).
-        count (`int`): Images that are read, spread over the source.
-
-    Returns:
-        `float`: Seconds an image.
-    """
-    decoder, counts = Decoder(num_channels, image_size, reduced=source.reduced_decoding), Counter[str]()
-    rows = np.unique(np.linspace(0, len(source.dataset) - 1, count).astype(int)).tolist()
+def time_reading(source: ImageSource, image_size: int, count: int = 64) -> float:
+    """Measure the seconds that a loader takes to read and decode an image, on `count` spread over a source."""
+    decoder, counts = Decoder(3, image_size, reduced=source.reduced_decoding), Counter[str]()
+    rows = spread_rows(source, count)
     started = time.perf_counter()
     for record in read_rows(source, rows)[0]:
         decoder(record, counts)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import torch
 from datasets import Features
 
-from ldae.data.nested_lists import nested_column
+from ldae.data.rows import nested_column
 from ldae.errors import one_line
 from ldae.files import AnyPath, FolderName
 from ldae.remote import open_folder

@@ -10,8 +10,7 @@ from ldae import stopping
 from ldae.checkpoints import hash_model
 from ldae.data import ImageSource
 from ldae.data.loader import make_torch_loader
-from ldae.data.nested_lists import nested_feature
-from ldae.data.rows import hash_source
+from ldae.data.rows import hash_source, nested_feature
 from ldae.files import FolderName, make_folder
 from ldae.remote import open_folder
 from ldae.shards import shard_ranges
