@@ -195,8 +195,6 @@ class ImageLoader:
             return wanted
         num_shards = self.source.dataset.num_shards
         shards = num_shards // world_size if num_shards % world_size == 0 else num_shards
-        if num_shards == 0:
-            raise ValueError(f"{self.source.description} has no shards; the data set is empty.")
         if wanted > shards:
             logger.warning(
                 "%s has %d shard(s) for each process: reading with %d of %d workers. For more, write the data as at "

@@ -3,7 +3,7 @@
 import glob
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -243,7 +243,7 @@ def _locate(dataset: str) -> tuple[str, dict[str, Any]]:
         splits = {"train": files} if glob.has_magic(dataset) else files_by_split(files, SPLIT_FOLDERS)
         return _builder_of(dataset, files), {"data_files": splits}
     if path.is_dir():
-        kind = next(_kinds_of_files(path), None)
+        kind = _kind_of_files(path)
         if kind is None:
             raise ValueError(f"data.dataset={dataset!r} holds no image, .parquet or .tar file; give another folder.")
         if kind != "imagefolder":
@@ -268,15 +268,14 @@ def _builder_of(dataset: str, files: list[str]) -> str:
     return FILE_BUILDERS[suffixes.pop()]
 
 
-def _kinds_of_files(folder: Path) -> Iterator[str]:
+def _kind_of_files(folder: Path) -> str | None:
+    """Return the builder of the first image or packed file below a folder."""
     for _, folders, files in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in files:
-            suffix = Path(name).suffix.lower()
-            if suffix in FILE_BUILDERS:
-                yield FILE_BUILDERS[suffix]
-            elif suffix in IMAGE_SUFFIXES:
-                yield "imagefolder"
+        for suffix in (Path(name).suffix.lower() for name in files):
+            if suffix in FILE_BUILDERS or suffix in IMAGE_SUFFIXES:
+                return FILE_BUILDERS.get(suffix, "imagefolder")
+    return None
 
 
 def _image_folder_splits(folder: Path) -> dict[str, list[str]]:

@@ -33,29 +33,17 @@ class PlainViT:
 
     It is a convolution of patches, positions, blocks, a LayerNorm without parameters and the mean over tokens. Folded
     tensors are float64, all others the model's own.
-
-    Attributes:
-        image_size (`int`): Side of the images, in pixels.
-        patch_size (`int`): Side P of the patches, in pixels.
-        num_attention_heads (`int`): Number of attention heads.
-        hidden_act (`str`): Activation, by transformers' name.
-        layer_norm_eps (`float`): Epsilon of every LayerNorm.
-        patches (`tuple`): Weight `(C, channels, P, P)` and bias `(C,)` of the convolution.
-        positions (`torch.Tensor` of shape `(N, C)`): Positions that are added to its output.
-        blocks (`tuple[PlainBlock, ...]`): The blocks.
-        classifier (`tuple`, *optional*): Weight `(K, C)` and bias `(K,)` of a linear map of the mean; `None` for an
-            encoder.
     """
 
-    image_size: int
-    patch_size: int
+    image_size: int  # side in pixels
+    patch_size: int  # side P in pixels
     num_attention_heads: int
-    hidden_act: str
-    layer_norm_eps: float
-    patches: Affine
-    positions: torch.Tensor
+    hidden_act: str  # transformers' name
+    layer_norm_eps: float  # of every LayerNorm
+    patches: Affine  # (C, channels, P, P), of the convolution
+    positions: torch.Tensor  # (N, C), added to its output
     blocks: tuple[PlainBlock, ...]
-    classifier: Affine | None
+    classifier: Affine | None  # (K, C), a linear map of the mean; none for an encoder
 
     @property
     def num_channels(self) -> int:

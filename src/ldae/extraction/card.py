@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import DatasetCardData
+from huggingface_hub import DatasetCard, DatasetCardData
 
 from ldae.files import AnyPath, write_whole
 from ldae.hub.upload import CARD_FILE, is_sealed_card, seal_card
@@ -12,6 +12,7 @@ from ldae.places import is_address
 from .folder import DATA_FOLDER
 
 
+TEMPLATE = Path(__file__).with_name("card_template.md")
 LISTED = 20  # unreadable images that the card names; extraction.json names all
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
@@ -35,7 +36,6 @@ def _render(noted: dict[str, Any], name: str) -> str:
     opened = f'"{name}", split="{noted["split"]}"'
     if is_address(name):
         opened = f'"parquet", data_files="{name}/{DATA_FOLDER}/*.parquet", split="train"'
-    first = next(column for column in noted["columns"] if column.startswith("features"))
     data_files = [{"split": noted["split"], "path": f"{DATA_FOLDER}/*.parquet"}]
     metadata = DatasetCardData(
         configs=[{"config_name": "default", "data_files": data_files}],
@@ -51,42 +51,16 @@ def _render(noted: dict[str, Any], name: str) -> str:
         "pooling": "the mean over places" if noted["pool"] == "mean" else "none: the features of all places",
         "computed in": noted["compute_dtype"],
     }
-    lines = [
-        "---",
-        metadata.to_yaml(),
-        "---",
-        "",
-        f"# Features of {noted['source']}",
-        "",
-        f"{noted['rows']:,} rows, one for each image that could be read.",
-        "",
-        "| | |",
-        "|---|---|",
-        *(f"| {what} | {value} |" for what, value in choices.items() if value is not None),
-        "",
-        "| column | type |",
-        "|---|---|",
-        *(f"| `{column}` | `{kind}` |" for column, kind in noted["columns"].items()),
-        "",
-        "`row` counts the images within `shard`, a part (mostly a file) of the data set."
-        if noted["streaming"]
-        else "`row` is the image's row in the data set.",
-        "",
-        "```python",
-        "from datasets import load_dataset",
-        "",
-        f'table = load_dataset({opened}).with_format("torch")',
-        f'table[0]["{first}"]',
-        "```",
-        "",
-    ]
-    if noted["skipped"]:
-        lines += [f"## Not in the table\n\n{len(noted['skipped']):,} images could not be read:", ""]
-        lines += [f"- {describe_skip(skip, noted)}" for skip in noted["skipped"][:LISTED]]
-        more = len(noted["skipped"]) - LISTED
-        lines += [f"- and {more:,} more, named in `extraction.json`"] if more > 0 else []
-        lines += [""]
-    return "\n".join(lines)
+    card = DatasetCard.from_template(
+        metadata,
+        template_str=TEMPLATE.read_text(encoding="utf-8"),
+        opened=opened,
+        choices=choices,
+        first=next(column for column in noted["columns"] if column.startswith("features")),
+        listed=[describe_skip(skip, noted) for skip in noted["skipped"][:LISTED]],
+        **{name: noted[name] for name in ("source", "rows", "columns", "streaming", "skipped")},
+    )
+    return str(card)
 
 
 def describe_skip(skip: dict[str, Any], noted: dict[str, Any]) -> str:

@@ -113,11 +113,18 @@ class FeatureTable(StoredFeatures):
                         raise
                     raise ValueError(f"{path} is damaged ({one_line(error)[:200]}); {MAKE_AGAIN}") from error
             for rows in batches:
-                piece = self._piece(self._selected(rows), columns, len(layers))
-                if piece is not None:
-                    positions = begin + torch.arange(len(piece.values))
-                    yield replace(piece, layers=tuple(layers), timesteps=tuple(timesteps), positions=positions)
-                    begin += len(positions)
+                selected = self._selected(rows)
+                if not len(selected):
+                    continue
+                # Columns come layer by layer, and for each of them time step by time step.
+                values = stack_layers([self._vectors(selected, name) for name in columns])
+                values = values.unflatten(0, (len(layers), len(timesteps))).permute(2, 0, 1, 3)  # (b, L, T, C)
+                labels = None
+                if self.label_column is not None:
+                    labels = torch.tensor(make_labels(selected.column(self.label_column).to_pylist()))
+                positions = begin + torch.arange(len(values))
+                yield Features(values, labels, tuple(layers), tuple(timesteps), positions)
+                begin += len(values)
 
     def check_checkpoint(self, checkpoint: str | os.PathLike[str]) -> None:
         """Check that the features are those of a checkpoint's weights.
@@ -138,14 +145,15 @@ class FeatureTable(StoredFeatures):
 
     def _find(self, layers: Sequence[Layer | None], timesteps: Sequence[int | None]) -> list[str]:
         columns = self.columns
-        for place in ((layer, timestep) for layer in layers for timestep in timesteps):
+        places = [(layer, timestep) for layer in layers for timestep in timesteps]
+        for place in places:
             if place not in columns:
                 there = [f"layer {layer} at t = {timestep}" for layer, timestep in columns]
                 raise ValueError(
                     f"features={self.folder} have {', '.join(there)}, not layer {place[0]} at t = {place[1]}; choose "
                     "with --layers and --timesteps, or make a table with these."
                 )
-        return [columns[layer, timestep] for layer in layers for timestep in timesteps]
+        return [columns[place] for place in places]
 
     def _selected(self, rows: pa.RecordBatch) -> pa.RecordBatch:
         if self.held_out is None:
@@ -153,25 +161,16 @@ class FeatureTable(StoredFeatures):
         last = rows.column(ROW).to_numpy() % HELD_OUT == HELD_OUT - 1
         return rows.filter(pa.array(last == self.held_out))
 
-    def _piece(self, rows: pa.RecordBatch, columns: list[str], num_layers: int) -> Features | None:
-        if not len(rows):
-            return None
-        found = []
-        for name in columns:
-            values = rows.column(name).flatten().to_numpy(zero_copy_only=False).reshape(len(rows), -1)
-            if not np.isfinite(values).all():
-                bad = rows.column(ROW).to_numpy()[~np.isfinite(values).all(axis=1)]
-                raise ValueError(
-                    f"{self.description} have values in {name} that are not finite numbers, in row {bad[0]} and "
-                    f"{len(bad) - 1} more of these {len(rows)}; make the table anew, without --mixed_precision bf16."
-                )
-            found.append(torch.tensor(values))
-        # Columns come layer by layer, and for each of them time step by time step.
-        values = stack_layers(found).unflatten(0, (num_layers, -1)).permute(2, 0, 1, 3)  # (b, L, T, C)
-        labels = None
-        if self.label_column is not None:
-            labels = torch.tensor(make_labels(rows.column(self.label_column).to_pylist()))
-        return Features(values, labels, (), (), torch.arange(0))
+    def _vectors(self, rows: pa.RecordBatch, column: str) -> torch.Tensor:
+        """Read a column of features `(b, C)`."""
+        values = rows.column(column).flatten().to_numpy(zero_copy_only=False).reshape(len(rows), -1)
+        if not np.isfinite(values).all():
+            bad = rows.column(ROW).to_numpy()[~np.isfinite(values).all(axis=1)]
+            raise ValueError(
+                f"{self.description} have values in {column} that are not finite numbers, in row {bad[0]} and "
+                f"{len(bad) - 1} more of these {len(rows)}; make the table anew, without --mixed_precision bf16."
+            )
+        return torch.tensor(values)
 
 
 def open_feature_tables(
