@@ -172,13 +172,8 @@ def image_to_pixels(
 ) -> np.ndarray:
     """Convert a decoded image of any kind to pixels: shortest edge to `size` and centre crop, or a box.
 
-    Args:
-        image (`PIL.Image.Image`): The image, of any mode and size.
-        num_channels (`int`): 3 (RGB) or 1 (luminance).
-        size (`int`): Side of the result in pixels.
-        notes (`list[str]`, *optional*): The names of the conversions that were needed are appended to it.
-        crop (`Callable`, *optional*): See [`decode_image`].
-        whole (`tuple[int, int, int]`, *optional*): What [`reduce_jpeg`] returned for the image.
+    See [`decode_image`]; the names of the conversions that were needed are appended to `notes`, and `whole` is what
+    [`reduce_jpeg`] returned for the image.
 
     Returns:
         `np.ndarray` of shape `(num_channels, size, size)` in uint8.

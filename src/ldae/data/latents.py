@@ -63,7 +63,9 @@ def cache_latents(
             takes them.
         source ([`ImageSource`]): The images; not streamed.
         folder (`str` or path): The cache; it is created if it does not exist.
-        image_size, num_channels, decode_size: Those of the loader that would read the images.
+        image_size (`int`, in pixels): Side of the images, like the next two as for [`ImageLoader`].
+        num_channels (`int`, defaults to 3): 3 (RGB) or 1 (luminance).
+        decode_size (`int`, *optional*, in pixels): See [`DataConfig`].
         horizontal_flip (`bool`, defaults to `False`): Also encode the mirror images.
         dtype (`str`, defaults to `"float16"`): `"float16"` or `"float32"`. Rounding latents of unit variance to
             float16 is an error of 2e-4 (root mean square), about a fiftieth of the first noise level of `linear_beta`

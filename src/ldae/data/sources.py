@@ -289,8 +289,13 @@ def _image_folder_splits(folder: Path) -> dict[str, list[str]]:
     return splits
 
 
+def held_out_split(split: str, evaluation: bool) -> str:
+    """Describe the rows of a split that are held out for evaluation, or the others."""
+    return f"{split}, rows with index % {HELD_OUT} {'==' if evaluation else '!='} {HELD_OUT - 1}"
+
+
 def _hold_out(source: ImageSource, *, evaluation: bool) -> ImageSource:
-    split = f"{source.split}, rows with index % {HELD_OUT} {'==' if evaluation else '!='} {HELD_OUT - 1}"
+    split = held_out_split(source.split, evaluation)
     kept = source.num_examples
     if kept is not None:
         held_out = kept // HELD_OUT

@@ -102,17 +102,11 @@ def run_native(folder: str | os.PathLike[str], pixel_values: torch.Tensor) -> di
 
 def _shape(vit: PlainViT) -> dict[str, Any]:
     """Return the fields that both configurations share."""
-    return {
-        "image_size": vit.image_size,
-        "patch_size": vit.patch_size,
-        "num_channels": vit.num_channels,
-        "hidden_size": vit.hidden_size,
-        "num_hidden_layers": len(vit.blocks),
-        "num_attention_heads": vit.num_attention_heads,
-        "intermediate_size": vit.intermediate_size,
-        "hidden_act": vit.hidden_act,
-        "layer_norm_eps": vit.layer_norm_eps,
-    }
+    names = (
+        "image_size patch_size num_channels hidden_size num_attention_heads intermediate_size hidden_act "
+        "layer_norm_eps"
+    ).split()
+    return {"num_hidden_layers": len(vit.blocks), **{name: getattr(vit, name) for name in names}}
 
 
 def _put_blocks(layers: Any, vit: PlainViT, names: list[str]) -> None:

@@ -124,7 +124,10 @@ def open_reader(
     Args:
         checkpoint (`str`): Folder or Hub id of an l-DAE, a DDAE, or any vision model of `AutoModel`.
         device (`torch.device` or `str`): Where it computes.
-        layers, timesteps, every, noisy: See [`~ldae.evaluation.opening.open_at`].
+        layers (`Sequence`, *optional*): The layers, like the following see [`~ldae.evaluation.opening.open_at`].
+        timesteps (`Sequence`, *optional*): The time steps.
+        every (`bool`, defaults to `False`): Read every layer.
+        noisy (`bool`, defaults to `False`): Corrupt the input.
         reduced (`bool`, defaults to `True`): Decode large JPEG files at a fraction of their size.
         options: `seed`, `pool` and `dtype` of [`FeatureReader`].
 

@@ -15,7 +15,7 @@ from datasets import Features as Columns
 from ldae.checkpoints import hash_weights
 from ldae.data.batch import make_labels
 from ldae.data.columns import find_label_column
-from ldae.data.sources import HELD_OUT
+from ldae.data.sources import HELD_OUT, held_out_split
 from ldae.errors import one_line
 from ldae.evaluation.encoder import Layer
 from ldae.evaluation.features import Features, StoredFeatures, stack_layers
@@ -49,23 +49,18 @@ class FeatureTable(StoredFeatures):
     held_out: bool | None = None
 
     @property
-    def data(self) -> dict[str, Any]:
-        """The data set, configuration and split; a table that was not written by the command may not note them."""
-        fallback = {"dataset": self.noted["source"], "dataset_config": None, "split": self.noted["split"]}
-        return self.noted.get("data", fallback)
-
-    @property
     def name(self) -> str:  # type: ignore[override]
         """The data set, with its configuration if it has several."""
-        data = self.data
+        data = self.noted.get("data")  # only tables that the command wrote note it
+        if data is None:
+            return self.noted["source"]
         return data["dataset"] if data["dataset_config"] is None else f"{data['dataset']}, {data['dataset_config']}"
 
     @property
     def split(self) -> str:  # type: ignore[override]
         """The split, and which of its rows."""
-        sign = {None: "", True: "==", False: "!="}[self.held_out]
-        rows = f", rows with index % {HELD_OUT} {sign} {HELD_OUT - 1}" if sign else ""
-        return self.data["split"] + rows
+        split = self.noted.get("data", self.noted)["split"]
+        return split if self.held_out is None else held_out_split(split, self.held_out)
 
     @property
     def description(self) -> str:
@@ -133,11 +128,8 @@ class FeatureTable(StoredFeatures):
             ValueError: If they are not, or the table does not tell.
         """
         if self.noted.get("weights") != hash_weights(checkpoint):
-            told = (
-                f"by {self.noted.get('checkpoint')!r}"
-                if "weights" in self.noted
-                else "by weights that it does not name"
-            )
+            known = "weights" in self.noted
+            told = f"by {self.noted.get('checkpoint')!r}" if known else "by weights that it does not name"
             raise ValueError(
                 f"features={self.folder} were computed {told}, not by the weights of checkpoint={str(checkpoint)!r}; "
                 "make a table of these with extract_features."

@@ -135,12 +135,7 @@ class HubUploader:
     Use it in the main process only. Weights must be replaced by renaming, never rewritten in place.
 
     Args:
-        folder (`str` or path): The run's folder.
-        repo_id (`str`): As for `push_to_hub`, like `private`, `revision`, `token` and `with_code`.
-        private (`bool`, defaults to `False`): Whether a new repository is private.
-        revision (`str`, *optional*): The branch.
-        token (`str`, *optional*): A write token.
-        with_code (`bool`, defaults to `True`): Whether to add the model's code.
+        folder, repo_id, private: As for [`push_to_hub`].
         timeout_s (`float`, defaults to 900): Seconds after which one push is given up.
 
     Raises:

@@ -60,24 +60,15 @@ def upload_files(
 ) -> str:
     """Upload files of a folder in one commit, and create the repository and the branch if they do not exist.
 
-    A card that this library wrote does not replace one on the Hub that was written or edited by hand.
-
-    Args:
-        folder (`str`): The folder of the files.
-        files (`list[str]`): Paths relative to the folder, with forward slashes; also their paths on the Hub.
-        repo_id (`str`): "name" or "namespace/name".
-        private (`bool`): Whether a new repository is private; an existing one does not change.
-        commit_message (`str`): Title of the commit.
-        revision (`str`, *optional*): The branch; by default "main".
-        tag (`str`, *optional*): A tag for the commit. If it exists, nothing is sent.
-        token (`str`, *optional*): A write token; by default the one that is logged in.
-        repo_type (`str`, defaults to `"model"`): "model", "dataset" or "space".
+    A card that this library wrote does not replace one on the Hub that was written or edited by hand. `files` are
+    paths relative to the folder, with forward slashes, and their paths on the Hub; `repo_type` is "model", "dataset"
+    or "space"; the other arguments are those of [`ldae.hub.push.push_to_hub`].
 
     Returns:
-        `str`: the address of the repository, or of the tag or the branch in it.
+        `str`: The address of the repository, or of the tag or the branch in it.
 
     Raises:
-        ValueError: If the tag exists.
+        ValueError: If the tag exists; nothing is sent then.
         huggingface_hub.errors.HfHubHTTPError: If the Hub refuses, after the client's own retries.
         ConnectionError: If the Hub cannot be reached.
     """
