@@ -139,8 +139,8 @@ def _extract_on_ray(options: ExtractFeaturesOptions, accelerator: Accelerator) -
 def _check_index(options: ExtractFeaturesOptions, job: TableJob) -> None:
     """Refuse a kind of index that FAISS cannot make of these features, before the first image is read."""
     if options.index:
-        for column in job.reader.columns.values():
-            empty_index(column.shape[-1], options.index_factory)
+        for shape in job.reader.columns.values():
+            empty_index(shape[-1], options.index_factory)
 
 
 def _announce(options: ExtractFeaturesOptions, job: TableJob, where: str) -> None:
