@@ -11,14 +11,7 @@ from ldae.models.image_processing_ldae import LDAEImageProcessor
 
 
 def image_processor_settings(config: LDAEConfig | DDAEConfig) -> dict[str, Any]:
-    """Return a checkpoint's settings of `LDAEImageProcessor`: shortest edge (bicubic), centre crop, [-1, 1].
-
-    Args:
-        config (`LDAEConfig` or `DDAEConfig`): Gives `image_size` and `num_channels`.
-
-    Returns:
-        `dict`: The content of a `preprocessor_config.json`.
-    """
+    """Return the content of a `preprocessor_config.json`: shortest edge (bicubic), centre crop, [-1, 1]."""
     size, channels = config.image_size, config.num_channels or 3
     return {
         "image_processor_type": LDAEImageProcessor.__name__,

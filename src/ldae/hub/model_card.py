@@ -267,18 +267,16 @@ def _cost(folder: Path) -> str:
 
 def _group_results(results: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """Group results alike but for value, layer, time step and checkpoint, of kinds with more than `SHOWN_ROWS`."""
-    groups: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[str, list[dict[str, Any]]] = {}  # in the order of their first entries
     rows = Counter(entry["protocol"]["name"] for entry in results)
-    for entry in results:
+    for i, entry in enumerate(results):
         protocol = {key: value for key, value in entry["protocol"].items() if key not in ("layer", "timestep")}
         same = {key: entry.get(key) for key in ("metric", "dataset", "split", "n", "seed", "seeds")}
         same["checkpoint"] = re.sub(r"images-\d+$", "images-*", entry["checkpoint"])
-        groups.setdefault(json.dumps([protocol, same], sort_keys=True, default=str), []).append(entry)
-    large = [group for group in groups.values() if len(group) > 1 and rows[group[0]["protocol"]["name"]] > SHOWN_ROWS]
-    grouped = {id(entry): group for group in large for entry in group}
-    # In the order of their first entries.
-    found = [grouped.get(id(entry), [entry]) for entry in results]
-    return [group for i, group in enumerate(found) if len(group) == 1 or group[0] is results[i]]
+        is_large = rows[protocol["name"]] > SHOWN_ROWS
+        key = json.dumps([protocol, same], sort_keys=True, default=str) if is_large else str(i)
+        groups.setdefault(key, []).append(entry)
+    return list(groups.values())
 
 
 def _tables(groups: list[list[dict[str, Any]]]) -> dict[str, list[list[str]]]:

@@ -159,12 +159,6 @@ class HubUploader:
         for stale in self.folder.glob(f"{SNAPSHOT_PREFIX}*"):  # left by a process that was killed
             shutil.rmtree(stale, ignore_errors=True)
 
-    @property
-    def command(self) -> str:
-        """The command that pushes the folder later."""
-        words = ["ldae", "push_to_hub", str(self.folder), "--repo_id", self.repo_id]
-        return shlex.join([*words, "--private", "true"] if self.private else words)
-
     def push(self, commit_message: str = DEFAULT_MESSAGE) -> None:
         """Start to push the folder's present state, and return. If a push is still under way, do nothing."""
         if self._watcher is not None and self._watcher.is_alive():
@@ -218,7 +212,9 @@ class HubUploader:
         if self._watcher is not None:
             self._watcher.join()
         if self._behind:
-            logger.warning("The run is complete, but not on the Hub. To push it later: %s", self.command)
+            words = ["ldae", "push_to_hub", str(self.folder), "--repo_id", self.repo_id]
+            command = shlex.join([*words, "--private", "true"] if self.private else words)
+            logger.warning("The run is complete, but not on the Hub. To push it later: %s", command)
         return not self._behind
 
     def _snapshot(self) -> Path:
