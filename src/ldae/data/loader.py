@@ -224,7 +224,8 @@ class ImageLoader:
             )
         else:
             dataset = ShuffledExamples(self.source, self._decoder, self._identity["seed"])
-            sampler = (run_positions(number, **self._layout).tolist() for number in count(self._yielded))
+            layout = dict(self._layout)  # the sampler holds no reference to this object
+            sampler = (run_positions(number, **layout).tolist() for number in count(self._yielded))
         return make_torch_loader(dataset, self._num_workers, sampler)
 
 
