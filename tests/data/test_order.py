@@ -7,7 +7,7 @@ from ldae.data.order import epoch_order, micro_steps_per_step, run_positions
 @pytest.mark.parametrize(("micro", "world"), [(8, 1), (1, 1), (1, 8), (4, 2), (2, 2)])
 def test_micro_batches_of_all_processes_fill_each_step(micro, world):
     steps = micro_steps_per_step(micro, 8, world)
-    layout = {"first": 24, "micro_batch_size": micro, "total_batch_size": 8, "world_size": world}
+    layout = {"first": 24, "micro_batch_size": micro, "world_size": world}
     for step in range(3):
         parts = [run_positions(step * steps + m, rank=r, **layout) for m in range(steps) for r in range(world)]
         assert np.concatenate(parts).tolist() == list(range(24 + step * 8, 32 + step * 8))

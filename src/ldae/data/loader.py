@@ -106,13 +106,8 @@ class ImageLoader:
             }
         else:
             self._identity["num_examples"] = len(source.dataset)
-        self._layout = {
-            "first": 0,
-            "micro_batch_size": micro_batch_size,
-            "total_batch_size": total_batch_size,
-            "rank": rank,
-            "world_size": world_size,
-        }
+        self._layout = {"first": 0, "micro_batch_size": micro_batch_size, "rank": rank, "world_size": world_size}
+        self._total_batch_size = total_batch_size
         self._yielded = 0  # micro-batches since position `first`
         self._next_worker = 0
         self._worker_states = [dict(FIRST_STATE) for _ in range(max(self._num_workers, 1))]
@@ -149,7 +144,7 @@ class ImageLoader:
         """
         step, micro_step = divmod(self._yielded, self.micro_steps)
         state: dict[str, Any] = {
-            "position": self._layout["first"] + step * self._layout["total_batch_size"],
+            "position": self._layout["first"] + step * self._total_batch_size,
             "micro_step": micro_step,
             "micro_steps": self.micro_steps,
             "identity": dict(self._identity),

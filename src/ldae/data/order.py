@@ -35,16 +35,12 @@ def micro_steps_per_step(micro_batch_size: int, total_batch_size: int, world_siz
     return total_batch_size // (micro_batch_size * world_size)
 
 
-def run_positions(
-    number: int, *, first: int, micro_batch_size: int, total_batch_size: int, rank: int, world_size: int
-) -> np.ndarray:
-    """Compute a micro-batch's positions in the run `(b,)`: `s * total + (m * world + rank) * b + [0, b)`.
+def run_positions(number: int, *, first: int, micro_batch_size: int, rank: int, world_size: int) -> np.ndarray:
+    """Compute a micro-batch's positions `(b,)` in the run: `first + (number * world + rank) * b + [0, b)`.
 
-    Here s is the step, m the micro-step in it, and `first` the position at which the step of micro-batch 0 begins.
+    Micro-batches are numbered through over the steps, from the one that begins at position `first`.
     """
-    micro_steps = total_batch_size // (micro_batch_size * world_size)
-    step, micro_step = divmod(number, micro_steps)
-    begin = first + step * total_batch_size + (micro_step * world_size + rank) * micro_batch_size
+    begin = first + (number * world_size + rank) * micro_batch_size
     return np.arange(begin, begin + micro_batch_size, dtype=np.int64)
 
 
