@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets import ClassLabel, Dataset, IterableDataset, get_dataset_split_names, load_dataset
 from datasets import Image as ImageFeature
@@ -102,7 +102,7 @@ def open_images(
 
     ```
     """
-    return _open_split(config, config.split if split is None else split, list_splits(config), other_columns)
+    return _open_split(config, config.split if split is None else split, _locate(config), other_columns)
 
 
 def open_probe_images(config: DataConfig) -> tuple[ImageSource, ImageSource]:
@@ -130,19 +130,18 @@ def open_probe_images(config: DataConfig) -> tuple[ImageSource, ImageSource]:
 
     ```
     """
-    splits = list_splits(config)
-    split = config.eval_split
+    place, split = _locate(config), config.eval_split
     if split is None:
         base = re.split(r"\W", config.split)[0]
-        split = next((name for name in ("test", "validation", "val") if name in splits and name != base), None)
+        split = next((name for name in ("test", "validation", "val") if name in place.splits and name != base), None)
     if split == config.split:
         raise ValueError(
             f"data.eval_split={split!r} is also data.split, and scores on training rows show nothing; leave it out to "
             f"hold out every {HELD_OUT}th row."
         )
-    train = _open_split(config, config.split, splits)
+    train = _open_split(config, config.split, place)
     if split is not None:
-        return train, _open_split(config, split, splits)
+        return train, _open_split(config, split, place)
     return _hold_out(train, evaluation=False), _hold_out(train, evaluation=True)
 
 
@@ -152,30 +151,31 @@ def list_splits(config: DataConfig) -> list[str]:
     Raises:
         ValueError: If there is no such data set.
     """
-    if config.dataset == "digits":
-        return list(digits.SPLITS)
-    path, arguments = _locate(config.dataset)
-    if "data_files" in arguments:
-        return list(arguments["data_files"])
-    try:
-        return list(get_dataset_split_names(path, config.dataset_config))
-    except Exception as error:
-        raise _unopened(config, error) from error
+    return _locate(config).splits
+
+
+class _Place(NamedTuple):
+    """Where a data set is: the first argument of `load_dataset`, further arguments, and the splits."""
+
+    path: str
+    arguments: dict[str, Any]
+    splits: list[str]
 
 
 def _open_split(
-    config: DataConfig, split: str, splits: list[str], other_columns: Sequence[str] | None = ()
+    config: DataConfig, split: str, place: _Place, other_columns: Sequence[str] | None = ()
 ) -> ImageSource:
     names = [re.split(r"\[", part)[0].strip() for part in split.split("+")]
-    if any(name not in splits for name in names):
+    if any(name not in place.splits for name in names):
         raise ValueError(
-            f"split={split!r} of data.dataset={config.dataset!r} does not exist; the splits are {', '.join(splits)}."
+            f"split={split!r} of data.dataset={config.dataset!r} does not exist; the splits are "
+            f"{', '.join(place.splits)}."
         )
     if names != [split] and (config.streaming or config.dataset == "digits"):
         raise ValueError(
             f"split={split!r} is part of a split, which needs data.streaming=false and a data set other than digits."
         )
-    dataset = _load(config, split)
+    dataset = _load(config, split, place)
     features = dataset.features
     if features is None:
         raise ValueError(
@@ -212,14 +212,13 @@ def _open_split(
     )
 
 
-def _load(config: DataConfig, split: str) -> Any:
+def _load(config: DataConfig, split: str, place: _Place) -> Any:
     if config.dataset == "digits":
         loaded = digits.load_digits(split)
         return loaded.to_iterable_dataset(num_shards=STREAMED_DIGITS_SHARDS) if config.streaming else loaded
-    path, arguments = _locate(config.dataset)
     try:
-        options = {"split": split, "streaming": config.streaming, "cache_dir": config.cache_dir, **arguments}
-        return load_dataset(path, config.dataset_config, **options)
+        options = {"split": split, "streaming": config.streaming, "cache_dir": config.cache_dir, **place.arguments}
+        return load_dataset(place.path, config.dataset_config, **options)
     except Exception as error:
         raise _unopened(config, error) from error
 
@@ -235,7 +234,20 @@ def _unopened(config: DataConfig, error: Exception) -> ValueError:
     )
 
 
-def _locate(dataset: str) -> tuple[str, dict[str, Any]]:
+def _locate(config: DataConfig) -> _Place:
+    """Find a data set and its splits."""
+    if config.dataset == "digits":
+        return _Place(config.dataset, {}, list(digits.SPLITS))
+    path, arguments = _find_builder(config.dataset)
+    if "data_files" in arguments:
+        return _Place(path, arguments, list(arguments["data_files"]))
+    try:
+        return _Place(path, arguments, list(get_dataset_split_names(path, config.dataset_config)))
+    except Exception as error:
+        raise _unopened(config, error) from error
+
+
+def _find_builder(dataset: str) -> tuple[str, dict[str, Any]]:
     """Find the builder (or folder, or Hub id) and further arguments with which `load_dataset` opens `dataset`."""
     path = Path(dataset).expanduser()
     if is_address(dataset):
