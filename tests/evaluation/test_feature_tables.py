@@ -46,10 +46,10 @@ def tables(checkpoint, few_digits, tmp_path):
 def error_of(checkpoint, capsys):
     """The line that a user sees."""
 
-    def error_of(tables, *arguments):
+    def error_of(tables, *arguments, places=PLACES):
         capsys.readouterr()
         features = ",".join(map(str, tables))
-        assert run_verb("knn", [str(checkpoint), "--features", features, *PLACES, *arguments]) == 2
+        assert run_verb("knn", [str(checkpoint), "--features", features, *places, *arguments]) == 2
         return capsys.readouterr().err
 
     return error_of
@@ -87,7 +87,9 @@ def test_a_table_stays_the_checkpoints_when_a_search_moves_its_default(checkpoin
 
 
 def test_what_does_not_fit_is_named(checkpoint, tables, error_of, tmp_path, capsys):
-    assert "not layer 2 at t = 0; choose with --layers and --timesteps" in error_of(tables, "--layers", "2")
+    assert "not layer 2 at t = 0; choose with --layers and --timesteps" in error_of(
+        tables, places=["--layers", "2", "--timesteps", "0"]
+    )
     assert "have noisy=False, not True" in error_of(tables, "--noisy")
     assert "have compute_dtype=float32, not bfloat16" in error_of(tables, "--mixed_precision", "bf16")
     assert "are both given" in error_of(tables, "--dataset", "digits")
