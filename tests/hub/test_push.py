@@ -95,29 +95,28 @@ def test_all_code_of_a_ddae_is_pushed(tmp_path: Path) -> None:
     assert code <= set(published_files(tmp_path)) and "modeling_ddae.py" in code
 
 
-def push_and_wait(folder: Path, **settings: object) -> None:
-    uploader = HubUploader(folder, "tester/nano", **settings)  # type: ignore[arg-type]
+def push_and_wait(folder: Path) -> None:
+    uploader = HubUploader(folder, "tester/nano")
     uploader.push()
     wait_for(uploader)
     assert not uploader._behind
 
 
-def test_push_again_sends_only_what_changed_to_a_private_branch(
-    hub_in_this_process: TestHub, run_folder: Path
-) -> None:
-    settings = {"private": True, "revision": "later", "with_code": False}
-    push_and_wait(run_folder, **settings)
-    uploads = [path for method, path in hub_in_this_process.requests if method == "PUT"]
-    hub_in_this_process.requests.clear()
-    (run_folder / "metrics.jsonl").write_text("{}\n")
-    push_and_wait(run_folder, **settings)
-    repo = hub_in_this_process.repos[REPO]
-    assert repo.private
-    assert repo.files("main") == {}
-    assert repo.files("later")["metrics.jsonl"] == b"{}\n"
-    assert not any(path.endswith(".py") for path in repo.files("later"))
-    assert len(uploads) == 2, "weights and picture"
-    assert [path for method, path in hub_in_this_process.requests if method == "PUT"] == []
+def test_push_again_sends_only_what_changed_to_a_private_branch(run_folder: Path, run_python: Runner) -> None:
+    settings = "--repo_id nano --private true --revision later --with_code false".split()
+    with TestHub() as hub:
+        run_python(PUSH, run_folder, *settings, hub=hub)
+        uploads = [path for method, path in hub.requests if method == "PUT"]
+        hub.requests.clear()
+        (run_folder / "metrics.jsonl").write_text("{}\n")
+        run_python(PUSH, run_folder, *settings, hub=hub)
+        repo = hub.repos[REPO]
+        assert repo.private
+        assert repo.files("main") == {}
+        assert repo.files("later")["metrics.jsonl"] == b"{}\n"
+        assert not any(path.endswith(".py") for path in repo.files("later"))
+        assert len(uploads) == 2, "weights and picture"
+        assert [path for method, path in hub.requests if method == "PUT"] == []
 
 
 def test_a_card_edited_on_the_hub_survives_the_next_push(
