@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -22,6 +23,21 @@ from tests.processes import ForkedProcess, run_on_two
 
 
 LAUNCHER = Path(__file__).parents[2] / "training" / "deconstruct.py"
+
+# A launch that is killed as soon as row 7 has a checkpoint.
+KILLED = """
+import os, signal, sys
+from ldae.cli import main
+from ldae.training import loop
+
+def save_and_die(folder, *state):
+    save(folder, *state)
+    if "07_patch_pca" in str(folder):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+save, loop.save_checkpoint = loop.save_checkpoint, save_and_die
+main(["deconstruct", *sys.argv[1:]])
+"""
 
 
 def launch(preset: Path, folder: Path, *options: str) -> ForkedProcess:
@@ -162,19 +178,17 @@ def test_a_row_that_fails_does_not_stop_the_others_and_can_be_tried_again(write_
 def test_a_killed_launch_goes_on_and_does_nothing_twice(write_preset, tmp_path, capsys):
     folder = tmp_path / "out"
     preset = write_preset(rows=[6, 7], classifier=None, probe={"search_timesteps": [10], "study_rows": []})
-    options = ["--images", "1280", "--checkpoint_every_images", "320"]
-    process = launch(preset, folder, *options)
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    killed = ForkedProcess(script, "--config", preset, "--output_dir", folder, folder=tmp_path).wait()
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     second = folder / "rows" / "07_patch_pca" / "seed-0"
-    deadline = time.time() + 120
-    while not list(second.glob("checkpoints/images-*")) and time.time() < deadline:
-        time.sleep(0.02)
-    process.kill()
     first = folder / "rows" / "06_patch_ae" / "seed-0"
     assert (second / ".claim").is_file() and not (second / "results.json").exists()
     before = {name: when for name, when in changes(folder).items() if "06_patch_ae" in name or "tokenizers" in name}
     assert f"{first.relative_to(folder)}/results.json" in before and len(tokenizers(folder)) == 2
 
-    assert main(["deconstruct", "--config", str(preset), "--output_dir", str(folder), *options]) == 0
+    assert main(["deconstruct", "--config", str(preset), "--output_dir", str(folder)]) == 0
     said = capsys.readouterr().out
     assert "06_patch_ae, seed 0: was finished before" in said
     assert re.search(r"Resuming from [\d,]+ images", said) and said.count("Resuming from") == 1
