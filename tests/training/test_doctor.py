@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ldae.cli import main
 from ldae.data import open_images
 from ldae.processes import join_processes
-from ldae.training import doctor, estimate
+from ldae.training import doctor, estimate, memory
 from ldae.training.costs import ACCELERATORS, Plan, count_costs
 from ldae.training.doctor import Speed, advise, measure_speed
 from ldae.training.loop import Callback
@@ -61,9 +61,9 @@ def test_costs_are_those_of_real_tensors(make_recipe, monkeypatch, checkpointing
     train_task(DenoisingTask(recipe), count)
     assert (costs.forward, costs.step) == (count.forward, count.step)
     assert 2.5 < costs.step / costs.forward < (4.1 if checkpointing else 3.1)
-    memory = costs.memory(2**40, 32)
-    assert (memory.optimizer, memory.per_image) == (count.memory.optimizer, count.memory.per_image)
-    assert memory.fixed == pytest.approx(count.memory.fixed, rel=0.05)
+    needed = costs.memory(2**40, 32)
+    assert (needed.optimizer, needed.per_image) == (count.memory.optimizer, count.memory.per_image)
+    assert needed.fixed == pytest.approx(count.memory.fixed, rel=0.05)
     assert costs.held > 2 * costs.trained == 8 * costs.weights
     assert costs.memory(2**40, 32, devices=2).held == costs.held + costs.trained
 
@@ -73,6 +73,16 @@ def test_a_denoiser_of_diffusers_is_counted_too(tmp_path):
     costs = count_costs(recipe)
     weights = sum(weight.numel() for weight in torch.nn.ModuleList([build(recipe)]).parameters())
     assert costs.weights == weights and costs.step > 2.5 * costs.forward > 0 and costs.per_image > 0
+
+
+def test_an_image_takes_as_much_in_small_steps_as_in_large_ones(make_recipe, monkeypatch):
+    """In a wide network the peak of a small step is at its weights, and that of a large one at its activations."""
+    recipe = make_recipe(mixed_precision="bf16", hidden_size=256, intermediate_size=1024)
+    small = count_costs(recipe)
+    monkeypatch.setattr(memory, "SMALL", 64)
+    monkeypatch.setattr(memory, "LARGE", 128)
+    large = count_costs(recipe)
+    assert small.per_image == large.per_image and small.fixed > large.fixed
 
 
 def build(recipe):

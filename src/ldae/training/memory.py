@@ -88,8 +88,10 @@ def blank_loss(task: Task, count: int, device: torch.device | str) -> torch.Tens
 def count_step_bytes(module: nn.Module, loss: Callable[[int], torch.Tensor]) -> tuple[int, int]:
     """Count the bytes that a step needs at its peak beside weights, gradients and the optimizer's state.
 
-    Two small steps are taken forward and backward, so what the backward pass computes again is counted, too. The
-    difference between them is the part of each image: with the number of images, memory grows on a straight line.
+    Two small steps are taken forward and backward, so what the backward pass computes again is counted, too. Both do
+    the same operations, and at each of them memory grows on a straight line with the number of images. In a wide
+    network the peak of a small step is where its weights are converted, and that of a large one elsewhere, so the
+    steepest of these lines counts, from the peak of the smaller step on.
 
     Args:
         module (`nn.Module`): The module that trains. Its gradients are dropped.
@@ -102,15 +104,17 @@ def count_step_bytes(module: nn.Module, loss: Callable[[int], torch.Tensor]) -> 
         for parameter in module.parameters():
             if parameter.requires_grad:
                 hooks.callback(parameter.register_post_accumulate_grad_hook(_drop_gradient).remove)
-        small, large = (_peak(module, loss, count) for count in (SMALL, LARGE))
-    per_image = max(0, large - small) // (LARGE - SMALL)
-    return max(0, small - SMALL * per_image), per_image
+        small, large = (_live_bytes(module, loss, count) for count in (SMALL, LARGE))
+    same = len(small) == len(large)  # else an operation was chosen by the size of the batch
+    grown = max(b - a for a, b in zip(small, large, strict=True)) if same else max(large) - max(small)
+    per_image = max(0, grown) // (LARGE - SMALL)
+    return max(0, max(small) - SMALL * per_image), per_image
 
 
-def _peak(module: nn.Module, loss: Callable[[int], torch.Tensor], count: int) -> int:
+def _live_bytes(module: nn.Module, loss: Callable[[int], torch.Tensor], count: int) -> list[int]:
     with LiveBytes(module) as live, torch.compiler.set_stance("force_eager"):
         loss(count).backward()
-    return live.peak
+    return live.history
 
 
 def _drop_gradient(parameter: torch.Tensor) -> None:
@@ -128,7 +132,8 @@ class LiveBytes(TorchDispatchMode):
         super().__init__()
         held = [*module.parameters(), *module.buffers()]
         self._sizes: dict[int, int] = {tensor.untyped_storage()._cdata: 0 for tensor in held}
-        self.peak = self._live = 0
+        self.history: list[int] = []
+        self._live = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
@@ -140,7 +145,7 @@ class LiveBytes(TorchDispatchMode):
     def _add(self, storage: torch.UntypedStorage) -> None:
         self._sizes[storage._cdata] = storage.nbytes()
         self._live += storage.nbytes()
-        self.peak = max(self.peak, self._live)
+        self.history.append(self._live)
         weakref.finalize(storage, self._remove, storage._cdata).atexit = False
 
     def _remove(self, key: int) -> None:
