@@ -1,4 +1,8 @@
-"""Print the notes of a release from CHANGELOG.md, if it is ready: python .ci/release_notes.py v0.2.0"""
+"""
+Print the notes of a release from CHANGELOG.md, if it is ready.
+
+    python .ci/release_notes.py v0.2.0
+"""
 
 import re
 import sys
