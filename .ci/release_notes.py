@@ -1,7 +1,6 @@
-"""
-Print the notes of a release from CHANGELOG.md, if it is ready.
+"""Print the notes of a release from CHANGELOG.md, if it is ready.
 
-    python .ci/release_notes.py v0.2.0
+python .ci/release_notes.py v0.2.0
 """
 
 import re
