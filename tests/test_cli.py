@@ -1,5 +1,6 @@
 """The `ldae` command: what it says of itself, what it says of mistakes, and the launchers in training/."""
 
+import importlib
 import os
 import runpy
 import signal
@@ -128,6 +129,7 @@ def test_a_reader_that_has_seen_enough_ends_the_command_without_a_word():
     ran = subprocess.run([sys.executable, "-m", "ldae_cli", "--help"], stdout=writer, stderr=subprocess.PIPE)
     os.close(writer)
     assert (ran.returncode, ran.stderr) == (128 + signal.SIGPIPE, b"")
+    assert importlib.import_module("ldae.__main__").main is importlib.import_module("ldae_cli").main
 
 
 def test_installing_the_package_gives_the_command():

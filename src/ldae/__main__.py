@@ -1,6 +1,6 @@
 """Run the command as `python -m ldae`."""
 
-from ldae.cli import main
+from ldae_cli import main
 
 
 if __name__ == "__main__":
