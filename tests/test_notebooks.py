@@ -27,7 +27,12 @@ def run_cell(source: str, names: dict) -> None:
     if source.startswith("!"):
         program, verb, *arguments = shlex.split(source[1:])
         assert program == "ldae"
-        assert main([verb, *arguments, *TOY.get(verb, "").split()]) == 0
+        toy = TOY.get(verb, "").split()
+        for option in toy[::2]:  # an option may be given once
+            if option in arguments:
+                at = arguments.index(option)
+                del arguments[at : at + 2]
+        assert main([verb, *arguments, *toy]) == 0
     else:
         exec(re.sub(r"^STEPS = \d+", "STEPS = 2", source, flags=re.M), names)
 

@@ -59,7 +59,7 @@ def test_a_sweep_runs_no_rows_unless_asked(write_preset):
         ({"generation": {"steps": 0}}, "generation.steps=0 must be an integer, 1 or more"),
         ({"rows": [0, 99]}, "rows='99' does not exist; choose from 00, 01"),
         ({"recipes": "."}, "holds no recipe of a row"),
-        ({"seeds": [0, 0]}, "seeds=[0, 0] must be"),
+        ({"seeds": [0, 0]}, "preset.yaml: seeds=[0, 0] must be"),
         ({"seeds": ["a"]}, "seeds='a' must be an integer"),
         ({"model": {"noise_schedule": "constant"}}, "model.noise_schedule differs between rows"),
         ({"data": {"random_resized_crop": True}}, "data.random_resized_crop differs between rows"),

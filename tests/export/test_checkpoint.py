@@ -160,8 +160,8 @@ def test_logits_agree_at_their_own_scale(tmp_path):
 
 
 def test_wrong_inputs_name_option_value_and_remedy(encoder_folder, classifier_folder, tmp_path, capsys):
-    def refused(checkpoint: object, *options: object) -> str:
-        arguments = ["--format", "transformers", "--output_dir", tmp_path / "out", *options]
+    def refused(checkpoint: object, *options: object, output_dir: object = tmp_path / "out") -> str:
+        arguments = ["--format", "transformers", "--output_dir", output_dir, *options]
         assert run_verb("export", [str(argument) for argument in (checkpoint, *arguments)]) == 2
         assert not (tmp_path / "out").exists()
         return capsys.readouterr().err
@@ -172,7 +172,7 @@ def test_wrong_inputs_name_option_value_and_remedy(encoder_folder, classifier_fo
     assert "image_size=17 must be a multiple of 4" in refused(encoder_folder, "--image_size", 17)
     assert "the checkpoint is a classifier" in refused(classifier_folder, "--layer", 1)
     assert "does not exist" in refused(tmp_path / "nowhere")
-    assert "is not an empty folder" in refused(encoder_folder, "--output_dir", encoder_folder)
+    assert "is not an empty folder" in refused(encoder_folder, output_dir=encoder_folder)
     with pytest.raises(ValueError, match="format='keras' is unknown; choose one of transformers, timm, onnx"):
         export_checkpoint(encoder_folder, tmp_path / "out", format="keras")
 

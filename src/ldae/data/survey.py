@@ -153,7 +153,7 @@ def survey_images(source: ImageSource, examine: int = 2000) -> ImageSurvey:
     return ImageSurvey(count, facts, unreadable, duplicates, _count_classes(source))
 
 
-def time_reading(source: ImageSource, image_size: int, count: int = 64) -> float:
+def time_reading(source: ImageSource, image_size: int, *, count: int = 64) -> float:
     """Measure the seconds that a loader takes to read and decode an image, on `count` spread over a source."""
     decoder, counts = Decoder(3, image_size, reduced=source.reduced_decoding), Counter[str]()
     rows = spread_rows(source, count)

@@ -249,6 +249,9 @@ def load_preset(path: str | Path, overrides: dict[str, Any] | None = None) -> Pr
         override(sections, of_recipe, field_owners())
         return _build_preset(path, sections, content)
     except ValueError as error:
+        named = re.split(r"[= ]", str(error).removeprefix("--"))[0]
+        if {named, named.rpartition(".")[2]} & {*(overrides or {})}:  # the file is not to blame
+            raise
         raise ValueError(f"{path}: {error}") from None
 
 

@@ -122,7 +122,7 @@ def _drop_gradient(parameter: torch.Tensor) -> None:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Count of the bytes of tensors that operations within this context make, in use and at its `peak`.
+    """Count of the bytes of tensors that operations within this context make: `history` has those in use, at each.
 
     Real tensors and those of `FakeTensorMode` are counted alike, in the forward and in the backward pass. Weights and
     buffers of the module, and views of them, are not counted.

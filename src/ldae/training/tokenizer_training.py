@@ -125,7 +125,7 @@ def rehearse_tokenizer(recipe: Recipe) -> Rehearsal | None:
     if source.num_examples is not None and not source.streaming:
         images = min(own.tokenizer.tokenizer_images, source.num_examples)
         readers = max(1, data.num_workers) * accelerator.num_processes
-        seconds = time_reading(source, config.image_size, config.num_channels) * images / readers
+        seconds = time_reading(source, config.image_size) * images / readers
         accelerator.print(
             f"Time: about {describe_seconds(seconds)} to read {describe_count(images, 'image')}, without measuring "
             f"reconstructions; peak memory {describe_bytes(peak_memory_gib() * 2**30)}"

@@ -87,6 +87,7 @@ class _Comparison:
         inputs, options = self.inputs, self.options
         inputs.show_header(f"Noise-conditional classification after {self.layer}, {len(self.timesteps)} noise levels,")
         self._look_at_labels()
+        self.num_test = count_images(self.test.batches())
         fitted = self.num_train - round(HOLDOUT * self.num_train)
         epochs = max(1, round(options.images / fitted))
         self.settings = dataclasses.replace(self.settings, epochs=epochs)
@@ -102,7 +103,7 @@ class _Comparison:
         """Count the images and name the classes."""
         shares = gather_objects([batch.labels for batch in self.train.batches() if batch.labels is not None])
         labels = torch.cat([part for share in shares for part in share])
-        self.num_train, self.num_test = len(labels), count_images(self.test.batches())
+        self.num_train = len(labels)
         self.names = tuple(self.inputs.train_source.class_names or map(str, range(1 + int(labels.max()))))
 
     def _classifier(self, pretrained: bool, seed: int) -> NoiseClassifierConfig:

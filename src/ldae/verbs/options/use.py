@@ -13,7 +13,7 @@ from .checkpoint import CheckpointOptions, FeatureOptions, ReferenceOptions, Spl
 class ExtractFeaturesOptions(FeatureOptions, SplitOptions, CheckpointOptions):
     """Write the features of every image of a data set as a table of parquet files that `datasets` opens.
 
-    Labels and other columns are kept. Labels and other columns are kept. Several processes (accelerate launch) share
+    Labels and other columns are kept. Several processes (accelerate launch) share
     the work. The same command goes on where it was stopped.
 
     Args:
@@ -52,8 +52,8 @@ class ExtractFeaturesOptions(FeatureOptions, SplitOptions, CheckpointOptions):
 class SearchOptions:
     """Find the images of a feature table that are nearest to an image, by the model that made the table.
 
-    The table needs an index (extract_features --index). The table needs an index (extract_features --index). Their
-    scores are printed, and the images are drawn if the data set can be found again.
+    The table needs an index (extract_features --index). The scores of the images are printed, and the images are
+    drawn if the data set can be found again.
 
     Args:
         folder: Folder of a feature table with an index.
