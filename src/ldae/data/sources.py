@@ -155,7 +155,7 @@ def list_splits(config: DataConfig) -> list[str]:
 
 
 class _Place(NamedTuple):
-    """Where a data set is: the first argument of `load_dataset`, further arguments, and the splits."""
+    """Location of a data set: the first argument of `load_dataset`, further arguments, and the splits."""
 
     path: str
     arguments: dict[str, Any]

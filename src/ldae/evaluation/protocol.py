@@ -1,4 +1,4 @@
-"""Which features are probed, of which views of the images: named protocols, and the features that they ask for."""
+"""Named protocols of probes, and the features that they probe."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -103,7 +103,7 @@ class LatentTokenizer(Float32Buffers):
 
     @property
     def std(self) -> torch.Tensor:
-        """What latents are divided by: one number `(1,)`, or one for each dimension `(d,)`."""
+        """Divisor of the latents: one number `(1,)`, or one for each dimension `(d,)`."""
         variance = self.explained_variance.clamp(min=0)
         if self.latent_scaling == "global":
             return variance.mean(dim=0, keepdim=True).sqrt()
