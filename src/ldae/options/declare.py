@@ -102,6 +102,8 @@ def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
     close = difflib.get_close_matches(str(name).lower().replace("-", "_"), lower, n=1)
     if close:
         return f"; did you mean {prefix}{lower[close[0]]}?"
+    if not known:
+        return "; it takes none."
     if len(known) > LISTED:
         return "; --help lists all of them."
     return f"; known are {', '.join(prefix + other for other in sorted(known))}."

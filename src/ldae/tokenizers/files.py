@@ -106,7 +106,10 @@ def _read(folder: str | os.PathLike[str], config: LDAEConfig) -> tuple[dict[str,
         return {"type": kind.__name__, **settings}, tensors
     if config.latent_tokenizer == "conv_vae":
         return _read_autoencoder(folder, config)
-    raise ValueError(f"tokenizer={str(folder)!r} holds neither {TOKENIZER_FILE} nor an l-DAE's model.safetensors.")
+    raise ValueError(
+        f"tokenizer={str(folder)!r} holds neither {TOKENIZER_FILE} nor an l-DAE's model.safetensors; give a folder "
+        "that train_tokenizer or pretrain wrote."
+    )
 
 
 def _read_autoencoder(
