@@ -218,6 +218,10 @@ def test_what_is_wrong_is_one_line(checkpoint, digit, tmp_path, capsys):
     )
     (checkpoint / "model.safetensors").unlink()
     assert "Say with --checkpoint where" in error_of(capsys, search, folder, digit, *chosen)
+    noted = json.loads((folder / "extraction.json").read_text())
+    for value, message in ((None, "does not name the model that made it; give --checkpoint"), (3, "(checkpoint=3)")):
+        (folder / "extraction.json").write_text(json.dumps({**noted, "checkpoint": value}))
+        assert message in error_of(capsys, search, folder, digit, *chosen)
 
 
 def test_the_table_goes_to_the_hub_and_comes_back(checkpoint, tmp_path):

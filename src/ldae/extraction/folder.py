@@ -39,6 +39,7 @@ NOTED: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("seed", "rows_per_shard", "num_parts"), (int,)),
     "columns": (dict,),
     "num_examples": (int, type(None)),
+    "checkpoint": (str, type(None)),  # of extract_features alone
 }
 MAKE_AGAIN = "remove the file and repeat the command of extract_features, which writes it anew."
 

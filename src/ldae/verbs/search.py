@@ -47,7 +47,9 @@ def _features_of(record: dict[str, Any], noted: dict[str, Any], column: str, opt
 
 
 def _open_model(noted: dict[str, Any], options: SearchOptions, device: torch.device) -> tuple[FeatureReader, Pixels]:
-    checkpoint = options.checkpoint or noted["checkpoint"]
+    checkpoint = options.checkpoint or noted.get("checkpoint")
+    if checkpoint is None:
+        raise ValueError(f"the table in {options.folder} does not name the model that made it; give --checkpoint.")
     choices = {name: noted[name] for name in ("layers", "timesteps", "noisy", "seed", "pool")}
     dtype = torch.bfloat16 if noted["compute_dtype"] == "bfloat16" else None
     try:
