@@ -86,6 +86,12 @@ def test_unknown_options_are_refused(write_preset, name, message):
         load_preset(write_preset(), {name: "3"})
 
 
+def test_a_wrong_option_is_not_blamed_on_the_preset(write_preset):
+    for name, value in (("seeds", "1,1"), ("probe.epochs", "many")):
+        with pytest.raises(ValueError, match=f"^{name}="):
+            load_preset(write_preset(), {name: value})
+
+
 def test_a_preset_that_comes_with_ldae_is_found_by_its_name():
     preset = load_preset("deconstruction/digits")
     assert preset.path.name == "digits.yaml" and len(preset.rows) == 15

@@ -122,10 +122,10 @@ def _drop_gradient(parameter: torch.Tensor) -> None:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Count of the bytes of tensors that operations within this context make: `history` has those in use, at each.
+    """Count of the bytes of tensors that operations within this context make and that are still in use.
 
-    Real tensors and those of `FakeTensorMode` are counted alike, in the forward and in the backward pass. Weights and
-    buffers of the module, and views of them, are not counted.
+    `history` has the count after each new tensor. Real tensors and those of `FakeTensorMode` are counted alike, in the
+    forward and in the backward pass. Weights and buffers of the module, and views of them, are not counted.
     """
 
     def __init__(self, module: nn.Module):

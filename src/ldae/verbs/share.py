@@ -20,7 +20,7 @@ CARD_OUTCOMES = {
 
 def export(options: ExportOptions) -> int:
     """Run `ldae export`."""
-    export = export_checkpoint(
+    made = export_checkpoint(
         options.checkpoint,
         options.output_dir,
         format=options.format,
@@ -30,16 +30,16 @@ def export(options: ExportOptions) -> int:
         repo_id=options.repo_id,
         license=options.license,
     )
-    source = export.source
-    shapes = ", ".join(f"{name} (batch, {', '.join(map(str, s[1:]))})" for name, s in export.outputs.items())
+    source = made.source
+    shapes = ", ".join(f"{name} (batch, {', '.join(map(str, s[1:]))})" for name, s in made.outputs.items())
     how = f"run by {'onnxruntime' if options.format == 'onnx' else options.format}"
     if options.format == "timm" and not timm_is_installed():
         how = "timm is not installed: run by its formulas"
     print(
         f"{source.name}: block {source.layer}, t = {source.timestep}, {source.image_size} x {source.image_size} pixels"
     )
-    print(f"Max abs error: {export.max_abs_error:.1e} (float32, against the checkpoint; {how})")
-    print(f"Wrote {export.folder} ({options.format}; {shapes}; {EXPORT_FILE}, and a model card with code that runs)")
+    print(f"Max abs error: {made.max_abs_error:.1e} (float32, against the checkpoint; {how})")
+    print(f"Wrote {made.folder} ({options.format}; {shapes}; {EXPORT_FILE}, and a model card with code that runs)")
     return 0
 
 
