@@ -31,6 +31,7 @@ def test_rows_are_those_that_were_written(features, memory, in_memory):
     assert (store.shape, len(store), store.in_memory) == ((50, 3, 4), 50, in_memory)
     index = torch.tensor([[49, 0, 1], [2, 2, 30]])
     assert torch.equal(store[index], features[index])
+    assert store[index[:0]].shape == (0, 3, 3, 4)
     store.append(features[:5])  # after reading, too
     assert torch.equal(store[torch.arange(48, 55)], torch.cat([features[48:], features[:5]]))
     with pytest.raises(ValueError, match=r"\(F, C\) = \(3, 4\)"):

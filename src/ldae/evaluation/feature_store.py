@@ -112,6 +112,8 @@ class FeatureStore:
     def _read(self, index: np.ndarray) -> torch.Tensor:
         """Read rows of the file, neighbouring ones at once."""
         rows = torch.empty(len(index), *self._row_shape)
+        if not len(index):
+            return rows
         into = memoryview(rows.numpy().data).cast("B")
         size = self._row_bytes
         starts = np.flatnonzero(np.diff(index, prepend=-2) != 1)
