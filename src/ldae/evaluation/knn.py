@@ -59,8 +59,8 @@ def knn_predict(
     for chunk in features.split(chunk_size):
         similarity = F.normalize(chunk.to(train), dim=1) @ train.T  # (b, n)
         nearest, index = similarity.topk(k, dim=1)  # (b, k)
-        # Similarities are at most 1: subtracting it changes no ordering and keeps exp from overflowing.
-        weights = ((nearest - 1) / temperature).exp()
+        # Votes relative to the nearest neighbour's, which is first: none overflows, and this one never underflows.
+        weights = ((nearest - nearest[:, :1]) / temperature).exp()
         votes = weights.new_zeros(len(chunk), num_classes).scatter_add_(1, labels[index], weights)  # (b, K)
         predictions.append(votes.argmax(dim=1))
     return torch.cat(predictions)
