@@ -58,6 +58,7 @@ def test_the_chosen_block_of_a_ddae_and_of_its_untrained_twin_is_compared(inputs
         train, test = (extract_features(model, part, **options) for part in inputs[1:])
         assert found.accuracy == probe_features("ridge", train, test).score(0)[0]
     assert compared[0].accuracy != compared[1].accuracy
+    assert [c.noisy for c in compared] == [True, True, False]  # raw pixels have no noise of the model's
 
 
 def labels(batches):

@@ -18,6 +18,7 @@ from ldae import (
 )
 from ldae.data import DataConfig, iterate_once, open_images
 from ldae.evaluation.classifier import build_classifier, save_classifier
+from ldae.evaluation.criteria import score_cells
 from ldae.evaluation.features import extract_features
 from ldae.evaluation.linear_probe import ProbeSettings
 from ldae.evaluation.probing import run_probe
@@ -220,7 +221,7 @@ def test_the_papers_point_outlives_a_choice():
     assert LDAEConfig.from_size("nano", num_train_timesteps=50, feature_timestep=0).paper_point == (2, 0)
 
 
-def test_without_labels_a_criterion_chooses(checkpoint, few_digits, tmp_path, capsys):
+def test_without_labels_a_criterion_chooses(checkpoint, few_digits, tmp_path, capsys, monkeypatch):
     unlabelled = tmp_path / "unlabelled"
     unlabelled.mkdir()
     for name in ("train", "test"):
@@ -229,7 +230,16 @@ def test_without_labels_a_criterion_chooses(checkpoint, few_digits, tmp_path, ca
     options = ["--dataset", str(unlabelled), "--num_workers", "0", "--timesteps", "10,400"]
     with pytest.raises(ValueError, match=r"no label column.*--criterion rankme"):
         call(grid_search, [str(checkpoint), *options])
+    seen = {}
+
+    def score(model, batches, names, **reading):
+        seen.update(reading, largest=max(len(batch.images) for batch in batches))
+        return score_cells(model, batches, names, **reading)
+
+    monkeypatch.setattr(grid_search, "score_cells", score)
+    options += "--mixed_precision bf16 --forward_batch_size 40".split()
     assert call(grid_search, [str(checkpoint), *options, "--criterion", "rankme"]) == 0
+    assert (seen["dtype"], seen["largest"]) == (torch.bfloat16, 40)
     assert "No label was looked at." in capsys.readouterr().out
     results = read_results(checkpoint)
     assert len(results) == 4 * 2 and {r["metric"] for r in results} == {"rankme"}
@@ -255,7 +265,7 @@ def test_a_checkpoint_elsewhere_and_a_wish_leave_the_config_alone(checkpoint, tm
 def test_what_makes_no_sense_is_refused(checkpoint, tmp_path):
     for extra, message in (
         (["--noisy", "perhaps"], "noisy='perhaps' must be one of false, true, both"),
-        (["--criterion", "rankme", "--noisy", "true"], "noisy=true only applies to probes"),
+        (["--criterion", "rankme"], "probe=adam only applies to probes; leave it out with --criterion rankme"),
         (["--feature_memory", "-1"], "feature_memory=-1"),
         (["--layers", "9"], "this model has blocks 1 to 4"),
         (["--timesteps", "5000"], "numbers from 0 to 999"),
@@ -263,6 +273,9 @@ def test_what_makes_no_sense_is_refused(checkpoint, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             call(grid_search, [str(checkpoint), *FAST, *extra])
+    for extra in (["--noisy", "true"], ["--protocol", "paper"], ["--epochs", "3"], ["--batch_norm", "false"]):
+        with pytest.raises(ValueError, match=f"{extra[0][2:]}={extra[1]} only applies to probes"):
+            call(grid_search, [str(checkpoint), "--dataset", "digits", "--criterion", "rankme", *extra])
     with pytest.raises(ValueError, match="epochs=2 only applies with --probe adam"):
         call(grid_search, [str(checkpoint), "--dataset", "digits", "--probe", "ridge", "--epochs", "2"])
     small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}

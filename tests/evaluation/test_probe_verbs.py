@@ -176,7 +176,9 @@ def test_what_is_wrong_is_named(checkpoint, tmp_path, capsys):
         checkpoint, *digits, "--layers", "1,2", "--shots", "5"
     )
     assert "draws=0" in says(checkpoint, *digits, "--shots", "5", "--draws", "0")
-    assert "shots=1 must be 2 or more" in says(checkpoint, *digits, "--shots", "1")
+    assert "shots=1 must be an integer, 2 or more" in says(checkpoint, *digits, "--shots", "1")
+    assert "seeds=[1] does not go with --shots" in says(checkpoint, *digits, "--shots", "5", "--seeds", "1")
+    assert "probe=adam does not go with --shots" in says(checkpoint, *digits, "--shots", "5", "--probe", "adam")
     assert "epochs=0" in says(checkpoint, *digits, "--epochs", "0")
     assert "epochs=3 only applies with --probe adam" in says(
         checkpoint, *digits, "--protocol", "cached", "--epochs", "3"

@@ -1,8 +1,10 @@
 """A trained encoder beside what it must beat: the same network untrained, its mean latents, raw pixels."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
+
+import torch
 
 from ldae.data import Batch
 from ldae.shared_work import on_main
@@ -34,6 +36,7 @@ class Compared:
     stderr: float | None
     seeds: Any
     protocol: dict[str, Any]
+    noisy: bool = False  # its inputs were corrupted
 
 
 def compare_baselines(
@@ -48,6 +51,7 @@ def compare_baselines(
     layer: Layer | None = None,
     timestep: int | None = None,
     noisy: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> list[Compared]:
     """Probe an encoder and what it must beat alike, on centre crops' features computed once.
 
@@ -63,7 +67,8 @@ def compare_baselines(
         draws (`int`, defaults to 20): How often they are drawn.
         layer (`int` or `str`, *optional*): The layer of the encoder and its untrained twin; by default its own.
         timestep (`int`, *optional*): The time step of both; by default the encoder's own.
-        noisy (`bool`, defaults to `False`): Whether the inputs of both are corrupted.
+        noisy (`bool`, defaults to `False`): Whether the inputs of both are corrupted; those of the others are clean.
+        dtype (`torch.dtype`, *optional*): Autocast of the features to it; by default none.
 
     Returns:
         `list[Compared]`: the trained encoder first.
@@ -83,8 +88,9 @@ def compare_baselines(
     compared = []
     for name, each in [("trained encoder", encoder), *((other.name, other) for other in baselines_of(encoder))]:
         place = choice if each.has_choices else {}
-        fitted, scored = (extract_features(each, batches, **place) for batches in (train, test))
-        compared.append(on_main(partial(_score, name, probe, fitted, scored, **options)))
+        fitted, scored = (extract_features(each, batches, dtype=dtype, **place) for batches in (train, test))
+        found = on_main(partial(_score, name, probe, fitted, scored, **options))
+        compared.append(found and replace(found, noisy=noisy and each.has_choices))
     return compared
 
 

@@ -33,14 +33,8 @@ def grid_search(options: GridSearchOptions) -> int:
     noisy = {"false": (False,), "true": (True,), "both": (False, True)}[options.noisy]
     probe = options.probe or ("adam" if options.protocol == "paper" else "ridge")
     label_free = options.criterion not in (None, ACCURACY)
-    if label_free and True in noisy:
-        raise ValueError(
-            f"noisy={options.noisy} only applies to probes; leave it out with --criterion {options.criterion}."
-        )
-    if label_free and options.features:
-        raise ValueError(
-            f"features={options.features} only applies to probes; leave it out with --criterion {options.criterion}."
-        )
+    if label_free:
+        _refuse_probes(options)
     inputs = open_inputs(options, every=not options.layers, labelled=False)
     timesteps = inputs.timesteps if options.timesteps else inputs.search_timesteps
     if label_free:
@@ -62,6 +56,9 @@ def grid_search(options: GridSearchOptions) -> int:
             options, probe, PAPER_RATE if "lr_multipliers" in paper and options.protocol == "paper" else RATES
         ),
     )
+    rates = protocol.settings.lr_multipliers
+    if probe == "adam" and len(inputs.layers or ()) * len(timesteps or ()) * len(rates) == 1:
+        raise ValueError("a grid needs more than one block, time step or learning rate to choose among.")
     inputs.show_header(
         f"Grid search ({probe} probes, {protocol.name} protocol), {len(inputs.layers or ())} blocks x "
         f"{len(timesteps or ())} t"
@@ -79,6 +76,20 @@ def grid_search(options: GridSearchOptions) -> int:
     _write(scores, inputs, options)
     _save(results, scores, inputs)
     return 0
+
+
+def _refuse_probes(options: GridSearchOptions) -> None:
+    """Refuse what only probes take in a search by a criterion, which has none."""
+    given = {name: getattr(options, name) for name in ("features", "probe", "horizontal_flip", *ADAM_DEFAULTS)}
+    given["learning_rates"] = options.learning_rates
+    given["noisy"] = None if options.noisy == "false" else options.noisy
+    given["protocol"] = None if options.protocol == "cached" else options.protocol
+    given["batch_norm"] = None if options.batch_norm else "false"
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(
+                f"{name}={value} only applies to probes; leave it out with --criterion {options.criterion}."
+            )
 
 
 def _settings(options: GridSearchOptions, probe: str, rates: list[float]) -> ProbeSettings:
@@ -152,11 +163,12 @@ def _search_by_criterion(inputs: ProbeInputs, options: GridSearchOptions, timest
     """Search without labels: score the cells, report, and write the best into config.json."""
     name: str = options.criterion or ACCURACY
     source = fixed_subset(inputs.train_source, MOST_IMAGES, seed=0)
-    batches = list(inputs.image_set(source).batches())
+    batches = list(inputs.image_set(source, options.forward_batch_size).batches())
     layers = inputs.layers or tuple(inputs.encoder.search_layers)
     n = count_images(batches)
     print(f"Search by {name} ({CRITERIA[name].meaning}) of {n:,} images, {len(layers)} blocks x {len(timesteps)} t")
-    cells = score_cells(inputs.encoder, batches, [name], layers=layers, timesteps=timesteps)
+    reading: dict[str, Any] = {"device": inputs.device, "dtype": inputs.dtype}
+    cells = score_cells(inputs.encoder, batches, [name], layers=layers, timesteps=timesteps, **reading)
     if not is_main():
         return 0
     scores = [

@@ -68,16 +68,18 @@ def _choose_probe(options: LinearProbeOptions) -> str:
     probe: str = options.probe or ("adam" if by_epochs else "logistic")
     if options.features and (options.shots is not None or options.baselines):
         raise ValueError(f"features={options.features} has no images for baselines or shots; leave it out.")
+    given = {name: getattr(options, name) for name in ADAM_OPTIONS if getattr(options, name) is not None}
+    given |= {} if options.batch_norm else {"batch_norm": "false"}
     if options.shots is not None:
-        return probe
+        given |= {} if options.probe is None else {"probe": options.probe}
+        for name, value in given.items():
+            raise ValueError(f"{name}={value} does not go with --shots, whose probes are ridge; leave out --{name}.")
+        return FEW_SHOT
     if by_epochs and probe != "adam":
         raise ValueError(f"probe={probe} needs features that are computed once; add --protocol cached.")
     if probe != "adam":
-        given = {name: getattr(options, name) for name in ADAM_OPTIONS}
-        given["batch_norm"] = None if options.batch_norm else "false"
         for name, value in given.items():
-            if value is not None:
-                raise ValueError(f"{name}={value} only applies with --probe adam; add that, or leave out --{name}.")
+            raise ValueError(f"{name}={value} only applies with --probe adam; add that, or leave out --{name}.")
     return probe
 
 
@@ -94,7 +96,6 @@ def _compare_with_baselines(
     n = count_images(test)
     if options.shots is not None:
         inputs.show_header(f"Ridge probe of {options.shots} labels a class")
-        probe = FEW_SHOT
     else:
         inputs.show_header(f"Linear probe ({probe}) of features computed once, without augmentation")
     compared = compare_baselines(
@@ -108,17 +109,19 @@ def _compare_with_baselines(
         layer=layer,
         timestep=timestep,
         noisy=options.noisy,
+        dtype=inputs.dtype,
     )
     if not is_main():
         return
-    place = {"layer": layer, "timestep": timestep, "input": "noisy" if options.noisy else "clean"}
+    place = {"layer": layer, "timestep": timestep}
     chosen = {FEW_SHOT: None, "adam": "learning_rate"}.get(probe, "penalty")  # by held-out images, for each encoder
     rows = [["features", "accuracy", "+-"] + ([] if chosen is None else [chosen.replace("learning_rate", "lr")])]
     found = []
     for each in compared:
         row = [each.name, f"{each.accuracy:.2%}", "-" if each.stderr is None else f"{each.stderr:.2%}"]
         rows.append(row if chosen is None else [*row, f"{each.protocol[chosen]:.2g}"])
-        protocol = {**({} if chosen is None else {"preset": "baselines"}), **each.protocol, **place}
+        own = {"input": "noisy" if each.noisy else "clean"}
+        protocol = {**({} if chosen is None else {"preset": "baselines"}), **each.protocol, **place, **own}
         fields = {"stderr": each.stderr, "seeds": each.seeds, "n": n}
         if each is not compared[0]:
             fields["checkpoint"] = each.name

@@ -80,7 +80,7 @@ class LinearProbeOptions(TableOptions, MemoryOptions, FeatureOptions, ImageOptio
     seeds: list[int] | None = None
     crop_scale: tuple[float, float] = (0.08, 1.0)
     baselines: bool = False
-    shots: int | None = Field(None, ge=1)
+    shots: int | None = Field(None, ge=2)
     draws: int = Field(20, ge=1)
     horizontal_flip: bool = True
     batch_norm: bool = True
@@ -175,7 +175,7 @@ class CompareOptions(ImageOptions):
     max_train: int | None = Field(None, ge=1)
     max_test: int | None = Field(None, ge=1)
     metrics: list[Metric] = field(default_factory=lambda: ["few_shot", "knn", "retrieval"])
-    shots: int = Field(5, ge=1)
+    shots: int = Field(5, ge=2)
     draws: int = Field(20, ge=1)
     k: int = Field(20, ge=1)
     epochs: int = Field(90, ge=1)
