@@ -1,5 +1,6 @@
 """`ldae checkpoint_sweep`: every kept checkpoint probed and scored, nothing twice, the test set choosing nothing."""
 
+import json
 import shutil
 
 import pytest
@@ -108,14 +109,18 @@ def test_what_differs_is_measured_again(run):
 @pytest.mark.slow
 def test_linear_probes_too_and_elsewhere(run, tmp_path):
     place = tmp_path / "out"
-    options = ("--probes", "linear", "--epochs", 1, "--horizontal_flip", "false", "--output_dir", place, *STEPS)
-    assert sweep(run, *options) == 0
+    options = ("--probes", "linear", "--epochs", 1, "--output_dir", place, *STEPS)
+    assert sweep(run, *options, "--horizontal_flip", "false") == 0
     results = read_results(place)
     assert [e["protocol"]["name"] for e in results] == ["linear"] * 3 and not read_results(run)
     assert all(0 < e["value"] < 1 and 0 < e["held_out_value"] < 1 for e in results)
     assert results[0]["checkpoint"] == f"{run}/checkpoints/images-000000000032"
-    assert sweep(run, *options) == 0
+    assert sweep(run, *options, "--horizontal_flip", "false") == 0
     assert read_results(place) == results
+    for other in ([], ["--mixed_precision", "bf16"]):
+        before = read_results(place)
+        assert sweep(run, *options, *other) == 0
+        assert read_results(place)[: len(before)] == before and len(read_results(place)) == len(before) + 3
 
 
 def test_an_ldae_run_is_swept_without_fid(tmp_path):
@@ -130,6 +135,9 @@ def test_an_ldae_run_is_swept_without_fid(tmp_path):
         (seen, name) for seen in (32, 64) for name in ("ridge", "knn")
     ]
     assert results[0]["protocol"]["layer"] == 1
+    (folder / "results.json").write_text(json.dumps([results[0] | {"train_split": "other"}, *results[1:]]))
+    assert sweep(folder, "--num_workers", 0) == 0
+    assert read_results(folder) == results
     with pytest.raises(ValueError, match="fid and kid say nothing with noise_schedule='linear_sigma'"):
         sweep(folder, "--fid", 10, "--extractor", folder)
 

@@ -1,5 +1,7 @@
 """Checkpoints of runs as models: average or raw, the last the exported one, and folders that hold none."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -74,6 +76,12 @@ def test_an_ldae_run_without_an_average_gives_models_with_their_tokenizer_cut_as
     again = LDAEForPreTraining.from_pretrained(folder).eval()
     timesteps, noise = again.draw_corruption(torch.arange(2), 0)
     assert torch.equal(last(pixels, timesteps, noise).loss, again(pixels, timesteps, noise).loss)
+    models, late = checkpoint_models(folder), checkpoint_models(folder)
+    next(models)
+    shutil.rmtree(folder / "checkpoints")  # as a run in progress removes them one by one
+    assert list(models) == []
+    with pytest.raises(ValueError, match="none of its checkpoints left"):
+        next(late)
 
 
 def test_a_folder_without_checkpoints_is_refused_at_once(tmp_path):

@@ -23,6 +23,7 @@ from ldae.errors import RunError
 from ldae.files import FolderClaim, move_into, write_whole
 from ldae.hub.remote_code import save_with_code
 from ldae.options import read_yaml
+from ldae.shared_work import gather_objects
 from ldae.tokenizers.files import TOKENIZER_FILE
 from ldae.training.checkpoint import INCOMPLETE_PREFIX, complete_checkpoints, exported_weights
 from ldae.training.recipe import Recipe, differences
@@ -190,7 +191,7 @@ def checkpoint_models(folder: str | os.PathLike[str], *, raw: bool = False) -> I
     """Open the checkpoints of a pre-training run as models, oldest first, one at a time.
 
     The last one of a finished run is the model in its folder. All are configured by the folder's config.json, with the
-    block and time step that a grid search chose.
+    block and time step that a grid search chose. One that a run in progress removes before its turn is left out.
 
     Args:
         folder (`str` or path): The run's folder, with config.json and `checkpoints/`.
@@ -200,10 +201,10 @@ def checkpoint_models(folder: str | os.PathLike[str], *, raw: bool = False) -> I
         `Iterator[tuple[int, PreTrainedModel]]`: Images seen, and the model on the CPU in evaluation mode.
 
     Raises:
-        ValueError: If the folder holds no run or no checkpoints.
+        ValueError: If the folder holds no run or no checkpoints, or all were removed before their turn.
     """
     run = RunFolder(folder)
-    checkpoints = complete_checkpoints(run.checkpoints)
+    checkpoints = gather_objects(complete_checkpoints(run.checkpoints))[0]  # those that the main process finds
     if not checkpoints:
         raise ValueError(
             f"checkpoint={str(folder)!r} holds no checkpoints/images-*; give the folder of a pre-training run "
@@ -215,9 +216,18 @@ def checkpoint_models(folder: str | os.PathLike[str], *, raw: bool = False) -> I
 
 
 def _open(checkpoints: list[Path], config: Any, raw: bool) -> Iterator[tuple[int, Any]]:
+    opened = 0
     for path in checkpoints:
+        if not all(gather_objects(path.is_dir())):  # of all processes, which must agree
+            continue
+        opened += 1
         model = AutoModelForPreTraining.from_config(config)
         with loading(path):
             model.load_state_dict(exported_weights(path, raw))
         refuse_non_finite(model, f"checkpoint={str(path)!r}")
         yield int(path.name.removeprefix("images-")), model.eval()
+    if not opened:
+        raise ValueError(
+            f"checkpoint={str(checkpoints[0].parent.parent)!r} has none of its checkpoints left: its run removed them "
+            "meanwhile. Repeat the command, or keep more of them with --keep_checkpoints."
+        )

@@ -21,7 +21,7 @@ from ldae.evaluation.protocol import HOLDOUT, Protocol
 from ldae.pipelines.loading import build_pipeline
 from ldae.reports.curves import checkpoint_course
 from ldae.results import Result, read_results
-from ldae.shared_work import is_main, main_first
+from ldae.shared_work import gather_objects, is_main, main_first
 from ldae.training.run_folder import RunFolder, checkpoint_models
 from ldae.verbs.inputs import ProbeInputs, open_inputs, open_scores, table
 from ldae.verbs.options.measure import CheckpointSweepOptions
@@ -67,6 +67,8 @@ class _Sweep:
         settings = ProbeSettings(o.epochs, 128, base_lr=2.0, lr_multipliers=rates, seeds=self.seeds)
         self.linear = Protocol("cached", i.layers, i.timesteps, horizontal_flip=o.horizontal_flip, settings=settings)
         self.reading = i.reading(o)
+        source = i.train_source
+        self.trained_on = {"train_split": source.split, "label_column": source.label_column}
         self.measures = [*probes, *(self.scores.metrics if self.scores else [])]
         self.images = i.image_sets(o.forward_batch_size)
 
@@ -75,7 +77,8 @@ class _Sweep:
         folder = RunFolder(self.inputs.checkpoint).checkpoints / f"images-{seen:012d}"
         place = "" if self.inputs.checkpoint_name == "." else f"{self.inputs.checkpoint_name}/"
         about = {"dataset": self.inputs.test_source.name, "checkpoint": f"{place}checkpoints/{folder.name}"}
-        details = {"images_seen": seen, "weights_hash": _hash_of(folder)}
+        # That of the main process, for all: a run in progress may remove the checkpoint at any time.
+        details = {"images_seen": seen, "weights_hash": gather_objects(_hash_of(folder))[0]}
         shared = about | details
         entries = main_first(lambda: read_results(self.inputs.output_dir))
         held = [e for e in entries if all(e.get(k) == v for k, v in shared.items())]
@@ -90,7 +93,12 @@ class _Sweep:
                 if name == "linear"
                 else {"seed": 0 if name in PROBES else self.options.seed}
             )
-            found = [e for e in held if _is_of(e, {"metric": metric, "split": split, **seed}, protocol)]
+            keys = {"metric": metric, "split": split, **seed}
+            # Those of earlier versions do not say what they were trained on.
+            trained = self.trained_on if name in PROBES else {}
+            found = [
+                e for e in held if _is_of(e, keys, protocol) and all(e.get(k, v) == v for k, v in trained.items())
+            ]
             if found:
                 points[name] = SweepPoint(seen, name, found[-1]["value"], found[-1].get("held_out_value"))
         new = self._probe(model, [name for name in self.probes if name not in points], **about, details=details)
@@ -114,7 +122,13 @@ class _Sweep:
         own: dict[str, dict[str, Any]] = {
             "ridge": {"name": "ridge", "holdout": HOLDOUT, "autocast": self.options.mixed_precision},
             "knn": {"name": "knn", **KNN, "similarity": "cosine", "autocast": self.options.mixed_precision},
-            "linear": {"name": "linear", "preset": "cached", "epochs": self.options.epochs},
+            "linear": {
+                "name": "linear",
+                "preset": "cached",
+                "epochs": self.options.epochs,
+                "augmentation": self.linear.augmentation,
+                "autocast": None if self.options.mixed_precision == "no" else self.options.mixed_precision,
+            },
         }
         return "accuracy", self.inputs.test_source.split, own[probe] | place
 
@@ -134,6 +148,7 @@ class _Sweep:
     def _probe(self, encoder: Any, names: list[str], *, details: dict[str, Any], **about: Any) -> dict[str, Result]:
         """Probe one checkpoint by some of the probes, by name."""
         results: dict[str, Result] = {}
+        details = details | self.trained_on
         if set(names) & {"ridge", "knn"}:
             train, test = (self._features(encoder, images) for images in self.images)
         for name in names:
@@ -142,7 +157,8 @@ class _Sweep:
                 if not is_main():
                     continue
                 own = {**details, "held_out_value": found.probes.held_out_score(0)}
-                results[name] = found.result(0, **self.inputs.about | about, details=own)
+                autocast = {key: value for key, value in self._asked(name)[2].items() if key == "autocast" and value}
+                results[name] = found.result(0, autocast, **self.inputs.about | about, details=own)
                 continue
             if not is_main():
                 continue
