@@ -30,7 +30,7 @@ REMEDY = re.compile(
     r"quote|change|lists?|say|remove|needs?|are|has blocks|free|only applies)\b",
     re.IGNORECASE,
 )
-FIELD = re.compile(r"[\w.\]]+=|\w+\.\w+ |/\S+|\w+\.(yaml|json)|\w+ is missing|'\w+'|--\w+|^\S+: ")
+FIELD = re.compile(r"[\w.\]]+=|\w+\.\S+ |/\S+|\w+\.(yaml|json)|\w+ is missing|'\w+'|option --|--\w+|^\S+: ")
 
 
 class Hang(BaseException):
@@ -121,7 +121,8 @@ def broken_rule(refusal: str, names: tuple[str, ...]) -> str | None:
         return f"{len(refusal)} characters"
     if "Traceback" in refusal:
         return "a traceback"
-    if not (any(name in refusal for name in names) if names else FIELD.search(refusal)):
+    lower = refusal.lower()  # a name in capitals is answered with the right one
+    if not (any(name.lower() in lower for name in names) if names else FIELD.search(refusal)):
         return f"names none of {', '.join(names) or 'file and field'}"
     return None if REMEDY.search(refusal) else "no remedy"
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 import yaml
@@ -46,6 +46,8 @@ class Example(Shared):
         layers: Blocks.
         scale: Range.
         tag: Name.
+        sure: Certainty.
+        fields: More.
     """
 
     checkpoint: Annotated[str, Positional] = "."
@@ -57,6 +59,8 @@ class Example(Shared):
     layers: list[int | str] | None = None
     scale: tuple[float, float] = (0.5, 1.0)
     tag: str | None = None
+    sure: bool | None = None
+    fields: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.scale[0] > self.scale[1]:
@@ -73,6 +77,10 @@ class Example(Shared):
         ("--noisy", "noisy", True),
         ("--noisy false", "noisy", False),
         ("--noisy --images 5", "noisy", True),
+        ("--noisy no", "noisy", False),
+        ("--noisy x", "checkpoint", "x"),
+        ("--sure null", "sure", None),
+        ("--tag=--noisy", "tag", "--noisy"),
         ("--precision no", "precision", "no"),
         ("--layers 3,up_blocks.1", "layers", [3, "up_blocks.1"]),
         ("--layers 3", "layers", [3]),
@@ -103,6 +111,9 @@ def test_values_of_a_command_line_have_their_fields_type(words, field, value):
         ("--scale 1,0.5", "scale=(1.0, 0.5) must rise."),
         ("--imagse 3", "unknown option --imagse; did you mean --images?"),
         ("--images", "--images has no value; write --images VALUE."),
+        ("--tag --noisy", "--tag has no value; write --tag VALUE."),
+        ("--fields {[1]:2}", "fields='{[1]:2}' is not YAML; quote it."),
+        ("--fields {a:[1,.nan]}", "fields.a.1=nan must be finite."),
         ("--images 3 --images=4", "--images is given twice, as 3 and as 4; give it once."),
         ("a b", "unexpected argument 'b'; write --option value."),
         ("--images '[1", 'images="\'[1" is not YAML; quote it.'),
@@ -132,6 +143,10 @@ def test_a_file_of_options_is_read_before_the_command_line(tmp_path):
         ("a: 1\na: 2\n", "line 2: 'a' stands twice"),
         ("a: [1\nb: 2\n", "line 2"),
         ("- a\n", "must hold `name: value` lines"),
+        ("[]", "must hold `name: value` lines, not []"),
+        ("a: {b: 1, b: 2}\n", "line 1: 'b' stands twice"),
+        ("a: 1\n? [1, 2]\n: 3\n", "line 2: the key [1, 2] is a list or a mapping"),
+        ("a: &x {b: *x}\n", "recursion"),
     ],
 )
 def test_a_broken_yaml_file_is_named_with_its_line(content, message, tmp_path):

@@ -46,6 +46,7 @@ def test_overrides_win_and_are_typed(recipe_file):
         ({"mixed_precision": "fp8"}, "mixed_precision='fp8' must be one of no, bf16"),
         ({"latent_dim": "100"}, "latent_dim=100 is invalid"),
         ({"ema_decay": "1.5"}, "ema_decay=1.5 must be a number, above 0 and below 1, or null"),
+        ({"hidden_act": "reul"}, "hidden_act='reul' is unknown; choose one of gelu,"),
         ({"size": "huge"}, "model.size='huge' must be one of nano, tiny"),
     ],
 )
@@ -66,6 +67,8 @@ def test_wrong_files_are_named(tmp_path):
             "data.streeming is not a field of a recipe; did you mean streaming",
         ),
         ("data: {images: 3}", "data.images is not a field"),
+        ("model: {MODEL_TYPE: ddae, denoiser_config: {}}", "model.MODEL_TYPE is not a field .* mean model_type"),
+        (f"base: {'a' * 300}", "base='aaa.*' is not a file"),
         ("training: {images: 3}", "dataset is missing"),
     ]:
         path.write_text(content)

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
+from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 
 from .configuration_shared_ldae import DenoiserConfig
@@ -276,7 +277,7 @@ class LDAEConfig(BackboneConfigMixin, DenoiserConfig):
         Raises:
             ValueError: naming the field, its value and what is allowed.
         """
-        self.require_choices(CHOICES)
+        self.require_choices(CHOICES | {"hidden_act": tuple(ACT2FN)})
         for name in POSITIVE:
             self.require(name, (getattr(self, name) or 0) > 0, "positive")
         self._check_conv_vae()

@@ -103,7 +103,7 @@ def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
     if close:
         return f"; did you mean {prefix}{lower[close[0]]}?"
     if not known:
-        return "; it takes none."
+        return "; it takes none, leave it out."
     if len(known) > LISTED:
         return "; --help lists all of them."
     return f"; known are {', '.join(prefix + other for other in sorted(known))}."

@@ -8,10 +8,11 @@ import yaml
 
 from .declare import build, did_you_mean
 from .describe import Option, describe
-from .values import StrictLoader
+from .values import StrictLoader, plain
 
 
 T = TypeVar("T")
+TRUTHS = ("true", "false", "yes", "no", "on", "off", "null")  # words that a flag takes as its value, as YAML does
 
 
 def parse(kind: type[T], arguments: Sequence[str]) -> T:
@@ -61,9 +62,9 @@ def _split(arguments: Sequence[str], known: Mapping[str, Option]) -> dict[str, A
             names = [n for n, option in known.items() if not option.positional]
             raise ValueError(f"unknown option {word.partition('=')[0]}{did_you_mean(name, names, '--')}")
         if not equals:
-            if known[name].is_flag and (not rest or rest[0].lower() not in ("true", "false")):
+            if known[name].is_flag and (not rest or rest[0].lower() not in TRUTHS):
                 value = "true"
-            elif not rest:
+            elif not rest or rest[0].startswith("--"):  # a value that begins so is written --name=VALUE
                 raise ValueError(f"--{name} has no value; write --{name} VALUE.")
             else:
                 value = rest.pop(0)
@@ -93,7 +94,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """
     try:
         with open(path, encoding="utf-8") as file:
-            content = yaml.load(file, StrictLoader) or {}
+            content = plain(yaml.load(file, StrictLoader))  # an alias of what contains it would have no end
     except FileNotFoundError:
         raise ValueError(f"config={str(path)!r} does not exist; give a YAML file.") from None
     except UnicodeDecodeError as error:
@@ -105,6 +106,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         place = f", line {mark.line + 1}" if mark else ""
         problem = " ".join(str(getattr(error, "problem", None) or error).split())
         raise ValueError(f"{path}{place}: {problem}; mend the file.") from None
+    content = {} if content is None else content
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold `name: value` lines, not {content!r}.")
     return content

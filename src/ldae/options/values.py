@@ -4,7 +4,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, Literal
 
 import yaml
@@ -31,6 +31,10 @@ class StrictLoader(yaml.SafeLoader):
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {key!r} is a list or a mapping", problem_mark=key_node.start_mark
+                )
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     problem=f"{key!r} stands twice", problem_mark=key_node.start_mark
@@ -44,7 +48,7 @@ def convert(value: Any, hint: Any, name: str) -> Any:
     alternatives = alternatives_of(hint)
     if isinstance(value, str) and str not in alternatives and value not in choices_of(hint):
         try:
-            value = yaml.load(value, StrictLoader)
+            value = plain(yaml.load(value, StrictLoader))
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             problem = getattr(error, "problem", None) or ""
             twice = f" ({problem})" if "twice" in problem else ""
@@ -71,6 +75,7 @@ def convert(value: Any, hint: Any, name: str) -> Any:
         elif kind is str and value is False:
             return "no"
         elif kind is Any or (kind not in (int, float) and isinstance(kind, type) and isinstance(value, kind)):
+            _refuse_non_finite(value, name)
             return value
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name}={value!r} must be finite, {wanted(hint)}.")
@@ -146,6 +151,14 @@ def _items(value: Any) -> list[Any] | None:
     if isinstance(value, list | tuple):
         return list(value)
     return None if isinstance(value, dict) or value is None else [value]
+
+
+def _refuse_non_finite(value: Any, name: str) -> None:
+    """Refuse a number that is not finite, also within lists and mappings."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name}={value!r} must be finite.")
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list) else ()):
+        _refuse_non_finite(item, f"{name}.{key}")
 
 
 def _number(value: Any) -> float | None:

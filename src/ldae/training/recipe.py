@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from glob import has_magic
@@ -139,6 +140,8 @@ def merge_sections(sections: Mapping[str, Mapping[str, Any]], overrides: Mapping
     """Build a recipe whose fields are known and of the right type, without building the model's configuration."""
     chosen = {name: dict(sections.get(name, {})) for name in ("model", *SECTIONS)}
     overrides = overrides or {}
+    # A misspelt model_type would otherwise be seen as a field of the wrong model.
+    _refuse_unknown(chosen, {name: owner for kind in MODELS for name, owner in field_owners(kind).items()}, "a recipe")
     model_type = overrides.get("model_type", chosen["model"].get("model_type", "ldae"))
     if not isinstance(model_type, str) or model_type not in MODELS:
         raise ValueError(f"model_type={model_type!r} is unknown; choose one of {', '.join(MODELS)}.")
@@ -173,6 +176,11 @@ def override(
         if field not in owners or section not in ("", owners[field]):
             raise ValueError(f"--{name} is not a field of {what}{did_you_mean(field, owners)}")
         sections[owners[field]][field] = value
+    _refuse_unknown(sections, owners, what)
+
+
+def _refuse_unknown(sections: Mapping[str, Mapping[str, Any]], owners: Mapping[str, str], what: str) -> None:
+    """Refuse fields that no section or another one owns."""
     for section, values in sections.items():
         for name in values:
             if owners.get(name) != section:
@@ -250,7 +258,7 @@ def read_sections(path: str | Path | None, extra: Iterable[str] = ()) -> dict[st
     base: Any = None
     while path is not None:
         path = find_recipe(path)
-        if not path.is_file():
+        if not os.path.isfile(path):  # also false for a name that is too long
             if files:
                 raise ValueError(
                     f"{files[-1][0]}: base={base!r} is not a file; give the path of a recipe, relative to this one."
@@ -294,7 +302,7 @@ def recipe_files() -> dict[str, Path]:
 def find_recipe(path: str | Path) -> Path:
     """Return the file of a recipe that is given by its path, or by the name of one that comes with ldae."""
     named = recipes_folder() / f"{path}.yaml"
-    return Path(path) if Path(path).exists() or not named.is_file() else named
+    return Path(path) if os.path.exists(path) or not os.path.isfile(named) else named
 
 
 def _check_augmentation(data: DataConfig, config: Any) -> None:
