@@ -34,8 +34,9 @@ def hide_secrets(text: str) -> str:
         >>> hide_secrets("https://me:secret@host/a.parquet?X-Amz-Signature=123")
         'https://...@host/a.parquet?...'
     """
-    text = re.sub(r"(?<=://)[^/\s@]+@", "...@", text)
-    return re.sub(r"(https?://[^\s?'\"]*\?)(?!\.\.\.)[^\s'\"]+", r"\1...", text)
+    text = re.sub(r"(?<=://)[^/\s'\"]+@", "...@", text)  # up to the last @, which a password may hold too
+    text = re.sub(r"(https?://[^\s?'\"]*\?)(?!\.\.\.)[^\s'\"]+", r"\1...", text)
+    return re.sub(r"(\w://[^\s?'\"]*\?)[^\s?'\"]*=[^\s'\"]*", r"\1...", text)  # a pattern has ? without =
 
 
 def explain(error: BaseException) -> str | None:

@@ -112,7 +112,13 @@ def test_mistakes_name_the_address_and_the_remedy(bucket: str) -> None:
 
 @pytest.mark.parametrize(
     "address",
-    ["https://me:hunter2@host/a.parquet", "https://host/a.parquet?X-Amz-Signature=hunter2", "s3://hunter2@bucket/a"],
+    [
+        "https://me:hunter2@host/a.parquet",
+        "https://me:x@hunter2@host/a.parquet",
+        "https://host/a.parquet?X-Amz-Signature=hunter2",
+        "s3://hunter2@bucket/a",
+        "az://container/a.parquet?sv=1&sig=hunter2",
+    ],
 )
 def test_addresses_with_credentials_are_refused_because_recipes_keep_them(address: str) -> None:
     with pytest.raises(ValueError, match="holds credentials, which would be kept in recipes and cards") as error:

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from ldae.data import DataConfig, iterate_once, list_splits, open_images, open_probe_images
+from ldae.data import DataConfig, ImageLoader, iterate_once, list_splits, open_images, open_probe_images
+from ldae.evaluation.images import fixed_subset
 from tests.data.image_files import numbered_image, numbers, write_odd_folder, write_parquet, write_tars
 from tests.hub.hub_server import TestHub
 
@@ -83,12 +84,46 @@ def test_flat_image_folder_has_no_labels_and_survives_broken_files(tmp_path, str
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_hold_out_where_there_is_one_split(tmp_path, streaming):
-    config = DataConfig(str(write_parquet(tmp_path / "rows", [12, 13])), streaming=streaming)
+    config = DataConfig(str(write_parquet(tmp_path / "rows", [12, 13])), streaming=streaming, num_workers=0)
     train, evaluation = open_probe_images(config)
-    assert read(evaluation)[0] == [9, 19]
-    assert read(train)[0] == [i for i in range(25) if i not in (9, 19)]
-    assert "index % 10 == 9" in evaluation.description
+    held = [9, 20] if streaming else [9, 19]  # of each shard of a stream, the second of which begins one row earlier
+    rest = [i for i in range(25) if i not in held]
+    assert read(evaluation)[0] == held and read(train)[0] == rest
+    assert ("(index + shard) % 10 == 9" if streaming else "index % 10 == 9") in evaluation.description
     assert read(open_images(config))[0] == list(range(25))
+    # whichever way the rows are read, training never sees those that are held out
+    sizes = {"image_size": 4, "num_channels": 3, "micro_batch_size": 1, "total_batch_size": 1}
+    loader = ImageLoader(train, config, **sizes, rank=0, world_size=1, seed=0)
+    assert sorted(numbers(next(loader).images)[0] for _ in rest) == rest
+    assert set(read(fixed_subset(evaluation, 2, seed=1))[0]) == set(held)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_linked_folders_and_names_of_any_kind_are_read(tmp_path, streaming):
+    root = write_class_folders(tmp_path / "photos", ("ant", "__none__"))
+    write_class_folders(tmp_path / "elsewhere", ("cat",), count=2)
+    (tmp_path / "elsewhere" / "cat" / "back").symlink_to(root)
+    (root / "bee").symlink_to(tmp_path / "elsewhere" / "cat")
+    (root / "ant" / "loop").symlink_to(root)
+    (root / "__MACOSX").mkdir()
+    (root / "__MACOSX" / "._0.png").write_bytes(b"")
+    source = open_images(DataConfig(str(root), streaming=streaming))
+    assert source.class_names == ["__none__", "ant", "bee"]
+    found, labels = read(source)
+    assert sorted(zip(labels, found, strict=True)) == [
+        (0, 10),
+        (0, 11),
+        (0, 12),
+        *((1, i) for i in range(3)),
+        (2, 0),
+        (2, 1),
+    ]
+    rows = write_parquet(tmp_path / "rows [1]", [3]) / "data"
+    assert read(open_images(DataConfig(str(tmp_path / "rows*" / "*" / "*"), streaming=streaming)))[0] == [0, 1, 2]
+    (tmp_path / "link").symlink_to(rows)
+    for dataset in (tmp_path / "link", rows, *rows.iterdir()):
+        with pytest.raises(ValueError, match="for a pattern; rename the folder"):
+            open_images(DataConfig(str(dataset), streaming=streaming))
 
 
 def test_evaluation_split_by_name_and_by_default(tmp_path):
@@ -98,8 +133,12 @@ def test_evaluation_split_by_name_and_by_default(tmp_path):
     assert sorted(list_splits(DataConfig(str(folder)))) == ["test", "train", "validation"]
     assert open_probe_images(DataConfig(str(folder)))[1].num_examples == 3
     assert open_probe_images(DataConfig(str(folder), eval_split="validation"))[1].num_examples == 4
-    with pytest.raises(ValueError, match="eval_split='train' is also"):
-        open_probe_images(DataConfig(str(folder), eval_split="train"))
+    for split, eval_split in (("train", "train"), ("train[:5]", "train"), ("train+test", "test[:1]")):
+        with pytest.raises(ValueError, match="and scores on training rows show nothing"):
+            open_probe_images(DataConfig(str(folder), split=split, eval_split=eval_split))
+    halves = open_probe_images(DataConfig(str(folder), split="train[:5]", eval_split="train[5:]"))
+    assert [read(half)[0] for half in halves] == [list(range(5)), list(range(5, 12))]
+    assert open_probe_images(DataConfig(str(folder), split="train+test"))[1].split == "validation"
     assert read(open_images(DataConfig(str(folder)), "train[:5]"))[0] == list(range(5))
 
 

@@ -57,6 +57,15 @@ def test_resume_is_exact_again_and_again_across_epochs(tmp_path, kind, workers):
         loader.close()
 
 
+def test_a_loader_tells_when_its_stream_was_too_short_for_the_first_batch(tmp_path):
+    folder = write_parquet(tmp_path / "rows", [4, 4])
+    for micro, again in ((4, False), (8, True)):
+        loaders = [make_loader(folder, micro=micro, rank=rank, world=2, seed=3) for rank in range(2)]
+        batches = [numbers(next(loader).images) for loader in loaders]
+        assert [loader.begins_again for loader in loaders] == [again, again]
+        assert bool(set(batches[0]) & set(batches[1])) == again
+
+
 def test_close_goes_on_with_new_workers(tmp_path):
     folder = write_parquet(tmp_path / "rows", [20, 20])
     loader = make_loader(folder, workers=2)

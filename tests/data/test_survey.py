@@ -4,6 +4,8 @@ import time
 
 import numpy as np
 import pytest
+from datasets import ClassLabel, Dataset, Features
+from datasets import Image as ImageFeature
 from PIL import Image
 
 from ldae.data import DataConfig, open_images, survey_images
@@ -75,3 +77,15 @@ def test_a_folder_without_a_readable_image_is_refused(tmp_path):
     (tmp_path / "a.png").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"none of 1 images can be read .*a\.png: not an image"):
         survey(tmp_path)
+
+
+def test_rows_without_a_label_belong_to_no_class(tmp_path):
+    rows = [{"bytes": encode(Image.fromarray(random_pixels(8, 8, seed=i))), "path": None} for i in range(6)]
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=["ant", "bee"])})
+    for name, labels, said in (
+        ("some", [1, 0, 0, -1, -1, -1], "2 classes (ant, bee), from 1 (bee) to 2 (ant) images"),
+        ("none", [None] * 6, "none ("),
+    ):
+        path = tmp_path / f"{name}.parquet"
+        Dataset.from_dict({"image": rows, "label": labels}, features=features).to_parquet(path)
+        assert f"Labels: {said}" in "\n".join(survey(path).lines())

@@ -136,6 +136,11 @@ class ImageLoader:
         """Times that every worker of this process has read all of a stream; 0 for a source that is not streamed."""
         return min(state["epoch"] for state in self._worker_states)
 
+    @property
+    def begins_again(self) -> bool:
+        """True if a worker has read all of its part of a stream, so that it may now read what others have read."""
+        return any(state["epoch"] for state in self._worker_states)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state of this process after its last batch, in JSON types, whatever workers have prepared since.
 

@@ -2,8 +2,7 @@
 
 import glob
 import os
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +28,7 @@ SPLIT_FOLDERS = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 HELD_OUT = 10  # every tenth row is held out of a data set with a single split
+ROWS_PER_READ = 256  # of a stream
 STREAMED_DIGITS_SHARDS = 8
 
 
@@ -110,8 +110,10 @@ def open_probe_images(config: DataConfig) -> tuple[ImageSource, ImageSource]:
 
     Probes are scored on `config.eval_split`; by default on `test`, else on `validation` or `val`. A data set with none
     of these beside `config.split` (a glob, a folder of images by class, any whose only split is `train`) is divided by
-    row: every tenth row (index % 10 == 9) of `config.split` is held out from the probes' training. Pre-training reads
-    all rows of `config.split`, without labels, so only in this case has it seen the images that probes are scored on.
+    row: every tenth row (index % 10 == 9) of `config.split` is held out from the probes' training, and of a stream
+    every tenth row of each shard (index + number of the shard), because no reader of a shard knows how many rows come
+    before it. Pre-training reads all rows of `config.split`, without labels, so only in this case has it seen the
+    images that probes are scored on.
 
     Args:
         config (`DataConfig`): The data set and its options.
@@ -120,7 +122,7 @@ def open_probe_images(config: DataConfig) -> tuple[ImageSource, ImageSource]:
         The training source and the evaluation source, two [`ImageSource`] without a common row.
 
     Raises:
-        ValueError: See [`open_images`]; also if both would be the same split.
+        ValueError: See [`open_images`]; also if both would have the same rows.
 
     Example:
     ```python
@@ -132,12 +134,16 @@ def open_probe_images(config: DataConfig) -> tuple[ImageSource, ImageSource]:
     """
     place, split = _locate(config), config.eval_split
     if split is None:
-        base = re.split(r"\W", config.split)[0]
-        split = next((name for name in ("test", "validation", "val") if name in place.splits and name != base), None)
-    if split == config.split:
+        others = set(place.splits) - {name for name, _ in _split_parts(config.split)}
+        split = next((name for name in ("test", "validation", "val") if name in others), None)
+    elif any(
+        name == other and not (part and rows)  # two parts of a split may be disjoint
+        for name, part in _split_parts(split)
+        for other, rows in _split_parts(config.split)
+    ):
         raise ValueError(
-            f"data.eval_split={split!r} is also data.split, and scores on training rows show nothing; leave it out to "
-            f"hold out every {HELD_OUT}th row."
+            f"data.eval_split={split!r} has rows of data.split={config.split!r}, and scores on training rows show "
+            f"nothing; leave it out to hold out every {HELD_OUT}th row."
         )
     train = _open_split(config, config.split, place)
     if split is not None:
@@ -154,6 +160,12 @@ def list_splits(config: DataConfig) -> list[str]:
     return _locate(config).splits
 
 
+def _split_parts(split: str) -> list[tuple[str, str]]:
+    """Take `"train[:10]+test"` apart: the name of each split, and which of its rows."""
+    parts = [part.strip().partition("[") for part in split.split("+")]
+    return [(name.strip(), bracket + rows) for name, bracket, rows in parts]
+
+
 class _Place(NamedTuple):
     """Location of a data set: the first argument of `load_dataset`, further arguments, and the splits."""
 
@@ -165,7 +177,7 @@ class _Place(NamedTuple):
 def _open_split(
     config: DataConfig, split: str, place: _Place, other_columns: Sequence[str] | None = ()
 ) -> ImageSource:
-    names = [re.split(r"\[", part)[0].strip() for part in split.split("+")]
+    names = [name for name, _ in _split_parts(split)]
     if any(name not in place.splits for name in names):
         raise ValueError(
             f"split={split!r} of data.dataset={config.dataset!r} does not exist; the splits are "
@@ -254,18 +266,23 @@ def _find_builder(dataset: str) -> tuple[str, dict[str, Any]]:
         files = list_remote(dataset, tuple(FILE_BUILDERS))
         splits = {"train": files} if glob.has_magic(dataset) else files_by_split(files, SPLIT_FOLDERS)
         return _builder_of(dataset, files), {"data_files": splits}
+    if os.path.exists(path) and glob.has_magic(str(path.resolve())):
+        raise ValueError(
+            f"data.dataset={dataset!r} is {str(path.resolve())!r}, and `datasets` takes *, ? and [ in a path for a "
+            "pattern; rename the folder or file."
+        )
     if path.is_dir():
         kind = _kind_of_files(path)
         if kind is None:
             raise ValueError(f"data.dataset={dataset!r} holds no image, .parquet or .tar file; give another folder.")
         if kind != "imagefolder":
             return str(path), {}
-        return "imagefolder", {"data_dir": str(path), "data_files": _image_folder_splits(path)}
+        return kind, {"data_dir": str(path), "data_files": _image_folder_splits(path)}
     if glob.has_magic(dataset) or path.is_file():
         files = sorted(name for name in glob.glob(str(path), recursive=True) if os.path.isfile(name))
         if not files:
             raise ValueError(f"data.dataset={dataset!r} matches no file; give a glob of .parquet or .tar files.")
-        return _builder_of(dataset, files), {"data_files": {"train": files}}
+        return _builder_of(dataset, files), {"data_files": {"train": [glob.escape(name) for name in files]}}
     check_place(dataset, "data.dataset", "dataset")
     return dataset, {}
 
@@ -284,7 +301,7 @@ def _kind_of_files(folder: Path) -> str | None:
     """Return the builder of the first image or packed file below a folder."""
     for _, folders, files in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for suffix in (Path(name).suffix.lower() for name in files):
+        for suffix in (Path(name).suffix.lower() for name in files if not name.startswith(".")):
             if suffix in FILE_BUILDERS or suffix in IMAGE_SUFFIXES:
                 return FILE_BUILDERS.get(suffix, "imagefolder")
     return None
@@ -294,32 +311,71 @@ def _image_folder_splits(folder: Path) -> dict[str, list[str]]:
     # `datasets` itself would look for "train" and "test" in the names of files, and silently leave out others.
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not names or any(name.lower() not in SPLIT_FOLDERS for name in names):
-        return {"train": ["**"]}
+        return {"train": _image_patterns(folder, folder)}
     splits: dict[str, list[str]] = {}
     for name in names:
-        splits.setdefault(SPLIT_FOLDERS[name.lower()], []).append(f"{name}/**")
+        splits.setdefault(SPLIT_FOLDERS[name.lower()], []).extend(_image_patterns(folder, folder / name))
     return splits
 
 
-def held_out_split(split: str, evaluation: bool) -> str:
+def _image_patterns(root: Path, folder: Path, above: tuple[Path, ...] = ()) -> list[str]:
+    """Write patterns, relative to `root`, of all images below a folder.
+
+    `datasets` leaves out linked folders, and those whose names begin with `__`, unless a pattern names them. A link
+    back to one of the folders that were entered is not followed.
+    """
+    entered = (*above, folder.resolve())
+    patterns = ["/".join([*map(glob.escape, folder.relative_to(root).parts), "**"])]
+    for place, folders, _ in os.walk(folder):
+        for path in [Path(place, name) for name in sorted(folders)]:
+            if path.is_symlink():
+                target = path.resolve()
+                if any(target.is_relative_to(other) or other.is_relative_to(target) for other in entered):
+                    continue
+            elif path.name.startswith("__"):
+                folders.remove(path.name)
+            else:
+                continue
+            if not path.name.startswith(".") and _kind_of_files(path) == "imagefolder":
+                patterns += _image_patterns(root, path, entered)
+    return patterns
+
+
+def held_out_split(split: str, evaluation: bool, row: str = "index") -> str:
     """Describe the rows of a split that are held out for evaluation, or the others."""
-    return f"{split}, rows with index % {HELD_OUT} {'==' if evaluation else '!='} {HELD_OUT - 1}"
+    return f"{split}, rows with {row} % {HELD_OUT} {'==' if evaluation else '!='} {HELD_OUT - 1}"
 
 
 def _hold_out(source: ImageSource, *, evaluation: bool) -> ImageSource:
-    split = held_out_split(source.split, evaluation)
     kept = source.num_examples
     if kept is not None:
         held_out = kept // HELD_OUT
         kept = held_out if evaluation else kept - held_out
-    if not isinstance(source.dataset, Dataset):
-        dataset = source.dataset.filter(_is_kept, with_indices=True, fn_kwargs={"evaluation": evaluation})
+    row, dataset = "index", source.dataset
+    if not isinstance(dataset, Dataset):
+        shards = list(range(dataset.num_shards))
+        row = row if len(shards) == 1 else "(index + shard)"
+        arguments = {"dataset": dataset, "shards": shards, "evaluation": evaluation}
+        dataset = IterableDataset.from_generator(_kept_of_stream, features=dataset.features, gen_kwargs=arguments)
     elif kept:
-        dataset = source.dataset.select([i for i in range(len(source.dataset)) if _is_kept(None, i, evaluation)])
+        dataset = dataset.select([i for i in range(len(dataset)) if _is_kept(i, evaluation)])
     else:
         raise ValueError(f"{source.description} has too few rows to hold any out; give data.eval_split.")
-    return replace(source, dataset=dataset, num_examples=kept, split=split)
+    return replace(source, dataset=dataset, num_examples=kept, split=held_out_split(source.split, evaluation, row))
 
 
-def _is_kept(row: Any, index: int, evaluation: bool) -> bool:
+def _kept_of_stream(dataset: IterableDataset, shards: list[int], evaluation: bool) -> Iterator[dict[str, Any]]:
+    """Yield the held-out rows of some shards, or the others, which are the same ones whoever reads a shard."""
+    for shard in shards:
+        rows = (
+            dict(zip(columns, values, strict=True))
+            for columns in dataset.shard(dataset.num_shards, shard).iter(ROWS_PER_READ)
+            for values in zip(*columns.values(), strict=True)
+        )
+        for index, row in enumerate(rows, start=shard):
+            if _is_kept(index, evaluation):
+                yield row
+
+
+def _is_kept(index: int, evaluation: bool) -> bool:
     return (index % HELD_OUT == HELD_OUT - 1) == evaluation

@@ -16,11 +16,10 @@ import torch.utils.data
 
 from .batch import Decoder, WorkerBatch, make_batch, make_labels
 from .order import run_positions
-from .sources import ImageSource
+from .sources import ROWS_PER_READ, ImageSource
 
 
 FIRST_STATE = {"epoch": 0, "shard": 0, "row": 0, "taken": 0}
-ROWS_PER_READ = 256
 
 
 def read_stream(source: ImageSource, rows: Any, first: int = 0) -> Iterator[tuple[int, Any, int]]:

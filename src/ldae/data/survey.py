@@ -10,7 +10,7 @@ import numpy as np
 
 from ldae import stopping
 
-from .batch import Decoder
+from .batch import Decoder, make_labels
 from .decode import ImageFacts, UnreadableImageError, examine_image
 from .rows import read_rows, spread_rows
 from .sources import ImageSource
@@ -40,7 +40,7 @@ class ImageSurvey:
         facts (`list[ImageFacts]`): What the readable images are, in order.
         unreadable (`list`): Name and reason of each examined image that cannot be read.
         duplicates (`list[list[str]]`): Names of files with the same content, a list for each content.
-        classes (`Counter`, *optional*): Images by class; `None` without labels.
+        classes (`Counter`, *optional*): Images by class; `None` without a column of labels.
     """
 
     num_images: int
@@ -86,7 +86,7 @@ class ImageSurvey:
         ]
 
     def _describe_classes(self) -> str:
-        if self.classes is None:
+        if not self.classes:
             return "none (at least two sub-folders at one depth would be labels); pre-training needs none"
         counts = self.classes.most_common()
         (largest, most), (smallest, least) = counts[0], counts[-1]
@@ -166,10 +166,9 @@ def time_reading(source: ImageSource, image_size: int, *, count: int = 64) -> fl
 def _count_classes(source: ImageSource) -> Counter[str] | None:
     if source.label_column is None:
         return None
-    labels = Counter(source.dataset.with_format(None)[source.label_column][:])
-    del labels[None]
+    labels = Counter(make_labels(source.dataset.with_format(None)[source.label_column][:]))
     names = source.class_names
-    return Counter({str(label) if names is None else names[label]: count for label, count in labels.items()})
+    return Counter({str(k) if names is None else names[k]: count for k, count in labels.items() if k >= 0})
 
 
 def _name(record: object, row: int) -> str:

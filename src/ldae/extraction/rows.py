@@ -17,7 +17,7 @@ from datasets import Features, Value
 from ldae.data import ImageSource, UnreadableImageError, decode_image, prepare_images
 from ldae.data.batch import CONVERTED, SKIPPED
 from ldae.data.decode import decode_whole_image
-from ldae.data.stream import ROWS_PER_READ
+from ldae.data.sources import ROWS_PER_READ
 
 
 ROW, SHARD, FILE_NAME = "row", "shard", "file_name"

@@ -313,11 +313,15 @@ class Run:
         self.position = self.loader.state_dict()  # after the last whole step
 
     def _first_batch_checked(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Check that no two processes read the same images."""
+        """Check that no two processes read the same images, unless a stream is so short that it begins again."""
         first = next(batches)
-        gather: Any = self.accelerator.gather
-        num_examples = self.task.source.num_examples
-        check_disjoint(first, lambda values: gather(values.to(self.device)).cpu(), num_examples=num_examples)
+
+        def gather(values: torch.Tensor) -> torch.Tensor:
+            gathered: Any = self.accelerator.gather(values.to(self.device))
+            return gathered.cpu()
+
+        if not gather(torch.tensor([int(self.loader.begins_again)])).any():
+            check_disjoint(first, gather, num_examples=self.task.source.num_examples)
         yield first
         yield from batches
 
