@@ -4,11 +4,13 @@ The file is a JSON list with an entry for each [`Result`], whose fields are its 
 several are `seeds`, and `details` are keys of their own.
 """
 
+import fcntl
 import json
 import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,8 @@ from ldae.files import write_whole
 
 
 RESULTS_FILE = "results.json"
-IDENTITY_KEYS = ("metric", "dataset", "split", "protocol", "seed", "seeds", "checkpoint")
+IDENTITY_KEYS = ("metric", "dataset", "split", "seed", "seeds", "checkpoint")
+FOUND = ("penalty", "learning_rate_at_edge", "converged", "iterations")  # of a protocol, what the probe itself found
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,10 @@ def read_results(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
 def add_result(folder: str | os.PathLike[str], *results: Result) -> None:
     """Add results to a folder's results.json, each in place of the one that measured the same thing.
 
-    Two entries measure the same thing if metric, dataset, split, protocol, seeds and checkpoint are equal.
+    Two entries measure the same thing if metric, dataset, split, protocol, seeds and checkpoint are equal. What a probe
+    itself found, such as its penalty, does not count: the weights may have been trained further in between. Processes
+    that add results at the same time wait for each other. Numbers in protocol and details that are not finite, which
+    JSON does not have, become null.
 
     Args:
         folder (`str` or path): A run's folder; it must exist.
@@ -160,11 +166,32 @@ def add_result(folder: str | os.PathLike[str], *results: Result) -> None:
         >>> [entry["value"] for entry in read_results(folder)]
         [0.75]
     """
-    entries = read_results(folder)
-    for result in results:
-        entry = json.loads(json.dumps(result.entry()))  # compare and keep what the file will hold: tuples become lists
-        identity = [entry.get(key) for key in IDENTITY_KEYS]
-        same = [i for i, old in enumerate(entries) if [old.get(key) for key in IDENTITY_KEYS] == identity]
-        place = same[0] if same else len(entries)
-        entries[place : place + 1] = [entry]
-    write_whole(Path(folder) / RESULTS_FILE, json.dumps(entries, indent=2) + "\n")
+    with _held(folder):
+        entries = read_results(folder)
+        for result in results:
+            # Compare and keep what the file will hold: tuples become lists.
+            entry = json.loads(json.dumps(result.entry()), parse_constant=lambda name: None)
+            same = [i for i, old in enumerate(entries) if _identity(old) == _identity(entry)]
+            place = same[0] if same else len(entries)
+            entries[place : place + 1] = [entry]
+            entries = [old for i, old in enumerate(entries) if i not in same[1:]]
+        write_whole(Path(folder) / RESULTS_FILE, json.dumps(entries, indent=2) + "\n")
+
+
+def _identity(entry: dict[str, Any]) -> list[Any]:
+    """Return what an entry measured."""
+    found = {*FOUND, "learning_rate"} if "learning_rates_tried" in entry["protocol"] else FOUND
+    protocol = {key: value for key, value in entry["protocol"].items() if key not in found}
+    return [protocol, *(entry.get(key) for key in IDENTITY_KEYS)]
+
+
+@contextmanager
+def _held(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Let no other process add results to a folder meanwhile, if its file system has locks."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)  # which also ends the lock
