@@ -14,6 +14,7 @@ from ldae.evaluation.features import extract_features
 def test_rankme_counts_directions():
     line = torch.outer(torch.rand(50) + 1, torch.rand(16) + 1)
     assert rankme(line) == pytest.approx(1.0, abs=1e-4)
+    assert rankme(0 * line) == pytest.approx(1.0, abs=1e-4)
     orthogonal = torch.linalg.qr(torch.randn(40, 12, generator=torch.Generator().manual_seed(0)))[0]
     assert rankme(orthogonal) == pytest.approx(12.0, abs=1e-3)
     assert rankme(7 * orthogonal.T) == pytest.approx(12.0, abs=1e-3)  # neither scale nor shape matters

@@ -44,6 +44,7 @@ def steps_table(steps: list[Step]) -> Table:
     sign = {True: "the paper's", False: "the other", None: ""}
     rows = []
     for step in steps:
+        zero = "the paper's" if step.paper == 0 else "ours" if step.ours == 0 and step.paper is not None else None
         one_seed = step.ours is not None and step.stderr is None
         error = "" if step.stderr is None else f" ± {step.stderr:.1f}"
         rows.append(
@@ -52,7 +53,7 @@ def steps_table(steps: list[Step]) -> Table:
                 f"{step.row.label} (from row {step.base.number})",
                 "not run" if step.ours is None else f"{step.ours:+.1f}{error}",
                 "" if step.paper is None else f"{step.paper:+.1f}",
-                "the paper's is zero" if step.ours is not None and step.paper == 0 else sign[step.agrees],
+                f"{zero} is zero" if step.ours is not None and zero else sign[step.agrees],
                 "one seed" if one_seed else verdict[step.is_significant],
             ]
         )

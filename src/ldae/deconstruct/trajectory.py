@@ -28,8 +28,8 @@ class Step:
 
     @property
     def agrees(self) -> bool | None:
-        """The change has the paper's sign; `None` if one is not known, or the paper's is zero."""
-        return self.ours * self.paper > 0 if self.ours is not None and self.paper else None
+        """The change has the paper's sign; `None` if one is not known, or zero."""
+        return self.ours * self.paper > 0 if self.ours and self.paper else None
 
     @property
     def is_significant(self) -> bool | None:
@@ -47,7 +47,7 @@ def trajectory_steps(found: Collection) -> list[Step]:
             continue
         ours, stderr, paper = None, None, None
         if row.accuracy is not None and base.accuracy is not None:
-            ours = 100 * (row.accuracy.mean - base.accuracy.mean)
+            ours = round(100 * (row.accuracy.mean - base.accuracy.mean), 6)
             if row.accuracy.stderr is not None and base.accuracy.stderr is not None:
                 stderr = 100 * math.hypot(row.accuracy.stderr, base.accuracy.stderr)
         if row.paper is not None and base.paper is not None:

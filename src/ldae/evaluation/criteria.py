@@ -46,7 +46,7 @@ def rankme(features: torch.Tensor, eps: float = 1e-7) -> float:
     gram = x.T @ x if x.shape[0] >= x.shape[1] else x @ x.T
     values = torch.linalg.eigvalsh(gram).clamp(min=0)
     values = torch.where(values > values.max() * 1e-13, values, 0).sqrt()  # below that is rounding
-    p = values / values.sum() + eps
+    p = values / values.sum().clamp(min=1e-300) + eps  # features that are all zero have rank 1, too
     return float(torch.exp(-(p * p.log()).sum()))
 
 
