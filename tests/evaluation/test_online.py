@@ -7,7 +7,7 @@ from datasets import Dataset
 from ldae.data import DataConfig, iterate_once, open_probe_images
 from ldae.evaluation.features import extract_features
 from ldae.evaluation.knn import knn_accuracy
-from ldae.evaluation.online import OnlineProbe
+from ldae.evaluation.online import NoLabelsError, OnlineProbe
 from ldae.evaluation.probing import probe_features
 from ldae.training.recipe import TrainingConfig
 
@@ -60,3 +60,6 @@ def test_rows_without_a_label_are_left_out(digits):
     some = Dataset.from_dict({"image": rows["image"], "label": labels}, features=None)
     probe = OnlineProbe(digits[0], replace(digits[1], dataset=some.with_format("arrow")), image_size=16)
     assert torch.cat([batch.labels for batch in probe._batches[1]]).tolist() == [3] * 10
+    few = some.select([0, 2, 4, 6, *range(1, 20, 2)])
+    with pytest.raises(NoLabelsError, match="4 labelled images, too few to hold a tenth out"):
+        OnlineProbe(replace(digits[1], dataset=few.with_format("arrow")), digits[1], image_size=16)

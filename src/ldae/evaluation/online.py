@@ -14,6 +14,7 @@ from .features import extract_features
 from .images import fixed_subset
 from .knn import knn_accuracy
 from .probing import probe_features
+from .protocol import HOLDOUT
 from .search import FeatureSearch, search_features
 
 
@@ -26,7 +27,7 @@ SUBSET_SEED = 0  # the subset and its split are the same in all runs, so that th
 
 
 class NoLabelsError(ValueError):
-    """There is nothing to probe with: the images have no labels."""
+    """There is nothing to probe with: the images have no labels, or too few."""
 
 
 class OnlineProbe:
@@ -69,6 +70,9 @@ class OnlineProbe:
             labelled = [batch for batch in map(_labelled_part, rows) if batch is not None]
             if not labelled:
                 raise NoLabelsError(f"{source.description} has no labelled image.")
+            count = sum(len(batch.images) for batch in labelled)
+            if source is train_source and round(HOLDOUT * count) == 0:
+                raise NoLabelsError(f"{source.description} has {count} labelled images, too few to hold a tenth out.")
             self._batches.append(labelled)
 
     @classmethod
