@@ -145,10 +145,10 @@ def read_results(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
 def add_result(folder: str | os.PathLike[str], *results: Result) -> None:
     """Add results to a folder's results.json, each in place of the one that measured the same thing.
 
-    Two entries measure the same thing if metric, dataset, split, protocol, seeds and checkpoint are equal. What a probe
-    itself found, such as its penalty, does not count: the weights may have been trained further in between. Processes
-    that add results at the same time wait for each other. Numbers in protocol and details that are not finite, which
-    JSON does not have, become null.
+    Two entries measure the same thing if metric, dataset, split, protocol, seeds and checkpoint are equal. What a
+    probe itself found, such as its penalty, does not count: the weights may have been trained further in between.
+    Processes that add results at the same time wait for each other. Numbers in protocol and details that are not
+    finite, which JSON does not have, become null.
 
     Args:
         folder (`str` or path): A run's folder; it must exist.

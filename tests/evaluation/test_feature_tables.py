@@ -92,7 +92,9 @@ def test_what_does_not_fit_is_named(checkpoint, tables, error_of, tmp_path, caps
     )
     assert "have noisy=False, not True" in error_of(tables, "--noisy")
     assert "have compute_dtype=float32, not bfloat16" in error_of(tables, "--mixed_precision", "bf16")
-    assert "are both given" in error_of(tables, "--dataset", "digits")
+    for option, value in (("--dataset", "digits"), ("--eval_split", "test")):
+        assert f"{option[2:]}={value} and features=" in error_of(tables, option, value)
+    assert "scores on training rows show nothing" in error_of([tables[0], tables[0]])
     assert "no such column" in error_of(tables, "--label_column", "kind")
     assert "holds no features" in error_of([tmp_path])
     assert run_verb("linear_probe", [str(checkpoint), "--features", ",".join(map(str, tables)), *PLACES]) == 2

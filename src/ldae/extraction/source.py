@@ -192,6 +192,11 @@ def open_feature_tables(
             kind = "of a stream" if train.noted["streaming"] else "of noisy images"
             raise ValueError(f"{train.description} are {kind}; give a second table, of the test images.")
         return replace(train, held_out=False), replace(test, held_out=True)
+    if (train.name, train.split) == (test.name, test.split):
+        raise ValueError(
+            f"features={test.folder} and {train.folder} are both of {train.name} ({train.split}), and scores on "
+            "training rows show nothing; give one of them alone to hold out every tenth row."
+        )
     for name in ("weights", "layers", "timesteps", "noisy", "compute_dtype"):
         ours, theirs = train.noted.get(name), test.noted.get(name)
         if ours != theirs:
