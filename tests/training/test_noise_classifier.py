@@ -1,12 +1,15 @@
 """Noise-conditional classifiers: where they start, how they fold, and that a stopped run goes on bit for bit."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification
 
 from ldae import DDAEConfig, DDAEForImageClassification, DDAEForPreTraining, LDAEConfig, LDAEForPreTraining
-from ldae.data import DataConfig
+from ldae.data import DataConfig, open_probe_images
 from ldae.errors import RunError
 from ldae.training.classifiers import (
     NoiseClassifierConfig,
@@ -89,3 +92,17 @@ def test_a_stopped_run_ends_as_a_whole_one_and_a_finished_one_stays(classifier, 
     other = NoiseClassifierConfig(**{**vars(classifier), "learning_rate": 0.1})
     with pytest.raises(RunError, match="holds a run of another recipe"):
         train_noise_classifier(other, DIGITS, whole)
+    fine_tuned = replace(classifier, pretrained=True)
+    with pytest.raises(RunError, match="holds another classifier"):
+        train_noise_classifier(fine_tuned, DIGITS, whole)
+
+
+def test_it_trains_on_no_image_that_it_is_scored_on(classifier, tmp_path):
+    pixels = torch.randint(0, 255, (40, 16, 16), dtype=torch.uint8).numpy()
+    for index, image in enumerate(pixels):
+        (tmp_path / "images" / str(index % 2)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "images" / str(index % 2) / f"{index}.png")
+    data = DataConfig(str(tmp_path / "images"), num_workers=0)  # without a test split
+    task = NoiseClassifierTask(noise_classifier_recipe(classifier, data, None), classifier)
+    source, scored = task.open_source(), open_probe_images(data)[1]
+    assert (source.num_examples, scored.num_examples) == (36, 4)

@@ -12,17 +12,18 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, ResNetConfig, ResNetForImageClassification
 
 import ldae  # noqa: F401 - registers the models with transformers
-from ldae.data import Batch, DataConfig
+from ldae.data import Batch, DataConfig, ImageSource, open_probe_images
 from ldae.errors import RunError
 from ldae.evaluation.classifier import open_as_classifier
 from ldae.evaluation.encoder import Layer
 from ldae.evaluation.linear_probe import BN_EPS, fold_batch_norm
 from ldae.evaluation.untrained import untrained_like
+from ldae.files import hash_tensors, write_whole
 from ldae.models.randomness_ldae import TIMESTEPS, keyed_uniform
 from ldae.sections import ResNetClassifierConfig, TokenizerConfig, TrainingConfig
 from ldae.training.checkpoint import Checkpoint
 from ldae.training.estimate import Estimate, Rehearsal, rehearse
-from ldae.training.loop import train
+from ldae.training.loop import Callback, Run, train
 from ldae.training.recipe import Recipe, model_fields
 from ldae.training.run_folder import RunFolder
 from ldae.training.task import Task
@@ -68,9 +69,6 @@ class ResNetTask(Task):
                 f"{self.source.description} has no named classes, and a classifier needs them; name its label_column, "
                 "or give a trained network as perceptual_model and extractor."
             )
-        if self.accelerator.is_main_process:
-            settings = Path(str(self.options.output_dir)) / SETTINGS_FILE
-            settings.write_text(json.dumps(dataclasses.asdict(c)))
         return ResNetForImageClassification(
             ResNetConfig(
                 num_channels=self.config.num_channels,
@@ -107,11 +105,7 @@ def train_resnet_classifier(recipe: Recipe, classifier: ResNetClassifierConfig, 
         ValueError: If the images have no classes.
         RunError: If the folder holds another classifier.
     """
-    config, t, folder = recipe.model_config(), recipe.training, RunFolder(output_dir)
-    settings = folder.path / SETTINGS_FILE
-    kept = json.loads(settings.read_text()) if settings.is_file() and folder.holds_weights() else None
-    if kept not in (None, dataclasses.asdict(classifier)):
-        raise RunError(f"output_dir={str(output_dir)!r} holds another classifier; give another folder.")
+    config, t = recipe.model_config(), recipe.training
     training = classifier_training(classifier, output_dir, mixed_precision=t.mixed_precision, seed=t.seed)
     data = dataclasses.replace(
         recipe.data, random_resized_crop=False, decode_size=None, horizontal_flip=classifier.horizontal_flip
@@ -119,7 +113,28 @@ def train_resnet_classifier(recipe: Recipe, classifier: ResNetClassifierConfig, 
     size = {"image_size": config.image_size, "patch_size": config.patch_size, "num_channels": config.num_channels}
     model = {**size, "latent_dim": min(config.latent_dim, config.patch_dim)}
     own = Recipe(model=model, data=data, tokenizer=TokenizerConfig(), training=training)
-    train(ResNetTask(own, classifier), training, folder)
+    return _train(ResNetTask(own, classifier), dataclasses.asdict(classifier))
+
+
+class KeepSettings(Callback):
+    """A note, in the folder, of what its recipe.yaml does not say."""
+
+    def __init__(self, settings: dict[str, Any]):
+        self.settings = settings
+
+    def start(self, run: Run) -> None:
+        """Write the settings."""
+        if run.is_main:
+            write_whole(run.folder.path / SETTINGS_FILE, json.dumps(self.settings))
+
+
+def _train(task: Task, settings: dict[str, Any], *callbacks: Callback) -> Path:
+    """Train a classifier in the folder of its recipe, and refuse a folder that holds one with other settings."""
+    folder = RunFolder.from_recipe(task.recipe)
+    file = folder.path / SETTINGS_FILE
+    if file.is_file() and folder.holds_weights() and json.loads(file.read_text()) != settings:
+        raise RunError(f"output_dir={str(folder.path)!r} holds another classifier; give another folder.")
+    train(task, task.options, folder, [KeepSettings(settings), *callbacks])
     return folder.path
 
 
@@ -179,6 +194,10 @@ class NoiseClassifierTask(Task):
         super().__init__(recipe)
         self.classifier = classifier
 
+    def open_source(self) -> ImageSource:
+        """Open the training images, without those that classifiers are scored on."""
+        return open_probe_images(self.recipe.data)[0]
+
     def build(self, checkpoint: Checkpoint | None) -> NormalizedClassifier:
         """Build the classifier, with a BatchNorm that is folded away in the end."""
         return NormalizedClassifier(build_noise_classifier(self.classifier))
@@ -217,11 +236,14 @@ def train_noise_classifier(classifier: NoiseClassifierConfig, data: DataConfig, 
 
     Raises:
         ValueError: If an image has no label.
-        RunError: If the folder holds another classifier.
+        RunError: If the folder holds another classifier, or one that began with other weights.
     """
-    recipe = noise_classifier_recipe(classifier, data, output_dir)
-    train(NoiseClassifierTask(recipe, classifier), recipe.training, RunFolder(output_dir), [Estimate()])
-    return Path(output_dir)
+    task = NoiseClassifierTask(noise_classifier_recipe(classifier, data, output_dir), classifier)
+    model = build_noise_classifier(classifier).base_model
+    prefixes = "" if classifier.pretrained else getattr(model, "fixed_prefixes", ())
+    given = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(prefixes)}
+    settings = {"pretrained": classifier.pretrained, "weights": hash_tensors(None, given)}
+    return _train(task, settings, Estimate())
 
 
 def rehearse_noise_classifier(classifier: NoiseClassifierConfig, data: DataConfig) -> Rehearsal:
