@@ -26,6 +26,7 @@ from ldae.files import hash_tensors
 from ldae.places import check_place, near_path
 
 
+OTHER_SHAPES = "its weights have other shapes than its config.json says"
 _REMEDY = re.compile(r"\b([Gg]ive|choose|make it) ")  # in the messages of our own models
 
 
@@ -65,6 +66,8 @@ def open_model(
     """
     with loading(checkpoint, option):
         model, report = kind.from_pretrained(os.fspath(checkpoint), output_loading_info=True, **fields)
+        if any(new is None or not name.startswith(new) for name, *_ in report["mismatched_keys"]):
+            raise ValueError(OTHER_SHAPES)
     missing = [name for name in report["missing_keys"] if new is None or not name.startswith(new)]
     _refuse_missing(missing, f"{option}={os.fspath(checkpoint)!r}")
     refuse_non_finite(model, f"{option}={os.fspath(checkpoint)!r}")
@@ -101,7 +104,7 @@ def loading(checkpoint: str | os.PathLike[str], option: str = "checkpoint") -> I
         lines = str(error).strip().splitlines() or [type(error).__name__]
         text = one_line(" ".join(lines[:2]) if lines[0].endswith(":") else lines[0]).rstrip(":. ")
         if "ignore_mismatched_sizes" in text:
-            text = "its weights have other shapes than its config.json says"
+            text = OTHER_SHAPES
         name = os.fspath(checkpoint)
         remedy = "" if _REMEDY.search(text) else ". Give another checkpoint, or restore this one's files."
         if not os.path.exists(os.path.expanduser(name)):

@@ -178,6 +178,21 @@ def add_result(folder: str | os.PathLike[str], *results: Result) -> None:
         write_whole(Path(folder) / RESULTS_FILE, json.dumps(entries, indent=2) + "\n")
 
 
+def reassign_results(folder: str | os.PathLike[str], old: str, new: str) -> None:
+    """Name another checkpoint in the results of one, because its weights are to be replaced.
+
+    Args:
+        folder (`str` or path): A run's folder.
+        old (`str`): The checkpoint so far, as in [`Result`].
+        new (`str`): Where its weights are kept, or were.
+    """
+    with _held(folder):
+        entries = read_results(folder)
+        if any(entry["checkpoint"] == old for entry in entries):
+            renamed = [{**entry, "checkpoint": new} if entry["checkpoint"] == old else entry for entry in entries]
+            write_whole(Path(folder) / RESULTS_FILE, json.dumps(renamed, indent=2) + "\n")
+
+
 def _identity(entry: dict[str, Any]) -> list[Any]:
     """Return what an entry measured."""
     found = {*FOUND, "learning_rate"} if "learning_rates_tried" in entry["protocol"] else FOUND

@@ -175,7 +175,7 @@ class TrainingConfig:
     activation_checkpointing: bool = False
     ema_decay: float | None = Field(None, gt=0, lt=1)
     latent_cache: str | None = None
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     log_every_images: int = Field(10_000, ge=1)
     checkpoint_every_images: int | None = Field(None, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
@@ -187,13 +187,17 @@ class TrainingConfig:
     push_to_hub: str | None = None
     hub_private: bool = False
 
+    def __post_init__(self) -> None:
+        if not all(0 <= beta < 1 for beta in self.adam_betas):
+            raise ValueError(f"adam_betas={self.adam_betas} must be two numbers from 0 to below 1.")
+
     @property
     def steps(self) -> int:
         """Number of optimizer steps in the budget."""
         return -(-self.images // self.total_batch_size)
 
-    def batch_layout(self, processes: int) -> tuple[int, int]:
-        """Split the total batch over processes and micro-batches.
+    def batch_layout(self, processes: int, option: str = "total_batch_size") -> tuple[int, int]:
+        """Split the total batch over processes and micro-batches; `option` names it in errors.
 
         Returns:
             Micro-batch size, and how many micro-batches a process accumulates.
@@ -204,13 +208,13 @@ class TrainingConfig:
         share, rest = divmod(self.total_batch_size, processes)
         if rest or not share:
             raise ValueError(
-                f"total_batch_size={self.total_batch_size} does not divide over {processes} processes; "
+                f"{option}={self.total_batch_size} does not divide over {processes} processes; "
                 f"give a multiple of {processes}."
             )
         micro = min(self.micro_batch_size or share, share)
         if share % micro:
             raise ValueError(
-                f"micro_batch_size={micro} does not divide the {share} images of a process (total_batch_size="
+                f"micro_batch_size={micro} does not divide the {share} images of a process ({option}="
                 f"{self.total_batch_size} over {processes} processes); give a divisor of {share}."
             )
         return micro, share // micro

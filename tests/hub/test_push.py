@@ -1,3 +1,4 @@
+import json
 import logging
 import shutil
 import subprocess
@@ -87,6 +88,18 @@ def test_a_tag_names_a_release_and_is_never_moved(run_folder: Path, run_python: 
         assert [line for line in done.stdout.splitlines() if line.startswith("Pushed")] == places
         assert "tag='v1' is taken: tester/nano has v1, v2. A release is never moved" in done.stderr
         assert hub.repos[REPO].files()["metrics.jsonl"] != b"{}", "nothing was sent"
+
+
+def test_weights_that_are_cut_short_or_missing_are_refused(run_folder: Path) -> None:
+    weights = run_folder / "model.safetensors"
+    index = run_folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": weights.name, "b": "model-00002-of-00002.safetensors"}}))
+    with pytest.raises(ValueError, match=r"lacks model-00002-of-00002\.safetensors, which .*index\.json names"):
+        check_publishable(run_folder)
+    index.unlink()
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="cannot be loaded: .*header.*restore this one's files"):
+        check_publishable(run_folder)
 
 
 def test_all_code_of_a_ddae_is_pushed(tmp_path: Path) -> None:

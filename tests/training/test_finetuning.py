@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from datasets import Dataset, Features, Value
+from datasets import Image as ImageFeature
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification
 
@@ -17,7 +20,7 @@ from ldae import DDAEConfig, DDAEForPreTraining, LDAEForImageClassification, LDA
 from ldae.cli import main
 from ldae.data import DataConfig, open_images
 from ldae.results import read_results
-from ldae.training.finetuning import FineTuningTask, finetune, load_classifier
+from ldae.training.finetuning import FineTuningTask, compare_with_scratch, finetune, load_classifier
 from ldae.training.finetuning_recipe import TRAINING_DEFAULTS, finetuning_options, load_finetuning_recipe
 from ldae.training.pretraining import pretrain
 from ldae.training.recipe import build_recipe
@@ -95,7 +98,9 @@ def test_a_run_leaves_a_classifier_that_pipelines_load_in_a_new_process(run, tmp
     assert [record["images"] for record in measured] == [32, 64] and measured[0]["examples"] == 50
     assert all(record["grad_norm"] > 0 for record in records if record["event"] == "train")  # though it is not clipped
     assert not (folder / "scheduler").exists() and (folder / "pictures" / "training.png").is_file()
-    assert "fine-tuned on labelled images" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert "fine-tuned on labelled images" in card and "| the weights before averaging | weights raw," in card
+    assert card.count("| this model | weights ema,") == card.count("type: accuracy") == 1
 
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert main(["finetune", str(run), *options(probe_every_images=32, probe_eval_examples=50)]) == 0
@@ -204,6 +209,53 @@ def test_a_comparison_with_training_from_scratch(run, capsys):
         if entry["protocol"]["weights"] == "ema":
             assert entry["value"] == pytest.approx(sum(found) / 2) and entry["seeds"] == [0, 1]
     assert main(arguments) == 0 and capsys.readouterr().out.count("nothing to do") == 4
+
+
+def test_a_comparison_is_checked_before_it_trains_and_holds_one_budget(run, tmp_path):
+    budget = FAST | {"output_dir": str(tmp_path / "out"), "images": 32, "ema_decay": None}
+    with pytest.raises(ValueError, match="lora_rank=2 does not go with from_scratch"):
+        compare_with_scratch(str(run), None, budget | {"lora_rank": 2}, seeds=(0,))
+    assert not (tmp_path / "out").exists()
+    first, longer = (compare_with_scratch(str(run), None, budget | {"images": n}, seeds=(0,)) for n in (32, 64))
+    folder = tmp_path / "out" / "finetuned" / "seed-0"
+    own = [(e["checkpoint"], e["protocol"]["images"], e["value"]) for e in read_results(folder)]
+    assert own == [("checkpoints/images-000000000032", 32, first[0].value), (".", 64, longer[0].value)]
+    assert longer[0].stderr is None and longer[0].protocol["images"] == 64
+    card = (folder / "README.md").read_text()
+    assert card.count("| this model |") == 1 and card.count("type: accuracy") == 1
+    with pytest.raises(ValueError, match="holds a finished run of another budget than images=48"):
+        compare_with_scratch(str(run), None, budget | {"images": 48}, seeds=(0,))
+
+
+def test_missing_labels_are_refused_before_the_first_step(run, tmp_path):
+    images = [Image.new("L", (16, 16), index) for index in range(8)]
+    features = Features(image=ImageFeature(), label=Value("int64"))
+
+    def write(split: str, labels: list[int | None]) -> None:
+        dataset = Dataset.from_dict({"image": images, "label": labels}, features=features)
+        dataset.to_parquet(tmp_path / "data" / f"{split}-0.parquet")
+
+    (tmp_path / "data").mkdir()
+    write("train", [0, 1] * 4)
+    write("test", [-1, None] * 4)
+    recipe = load(run, tmp_path / "out", dataset=str(tmp_path / "data"), cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match=r"data \(test\) has no labels; name another eval_split"):
+        FineTuningTask(recipe).open_source()
+    write("test", [0, None] * 4)
+    write("train", [0, 1, None, 1] * 2)
+    recipe = load(run, tmp_path / "out", dataset=str(tmp_path / "data"), cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match=r"data \(train\) has 2 images without a label"):
+        FineTuningTask(recipe).open_source()
+    write("train", [None] * 8)
+    with pytest.raises(ValueError, match="has no labels in its column 'label'"):
+        load(run, tmp_path / "out", dataset=str(tmp_path / "data"), cache_dir=str(tmp_path / "cache"))
+
+
+def test_weights_of_other_shapes_are_not_drawn_at_random(run, tmp_path):
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"intermediate_size": 32}))
+    with pytest.raises(ValueError, match=r"its weights have other shapes than its config.json says\. Give"):
+        load_classifier(load(run, tmp_path / "out"))
 
 
 def test_epochs_and_the_rest_of_the_protocol_fill_in_the_budget(run, tmp_path):

@@ -106,8 +106,23 @@ def test_batch_layout(total, micro, processes, layout):
 def test_batches_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="total_batch_size=32 does not divide over 3 processes"):
         TrainingConfig(total_batch_size=32).batch_layout(3)
+    with pytest.raises(ValueError, match="tokenizer_batch_size=32 does not divide over 3 processes"):
+        TrainingConfig(total_batch_size=32).batch_layout(3, "tokenizer_batch_size")
     with pytest.raises(ValueError, match="micro_batch_size=5 does not divide the 16 images"):
         TrainingConfig(total_batch_size=32, micro_batch_size=5).batch_layout(2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"seed": -1}, r"seed=-1 must be .*from 0 to below 4294967296"),
+        ({"seed": 2**32}, r"seed=4294967296 must be"),
+        ({"adam_betas": (0.9, 1.0)}, r"adam_betas=\(0.9, 1.0\) must be two numbers from 0 to below 1"),
+    ],
+)
+def test_values_that_would_fail_after_the_tokenizer_was_trained_are_refused_at_once(fields, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingConfig(**fields)
 
 
 def test_a_recipe_can_be_the_difference_from_another(tmp_path):

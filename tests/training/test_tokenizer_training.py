@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForImageClassification
 
-from ldae import LDAEForPreTraining
+from ldae import LDAEForPreTraining, LDAEModel
 from ldae.results import read_results
 from ldae.tokenizers.files import load_tokenizer
 from ldae.training.classifiers import ResNetClassifierConfig, train_resnet_classifier
@@ -131,6 +131,22 @@ def test_a_tokenizer_of_another_kind_is_refused(make, tmp_path):
         load_tokenizer(folder, make("run", "pca").model_config())
     with pytest.raises(ValueError, match="holds neither tokenizer"):
         load_tokenizer(tmp_path / "nowhere", make("run", "pca").model_config())
+
+
+def test_a_damaged_tokenizer_is_refused_in_one_line_and_an_encoders_own_is_taken(make, tmp_path):
+    config = make("run", "pca").model_config()
+    encoder = LDAEModel(config)
+    encoder.save_pretrained(tmp_path / "encoder")
+    found = load_tokenizer(tmp_path / "encoder", config)
+    assert torch.equal(found.components, encoder.tokenizer.components)
+    (tmp_path / "encoder" / "config.json").write_text("{")
+    (tmp_path / "other").mkdir()
+    save_file({"a": torch.zeros(1)}, tmp_path / "other" / "tokenizer.safetensors")
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "tokenizer.safetensors").write_bytes(bytes(100))
+    for name, reason in (("encoder", "config.json"), ("other", "was not written by ldae"), ("torn", "header")):
+        with pytest.raises(ValueError, match=rf"tokenizer='.*{name}' cannot be loaded: .*{reason}.*"):
+            load_tokenizer(tmp_path / name, config)
 
 
 def test_rows_that_differ_elsewhere_share_a_tokenizer(make):

@@ -28,6 +28,11 @@ def read_rows(source: ImageSource, rows: list[int]) -> tuple[list[Any], list[int
     return records, make_labels(table.column(source.label_column).to_pylist())
 
 
+def read_labels(source: ImageSource) -> list[int]:
+    """Read the labels of all rows of a source that has a label column; -1 for a row without one."""
+    return make_labels(source.dataset.with_format(None)[source.label_column][:])
+
+
 def decode_rows(
     source: ImageSource, decoder: Decoder, rows: list[int], records: list[Any], labels: list[int], skip: int = 0
 ) -> WorkerBatch:

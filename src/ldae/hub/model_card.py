@@ -35,6 +35,7 @@ TARGETS = {
     "projected_image": "the projection of the clean image onto the latent space",
     "image": "the clean image",
 }
+RAW = "the weights before averaging"
 SHOWN_ROWS = 12  # of a table; in one with more, rows that differ only in layer, time step or checkpoint are one
 COSTS = {
     "images": "{:,} images seen",
@@ -123,6 +124,9 @@ def render_model_card(
     results = read_results(run or folder)
     if run is not None:  # those that the probe's classifier was chosen for
         results = [e for e in results if e.get("chosen") and e["checkpoint"] == "." and _is_at(e, place)]
+    if recipe.get("training", {}).get("ema_decay") is not None:  # the averaged weights are exported
+        raw = [e["checkpoint"] == "." and e["protocol"].get("weights") == "raw" for e in results]
+        results = [{**e, "checkpoint": RAW} if is_raw else e for e, is_raw in zip(results, raw, strict=True)]
     groups = _group_results([entry for entry in results if not is_rejected(entry)])
     # The model-index holds only this model's results, of a large group those at its own layer and time step; the
     # tables in the text also hold the baselines.

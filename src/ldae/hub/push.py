@@ -13,7 +13,9 @@ from pathlib import Path
 
 from huggingface_hub.utils import validate_repo_id
 from safetensors import safe_open
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
+from ldae.checkpoints import loading
 from ldae.hub import upload
 from ldae.hub.model_card import write_model_card
 from ldae.hub.remote_code import save_with_code
@@ -52,7 +54,8 @@ def check_publishable(folder: str | os.PathLike[str]) -> None:
     """Check that others can use a folder.
 
     Raises:
-        ValueError: If it has no config.json, no weights in safetensors, or a latent tokenizer that was never fitted.
+        ValueError: If it has no config.json, no weights in safetensors, only some or damaged ones, or a latent
+            tokenizer that was never fitted.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
@@ -60,8 +63,14 @@ def check_publishable(folder: str | os.PathLike[str]) -> None:
     weights = sorted(folder.glob("model*.safetensors"))
     if not weights:
         raise ValueError(f"{folder} has no model.safetensors; save the model with save_pretrained first.")
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    if index.is_file():
+        with loading(folder):
+            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if lacking := sorted(named - {path.name for path in weights}):
+            raise ValueError(f"{folder} lacks {', '.join(lacking)}, which {index.name} names; save the model again.")
     for path in weights:
-        with safe_open(path, framework="pt") as tensors:
+        with loading(folder), safe_open(path, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a dict)
                 if name.rsplit(".", 1)[-1] == "fitted" and not bool(tensors.get_tensor(name)):
                     raise ValueError(

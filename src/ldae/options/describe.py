@@ -155,5 +155,6 @@ def default_of(field: Any) -> Any:
 def range_words(field: Any) -> str:
     """Say which numbers a field takes."""
     metadata = field.default.metadata if isinstance(field.default, pydantic.fields.FieldInfo) else []
-    bounds = {name: f"{getattr(m, name):g}" for m in metadata for name in ("ge", "gt", "le", "lt") if hasattr(m, name)}
-    return RANGES[tuple(sorted(bounds))].format(**bounds)
+    bounds = {name: getattr(m, name) for m in metadata for name in ("ge", "gt", "le", "lt") if hasattr(m, name)}
+    words = {name: str(bound) if isinstance(bound, int) else f"{bound:g}" for name, bound in bounds.items()}
+    return RANGES[tuple(sorted(bounds))].format(**words)

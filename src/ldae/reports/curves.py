@@ -95,7 +95,7 @@ def draw_finetuning_pictures(folder: str | os.PathLike[str]) -> list[Path]:
     final = {
         entry["protocol"]["weights"]: entry["value"]
         for entry in read_results(folder)
-        if entry["protocol"]["name"] == "fine-tuning"
+        if entry["protocol"]["name"] == "fine-tuning" and entry["checkpoint"] == "."
     }
     path = folder / "pictures" / "training.png"
     path.parent.mkdir(exist_ok=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
 
+from ldae.checkpoints import loading
 from ldae.files import write_whole
 from ldae.models.configuration_ldae import CONV_VAE_DEFAULTS, LDAEConfig
 from ldae.models.tokenizer_ldae import (
@@ -23,7 +25,7 @@ from ldae.models.tokenizer_ldae import (
 
 
 TOKENIZER_FILE = "tokenizer.safetensors"
-_IN_MODEL = "ldae.tokenizer."
+_IN_MODEL = re.compile(r"(?:ldae\.)?tokenizer\.(.+)")
 
 
 def save_tokenizer(folder: str | os.PathLike[str], tokenizer: LatentTokenizer) -> None:
@@ -93,23 +95,32 @@ def _read(folder: str | os.PathLike[str], config: LDAEConfig) -> tuple[dict[str,
     """Return the settings and tensors of a tokenizer in any kind of folder."""
     own, model, described = (Path(folder) / name for name in (TOKENIZER_FILE, "model.safetensors", "config.json"))
     if own.is_file():
-        with safe_open(own, framework="pt") as file:
-            settings = {"type": "PatchPCA", **json.loads(file.metadata()["ldae"])}
+        with loading(folder, "tokenizer"), safe_open(own, framework="pt") as file:
+            written = (file.metadata() or {}).get("ldae")
+            if written is None:
+                raise ValueError(f"its {TOKENIZER_FILE} was not written by ldae")
+            settings = {"type": "PatchPCA", **json.loads(written)}
             return settings, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if model.is_file() and described.is_file() and json.loads(described.read_text()).get("model_type") == "ldae":
-        run_config = LDAEConfig.from_pretrained(folder)
-        kind: type[nn.Module] = PATCH_TOKENIZERS.get(run_config.latent_tokenizer, ConvVAETokenizer)
-        settings = {name: getattr(run_config, name) for name in ("patch_size", "num_channels", "conv_vae_config")}
-        with safe_open(model, framework="pt") as file:
-            names = [name for name in file.keys() if name.startswith(_IN_MODEL)]  # noqa: SIM118
-            tensors = {name.removeprefix(_IN_MODEL): file.get_tensor(name) for name in names}
-        return {"type": kind.__name__, **settings}, tensors
+    if model.is_file() and described.is_file():
+        with loading(folder, "tokenizer"):
+            if LDAEConfig.get_config_dict(folder)[0].get("model_type") == "ldae":
+                return _read_from_model(model, LDAEConfig.from_pretrained(folder))
     if config.latent_tokenizer == "conv_vae":
         return _read_autoencoder(folder, config)
     raise ValueError(
         f"tokenizer={str(folder)!r} holds neither {TOKENIZER_FILE} nor an l-DAE's model.safetensors; give a folder "
         "that train_tokenizer or pretrain wrote."
     )
+
+
+def _read_from_model(path: Path, config: LDAEConfig) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Return the settings and tensors of the tokenizer in an l-DAE's weights, with or without a head around it."""
+    kind: type[nn.Module] = PATCH_TOKENIZERS.get(config.latent_tokenizer, ConvVAETokenizer)
+    settings = {name: getattr(config, name) for name in ("patch_size", "num_channels", "conv_vae_config")}
+    with safe_open(path, framework="pt") as file:
+        found = {name: _IN_MODEL.match(name) for name in file.keys()}  # noqa: SIM118
+        tensors = {match[1]: file.get_tensor(name) for name, match in found.items() if match}
+    return {"type": kind.__name__, **settings}, tensors
 
 
 def _read_autoencoder(

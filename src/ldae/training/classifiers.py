@@ -56,6 +56,7 @@ class ResNetTask(Task):
 
     activity = "classifier"
     product = "the classifier"
+    remedy = "Lower learning_rate, or set mixed_precision=no"
 
     def __init__(self, recipe: Recipe, classifier: ResNetClassifierConfig):
         super().__init__(recipe)
@@ -189,6 +190,7 @@ class NoiseClassifierTask(Task):
 
     activity = "noise classifier"
     product = "the classifier"
+    remedy = "Lower learning_rate, or set mixed_precision=no"
 
     def __init__(self, recipe: Recipe, classifier: NoiseClassifierConfig):
         super().__init__(recipe)

@@ -13,6 +13,7 @@ from ldae.checkpoints import open_model
 from ldae.data import Batch, ImageSource, iterate_once, open_probe_images, prepare_images
 from ldae.data.mixing import mix_examples
 from ldae.data.rand_augment import rand_augment
+from ldae.data.rows import read_labels
 from ldae.evaluation.encoder import evaluating
 from ldae.evaluation.images import fixed_subset
 from ldae.evaluation.metrics import mean_and_stderr
@@ -49,9 +50,15 @@ class FineTuningTask(Task):
 
     def open_source(self) -> ImageSource:
         """Open the training images and the test images, both with labels."""
-        source, self.test_source = open_probe_images(self.recipe.data)
-        if self.test_source.label_column is None:
-            raise ValueError(f"{self.test_source.description} has no label column; name another eval_split.")
+        source, test = open_probe_images(self.recipe.data)
+        self.test_source = test
+        if test.label_column is None or (not test.streaming and max(read_labels(test)) < 0):
+            raise ValueError(f"{test.description} has no labels; name another eval_split.")
+        if not source.streaming and (missing := sum(label < 0 for label in read_labels(source))):
+            raise ValueError(
+                f"{source.description} has {describe_count(missing, 'image')} without a label; train on data in which "
+                "every image has one."
+            )
         return source
 
     def build(self, checkpoint: Checkpoint | None) -> nn.Module:
@@ -270,7 +277,7 @@ def compare_with_scratch(
 ) -> list[Result]:
     """Fine-tune a checkpoint and train the same network from scratch, with the same images, augmentation and budget.
 
-    The same call resumes: finished runs are not repeated.
+    The same call resumes: finished runs are not repeated. Every run is checked before the first one trains.
 
     Args:
         checkpoint (`str`): Folder or Hub id of the encoder.
@@ -283,6 +290,9 @@ def compare_with_scratch(
     Returns:
         `list[Result]`: Mean test accuracies over the seeds, by start (`checkpoint`: "finetuned" or "from_scratch") and
         weights (in `protocol`), which are also added to the results.json of the output folder.
+
+    Raises:
+        ValueError: As of `load_finetuning_recipe`, for runs from scratch too, or if a run was trained for longer.
     """
     overrides = dict(overrides or {})
     for name in ("seed", "from_scratch"):
@@ -296,23 +306,39 @@ def compare_with_scratch(
             f"output_dir is missing, and checkpoint={checkpoint!r} is not a folder that can hold the runs; give one."
         )
     output_dir = Path(checkpoint) / "finetuning_comparison" if folder is None else Path(folder)
-    compared = []
+    recipes: dict[str, list[FineTuningRecipe]] = {}
     for start in ("finetuned", "from_scratch"):
-        entries: list[dict[str, Any]] = []
         for seed in seeds:
-            own = {
-                "seed": seed,
-                "from_scratch": start == "from_scratch",
-                "output_dir": str(output_dir / start / f"seed-{seed}"),
-            }
-            run = finetune(load_finetuning_recipe(checkpoint, path, overrides | own, epochs=epochs))
-            entries += [entry for entry in read_results(run.path) if entry["protocol"]["name"] == "fine-tuning"]
+            place = str(output_dir / start / f"seed-{seed}")
+            own = {"seed": seed, "from_scratch": start == "from_scratch", "output_dir": place}
+            recipe = load_finetuning_recipe(checkpoint, path, overrides | own, epochs=epochs)
+            images = recipe.training.images
+            if RunFolder(place).finished(images) and not _scores(recipe):
+                raise ValueError(
+                    f"{place} holds a finished run of another budget than images={images}; give that one, or another "
+                    "output_dir."
+                )
+            recipes.setdefault(start, []).append(recipe)
+    compared = []
+    for start, chosen in recipes.items():
+        for recipe in chosen:
+            finetune(recipe)
+        entries = [entry for recipe in chosen for entry in _scores(recipe)]
         for weights in dict.fromkeys(entry["protocol"]["weights"] for entry in entries):
-            chosen = [entry for entry in entries if entry["protocol"]["weights"] == weights]
-            mean, stderr = mean_and_stderr([entry["value"] for entry in chosen])
+            found = [entry for entry in entries if entry["protocol"]["weights"] == weights]
+            mean, stderr = mean_and_stderr([entry["value"] for entry in found])
             about: dict[str, Any] = {"seeds": seeds, "checkpoint": start, "stderr": stderr}
-            result = replace(Result.from_entry(chosen[0]), value=mean, **about)
+            result = replace(Result.from_entry(found[0]), value=mean, **about)
             compared.append(result)
             if join_processes().is_main_process:
                 add_result(output_dir, result)
     return compared
+
+
+def _scores(recipe: FineTuningRecipe) -> list[dict[str, Any]]:
+    """Read the entries of results.json that a run has for its recipe's budget."""
+    return [
+        entry
+        for entry in read_results(RunFolder.from_recipe(recipe).path)
+        if entry["protocol"]["name"] == "fine-tuning" and entry["protocol"]["images"] == recipe.training.images
+    ]

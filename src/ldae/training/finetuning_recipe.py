@@ -175,8 +175,12 @@ def class_names(source: "ImageSource") -> list[str]:
             f"the classes of {source.description} have no names, and a stream does not say how many there are; give "
             "--streaming false, or write the data set with a ClassLabel."
         )
-    labels = source.dataset.with_format(None)[source.label_column]
-    return [str(index) for index in range(max(label for label in labels if label is not None) + 1)]
+    from ldae.data.rows import read_labels
+
+    largest = max(read_labels(source))
+    if largest < 0:
+        raise ValueError(f"{source.description} has no labels in its column {source.label_column!r}; name another.")
+    return [str(index) for index in range(largest + 1)]
 
 
 def _sections(base: Any, path: Any, overrides: dict[str, Any]) -> dict[str, dict[str, Any]]:

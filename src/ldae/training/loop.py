@@ -109,7 +109,7 @@ class Run:
         self.task, self.options, self.folder, self.callbacks = task, options, folder, callbacks
         self.accelerator, self.device, self.is_main = accelerator, accelerator.device, accelerator.is_main_process
         self.end = options.steps * options.total_batch_size  # the budget in whole steps
-        self.micro_batch_size, self.accumulation = options.batch_layout(accelerator.num_processes)
+        self.micro_batch_size, self.accumulation = options.batch_layout(accelerator.num_processes, task.batch_option)
         with accelerator.main_process_first():  # which sets damaged checkpoints aside
             checkpoint = load_newest(folder.checkpoints, self.say)
         task.setup(accelerator, checkpoint)
@@ -300,7 +300,7 @@ class Run:
             self.state.restore(checkpoint)
             self.say(f"Resuming from {checkpoint.images_seen:,} images.")
         if self.is_main:
-            self.folder.forget_after(self.images_seen)  # the run will write those lines again
+            self.folder.forget_after(self.images_seen, self.at_end)  # the run will write those lines again
         # Each process's position in the data, and its losses that have not been logged.
         ranks = checkpoint.state["ranks"] if checkpoint else [{"loader": None, "losses": []}]
         rank = self.accelerator.process_index
@@ -335,8 +335,8 @@ class Run:
             kept = f"The last good checkpoint, {newest}, is kept" if newest else "No checkpoint had been written yet"
             raise RunError(
                 f"The loss is {loss.item():g} and the gradient norm {grad_norm.item():g} in the batch of examples "
-                f"{before:,} to {before + self.options.total_batch_size - 1:,} of the run. {kept}. Lower "
-                "base_learning_rate, lengthen warmup_images, or set mixed_precision=no, and start again."
+                f"{before:,} to {before + self.options.total_batch_size - 1:,} of the run. {kept}. "
+                f"{self.task.remedy}, and start again."
             )
 
     def _describe_batch(self) -> str:

@@ -23,6 +23,7 @@ from ldae.errors import RunError
 from ldae.files import FolderClaim, move_into, write_whole
 from ldae.hub.remote_code import save_with_code
 from ldae.options import read_yaml
+from ldae.results import reassign_results
 from ldae.shared_work import gather_objects
 from ldae.tokenizers.files import TOKENIZER_FILE
 from ldae.training.checkpoint import INCOMPLETE_PREFIX, complete_checkpoints, exported_weights
@@ -135,9 +136,16 @@ class RunFolder:
                     records.append(record)
         return records
 
-    def forget_after(self, images: int) -> None:
-        """Remove the lines of metrics.jsonl that a run will write again from that many images on."""
-        kept = [r for r in self.records() if r["images"] <= images and r.get("event") not in ("trained", "finished")]
+    def forget_after(self, images: int, at_end: bool) -> None:
+        """Remove the lines of metrics.jsonl that a run will write again from that many images on.
+
+        If the run had come to its end and now goes on, the results of its model are kept as those of a checkpoint.
+        """
+        records = self.records()
+        trained = [record["images"] for record in records if record.get("event") == "trained"]
+        if trained and not at_end:
+            reassign_results(self.path, ".", f"checkpoints/images-{trained[-1]:012d}")
+        kept = [r for r in records if r["images"] <= images and r.get("event") not in ("trained", "finished")]
         if self.metrics.is_file():
             write_whole(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
 

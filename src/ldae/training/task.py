@@ -23,6 +23,8 @@ class Task:
     Attributes:
         activity (`str`): Title of the progress bar.
         product (`str`): Content of the finished folder, for the last line that a run prints.
+        batch_option (`str`): Name of the option that gives the total batch size, for errors.
+        remedy (`str`): What to change if the loss is not finite.
         config: Configuration of the recipe's model, with `image_size` and `num_channels`.
         source ([`~ldae.data.ImageSource`]): The training images, once [`~Task.setup`] was called.
         examples ([`~ldae.data.ImageSource`]): Source that the loader reads: the images, or latents made from them.
@@ -34,6 +36,8 @@ class Task:
 
     activity = "training"
     product = "the model"
+    batch_option = "total_batch_size"
+    remedy = "Lower base_learning_rate, lengthen warmup_images, or set mixed_precision=no"
     rehearsing = False
     module: Any
     network: Any

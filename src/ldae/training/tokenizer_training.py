@@ -171,6 +171,8 @@ class TokenizerTask(Task):
 
     activity = "tokenizer"
     product = "the tokenizer"
+    batch_option = "tokenizer_batch_size"
+    remedy = "Lower tokenizer_learning_rate, lengthen tokenizer_warmup_images, or set mixed_precision=no"
 
     def build(self, checkpoint: Checkpoint | None) -> nn.Module:
         """Build the autoencoder with its losses."""
