@@ -98,7 +98,7 @@ def test_weights_that_are_cut_short_or_missing_are_refused(run_folder: Path) -> 
         check_publishable(run_folder)
     index.unlink()
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ValueError, match="cannot be loaded: .*header.*restore this one's files"):
+    with pytest.raises(ValueError, match=r"cannot be loaded: .*header.*restore this one's files"):
         check_publishable(run_folder)
 
 
