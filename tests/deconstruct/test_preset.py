@@ -87,9 +87,15 @@ def test_unknown_options_are_refused(write_preset, name, message):
 
 
 def test_a_wrong_option_is_not_blamed_on_the_preset(write_preset):
-    for name, value in (("seeds", "1,1"), ("probe.epochs", "many")):
-        with pytest.raises(ValueError, match=f"^{name}="):
+    for name, value, told in (
+        ("seeds", "1,1", "seeds="),
+        ("probe.epochs", "many", "probe.epochs="),
+        ("sweep.row", "99", "rows=.99. does not exist"),
+    ):
+        with pytest.raises(ValueError, match=f"^{told}"):
             load_preset(write_preset(), {name: value})
+    with pytest.raises(ValueError, match=r"^/.*preset\.yaml: seeds="):
+        load_preset(write_preset(seeds=[0, 0]), {"images": "1e3"})
 
 
 def test_a_preset_that_comes_with_ldae_is_found_by_its_name():

@@ -235,24 +235,13 @@ def load_preset(path: str | Path, overrides: dict[str, Any] | None = None) -> Pr
     """
     path = find_recipe(path)
     content = read_sections(path, extra=KEYS)
-    sections = {name: content.pop(name) for name in ("model", *SECTIONS)}
-    of_recipe = {}
-    for name, value in (overrides or {}).items():
-        section, _, field_name = name.rpartition(".")
-        if name in ("rows", "seeds", "recipes"):
-            content[name] = value
-        elif section in KEYS:
-            content[section] = {**(content.get(section) or {}), field_name: value}
-        else:
-            of_recipe[name] = value
     try:
-        override(sections, of_recipe, field_owners())
-        return _build_preset(path, sections, content)
+        return _build_preset(path, content, overrides or {})
     except ValueError as error:
-        named = re.split(r"[= ]", str(error).removeprefix("--"))[0]
-        if {named, named.rpartition(".")[2]} & {*(overrides or {})}:  # the file is not to blame
-            raise
-        raise ValueError(f"{path}: {error}") from None
+        if not overrides:
+            raise ValueError(f"{path}: {error}") from None
+        load_preset(path)  # raises if the file itself is to blame
+        raise
 
 
 def find_rows(recipes: Path, wanted: Any) -> tuple[str, ...]:
@@ -304,8 +293,19 @@ def row_key(row: Any) -> str:
     return f"{int(number[1]):02d}{number[2]}" if number else text
 
 
-def _build_preset(path: Path, sections: dict[str, dict[str, Any]], content: dict[str, Any]) -> Preset:
-    """Check what is laid over the rows, and a preset's own keys."""
+def _build_preset(path: Path, content: dict[str, Any], overrides: dict[str, Any]) -> Preset:
+    """Lay the options over a file's content, and check what is laid over the rows, and the preset's own keys."""
+    sections = {name: content.pop(name) for name in ("model", *SECTIONS)}
+    of_recipe = {}
+    for name, value in overrides.items():
+        section, _, field_name = name.rpartition(".")
+        if name in ("rows", "seeds", "recipes"):
+            content[name] = value
+        elif section in KEYS:
+            content[section] = {**(content.get(section) or {}), field_name: value}
+        else:
+            of_recipe[name] = value
+    override(sections, of_recipe, field_owners())
     for section, values in sections.items():
         _refuse_fields(section, values)
     tokenizers = _check_tokenizers(content.get("tokenizers") or {})
