@@ -200,7 +200,8 @@ class Deconstruction:
         extractor = options.extractor
         if extractor is None and self.preset.classifier is not None:
             extractor = str(shared_classifier(self.preset, recipe, self.output_dir))
-        measure_samples(run.folder, recipe, options, extractor or INCEPTION, self.device)
+        with sharing_work():
+            measure_samples(run.folder, recipe, options, extractor or INCEPTION, self.device)
         for entry in run.folder.results("samples"):
             self.say(f"{run.title}: {entry['metric']} {entry['value']:.4g} ({entry['protocol']['extractor']})")
 

@@ -11,7 +11,7 @@ from ldae import stopping
 from ldae.data import Batch, ImageSource, iterate_once
 from ldae.pipelines.run_folder import RunFolderPipeline
 from ldae.results import Result
-from ldae.shared_work import share
+from ldae.shared_work import gather_objects, share
 
 from .distances import KID_SUBSETS, ImageDistances, ReferenceFeatures, image_distances, read_reference
 from .extractor import FeatureExtractor
@@ -89,6 +89,20 @@ def generate_images(
             output_type="pt",
         )
         yield Batch((output.images * 255).round().to(torch.uint8).cpu(), positions, labels)  # they were in [0, 1]
+
+
+def gather_images(batches: Iterable[Batch]) -> Batch:
+    """Gather the generated images of all processes, which share the work, in the order of their numbers."""
+    shares = gather_objects(list(batches))
+    every = [batch for each in shares for batch in each]
+    positions = torch.cat([batch.positions for batch in every])
+    order = positions.argsort()
+    labels = [batch.labels for batch in every if batch.labels is not None]
+    return Batch(
+        torch.cat([batch.images for batch in every])[order],
+        positions[order],
+        torch.cat(labels)[order] if labels else None,
+    )
 
 
 def shown_count(n: int) -> str:

@@ -8,13 +8,13 @@ import torch
 
 from ldae.checkpoints import loading
 from ldae.evaluation.distances import ImageDistances
-from ldae.evaluation.generation import GenerationScores, Sampling, generate_images
+from ldae.evaluation.generation import GenerationScores, Sampling, gather_images, generate_images
 from ldae.pipelines.loading import open_pipeline
 from ldae.pipelines.run_folder import HEUN, RunFolderPipeline
 from ldae.processes import choose_device, join_processes
 from ldae.reports.image_grids import sample_grid
 from ldae.results import Result, check_results
-from ldae.shared_work import gather_objects, is_main, main_first, share
+from ldae.shared_work import is_main, main_first, share
 from ldae.verbs.inputs import data_config, open_scores, record, results_place, table, watched
 from ldae.verbs.options.use import GenerateOptions
 
@@ -112,14 +112,8 @@ def _draw(
         sampling = replace(sampling, classes=tuple(i * classes // rows for i in range(rows)))
     rank, world_size = share()
     generated = generate_images(pipeline, num_images, sampling, rank=rank, world_size=world_size)
-    mine = [
-        (int(position), image, None if batch.labels is None else batch.labels[i])
-        for batch in watched(generated, num_images, "pictures")
-        for i, (position, image) in enumerate(zip(batch.positions, batch.images, strict=True))
-    ]
-    everyone = sorted((drawn for each in gather_objects(mine) for drawn in each), key=lambda drawn: drawn[0])
-    _, images, labels = zip(*everyone, strict=True)
-    return torch.stack(images), None if labels[0] is None else torch.stack(labels)
+    drawn = gather_images(watched(generated, num_images, "pictures"))
+    return drawn.images, drawn.labels
 
 
 def _report(scored: list[tuple[list[Result], ImageDistances]], scores: GenerationScores) -> None:
