@@ -64,6 +64,20 @@ def is_local(name: str) -> bool:
     return False
 
 
+def refuse_pattern(path: str | os.PathLike[str], option: str) -> None:
+    """Refuse a path in which `datasets` would see a pattern.
+
+    Raises:
+        ValueError: If the path has `*`, `?` or `[`.
+    """
+    resolved = os.path.realpath(os.path.expanduser(path))
+    if glob.has_magic(resolved):
+        raise ValueError(
+            f"{option}={os.fspath(path)!r} is {resolved!r}, and `datasets` takes *, ? and [ in a path for a pattern; "
+            "rename the folder or file."
+        )
+
+
 def near_path(name: str) -> str:
     """End a message about a path that does not exist with the nearest one that does; empty if none is near."""
     path = Path(name)

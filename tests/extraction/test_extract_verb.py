@@ -187,7 +187,9 @@ def test_a_kind_of_index_that_does_not_exist_is_refused_before_the_first_image(c
     folder = tmp_path / "features"
     wrong = [checkpoint, *FAST, "--output_dir", folder, "--index", "--index_factory", "Flta"]
     assert "index_factory='Flta' is not an index of FAISS" in error_of(capsys, extract, *wrong)
-    assert not list(folder.rglob("*.parquet"))
+    assert not folder.exists()
+    brackets = [checkpoint, *FAST, "--output_dir", tmp_path / "table [1]", "--index"]
+    assert "in a path for a pattern; rename the folder" in error_of(capsys, extract, *brackets)
 
 
 def test_what_is_wrong_is_one_line(checkpoint, digit, tmp_path, capsys):
@@ -211,6 +213,8 @@ def test_what_is_wrong_is_one_line(checkpoint, digit, tmp_path, capsys):
     assert "timesteps was [10] and is [0]" in error_of(capsys, extract, *two, "--timesteps", "0")
     pytest.importorskip("faiss")
     assert extract(*two, "--index") == 0
+    cells = ("--index", "--index_factory", "L2norm,IVF1024,Flat")
+    assert "cannot be made of 360 rows (Number of training" in error_of(capsys, extract, *two, *cells)
     chosen = ("--column", "features_layer2_t10", "--device", "cpu")
     assert "k=0 must be an integer, 1 or more" in error_of(capsys, search, folder, digit, *chosen, "--k", "0")
     assert "cannot be read (missing or forbidden file)" in error_of(

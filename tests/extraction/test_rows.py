@@ -1,10 +1,11 @@
 from itertools import product
 
 import pytest
+from datasets import Dataset, Features, Image, Value
 
 from ldae.data import DataConfig, open_images
 from ldae.extraction.rows import CroppedPixels, RowReader, StreamedPieces
-from tests.data.image_files import numbers, write_odd_folder, write_parquet, write_tars
+from tests.data.image_files import numbered_image, numbers, write_odd_folder, write_parquet, write_tars
 
 
 @pytest.fixture
@@ -77,3 +78,16 @@ def test_unreadable_images_are_named_and_left_out(tmp_path):
     rows = piece.table.column("row").to_pylist()
     assert "pictures/plain_0.png" in names and not set(names) & set(skipped)
     assert sorted(rows + [skip["row"] for skip in piece.skipped]) == list(range(13))
+
+
+def test_columns_with_the_names_of_our_own_are_kept_under_others(tmp_path):
+    names = ("row", "source_row", "features", "features_of")
+    images = [{"bytes": numbered_image(i), "path": None} for i in range(3)]
+    kinds = Features({"image": Image(), **{name: Value("int64") for name in names}})
+    columns = {name: [10 * k + i for i in range(3)] for k, name in enumerate(names)}
+    Dataset.from_dict({"image": images, **columns}, features=kinds).to_parquet(tmp_path / "rows.parquet")
+    source = open_images(DataConfig(str(tmp_path / "rows.parquet")), other_columns=None)
+    reader = RowReader(source, CroppedPixels(3, 4), named=False)
+    table = reader.piece((0, 0), 0, source.dataset[:]).table
+    kept = ("source_source_row", "source_row", "source_features", "source_features_of")
+    assert table.to_pydict() == {"row": [0, 1, 2], **dict(zip(kept, columns.values(), strict=True))}

@@ -11,7 +11,7 @@ from datasets import ClassLabel, Dataset, IterableDataset, get_dataset_split_nam
 from datasets import Image as ImageFeature
 
 from ldae.errors import one_line
-from ldae.places import check_place, is_address, near_path
+from ldae.places import check_place, is_address, near_path, refuse_pattern
 from ldae.remote import files_by_split, list_remote
 from ldae.sections import DataConfig
 
@@ -266,11 +266,8 @@ def _find_builder(dataset: str) -> tuple[str, dict[str, Any]]:
         files = list_remote(dataset, tuple(FILE_BUILDERS))
         splits = {"train": files} if glob.has_magic(dataset) else files_by_split(files, SPLIT_FOLDERS)
         return _builder_of(dataset, files), {"data_files": splits}
-    if os.path.exists(path) and glob.has_magic(str(path.resolve())):
-        raise ValueError(
-            f"data.dataset={dataset!r} is {str(path.resolve())!r}, and `datasets` takes *, ? and [ in a path for a "
-            "pattern; rename the folder or file."
-        )
+    if os.path.exists(path):
+        refuse_pattern(dataset, "data.dataset")
     if path.is_dir():
         kind = _kind_of_files(path)
         if kind is None:

@@ -11,11 +11,10 @@ from datasets import ClassLabel, Dataset, load_dataset
 
 from ldae.data import ImageSource
 from ldae.errors import one_line
-from ldae.places import is_address
+from ldae.places import is_address, refuse_pattern
 
 from .folder import MAKE_AGAIN, read_complete, read_identity
-from .reader import FEATURES
-from .rows import ROW, SHARD
+from .rows import FEATURES, ROW, SHARD
 
 
 INDEX_FOLDER = "index"
@@ -36,6 +35,7 @@ def open_table(folder: str | os.PathLike[str], cache_dir: str | None = None) -> 
     if is_address(str(folder)):
         raise ValueError(f"folder={str(folder)!r}: an index needs the table on this machine; copy it here first.")
     noted = read_complete(folder)
+    refuse_pattern(folder, "folder")
     try:
         return load_dataset("parquet", data_dir=str(folder), split=noted["split"], cache_dir=cache_dir)
     except Exception as error:  # damaged bytes make datasets and pyarrow raise almost anything
@@ -60,7 +60,8 @@ def build_index(
         `Path`: The index's file.
 
     Raises:
-        ValueError: If FAISS is not installed, or the column or the kind of index does not exist.
+        ValueError: If FAISS is not installed, the column or the kind of index does not exist, or the rows are too few
+            for it.
 
     Example:
     ```python
@@ -90,12 +91,18 @@ def build_index(
     for batch in table.with_format("numpy", columns=[column]).iter(8192):
         if not np.isfinite(batch[column]).all():  # an index of these would give any answer
             raise ValueError(f"{str(folder)!r} has {column} that are not finite numbers; make the table anew.")
-    table.add_faiss_index(
-        column,
-        string_factory=factory,
-        metric_type=import_faiss().METRIC_INNER_PRODUCT,
-        train_size=None if trained else min(len(table), MOST_TRAINED),
-    )
+    try:
+        table.add_faiss_index(
+            column,
+            string_factory=factory,
+            metric_type=import_faiss().METRIC_INNER_PRODUCT,
+            train_size=None if trained else min(len(table), MOST_TRAINED),
+        )
+    except RuntimeError as error:  # of FAISS, whose cells and codes are learnt from the vectors
+        raise ValueError(
+            f"index_factory={factory!r} cannot be made of {len(table):,} rows ({_reason(error)}); give one with fewer "
+            f"cells, or {COSINE!r}."
+        ) from error
     path = Path(folder) / INDEX_FOLDER / f"{column}.faiss"
     path.parent.mkdir(exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
@@ -206,6 +213,11 @@ def import_faiss() -> Any:
     except ImportError as error:
         raise ValueError("an index needs FAISS; install it with: pip install 'ldae[search]'") from error
     return faiss
+
+
+def _reason(error: RuntimeError) -> str:
+    """Return the end of FAISS's message, which begins with a place in its source."""
+    return one_line(str(error).rpartition(": ")[2])[:200].rstrip(".")
 
 
 def _named(value: Any, kind: Any) -> Any:

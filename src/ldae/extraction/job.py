@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 from datasets import Features
 
@@ -22,6 +22,19 @@ from .rows import CroppedPixels, Piece, Pixels, RowReader, Shard, StoredPieces, 
 
 DTYPES = ("float32", "float16")
 Finished = dict[Shard, dict[str, Any]]  # what each written shard says of itself
+
+
+class TableOptions(TypedDict, total=False):
+    """The arguments of [`TableJob`] that have a default."""
+
+    pixels: Pixels | None
+    settings: dict[str, Any] | None
+    notes: dict[str, Any] | None
+    root: str | None
+    dtype: str
+    rows_per_shard: int | None
+    batch_size: int
+    num_workers: int
 
 
 class TableJob:

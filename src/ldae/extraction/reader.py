@@ -11,10 +11,9 @@ from ldae.evaluation.encoder import Encoder, Layer, PooledEncoder, as_encoder
 from ldae.evaluation.features import check_finite
 from ldae.evaluation.opening import open_at
 
-from .rows import CroppedPixels, Pixels, ProcessedPixels, model_input
+from .rows import FEATURES, CroppedPixels, Pixels, ProcessedPixels, model_input
 
 
-FEATURES = "features"  # the only column, or the beginning of the names of several
 POOLS = ("mean", "none")
 
 

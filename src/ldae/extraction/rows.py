@@ -21,6 +21,7 @@ from ldae.data.sources import ROWS_PER_READ
 
 
 ROW, SHARD, FILE_NAME = "row", "shard", "file_name"
+FEATURES = "features"  # the only column of features, or the beginning of the names of several
 Shard = tuple[int, int]  # (part of the data set, 0 unless it is streamed; number of the shard in the part)
 
 
@@ -130,7 +131,7 @@ class RowReader:
         own = {ROW: Value("int64")}
         own |= {SHARD: Value("int64")} if source.streaming else {}
         own |= {FILE_NAME: Value("string")} if named else {}
-        self.kept = {name: f"source_{name}" if name in own else name for name in kept}
+        self.kept = {name: _free_name(name, {*own, *(other for other in kept if other != name)}) for name in kept}
         given = source.dataset.features or {}
         self.features = Features(own | {new: given[name] for name, new in self.kept.items()})
 
@@ -167,6 +168,13 @@ class RowReader:
             return path
         inside = None if self.root is None else os.path.relpath(path, self.root)
         return Path(path).name if inside is None or inside.startswith("..") else Path(inside).as_posix()
+
+
+def _free_name(name: str, taken: Collection[str]) -> str:
+    """Return a name that is not taken, and not a column of features: `source_NAME` if need be."""
+    while name in taken or name.startswith(FEATURES):
+        name = f"source_{name}"
+    return name
 
 
 @dataclass(eq=False)

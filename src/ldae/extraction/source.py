@@ -23,8 +23,8 @@ from ldae.files import AnyPath
 from ldae.remote import open_folder
 
 from .folder import MAKE_AGAIN, is_damage, read_complete, table_files
-from .reader import FEATURES, column_name
-from .rows import ROW
+from .reader import column_name
+from .rows import FEATURES, ROW
 
 
 READ_ROWS = 4096  # at a time

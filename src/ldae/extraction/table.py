@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 from accelerate.utils import broadcast_object_list
 
@@ -12,7 +12,7 @@ from ldae.files import AnyPath, FolderName
 from ldae.processes import join_processes
 
 from .folder import read_identity
-from .job import TableJob
+from .job import TableJob, TableOptions
 from .reader import FeatureReader
 
 
@@ -40,7 +40,7 @@ def extract_table(
     folder: FolderName,
     *,
     on_images: Callable[[int], object] | None = None,
-    **options: Any,
+    **options: Unpack[TableOptions],
 ) -> Extraction:
     """Write features and metadata of every readable image of a source as a table of parquet files.
 

@@ -4,6 +4,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from ldae.extraction.ray_engine import import_ray, write_table_on_ray
 from ldae.extraction.reader import open_reader
 from ldae.extraction.table import Extraction, write_table
 from ldae.hub.upload import CARD_FILE, upload_files
-from ldae.places import is_address
+from ldae.places import is_address, refuse_pattern
 from ldae.processes import choose_device, make_accelerator
 from ldae.training.progress import peak_memory_gib, progress_bar
 from ldae.verbs.inputs import data_config
@@ -46,6 +47,7 @@ def extract_features(options: ExtractFeaturesOptions) -> int:
         import_ray()
     if options.index:
         import_faiss()
+        refuse_pattern(options.output_dir, "output_dir")
         if options.pool != "mean":
             raise ValueError("index=true needs pool='mean'; with pool='none' a row has many features.")
     accelerator = make_accelerator(cpu=options.device == "cpu" or options.engine == "ray")
@@ -71,7 +73,7 @@ def extract_features(options: ExtractFeaturesOptions) -> int:
 
 
 def open_job(options: ExtractFeaturesOptions, device: torch.device) -> TableJob:
-    """Open the images, the checkpoint and the folder.
+    """Open the images, the checkpoint and, once nothing else is refused, the folder.
 
     Raises:
         ValueError: If one of them is refused.
@@ -90,6 +92,9 @@ def open_job(options: ExtractFeaturesOptions, device: torch.device) -> TableJob:
         dtype=torch.bfloat16 if options.mixed_precision == "bf16" else None,
         reduced=source.reduced_decoding,
     )
+    if options.index:
+        for shape in reader.columns.values():
+            empty_index(shape[-1], options.index_factory)
     names = ("dataset", "dataset_config", "split", "image_column", "label_column", "streaming")
     where = {"data": {name: getattr(data, name) for name in names}}
     return TableJob(
@@ -111,7 +116,6 @@ def _extract(options: ExtractFeaturesOptions, accelerator: Accelerator) -> tuple
     """Write the table by the processes of this launch; return its columns of features too."""
     with accelerator.main_process_first():  # what is downloaded or prepared is so once
         job = open_job(options, choose_device(options.device, accelerator.device))
-    _check_index(options, job)
     main = accelerator.is_main_process
     if main:
         _announce(options, job, f"{accelerator.num_processes} x {job.reader.encoder.device}")
@@ -129,18 +133,11 @@ def _extract_on_ray(options: ExtractFeaturesOptions, accelerator: Accelerator) -
             "leave it out."
         )
     job = open_job(options, torch.device("cpu"))
-    _check_index(options, job)
     _announce(options, job, "a Ray cluster")
     with progress_bar(job.source.num_examples, 0, True, "images") as bar:
-        done = write_table_on_ray(job, partial(open_job, options), actors=options.actors, on_images=_advance(bar, 1))
+        open_again = partial(open_job, replace(options, index=False))  # an actor need not have FAISS
+        done = write_table_on_ray(job, open_again, actors=options.actors, on_images=_advance(bar, 1))
     return done, list(job.reader.columns)
-
-
-def _check_index(options: ExtractFeaturesOptions, job: TableJob) -> None:
-    """Refuse a kind of index that FAISS cannot make of these features, before the first image is read."""
-    if options.index:
-        for shape in job.reader.columns.values():
-            empty_index(shape[-1], options.index_factory)
 
 
 def _announce(options: ExtractFeaturesOptions, job: TableJob, where: str) -> None:
