@@ -161,20 +161,24 @@ def _credentials(package: str | None) -> str:
     return f"set credentials in the environment: {CREDENTIALS[str(package)]}"
 
 
-def files_by_split(files: list[str], names: dict[str, str]) -> dict[str, Any]:
+def files_by_split(files: list[str], folder: str, names: dict[str, str]) -> dict[str, Any]:
     """Group files by the split that their names, or a folder's, begin with; all are `train` if none says so.
 
     Args:
         files (`list[str]`): Addresses.
+        folder (`str`): Address of the data set, whose own name tells nothing; or of its only file.
         names (`dict[str, str]`): From a word to the split that it names.
 
     Example:
-        >>> files_by_split(["s3://b/train-0.parquet", "s3://b/test-0.parquet"], {"train": "train", "test": "test"})
+        >>> files = ["s3://b/train-0.parquet", "s3://b/test-0.parquet"]
+        >>> files_by_split(files, "s3://b", {"train": "train", "test": "test"})
         {'train': ['s3://b/train-0.parquet'], 'test': ['s3://b/test-0.parquet']}
     """
     splits: dict[str, Any] = {}
+    depth = len(PurePosixPath(folder).parts)
     for file in files:
-        words = [re.split(r"[-_.\d]", part)[0].lower() for part in PurePosixPath(file).parts[-2:]]
+        parts = PurePosixPath(file).parts
+        words = [re.split(r"[-_.\d]", part)[0].lower() for part in parts[depth:][-2:] or parts[-1:]]
         splits.setdefault(next((names[word] for word in reversed(words) if word in names), ""), []).append(file)
     unnamed = splits.pop("", [])
     return {"train": splits.pop("train", []) + unnamed, **splits} if "train" in splits or unnamed else splits

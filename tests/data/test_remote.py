@@ -14,7 +14,7 @@ from fsspec import AbstractFileSystem
 from PIL import Image
 
 from ldae.cli import main
-from ldae.data import DataConfig, iterate_once, open_images
+from ldae.data import DataConfig, iterate_once, list_splits, open_images
 from ldae.errors import explain
 from ldae.places import find_data
 from ldae.processes import make_accelerator
@@ -47,6 +47,14 @@ def bucket(local: Path) -> str:
     system.put(str(local), "/bucket/images", recursive=True)
     yield "memory://bucket/images"
     system.rm("/bucket", recursive=True)
+
+
+def test_the_name_of_the_folder_itself_makes_no_split(local: Path, bucket: str) -> None:
+    system = fsspec.filesystem("memory")
+    system.put_file(str(local / "train-0.parquet"), "/bucket/test/0.parquet")
+    system.put_file(str(local / "train-0.parquet"), "/bucket/all/test/0.parquet")
+    for folder, splits in (("test", ["train"]), ("all", ["test"]), ("test/0.parquet", ["train"])):
+        assert list_splits(DataConfig(f"memory://bucket/{folder}")) == splits
 
 
 @pytest.fixture

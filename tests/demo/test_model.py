@@ -8,6 +8,7 @@ from transformers import AutoModel, ViTConfig
 
 from ldae.data import DataConfig, open_images
 from ldae.demo.model import DemoModel, open_demo_model, psnr
+from tests.data.image_files import write_parquet
 from tests.demo.conftest import STORED
 
 
@@ -132,6 +133,9 @@ def test_an_encoder_alone_has_features_and_no_samples(tmp_path: Path) -> None:
             refused()
     with pytest.raises(ValueError, match="choose some with --dataset"):
         demo.search()
+    rows = write_parquet(tmp_path / "rows", [12], broken=tuple(range(9)))  # the first of which cannot be read
+    demo.source = open_images(DataConfig(str(rows), streaming=True))
+    assert len(demo.examples(3)) == 3
 
 
 def test_what_cannot_be_shown_is_refused(tmp_path: Path) -> None:

@@ -84,8 +84,15 @@ def test_the_number_of_images_follows_from_what_is_given(pipe, class_pipe):
     assert len(class_pipe(class_labels=[0, 1, 2], **quick).images) == 3
     with pytest.raises(ValueError, match=r"numbers of images disagree \(batch_size: 2, latents: 3\)"):
         pipe(2, latents=torch.randn(3, 16, 8))
-    with pytest.raises(ValueError, match="batch_size=0"):
-        pipe(0)
+    for class_label in (np.int64(1), torch.tensor(1)):
+        assert len(class_pipe(class_labels=class_label, **quick).images) == 1
+    for few in ({"batch_size": 0}, {"class_labels": []}):
+        with pytest.raises(ValueError, match="batch_size=0 is too small"):
+            class_pipe(**few)
+    with pytest.raises(ValueError, match=r"numbers of images disagree \(class_labels: 2, images: 3\)"):
+        class_pipe.denoise(torch.zeros(3, 3, 16, 16), 10, class_labels=[0, 1])
+    with pytest.raises(ValueError, match="images is empty"):
+        pipe.denoise([], 10)
     with pytest.raises(ValueError, match=r"latents has shape \(2, 15, 8\); it must be \(2, 16, 8\)"):
         pipe(latents=torch.randn(2, 15, 8))
 

@@ -264,7 +264,7 @@ def _find_builder(dataset: str) -> tuple[str, dict[str, Any]]:
     path = Path(dataset).expanduser()
     if is_address(dataset):
         files = list_remote(dataset, tuple(FILE_BUILDERS))
-        splits = {"train": files} if glob.has_magic(dataset) else files_by_split(files, SPLIT_FOLDERS)
+        splits = {"train": files} if glob.has_magic(dataset) else files_by_split(files, dataset, SPLIT_FOLDERS)
         return _builder_of(dataset, files), {"data_files": splits}
     if os.path.exists(path):
         refuse_pattern(dataset, "data.dataset")

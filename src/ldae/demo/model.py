@@ -127,11 +127,11 @@ class DemoModel:
         return pixels, f"The picture was resized to {size}x{size} and cropped to its centre{changes}."
 
     def examples(self, count: int = 8) -> list[np.ndarray]:
-        """Return the first images of the source, `(C, S, S)`; an empty list without a source."""
+        """Return the first readable images of the source, `(C, S, S)`; an empty list without a source."""
         if self.source is None:
             return []
         size = {"image_size": self.config.image_size, "num_channels": self.config.num_channels}
-        batch = next(iterate_once(self.source, batch_size=count, limit=count, **size))
+        batch = next(iterate_once(self.source, batch_size=count, **size))
         return list(batch.images.numpy())
 
     def denoise(self, image: np.ndarray, timestep: int, seed: int = 0, class_label: int | None = None) -> Denoised:

@@ -53,6 +53,8 @@ def to_pixels(
     Raises:
         ValueError: If a tensor has another shape or range.
     """
+    if not isinstance(images, PIL.Image.Image) and not len(images):
+        raise ValueError("images is empty; give one image or more.")
     if not isinstance(images, torch.Tensor):
         from ldae.data.decode import image_to_pixels  # loads all of ldae.data: only when needed
 

@@ -100,7 +100,7 @@ class DDAEPipeline(RunFolderPipeline):
         if num_inference_steps is not None and num_inference_steps < 1:
             raise ValueError(f"num_inference_steps={num_inference_steps} is too small; give 1 or more.")
         self.num_timesteps = num_inference_steps or self.steps_by_default(sampler)
-        count = self._count_images(batch_size, None, latents, generator)
+        count = self._count_images(None, generator, batch_size, latents=latents)
         xt = self._normal("latents", latents, count, generator)  # (B, C, H, W)
         self._load_onto_device()
         if self.noise_process.samples_by_scheduler and chosen != "heun":

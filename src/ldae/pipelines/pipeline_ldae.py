@@ -103,7 +103,7 @@ class LDAEPipeline(RunFolderPipeline):
             "callback_on_step_end_tensor_inputs", callback_on_step_end_tensor_inputs, self._callback_tensor_inputs
         )
         self.check_scheduler()
-        batch_size = self._count_images(batch_size, class_labels, latents, generator)
+        batch_size = self._count_images(class_labels, generator, batch_size, latents=latents)
         labels = self._prepare_labels(class_labels, batch_size, guidance_scale)  # (B,) or None
         self._guidance_scale, self._interrupt = guidance_scale, False
         _, eta = self.resolve_sampler(sampler, eta)

@@ -267,6 +267,7 @@ class RunFolderPipeline(DiffusionPipeline):
             raise ValueError(f"timestep={timestep} does not exist; choose one of 0 to {c.num_train_timesteps - 1}.")
         self._load_onto_device()
         pixels = to_pixels(images, c.image_size, c.num_channels).to(self._execution_device)
+        self._count_images(class_labels, generator, images=pixels, noise=noise)
         labels = self._prepare_labels(class_labels, len(pixels), guidance_scale=1.0)
         eps = self._normal("noise", noise, len(pixels), generator)  # (B, N, d) or (B, C, H, W)
         t = torch.full((1,), timestep, device=pixels.device)
@@ -276,14 +277,17 @@ class RunFolderPipeline(DiffusionPipeline):
         return LDAEDenoisingOutput(*shown) if return_dict else shown
 
     def _count_images(
-        self, batch_size: int | None, class_labels: Labels, latents: torch.Tensor | None, generator: Generators
+        self,
+        class_labels: Labels,
+        generator: Generators,
+        batch_size: int | None = None,
+        **tensors: torch.Tensor | None,
     ) -> int:
         """Return the number of images, on which all arguments must agree."""
         counts = {} if batch_size is None else {"batch_size": batch_size}
-        if class_labels is not None and not isinstance(class_labels, int):
-            counts["class_labels"] = len(class_labels)
-        if latents is not None:
-            counts["latents"] = len(latents)
+        if class_labels is not None and (labels := torch.as_tensor(class_labels)).ndim:
+            counts["class_labels"] = len(labels)
+        counts |= {name: len(values) for name, values in tensors.items() if values is not None}
         if isinstance(generator, list):
             counts["generator"] = len(generator)
         if len(set(counts.values())) > 1:

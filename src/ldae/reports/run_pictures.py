@@ -25,7 +25,7 @@ def draw_run_pictures(folder: str | os.PathLike[str], source: ImageSource, image
 
     Args:
         folder (`str` or path): A folder with a saved model for pre-training.
-        source ([`~ldae.data.ImageSource`]): A source whose first images are shown.
+        source ([`~ldae.data.ImageSource`]): A source whose first readable images are shown.
         images (`int`, defaults to 8): Number of images.
 
     Returns:
@@ -36,7 +36,7 @@ def draw_run_pictures(folder: str | os.PathLike[str], source: ImageSource, image
     pictures.mkdir(exist_ok=True)
     model = open_model(AutoModelForPreTraining, folder).eval()
     size = {"image_size": model.config.image_size, "num_channels": model.config.num_channels}
-    batch = next(iterate_once(source, batch_size=images, limit=images, **size))
+    batch = next(iterate_once(source, batch_size=images, **size))
     pixels = prepare_images(batch.images, batch.positions, 0, image_size=batch.images.shape[-1])  # (B, C, H, W)
     drawn = ldae_figures(model, pixels) if isinstance(model, LDAEForPreTraining) else ddae_figures(model, pixels)
     if (folder / "metrics.jsonl").is_file():
