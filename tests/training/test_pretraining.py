@@ -57,6 +57,13 @@ def test_a_run_leaves_a_folder_that_says_and_holds_everything(make_recipe):
     assert losses(folder)[-1] < losses(folder)[0]
 
 
+def test_options_that_do_not_fit_the_images_are_refused(make_recipe):
+    with pytest.raises(ValueError, match=r"data.decode_size=8 is smaller than image_size=16"):
+        DenoisingTask(make_recipe(decode_size=8, random_resized_crop=False))
+    with pytest.raises(ValueError, match=r"num_class_embeds=5 is too small: digits \(train\) has a class [5-9]; give"):
+        pretrain(make_recipe(num_class_embeds=5))
+
+
 def test_a_second_start_of_a_finished_run_changes_nothing(whole, make_recipe, capsys):
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in whole.rglob("*") if path.is_file()}
     pretrain(make_recipe(output_dir=str(whole)))

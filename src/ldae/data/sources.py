@@ -268,14 +268,14 @@ def _find_builder(dataset: str) -> tuple[str, dict[str, Any]]:
         return _builder_of(dataset, files), {"data_files": splits}
     if os.path.exists(path):
         refuse_pattern(dataset, "data.dataset")
-    if path.is_dir():
+    if os.path.isdir(path):  # also false for a name that is too long
         kind = _kind_of_files(path)
         if kind is None:
             raise ValueError(f"data.dataset={dataset!r} holds no image, .parquet or .tar file; give another folder.")
         if kind != "imagefolder":
             return str(path), {}
         return kind, {"data_dir": str(path), "data_files": _image_folder_splits(path)}
-    if glob.has_magic(dataset) or path.is_file():
+    if glob.has_magic(dataset) or os.path.isfile(path):
         files = sorted(name for name in glob.glob(str(path), recursive=True) if os.path.isfile(name))
         if not files:
             raise ValueError(f"data.dataset={dataset!r} matches no file; give a glob of .parquet or .tar files.")

@@ -86,10 +86,20 @@ class DenoisingTask(Task):
         return self.network(pixels, timesteps, noise, **conditions).loss
 
     def labels(self, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
-        """Return the classes to condition on."""
+        """Return the classes to condition on.
+
+        Raises:
+            ValueError: If an image has none, or one that the model does not have.
+        """
         if batch.labels is None:
             raise ValueError("num_class_embeds is set, but the data has no labels; name the label_column.")
-        return batch.labels.to(positions.device)
+        classes, largest = self.config.num_class_embeds, int(batch.labels.max())
+        if largest >= classes:  # the null class, and rows that the table of classes does not have
+            raise ValueError(
+                f"num_class_embeds={classes} is too small: {self.source.description} has a class {largest}; give the "
+                "number of its classes."
+            )
+        return super().labels(batch, positions)
 
     def export(self, folder: RunFolder, weights: dict[str, torch.Tensor]) -> None:
         """Write the model with its noise schedule."""

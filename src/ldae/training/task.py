@@ -45,6 +45,12 @@ class Task:
     def __init__(self, recipe: Recipe):
         self.recipe, self.options = recipe, recipe.training
         self.config = recipe.model_config()
+        side, size = recipe.data.decode_size, self.config.image_size
+        if side is not None and side < size and not recipe.data.random_resized_crop:
+            raise ValueError(
+                f"data.decode_size={side} is smaller than image_size={size}, and only random_resized_crop enlarges; "
+                "raise it, or leave it out."
+            )
         self.parts: dict[str, torch.Tensor] = {}
 
     def setup(self, accelerator: Accelerator, checkpoint: Checkpoint | None) -> None:
