@@ -48,6 +48,14 @@ def make(parametrization: str, ideal: bool = False) -> DDAEPipeline:
 
 
 @pytest.mark.parametrize("parametrization", ["ddpm", "edm"])
+def test_the_scales_are_those_of_the_noisy_images(parametrization):
+    pipe, noise = make(parametrization), torch.randn(1, 3, 16, 16, generator=seeded(0)[0]) / 10
+    gamma, sigma = pipe.noise_scales(3)
+    images = pipe.denoise(torch.full_like(noise, 0.6), 3, noise=noise, output_type="pt").noisy_images
+    torch.testing.assert_close(images * 2 - 1, gamma * 0.2 + sigma * noise, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("parametrization", ["ddpm", "edm"])
 @pytest.mark.parametrize(
     ("sampler", "steps"), [("ddim", 500), ("ancestral", 1000), ("heun", 40)], ids=["ddim", "ancestral", "heun"]
 )

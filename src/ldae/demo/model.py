@@ -152,8 +152,7 @@ class DemoModel:
         clean = torch.from_numpy(image)[None].float() / 255  # (1, C, S, S)
         output = pipeline.denoise(clean, timestep, generator=generator, output_type="pt", **labels)
         noisy, denoised = output.noisy_images.cpu(), output.images.cpu()
-        corruption = self.model.base_model.corruption
-        gamma, sigma = corruption.gammas[timestep].item(), corruption.sigmas[timestep].item()
+        gamma, sigma = pipeline.noise_scales(timestep)
         caption = (
             f"t = {timestep}: signal γ = {gamma:.2f}, noise σ = {sigma:.2f}. PSNR against the clean image: noisy "
             f"{psnr(noisy, clean):.1f} dB, denoised {psnr(denoised, clean):.1f} dB."
@@ -227,10 +226,8 @@ class DemoModel:
 
     @property
     def default_steps(self) -> int:
-        """Default number of sampling steps."""
-        if getattr(self.config, "noise_schedule", None) == "constant":
-            return 1
-        return min(50, self.config.num_train_timesteps)
+        """Default number of sampling steps: that of the pipeline's own sampler."""
+        return self._require_pipeline().steps_by_default(None)
 
     def samples(
         self, count: int, steps: int, seed: int = 0, class_label: int | None = None, report: Report = silent

@@ -116,6 +116,12 @@ class DDAEPipeline(RunFolderPipeline):
         """The model's noise process."""
         return self.model.ddae.corruption
 
+    def noise_scales(self, timestep: int) -> tuple[float, float]:
+        """Return the factors of clean images and noise at t: gamma_t and sigma_t, for EDM 1 and a noise level."""
+        process = self.noise_process
+        gamma, sigma = process.scales(process.times_at(torch.tensor([timestep])))
+        return gamma.item(), sigma.item()
+
     def _denoise_once(
         self, pixels: torch.Tensor, eps: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -155,6 +155,11 @@ class LDAEPipeline(RunFolderPipeline):
 
     # -- a step --
 
+    def noise_scales(self, timestep: int) -> tuple[float, float]:
+        """Return gamma_t and sigma_t, the factors of clean latents and noise."""
+        corruption = self.model.ldae.corruption
+        return corruption.gammas[timestep].item(), corruption.sigmas[timestep].item()
+
     def _denoise_once(
         self, pixels: torch.Tensor, eps: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:

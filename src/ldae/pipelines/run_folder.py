@@ -231,6 +231,10 @@ class RunFolderPipeline(DiffusionPipeline):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Corrupt pixels `(B, C, H, W)` at time step t `(1,)`; return denoised and noisy images `(B, C, H, W)`."""
 
+    @abstractmethod
+    def noise_scales(self, timestep: int) -> tuple[float, float]:
+        """Return the factors of the clean images, or their latents, and of the noise that [`denoise`] adds at t."""
+
     @torch.no_grad()
     def denoise(
         self,
