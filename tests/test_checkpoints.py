@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModel, ResNetConfig, ResNetModel, ViTImageProcessorPil
 
 from ldae import LDAEConfig, LDAEModel
-from ldae.checkpoints import load_backbone, open_config, open_model
+from ldae.checkpoints import hash_weights, load_backbone, open_config, open_model
 from ldae.places import is_local
 
 
@@ -65,6 +65,15 @@ def test_a_broken_configuration_is_one_line(folder):
     with pytest.raises(ValueError, match="cannot be loaded") as error:
         open_config(folder)
     assert "\n" not in str(error.value)
+
+
+def test_a_missing_part_of_the_weights_is_named(folder, tmp_path):
+    LDAEModel.from_pretrained(folder).save_pretrained(tmp_path / "parts", max_shard_size="500KB")
+    parts = sorted((tmp_path / "parts").glob("*.safetensors"))
+    assert len(parts) > 1 and len({hash_weights(folder), hash_weights(tmp_path / "parts")}) == 2
+    parts[-1].unlink()
+    with pytest.raises(ValueError, match=f"cannot be loaded: it has no {parts[-1].name}. Give another"):
+        hash_weights(tmp_path / "parts")
 
 
 def test_another_network_with_weights_that_are_not_finite_is_named(tmp_path):

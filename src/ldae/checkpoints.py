@@ -164,26 +164,26 @@ def hash_weights(checkpoint: str | os.PathLike[str], option: str = "checkpoint")
         option: Name of the option that it was given by, for messages.
 
     Raises:
-        ValueError: If there are no weights.
+        ValueError: If there are no weights, or a part of them is missing.
     """
     name = os.fspath(checkpoint)
-    check_place(name, option)
 
     def find(file: str) -> str | None:
         return cached_file(name, file, _raise_exceptions_for_missing_entries=False)
 
-    whole = find(SAFE_WEIGHTS_NAME) or find(WEIGHTS_NAME)
-    index = None if whole else find(SAFE_WEIGHTS_INDEX_NAME) or find(WEIGHTS_INDEX_NAME)
-    if whole is None and index is None:
-        raise ValueError(f"{option}={name!r} has no file of weights, such as {SAFE_WEIGHTS_NAME}.")
-    parts = [whole]
-    if index is not None:
-        weight_map = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
-        parts = [find(part) for part in sorted(set(weight_map.values()))]
     digest = hashlib.sha256()
-    for part in parts:
-        with open(str(part), "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+    with loading(name, option):
+        whole = find(SAFE_WEIGHTS_NAME) or find(WEIGHTS_NAME)
+        index = None if whole else find(SAFE_WEIGHTS_INDEX_NAME) or find(WEIGHTS_INDEX_NAME)
+        files = {SAFE_WEIGHTS_NAME: whole}
+        if index is not None:
+            weight_map = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+            files = {part: find(part) for part in sorted(set(weight_map.values()))}
+        for missing in [part for part, path in files.items() if path is None]:
+            raise ValueError(f"it has no {missing}")
+        for path in files.values():
+            with open(str(path), "rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
 
