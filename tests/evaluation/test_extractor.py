@@ -9,6 +9,7 @@ from transformers import (
     ResNetModel,
     ViTConfig,
     ViTForImageClassification,
+    ViTImageProcessorPil,
 )
 
 from ldae import LDAEConfig, LDAEForImageClassification
@@ -56,6 +57,7 @@ def test_it_stays_frozen_in_evaluation_mode_and_in_float32(resnet):
 
 
 def test_grey_images_are_shown_in_three_channels(resnet):
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(resnet)  # which knows of three channels
     extractor, grey = load_extractor(resnet), draw(channels=1)
     torch.testing.assert_close(extractor(grey), extractor(grey.expand(-1, 3, -1, -1)))
 

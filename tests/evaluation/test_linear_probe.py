@@ -140,7 +140,12 @@ def test_batch_and_learning_rate_rule(n, batch, rate):
 
 @pytest.mark.parametrize(
     "options, named",
-    [({"epochs": 0}, "epochs=0"), ({"seeds": ()}, "seeds"), ({"lr_multipliers": (1.0, 1.0)}, "lr_multipliers")],
+    [
+        ({"epochs": 0}, "epochs=0"),
+        ({"seeds": ()}, "seeds"),
+        ({"lr_multipliers": (1.0, 1.0)}, "lr_multipliers"),
+        ({"lr_multipliers": (0.0, 1.0)}, "must be positive"),
+    ],
 )
 def test_impossible_settings_are_refused(options, named):
     with pytest.raises(ValueError, match=named):

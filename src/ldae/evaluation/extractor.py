@@ -21,9 +21,9 @@ INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
 class FeatureExtractor(nn.Module):
     """A frozen network that turns images into `num_features` features; `name` is what results call it."""
 
-    def __init__(self, name: str, network: nn.Module, num_features: int):
+    def __init__(self, name: str, network: nn.Module, num_features: int, num_channels: int = 3):
         super().__init__()
-        self.name, self.num_features = name, num_features
+        self.name, self.num_features, self.num_channels = name, num_features, num_channels
         self.network: Any = network.requires_grad_(False).eval()
 
     def extract(self, images: torch.Tensor) -> torch.Tensor:
@@ -32,7 +32,17 @@ class FeatureExtractor(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Compute them without gradients, on the network's device and in float32."""
+        """Compute them without gradients, on the network's device and in float32; of one channel three times.
+
+        Raises:
+            ValueError: If the network takes images of one channel, and these have three.
+        """
+        if images.shape[1] not in (1, self.num_channels):
+            raise ValueError(
+                f"extractor={self.name!r} takes images of {self.num_channels} channel, and these have "
+                f"{images.shape[1]}; name another extractor."
+            )
+        images = images.expand(-1, self.num_channels, -1, -1)
         with torch.autocast(self.device.type, enabled=False):
             return self.extract(images).float()
 
@@ -61,9 +71,9 @@ class CheckpointExtractor(FeatureExtractor):
     def __init__(self, source: str | os.PathLike[str]):
         model, processor, has_pooler = load_backbone(source, "extractor")
         name = Path(source).resolve().name if Path(source).is_dir() else str(source)
-        super().__init__(f"{name} ({type(model).__name__})", model, num_features=0)
-        self.processor, self.use_pooler = processor, has_pooler
         channels = getattr(model.config, "num_channels", 3)
+        super().__init__(f"{name} ({type(model).__name__})", model, num_features=0, num_channels=channels)
+        self.processor, self.use_pooler = processor, has_pooler
         self.num_features = self(torch.zeros(1, channels, 64, 64, dtype=torch.uint8)).shape[1]
 
     def extract(self, images: torch.Tensor) -> torch.Tensor:
@@ -98,8 +108,7 @@ class InceptionExtractor(FeatureExtractor):
         super().__init__(INCEPTION, network, INCEPTION_FEATURES)
 
     def extract(self, images: torch.Tensor) -> torch.Tensor:
-        """Compute Inception's features, of one channel three times."""
-        images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+        """Compute Inception's features."""
         return self.network(images.to(self.device))
 
 

@@ -60,6 +60,8 @@ class ProbeSettings:
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name}={values} must be one or more, each once.")
+        if min(self.lr_multipliers) <= 0:
+            raise ValueError(f"lr_multipliers={self.lr_multipliers} must be positive, as learning rates are.")
 
     def batch_size_for(self, n: int) -> int:
         """Return the batch size for n training examples."""

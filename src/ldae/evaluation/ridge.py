@@ -224,7 +224,8 @@ def draw_shots(labels: torch.Tensor, shots: int, draws: int, seed: int) -> list[
     members = [(labels == label).nonzero().flatten() for label in labels.unique()]
     fewest = min(len(indices) for indices in members)
     if fewest < shots:
-        raise ValueError(f"shots={shots} is more than the {fewest} examples of the smallest class; give at most that.")
+        remedy = "give at most that" if fewest > 1 else "probe with all labels, or leave this class out"
+        raise ValueError(f"shots={shots} is more than the {fewest} examples of the smallest class; {remedy}.")
     generator = torch.Generator().manual_seed(seed)
     return [
         torch.cat([indices[torch.randperm(len(indices), generator=generator)[:shots]] for indices in members])

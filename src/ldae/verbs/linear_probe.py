@@ -13,6 +13,7 @@ from ldae.evaluation.images import count_images
 from ldae.evaluation.linear_probe import MAX_LR_EXTENSIONS, ProbeSettings
 from ldae.evaluation.probing import AdamProbes, ProbeResult, run_probe
 from ldae.evaluation.protocol import Protocol
+from ldae.evaluation.search import name_layer
 from ldae.results import Result
 from ldae.shared_work import is_main
 from ldae.verbs.inputs import ProbeInputs, open_inputs, table
@@ -215,4 +216,4 @@ def save_probe(
     names = names + [str(index) for index in range(len(names), len(bias))]
     classifier = build_classifier(inputs.checkpoint, weight, bias, layer=layer, timestep=timestep, class_names=names)
     save_classifier(classifier, inputs.output_dir / folder)
-    print(f"Classifier ({layer} at t = {timestep}): {inputs.output_dir / folder}")
+    print(f"Classifier ({name_layer(layer)} at t = {timestep}): {inputs.output_dir / folder}")

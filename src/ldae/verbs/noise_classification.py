@@ -18,6 +18,7 @@ from ldae.evaluation.noise_classification import (
     probe_noise_levels,
 )
 from ldae.evaluation.protocol import HOLDOUT
+from ldae.evaluation.search import name_layer
 from ldae.reports.curves import noise_curves
 from ldae.shared_work import gather_objects, is_main
 from ldae.training.classifiers import (
@@ -85,7 +86,8 @@ class _Comparison:
     def run(self) -> None:
         """Measure all, print the table, draw the picture."""
         inputs, options = self.inputs, self.options
-        inputs.show_header(f"Noise-conditional classification after {self.layer}, {len(self.timesteps)} noise levels,")
+        place = f"after {name_layer(self.layer)} at {len(self.timesteps)} noise levels"
+        inputs.show_header(f"Noise-conditional classification {place}")
         self._look_at_labels()
         self.num_test = count_images(self.test.batches())
         fitted = self.num_train - round(HOLDOUT * self.num_train)
@@ -218,8 +220,9 @@ class _Comparison:
             rows.append([str(t), f"{level:.3g}", *shown])
         print(table(rows))
         print(
-            f"Test accuracy; {self.options.images:,} images seen by each network, and by each level's head. Each "
-            "level's learning rate was chosen by a held-out tenth of the training images; the networks' was given."
+            f"Test accuracy; {self.options.images:,} images seen by each network, and as many by each level's head in "
+            f"whole epochs, of which it has {self.settings.epochs}. Each level's learning rate was chosen by a held-out "
+            "tenth of the training images; the networks' was given."
         )
         figure = noise_curves(self.curves, self.timesteps, self.levels, 1 / len(self.names))
         self.inputs.draw("Picture", noise_classification=figure)
