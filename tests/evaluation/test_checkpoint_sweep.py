@@ -82,7 +82,7 @@ def test_every_checkpoint_is_probed_and_scored_and_nothing_twice(run, capsys, mo
     assert ridge["protocol"]["layer"] == encoder.config.feature_layer and ridge["protocol"]["timestep"] == 10
 
     # again: nothing is computed, and the table is the same
-    monkeypatch.setattr(checkpoint_sweep, "extract_features", None)
+    monkeypatch.setattr("ldae.evaluation.checkpoint_sweep.extract_features", None)
     monkeypatch.setattr("ldae.evaluation.generation.generate_images", None)
     assert sweep(run, *options) == 0
     again = capsys.readouterr().out

@@ -220,9 +220,9 @@ class _Comparison:
             rows.append([str(t), f"{level:.3g}", *shown])
         print(table(rows))
         print(
-            f"Test accuracy; {self.options.images:,} images seen by each network, and as many by each level's head in "
-            f"whole epochs, of which it has {self.settings.epochs}. Each level's learning rate was chosen by a held-out "
-            "tenth of the training images; the networks' was given."
+            f"Test accuracy; {self.options.images:,} images seen by each network, and as many by each level's head, "
+            f"in whole epochs ({self.settings.epochs}). Each level's learning rate was chosen by a held-out tenth of "
+            "the training images; the networks' was given."
         )
         figure = noise_curves(self.curves, self.timesteps, self.levels, 1 / len(self.names))
         self.inputs.draw("Picture", noise_classification=figure)
