@@ -56,7 +56,8 @@ class ShardFolder:
 
         Args:
             identity (`dict`): What the shards are made from, and how.
-            notes (`dict`): Further entries, which a later start may change.
+            notes (`dict`): Further entries, such as paths, in which a later start may differ; the first start's are
+                kept.
 
         Raises:
             ValueError: If the folder holds other files, or shards made from something else.
@@ -66,6 +67,9 @@ class ShardFolder:
         if noted is None:
             entries = self.path.iterdir() if self.path.exists() else ()
             names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
+            if self.identity_file in names and (self.path / self.identity_file).is_file():
+                self.claim(identity, notes)  # another process has written it in this moment
+                return
             if names:
                 raise ValueError(
                     f"{self.option}={str(self.path)!r} holds other files ({', '.join(names[:3])}); give an empty "

@@ -25,6 +25,7 @@ from ldae.data import (
 )
 from ldae.models.corruption_ldae import noise_schedule_tables
 from ldae.models.tokenizer_ldae import build_tokenizer
+from ldae.shards import ShardFolder
 from tests.data.image_files import encode, random_pixels
 
 
@@ -237,6 +238,22 @@ def test_a_stale_cache_is_refused_and_what_differs_is_named(tmp_path):
     assert contents(folder) == before
     moved = open_images(DataConfig(str((tmp_path / "rows").rename(tmp_path / "moved"))))
     assert write(moved, folder) == Counter()  # the same images at another place
+
+
+def test_processes_that_claim_a_folder_at_one_moment_share_it(tmp_path, monkeypatch):
+    first, other = (ShardFolder(tmp_path, "latent_cache", "latents", "latents.json") for _ in range(2))
+    looked, look = [], ShardFolder.identity
+
+    def late(folder):
+        found = look(folder)
+        if not looked:  # the other process writes the file after this one has looked for it
+            looked.append(found)
+            other.claim({"rows": 3}, {})
+        return found
+
+    monkeypatch.setattr(ShardFolder, "identity", late)
+    first.claim({"rows": 3}, {})
+    assert looked == [None]
 
 
 def test_what_cannot_be_cached_is_refused(tmp_path):

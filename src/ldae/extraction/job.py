@@ -48,7 +48,8 @@ class TableJob:
         pixels (`Pixels`, *optional*): Makes pixels from records; by default a centre crop of the model's size.
         settings (`dict`, *optional*): Further JSON settings for `extraction.json`. A later job with other settings,
             or with another model, other images or columns, is refused.
-        notes (`dict`, *optional*): Further entries of it that a later job may change, such as paths.
+        notes (`dict`, *optional*): Further entries of it, such as paths, in which a later job may differ; the first
+            job's are kept.
         root (`str`, *optional*): Folder that the names of image files are relative to.
         dtype (`str`, defaults to `"float32"`): Type of the stored features; `"float16"` takes half the space.
         rows_per_shard (`int`, *optional*): By default a 64th of the rows, from 256 to 8,192, and at most 256 MiB of
