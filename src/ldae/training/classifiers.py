@@ -62,14 +62,20 @@ class ResNetTask(Task):
         super().__init__(recipe)
         self.classifier = classifier
 
+    def open_source(self) -> ImageSource:
+        """Open the training images, whose classes have names."""
+        source = super().open_source()
+        if source.class_names is None or source.label_column is None:
+            raise ValueError(
+                f"{source.description} has no named classes, and a classifier needs them; name its label_column, or "
+                "give a trained network as perceptual_model and extractor."
+            )
+        self.num_classes = len(source.class_names)
+        return self.checked(source)
+
     def build(self, checkpoint: Checkpoint | None) -> ResNetForImageClassification:
         """Build the network for the classes of the images."""
-        c, names = self.classifier, self.source.class_names
-        if names is None or self.source.label_column is None:
-            raise ValueError(
-                f"{self.source.description} has no named classes, and a classifier needs them; name its label_column, "
-                "or give a trained network as perceptual_model and extractor."
-            )
+        c, names = self.classifier, self.source.class_names or []
         return ResNetForImageClassification(
             ResNetConfig(
                 num_channels=self.config.num_channels,
@@ -194,11 +200,11 @@ class NoiseClassifierTask(Task):
 
     def __init__(self, recipe: Recipe, classifier: NoiseClassifierConfig):
         super().__init__(recipe)
-        self.classifier = classifier
+        self.classifier, self.num_classes = classifier, len(classifier.class_names)
 
     def open_source(self) -> ImageSource:
         """Open the training images, without those that classifiers are scored on."""
-        return open_probe_images(self.recipe.data)[0]
+        return self.checked(open_probe_images(self.recipe.data)[0])
 
     def build(self, checkpoint: Checkpoint | None) -> NormalizedClassifier:
         """Build the classifier, with a BatchNorm that is folded away in the end."""

@@ -48,18 +48,17 @@ class FineTuningTask(Task):
     recipe: FineTuningRecipe
     test_source: ImageSource
 
+    def __init__(self, recipe: FineTuningRecipe):
+        super().__init__(recipe)
+        self.num_classes = recipe.config.num_labels
+
     def open_source(self) -> ImageSource:
         """Open the training images and the test images, both with labels."""
         source, test = open_probe_images(self.recipe.data)
         self.test_source = test
         if test.label_column is None or (not test.streaming and max(read_labels(test)) < 0):
             raise ValueError(f"{test.description} has no labels; name another eval_split.")
-        if not source.streaming and (missing := sum(label < 0 for label in read_labels(source))):
-            raise ValueError(
-                f"{source.description} has {describe_count(missing, 'image')} without a label; train on data in which "
-                "every image has one."
-            )
-        return source
+        return self.checked(source)
 
     def build(self, checkpoint: Checkpoint | None) -> nn.Module:
         """Load the classifier, freeze its first blocks, and add LoRA factors and drop path."""

@@ -51,6 +51,10 @@ class DenoisingTask(Task):
     activity = "pre-training"
     product = "the model, its card and its pictures"
 
+    def __init__(self, recipe: Recipe):
+        super().__init__(recipe)
+        self.num_classes = getattr(self.config, "num_class_embeds", None)
+
     def build(self, checkpoint: Checkpoint | None) -> PreTrainedModel:
         """Build the whole denoiser, and fit its tokenizer or take it from the checkpoint."""
         model = AutoModelForPreTraining.from_config(self.config)
@@ -78,28 +82,12 @@ class DenoisingTask(Task):
         else:
             stored = batch.latents.to(positions.device, non_blocking=True)  # (b, V, N, d)
             conditions["latents"] = prepare_latents(stored, positions, seed, horizontal_flip=data.horizontal_flip)
-        if getattr(self.config, "num_class_embeds", None) is not None:
+        if self.num_classes is not None:
             conditions["class_labels"] = self.module.drop_labels(self.labels(batch, positions), positions, seed)
         if data.geometric_augmentation:
             pixels, told = augment_geometry(pixels, positions, seed, probability=data.geometric_augmentation)
             conditions["augmentation_labels"] = told
         return self.network(pixels, timesteps, noise, **conditions).loss
-
-    def labels(self, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
-        """Return the classes to condition on.
-
-        Raises:
-            ValueError: If an image has none, or one that the model does not have.
-        """
-        if batch.labels is None:
-            raise ValueError("num_class_embeds is set, but the data has no labels; name the label_column.")
-        classes, largest = self.config.num_class_embeds, int(batch.labels.max())
-        if largest >= classes:  # the null class, and rows that the table of classes does not have
-            raise ValueError(
-                f"num_class_embeds={classes} is too small: {self.source.description} has a class {largest}; give the "
-                "number of its classes."
-            )
-        return super().labels(batch, positions)
 
     def export(self, folder: RunFolder, weights: dict[str, torch.Tensor]) -> None:
         """Write the model with its noise schedule."""

@@ -7,8 +7,10 @@ from accelerate import Accelerator
 from torch import nn
 
 from ldae.data import Batch, ImageLoader, ImageSource, open_images, prepare_images
+from ldae.data.rows import read_labels
 from ldae.training.checkpoint import Checkpoint
 from ldae.training.machine import return_freed_memory
+from ldae.training.progress import describe_count
 from ldae.training.recipe import Recipe
 from ldae.training.run_folder import RunFolder
 from ldae.training.sharding import blocks_of, is_sharded
@@ -26,6 +28,7 @@ class Task:
         batch_option (`str`): Name of the option that gives the total batch size, for errors.
         remedy (`str`): What to change if the loss is not finite.
         config: Configuration of the recipe's model, with `image_size` and `num_channels`.
+        num_classes (`int`, *optional*): Number of classes, if the loss uses labels.
         source ([`~ldae.data.ImageSource`]): The training images, once [`~Task.setup`] was called.
         examples ([`~ldae.data.ImageSource`]): Source that the loader reads: the images, or latents made from them.
         module (`nn.Module`): The module to train.
@@ -51,6 +54,7 @@ class Task:
                 f"data.decode_size={side} is smaller than image_size={size}, and only random_resized_crop enlarges; "
                 "raise it, or leave it out."
             )
+        self.num_classes: int | None = None
         self.parts: dict[str, torch.Tensor] = {}
 
     def setup(self, accelerator: Accelerator, checkpoint: Checkpoint | None) -> None:
@@ -68,7 +72,21 @@ class Task:
 
     def open_source(self) -> ImageSource:
         """Open the training images."""
-        return open_images(self.recipe.data, self.recipe.data.split)
+        return self.checked(open_images(self.recipe.data, self.recipe.data.split))
+
+    def checked(self, source: ImageSource) -> ImageSource:
+        """Return training images whose labels the loss can use; those of a stream are checked batch by batch.
+
+        Raises:
+            ValueError: If an image has no label, or one beyond the classes.
+        """
+        if self.num_classes is not None and source.label_column is None:
+            raise ValueError(
+                f"{source.description} has no label column, and this training uses labels; name it with label_column."
+            )
+        if self.num_classes is not None and not source.streaming:
+            check_labels(torch.tensor(read_labels(source)), self.num_classes, source.description)
+        return source
 
     def build(self, checkpoint: Checkpoint | None) -> nn.Module:
         """Build the module on the CPU, perhaps from parts of a checkpoint, such as a fitted tokenizer.
@@ -132,12 +150,10 @@ class Task:
         """Return the labels of a batch `(b,)` on the device.
 
         Raises:
-            ValueError: If an image has none.
+            ValueError: If an image has none, or one beyond the classes.
         """
-        if batch.labels is None or bool((batch.labels < 0).any()):
-            raise ValueError(
-                f"{self.source.description} has images without a label; train on data in which every image has one."
-            )
+        assert batch.labels is not None and self.num_classes is not None
+        check_labels(batch.labels, self.num_classes, self.source.description)
         return batch.labels.to(positions.device, non_blocking=True)
 
     def optimized(self, model: Any) -> Any:
@@ -176,6 +192,17 @@ def open_loader(
         seed=recipe.training.seed,
         start=start,
     )
+
+
+def check_labels(labels: torch.Tensor, num_classes: int, where: str) -> None:
+    """Raise a `ValueError` if a label from `where` is missing, which is -1, or beyond the classes."""
+    if missing := int((labels < 0).sum()):
+        raise ValueError(
+            f"{where} has {describe_count(missing, 'image')} without a label; train on data in which every image has "
+            "one."
+        )
+    if (largest := int(labels.max())) >= num_classes:
+        raise ValueError(f"{where} has the label {largest}, and the model's {num_classes} classes begin with 0.")
 
 
 def trained_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
