@@ -28,7 +28,8 @@ def make_run_folder(folder: Path, *, fitted: bool = True) -> Path:
     recipe = {"data": {"dataset": "digits", "split": "train"}, "training": {"batch_size": 64}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     records = [
-        {"images": 12800, "event": "train", "loss": 0.5, "images_per_second": 812.0},
+        {"images": 6400, "event": "train", "peak_memory_gib": 3.0},
+        {"images": 12800, "event": "train", "loss": 0.5, "images_per_second": 812.0, "peak_memory_gib": 2.0},
         {"images": 12800, "event": "trained", "seconds": 90.0, "hardware": "CPU, 2 threads", "processes": 1},
         {"images": 12800, "event": "finished"},
     ]

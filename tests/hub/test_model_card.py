@@ -59,6 +59,7 @@ def test_text_shows_the_run(run_folder: Path) -> None:
     assert "128 wide, 2 encoder and 2 decoder blocks, 2 heads (size nano); images of 16x16" in card
     assert "1,797 images of handwritten digits" in section(card, "Training data")
     assert "12,800 images seen; 90 seconds of training; on CPU, 2 threads" in section(card, "Cost and hardware")
+    assert "at most 3.0 GiB of memory" in section(card, "Cost and hardware"), "before it was resumed"
     assert "batch_size: 64" in section(card, "Recipe")
     assert "81.25 % ± 0.40" in section(card, "ridge")
     assert "20 (0 to 19)" in section(card, "ridge")

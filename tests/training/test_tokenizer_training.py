@@ -10,9 +10,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForImageClassification
 
 from ldae import LDAEForPreTraining, LDAEModel
+from ldae.processes import make_accelerator
 from ldae.results import read_results
 from ldae.tokenizers.files import load_tokenizer
 from ldae.training.classifiers import ResNetClassifierConfig, train_resnet_classifier
+from ldae.training.memory import blank_loss, count_step_bytes
 from ldae.training.pretraining import pretrain
 from ldae.training.tokenizer_training import TokenizerTask, tokenizer_recipe, train_tokenizer
 from tests.training.conftest import stop_after
@@ -105,6 +107,17 @@ def test_all_four_losses_of_the_baseline(make, tmp_path):
     assert log[0].get("discriminator", 0) == 0 and log[-1]["discriminator"] > 0
     names = load_file(next((folder / "checkpoints").iterdir()) / "model.safetensors")
     assert not [name for name in names if "perceptual" in name]
+
+
+def test_the_memory_of_the_adversary_is_counted_before_it_starts(make):
+    def count(**fields):
+        task = TokenizerTask(tokenizer_recipe(make("memory", "conv_vae", **fields)))
+        task.setup(make_accelerator(), None)
+        task.network = task.module.train()
+        return count_step_bytes(task.module, lambda images: blank_loss(task, images, "cpu"))
+
+    at_once, later = (count(adversarial_weight=0.5, adversarial_start_images=start) for start in (0, 96))
+    assert later == at_once != count()
 
 
 def test_an_autoencoder_of_diffusers_serves_by_its_folder(make, tmp_path):

@@ -157,9 +157,11 @@ def test_the_micro_batch_is_halved_until_it_fits(monkeypatch):
         Planner._measure(planner, own)
 
 
-def test_a_gpu_gets_its_precision_and_slow_files_and_short_times_a_note():
-    training = plan(machine=GPU).build().training
-    assert training.mixed_precision == "bf16" and training.compile and training.micro_batch_size == 64
+def test_a_gpu_gets_its_precision_and_slow_files_and_short_times_a_note(monkeypatch):
+    for compiles in (True, False):
+        monkeypatch.setattr(own_recipe, "can_compile", lambda device, compiles=compiles: compiles)
+        training = plan(machine=GPU).build().training
+        assert training.mixed_precision == "bf16" and training.micro_batch_size == 64 and training.compile is compiles
     assert plan(minutes=60).notes == []
     assert "too few to learn much" in plan(minutes=0.6).notes[0]
     assert "training waits for it" in plan(reading=0.2).notes[0]

@@ -9,6 +9,7 @@ import math
 import os
 import re
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -261,10 +262,10 @@ def _cost(folder: Path) -> str:
     path = folder / "metrics.jsonl"
     last: dict[str, Any] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            last.update(json.loads(line))
-        except ValueError:  # a line that a kill cut short
-            continue
+        with suppress(ValueError):  # of a line that a kill cut short
+            record = json.loads(line)
+            peaks = [each["peak_memory_gib"] for each in (last, record) if "peak_memory_gib" in each]
+            last |= record | ({"peak_memory_gib": max(peaks)} if peaks else {})  # of all starts
     parts = [text.format(last[key]) for key, text in COSTS.items() if key in last]
     return "; ".join(parts) + "." if parts else "Not recorded in this folder."
 

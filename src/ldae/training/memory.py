@@ -76,7 +76,8 @@ def blank_loss(task: Task, count: int, device: torch.device | str) -> torch.Tens
     config: Any = task.config
     images: Any = None
     data, latents = task.recipe.data, None
-    positions, labels = torch.arange(count), torch.zeros(count, dtype=torch.int64)
+    first = (task.options.steps - 1) * task.options.total_batch_size  # of the last step, when every term counts
+    positions, labels = torch.arange(first, first + count), torch.zeros(count, dtype=torch.int64)
     if task.examples.latent_cache is None:
         side = data.decode_size or config.image_size
         images = torch.zeros(count, config.num_channels, side, side, dtype=torch.uint8)

@@ -12,7 +12,7 @@ import yaml
 from ldae.data import ImageSource, ImageSurvey
 from ldae.data.survey import time_reading
 from ldae.training.estimate import rehearse
-from ldae.training.machine import Machine
+from ldae.training.machine import Machine, can_compile
 from ldae.training.pretraining import DenoisingTask
 from ldae.training.progress import describe_count, describe_seconds
 from ldae.training.recipe import Recipe, build_recipe
@@ -162,7 +162,7 @@ class Planner:
             training["micro_batch_size"] = Choice(min(batch, 128), "images at once; halve it if memory runs out")
         if machine.bf16:
             training["mixed_precision"] = Choice("bf16", "this GPU computes in bfloat16")
-        if machine.device == "cuda" and self.seconds >= 1800:
+        if machine.device == "cuda" and self.seconds >= 1800 and can_compile("cuda"):
             training["compile"] = Choice(True, "steps get faster after a minute of compiling")
         return OwnRecipe({"model": model, "data": data, "tokenizer": {}, "training": training})
 
