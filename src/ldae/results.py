@@ -1,6 +1,6 @@
-"""A run's results.json: each number with everything that is needed to measure it again.
+"""A run's results.json, each number with everything that is needed to measure it again, and its log, metrics.jsonl.
 
-The file is a JSON list with an entry for each [`Result`], whose fields are its keys; one seed is called `seed`,
+results.json is a JSON list with an entry for each [`Result`], whose fields are its keys; one seed is called `seed`,
 several are `seeds`, and `details` are keys of their own.
 """
 
@@ -20,6 +20,7 @@ from ldae.files import write_whole
 
 
 RESULTS_FILE = "results.json"
+METRICS_FILE = "metrics.jsonl"
 IDENTITY_KEYS = ("metric", "dataset", "split", "seed", "seeds", "checkpoint")
 FOUND = ("penalty", "learning_rate_at_edge", "converged", "iterations")  # of a protocol, what the probe itself found
 
@@ -191,6 +192,20 @@ def reassign_results(folder: str | os.PathLike[str], old: str, new: str) -> None
         if any(entry["checkpoint"] == old for entry in entries):
             renamed = [{**entry, "checkpoint": new} if entry["checkpoint"] == old else entry for entry in entries]
             write_whole(Path(folder) / RESULTS_FILE, json.dumps(renamed, indent=2) + "\n")
+
+
+def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Read the lines of a run's metrics.jsonl, except for damaged ones, such as a last one that a kill cut short."""
+    path = Path(folder) / METRICS_FILE
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict) and isinstance(record.get("images"), int):
+                records.append(record)
+    return records
 
 
 def _identity(entry: dict[str, Any]) -> list[Any]:

@@ -9,7 +9,6 @@ import math
 import os
 import re
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +22,7 @@ from ldae.hub.upload import CARD_FILE, is_sealed_card, seal_card
 from ldae.models.configuration_ldae import MODEL_SIZES
 from ldae.options import read_yaml
 from ldae.places import check_place
-from ldae.results import read_results
+from ldae.results import read_metrics, read_results
 
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -259,13 +258,10 @@ def _dataset_line(data: dict[str, Any]) -> str:
 
 def _cost(folder: Path) -> str:
     """Describe the training's cost, as far as metrics.jsonl records it."""
-    path = folder / "metrics.jsonl"
-    last: dict[str, Any] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        with suppress(ValueError):  # of a line that a kill cut short
-            record = json.loads(line)
-            peaks = [each["peak_memory_gib"] for each in (last, record) if "peak_memory_gib" in each]
-            last |= record | ({"peak_memory_gib": max(peaks)} if peaks else {})  # of all starts
+    records = read_metrics(folder)
+    last = {key: value for record in records for key, value in record.items()}
+    if peaks := [record["peak_memory_gib"] for record in records if "peak_memory_gib" in record]:
+        last["peak_memory_gib"] = max(peaks)  # of all starts
     parts = [text.format(last[key]) for key, text in COSTS.items() if key in last]
     return "; ".join(parts) + "." if parts else "Not recorded in this folder."
 

@@ -1,6 +1,5 @@
 """Curves: a run's log, its checkpoints and fine-tuning against images seen, and accuracy against the noise level."""
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ldae.evaluation.checkpoint_sweep import SweepPoint, best_points
-from ldae.results import read_results
+from ldae.results import read_metrics, read_results
 
 
 # Accuracies by their key in metrics.jsonl: those of the online probe, and those of fine-tuning by weights.
@@ -91,7 +90,7 @@ def draw_finetuning_pictures(folder: str | os.PathLike[str]) -> list[Path]:
         A list of the one file.
     """
     folder = Path(folder)
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    records = read_metrics(folder)
     final = {
         entry["protocol"]["weights"]: entry["value"]
         for entry in read_results(folder)

@@ -1,6 +1,5 @@
 """Pictures of a run: the paper's Figures 3, 4, 7 and 8 for an l-DAE, denoising and schedule for a DDAE."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from ldae.models.pretraining_ldae import LDAEForPreTraining
 from ldae.models.randomness_ldae import keyed_noise
 from ldae.models.tokenizer_ldae import ConvVAETokenizer, PatchTokenizer
 from ldae.reports.curves import training_figure
+from ldae.results import read_metrics
 
 
 def draw_run_pictures(folder: str | os.PathLike[str], source: ImageSource, images: int = 8) -> list[Path]:
@@ -39,8 +39,7 @@ def draw_run_pictures(folder: str | os.PathLike[str], source: ImageSource, image
     batch = next(iterate_once(source, batch_size=images, **size))
     pixels = prepare_images(batch.images, batch.positions, 0, image_size=batch.images.shape[-1])  # (B, C, H, W)
     drawn = ldae_figures(model, pixels) if isinstance(model, LDAEForPreTraining) else ddae_figures(model, pixels)
-    if (folder / "metrics.jsonl").is_file():
-        records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    if records := read_metrics(folder):
         drawn["training.png"] = training_figure(records)
     for name, figure in drawn.items():
         FigureCanvasAgg(figure).print_png(pictures / name)

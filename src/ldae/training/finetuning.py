@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import AutoModelForImageClassification
 
 from ldae.checkpoints import open_model
 from ldae.data import Batch, ImageSource, iterate_once, open_probe_images, prepare_images
@@ -17,8 +18,6 @@ from ldae.data.rows import read_labels
 from ldae.evaluation.encoder import evaluating
 from ldae.evaluation.images import fixed_subset
 from ldae.evaluation.metrics import mean_and_stderr
-from ldae.models.modeling_ddae import DDAEForImageClassification
-from ldae.models.modeling_ldae import LDAEForImageClassification
 from ldae.processes import join_processes
 from ldae.reports.curves import draw_finetuning_pictures
 from ldae.results import Result, add_result, read_results
@@ -31,9 +30,6 @@ from ldae.training.loop import Callback, Run, train
 from ldae.training.progress import describe_count
 from ldae.training.run_folder import RunFolder
 from ldae.training.task import Task, trained_parameters
-
-
-CLASSIFIERS: dict[str, Any] = {"ldae": LDAEForImageClassification, "ddae": DDAEForImageClassification}
 
 
 class FineTuningTask(Task):
@@ -107,7 +103,7 @@ class FineTuningTask(Task):
         """Write the classifier, with plain layers where LoRA factors trained."""
         model = self.module
         if self.recipe.finetuning.lora_rank is not None:
-            model = CLASSIFIERS[self.recipe.model_type](self.module.config)
+            model = type(self.module)(self.module.config)
             self._add_lora(model)
             model.load_state_dict(weights)
             merge_lora(model)
@@ -212,9 +208,9 @@ def load_classifier(recipe: FineTuningRecipe) -> Any:
     Raises:
         ValueError: If the checkpoint lacks weights of the encoder.
     """
-    kind, fine, config = CLASSIFIERS[recipe.model_type], recipe.finetuning, recipe.config
+    fine, config = recipe.finetuning, recipe.config
     model = open_model(
-        kind,
+        AutoModelForImageClassification,
         fine.checkpoint,
         new="classifier.",
         config=config,
@@ -225,7 +221,7 @@ def load_classifier(recipe: FineTuningRecipe) -> Any:
         trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
         kept = {name: value for name, value in model.state_dict().items() if name not in trained}
         torch.manual_seed(recipe.training.seed)
-        model = kind(config)
+        model = type(model)(config)
         model.load_state_dict(kept, strict=False)
     if not recipe.has_head:
         nn.init.zeros_(model.classifier.weight)

@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from ldae.errors import RunError
 from ldae.files import FolderClaim, move_into, write_whole
 from ldae.hub.remote_code import save_with_code
 from ldae.options import read_yaml
-from ldae.results import reassign_results
+from ldae.results import METRICS_FILE, read_metrics, reassign_results
 from ldae.shared_work import gather_objects
 from ldae.tokenizers.files import TOKENIZER_FILE
 from ldae.training.checkpoint import INCOMPLETE_PREFIX, complete_checkpoints, exported_weights
@@ -40,7 +40,7 @@ class RunFolder:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.pictures = self.path / "pictures"
-        self.metrics = self.path / "metrics.jsonl"
+        self.metrics = self.path / METRICS_FILE
         self.recipe = self.path / "recipe.yaml"
         self.claim = FolderClaim(self.path)
 
@@ -125,16 +125,8 @@ class RunFolder:
         return bool(records) and records[-1].get("event") == "finished" and records[-1]["images"] >= images
 
     def records(self) -> list[dict[str, Any]]:
-        """Read the lines of metrics.jsonl, except for damaged ones, such as a last one that a kill cut short."""
-        if not self.metrics.is_file():
-            return []
-        records = []
-        for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
-            with suppress(ValueError):
-                record = json.loads(line)
-                if isinstance(record, dict) and isinstance(record.get("images"), int):
-                    records.append(record)
-        return records
+        """Read the lines of metrics.jsonl, except for damaged ones."""
+        return read_metrics(self.path)
 
     def forget_after(self, images: int, at_end: bool) -> None:
         """Remove the lines of metrics.jsonl that a run will write again from that many images on.
