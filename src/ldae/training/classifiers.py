@@ -20,35 +20,17 @@ from ldae.evaluation.linear_probe import BN_EPS, fold_batch_norm
 from ldae.evaluation.untrained import untrained_like
 from ldae.files import hash_tensors, write_whole
 from ldae.models.randomness_ldae import TIMESTEPS, keyed_uniform
-from ldae.sections import ResNetClassifierConfig, TokenizerConfig, TrainingConfig
+from ldae.sections import ResNetClassifierConfig, TokenizerConfig
 from ldae.training.checkpoint import Checkpoint
 from ldae.training.estimate import Estimate, Rehearsal, rehearse
 from ldae.training.loop import Callback, Run, train
-from ldae.training.recipe import Recipe, model_fields
+from ldae.training.recipe import Recipe, model_fields, side_training
 from ldae.training.run_folder import RunFolder
 from ldae.training.task import Task
 
 
 SETTINGS_FILE = "classifier.json"  # what the folder's recipe.yaml does not hold
-
-
-def classifier_training(settings: Any, output_dir: str | Path | None, **fields: Any) -> TrainingConfig:
-    """Return the `training:` section of a classifier's recipe: AdamW with a half-cycle cosine.
-
-    `settings` has `images`, `total_batch_size`, `learning_rate` (not per 256 images) and `weight_decay`.
-    """
-    return TrainingConfig(
-        output_dir=None if output_dir is None else str(output_dir),
-        images=settings.images,
-        total_batch_size=settings.total_batch_size,
-        base_learning_rate=settings.learning_rate * 256 / settings.total_batch_size,
-        weight_decay=settings.weight_decay,
-        adam_betas=(0.9, 0.999),
-        log_every_images=max(1, settings.images // 20),
-        keep_checkpoints=1,
-        probe_every_images=0,
-        **fields,
-    )
+BETAS = (0.9, 0.999)  # of AdamW
 
 
 class ResNetTask(Task):
@@ -113,7 +95,9 @@ def train_resnet_classifier(recipe: Recipe, classifier: ResNetClassifierConfig, 
         RunError: If the folder holds another classifier.
     """
     config, t = recipe.model_config(), recipe.training
-    training = classifier_training(classifier, output_dir, mixed_precision=t.mixed_precision, seed=t.seed)
+    budget = classifier.images, classifier.total_batch_size, classifier.learning_rate
+    fields: dict[str, Any] = {"weight_decay": classifier.weight_decay, "mixed_precision": t.mixed_precision}
+    training = side_training(output_dir, *budget, adam_betas=BETAS, seed=t.seed, **fields)
     data = dataclasses.replace(
         recipe.data, random_resized_crop=False, decode_size=None, horizontal_flip=classifier.horizontal_flip
     )
@@ -269,7 +253,15 @@ def noise_classifier_recipe(
         model={"model_type": config.model_type, **fields},
         data=dataclasses.replace(data, random_resized_crop=False, decode_size=None),
         tokenizer=TokenizerConfig(),
-        training=classifier_training(
-            c, output_dir, warmup_images=c.images // 20, mixed_precision=c.mixed_precision, seed=c.seed
+        training=side_training(
+            output_dir,
+            c.images,
+            c.total_batch_size,
+            c.learning_rate,
+            warmup_images=c.images // 20,
+            weight_decay=c.weight_decay,
+            adam_betas=BETAS,
+            mixed_precision=c.mixed_precision,
+            seed=c.seed,
         ),
     )

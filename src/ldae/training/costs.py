@@ -108,8 +108,7 @@ class Plan:
     @property
     def largest_micro_batch(self) -> int | None:
         """The largest micro-batch that fits and divides a device's share of the batch; `None` if none does."""
-        share = self.recipe.training.total_batch_size // self.devices
-        return replace(self.memory, micro_batch_size=share).fitting_micro_batch(share)
+        return self.memory.fitting_micro_batch(self.recipe.training.total_batch_size // self.devices)
 
     @property
     def images_per_second(self) -> float:

@@ -153,7 +153,7 @@ def advise(
     if machine.device == "cuda" and not training.compile and can_compile("cuda"):
         advice.append("--compile true: steps get faster after a minute of compiling")
     micro, share = training.batch_layout(1)[0], training.total_batch_size
-    largest = replace(memory, micro_batch_size=share).fitting_micro_batch(share) or micro
+    largest = memory.fitting_micro_batch(share) or micro
     if machine.device == "cuda" and speed.share_of_peak < LOW_SHARE and largest > micro:
         advice.append(f"--micro_batch_size {largest}: it fits, and larger products use more of the GPU")
     if training.activation_checkpointing and largest > micro:

@@ -46,7 +46,7 @@ class MemoryEstimate:
     def fitting_micro_batch(self, share: int) -> int | None:
         """Return the largest divisor of a process's share of the batch that fits, or `None` if none does."""
         room = self.free - self.optimizer - self.fixed
-        sizes = (size for size in range(min(share, self.micro_batch_size), 0, -1) if share % size == 0)
+        sizes = (size for size in range(share, 0, -1) if share % size == 0)
         return next((size for size in sizes if size * self.per_image <= room), None)
 
     def __str__(self) -> str:

@@ -287,6 +287,22 @@ def read_sections(path: str | Path | None, extra: Iterable[str] = ()) -> dict[st
     return sections
 
 
+def side_training(
+    output_dir: str | Path | None, images: int, batch_size: int, learning_rate: float, **fields: Any
+) -> TrainingConfig:
+    """Return the `training:` section of a network beside the denoiser; its learning rate is not per 256 images."""
+    return TrainingConfig(
+        output_dir=None if output_dir is None else str(output_dir),
+        images=images,
+        total_batch_size=batch_size,
+        base_learning_rate=learning_rate * 256 / batch_size,
+        log_every_images=max(1, images // 20),
+        keep_checkpoints=1,
+        probe_every_images=0,
+        **fields,
+    )
+
+
 def recipes_folder() -> Path:
     """Return the folder of the recipes that come with ldae: inside the package, or in a checkout beside it."""
     inside = PACKAGE / "recipes"

@@ -19,7 +19,6 @@ from ldae.models.tokenizer_ldae import ConvVAETokenizer, build_conv_vae, build_t
 from ldae.processes import join_processes, make_accelerator
 from ldae.reports.run_pictures import reconstruction_figure
 from ldae.results import Result, add_result
-from ldae.sections import TrainingConfig
 from ldae.tokenizers.autoencoders import ConvAutoencoderTraining, LinearAutoencoderTraining
 from ldae.tokenizers.files import TOKENIZER_FILE, load_tokenizer, save_tokenizer
 from ldae.tokenizers.perceptual import PerceptualLoss
@@ -28,7 +27,7 @@ from ldae.training.checkpoint import Checkpoint
 from ldae.training.estimate import Estimate, Rehearsal, rehearse
 from ldae.training.loop import train
 from ldae.training.progress import describe_bytes, describe_count, describe_seconds, peak_memory_gib
-from ldae.training.recipe import Recipe
+from ldae.training.recipe import Recipe, side_training
 from ldae.training.run_folder import RunFolder
 from ldae.training.task import Task
 from ldae.training.tokenizer_fit import fit_on_source, latent_variance, measure_latents, patch_moments
@@ -58,18 +57,15 @@ def tokenizer_recipe(recipe: Recipe, output_dir: str | Path | None = None) -> Re
     model = {name: getattr(config, name) for name in TOKENIZER_FIELDS}
     if config.latent_tokenizer not in FITTED:  # a combination that every tokenizer allows
         model |= {"input_space": "latent", "prediction_target": "latent"}
-    training = TrainingConfig(
-        output_dir=t.output_dir if output_dir is None else str(output_dir),
-        images=k.tokenizer_images,
-        total_batch_size=k.tokenizer_batch_size,
-        base_learning_rate=k.tokenizer_learning_rate * 256 / k.tokenizer_batch_size,
+    training = side_training(
+        t.output_dir if output_dir is None else output_dir,
+        k.tokenizer_images,
+        k.tokenizer_batch_size,
+        k.tokenizer_learning_rate,
         warmup_images=k.tokenizer_warmup_images,
         adam_betas=ADVERSARIAL_BETAS,
         mixed_precision=t.mixed_precision,
         seed=t.seed,
-        log_every_images=max(1, k.tokenizer_images // 20),
-        keep_checkpoints=1,
-        probe_every_images=0,
         report_to=t.report_to,
     )
     data = dataclasses.replace(recipe.data, random_resized_crop=False, decode_size=None)
