@@ -202,7 +202,10 @@ def check_labels(labels: torch.Tensor, num_classes: int, where: str) -> None:
             "one."
         )
     if (largest := int(labels.max())) >= num_classes:
-        raise ValueError(f"{where} has the label {largest}, and the model's {num_classes} classes begin with 0.")
+        raise ValueError(
+            f"{where} has the label {largest}, and the model has classes 0 to {num_classes - 1} only; give it a class for "
+            "each label (of a denoiser num_class_embeds)."
+        )
 
 
 def trained_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
