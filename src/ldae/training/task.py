@@ -203,8 +203,8 @@ def check_labels(labels: torch.Tensor, num_classes: int, where: str) -> None:
         )
     if (largest := int(labels.max())) >= num_classes:
         raise ValueError(
-            f"{where} has the label {largest}, and the model has classes 0 to {num_classes - 1} only; give it a class for "
-            "each label (of a denoiser num_class_embeds)."
+            f"{where} has the label {largest}, and the model has classes 0 to {num_classes - 1} only; give it a "
+            "class for each label (of a denoiser num_class_embeds)."
         )
 
 
