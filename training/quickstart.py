@@ -22,7 +22,7 @@ from ldae import LDAEForPreTraining
 from ldae.data import Batch, iterate_once, open_probe_images, prepare_images
 from ldae.evaluation.encoder import as_encoder, baselines_of
 from ldae.evaluation.features import Features, extract_features
-from ldae.evaluation.knn import knn_accuracy
+from ldae.evaluation.knn import fit_whitening, knn_accuracy, similarity
 from ldae.evaluation.metrics import mean_and_stderr
 from ldae.evaluation.ridge import few_shot_ridge
 from ldae.evaluation.search import FeatureSearch, GridScore, search_features, write_choice
@@ -39,6 +39,7 @@ from ldae.training.recipe import Recipe, load_recipe
 RECIPE = Path(__file__).parent / "recipes" / "digits.yaml"
 SHOTS, DRAWS = 5, 20
 SHOWN = 5  # test digits whose neighbours are drawn
+WHITENED = 64  # principal components of whitened features
 
 # Code of a user of the finished folder; it runs in its own process.
 LOAD_BACK = """
@@ -70,6 +71,7 @@ class Row:
     few_shot: float
     few_shot_stderr: float
     knn: float
+    whitened_knn: float
 
     @property
     def place(self) -> str:
@@ -143,15 +145,21 @@ def score(name: str, fitted: Features, scored: Any, index: int) -> Row:
     """Probe one cell of features; every row uses the same draws of labels."""
     data = (fitted.flat[:, index], fitted.classes, scored.flat[:, index], scored.classes)
     mean, stderr = mean_and_stderr(few_shot_ridge(*data, shots=SHOTS, draws=DRAWS))
-    return Row(name, *fitted.columns[index], mean, stderr or 0.0, knn_accuracy(*data))
+    neighbours = (knn_accuracy(*data, whiten=components) for components in (None, WHITENED))
+    return Row(name, *fitted.columns[index], mean, stderr or 0.0, *neighbours)
 
 
 def table(rows: list[Row]) -> str:
     """Format the comparison as text."""
     lines = [
-        f"\n{'features':29s} {'read at':17s} {f'ridge, {SHOTS} labels a class':>25s} {'kNN, all labels':>16s}",
-        *(f"{r.name:29s} {r.place:17s} {r.few_shot:16.1%} ± {r.few_shot_stderr:6.1%} {r.knn:16.1%}" for r in rows),
-        f"Test accuracy on 360 digits; ridge: mean and standard error over {DRAWS} draws of the labels.",
+        f"\n{'features':29s} {'read at':17s} {f'ridge, {SHOTS} labels a class':>25s} {'kNN':>7s} {'whitened':>9s}",
+        *(
+            f"{r.name:29s} {r.place:17s} {r.few_shot:16.1%} ± {r.few_shot_stderr:6.1%} {r.knn:7.1%} "
+            f"{r.whitened_knn:9.1%}"
+            for r in rows
+        ),
+        f"Test accuracy on 360 digits; ridge: mean and standard error over {DRAWS} draws of the labels; kNN: all "
+        f"labels,\non features as they are, and on their first {WHITENED} principal components scaled to variance 1.",
     ]
     return "\n".join(lines)
 
@@ -170,7 +178,6 @@ def record(folder: Path, rows: list[Row], search: FeatureSearch, seed: int) -> N
     for r in rows:
         place = {} if r.layer is None else {"layer": r.layer, "timestep": r.timestep, "input": "clean"}
         ridge = {"name": "ridge", "labels_per_class": SHOTS, "draws": DRAWS, "pooling": "mean", **place}
-        knn = {"name": "knn", "k": 20, "pooling": "mean", **place}
         about: dict[str, Any] = {
             "n": 360,
             "seeds": seed,
@@ -179,7 +186,9 @@ def record(folder: Path, rows: list[Row], search: FeatureSearch, seed: int) -> N
         chosen = {"held_out_value": search.accuracy, "chosen": True} if r is rows[0] else {}
         few_shot = {**about, "stderr": r.few_shot_stderr, "details": chosen}
         add_result(folder, Result("accuracy", r.few_shot, "digits", "test", ridge, **few_shot))
-        add_result(folder, Result("accuracy", r.knn, "digits", "test", knn, **about))
+        for value, whiten in ((r.knn, None), (r.whitened_knn, WHITENED)):
+            knn = {"name": "knn", "k": 20, "pooling": "mean", **similarity(whiten), **place}
+            add_result(folder, Result("accuracy", value, "digits", "test", knn, **about))
 
 
 def draw(folder: Path, search: FeatureSearch, train: list[Batch], test: list[Batch]) -> None:
@@ -201,8 +210,9 @@ def draw(folder: Path, search: FeatureSearch, train: list[Batch], test: list[Bat
     FigureCanvasAgg(image_rows([("digits", pixels), ("features", colours)])).print_png(pictures / "patch_features.png")
 
     fitted, scored, index = search.train, search.test, search.chosen
-    gallery = F.normalize(fitted.flat[:, index], dim=1)
-    queries = F.normalize(scored.flat[:SHOWN, index], dim=1)
+    whiten = fit_whitening(fitted.flat[:, index], WHITENED)
+    gallery = F.normalize(whiten(fitted.flat[:, index]), dim=1)
+    queries = F.normalize(whiten(scored.flat[:SHOWN, index]), dim=1)
     similarity, nearest = (queries @ gallery.T).topk(4, dim=1)  # (SHOWN, 4)
     gallery_images = torch.cat([b.images for b in train])
     images: list[torch.Tensor | None] = []
@@ -229,6 +239,7 @@ def summary(tables: list[list[Row]]) -> str:
         values = [r.few_shot for r in rows]
         mean, stderr = mean_and_stderr(values)
         line = f"{rows[0].name:29s} {mean:7.1%} ± {stderr or 0:5.1%}   kNN {sum(r.knn for r in rows) / len(rows):6.1%}"
+        line += f", whitened {sum(r.whitened_knn for r in rows) / len(rows):6.1%}"
         if rows[0] is not tables[0][0]:
             gain, error = mean_and_stderr([t[0].few_shot - r.few_shot for t, r in zip(tables, rows, strict=True)])
             line += f"   trained is ahead by {gain:6.1%} ± {error or 0:5.1%}"

@@ -184,6 +184,18 @@ def test_columns_of_robustness_and_its_options(few_digits, others, checkpoint, t
     assert len(read_results(tmp_path / "out")) == 3 * 4
 
 
+def test_neighbours_of_whitened_features_have_their_own_columns(few_digits, checkpoint, tmp_path, capsys):
+    options = f"--dataset {few_digits} --num_workers 0 --whiten 8 --output_dir {tmp_path} --metrics".split()
+    assert call(compare, [str(checkpoint), *options, "knn,retrieval"]) == 0
+    assert "| kNN, k = 20, 8 whitened | retrieval mAP, 8 whitened |" in capsys.readouterr().out
+    assert call(knn, [str(checkpoint), *options[:-1]]) == 0
+    results = read_results(tmp_path)
+    assert all(result["protocol"]["whiten"] == 8 for result in results)
+    assert results[0]["value"] == results[-1]["value"]  # compare's and knn's of the checkpoint
+    with pytest.raises(ValueError, match="whiten=8 only applies with knn or retrieval"):
+        call(compare, [str(checkpoint), *options, "few_shot"])
+
+
 def test_the_verbs_of_one_checkpoint_read_other_peoples_encoders_alike(few, few_digits, others, tmp_path):
     options = f"--dataset {few_digits} --num_workers 0 --output_dir {tmp_path}".split()
     assert call(linear_probe, [str(others / "mae"), *options, "--shots", "5", "--draws", "3"]) == 0

@@ -117,6 +117,15 @@ def test_another_models_features_come_through_its_own_processor(other_checkpoint
     assert "choices of l-DAE and DDAE models" in message
 
 
+def test_an_index_may_whiten_the_features(checkpoint, digit, tmp_path, capsys):
+    pytest.importorskip("faiss")
+    factory = ["--index", "--index_factory", "PCAW8,L2norm,Flat"]
+    assert extract(checkpoint, *FAST, "--output_dir", tmp_path / "features", *factory) == 0
+    capsys.readouterr()
+    assert search(tmp_path / "features", digit, "--k", 2, "--device", "cpu") == 0
+    assert "1.0000  7    " in capsys.readouterr().out
+
+
 def test_search_finds_an_image_among_its_neighbours(checkpoint, digit, tmp_path, capsys):
     pytest.importorskip("faiss")
     folder = tmp_path / "features"

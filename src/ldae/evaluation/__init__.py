@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .encoder import DenoiserEncoder, Encoder, LatentEncoder, PixelEncoder, PooledEncoder, as_encoder
     from .evaluate import Evaluation
     from .features import Features, extract_features, feature_map, iterate_features
-    from .knn import knn_accuracy, knn_predict, retrieval_map
+    from .knn import fit_whitening, knn_accuracy, knn_predict, retrieval_map
     from .linear_probe import ProbeSettings, train_linear_probes
     from .opening import open_encoder
     from .probing import ProbeResult, probe_features, run_probe
@@ -31,7 +31,7 @@ _NAMES = {
     "encoder": "DenoiserEncoder Encoder LatentEncoder PixelEncoder PooledEncoder as_encoder",
     "evaluate": "Evaluation",
     "features": "Features extract_features feature_map iterate_features",
-    "knn": "knn_accuracy knn_predict retrieval_map",
+    "knn": "fit_whitening knn_accuracy knn_predict retrieval_map",
     "linear_probe": "ProbeSettings train_linear_probes",
     "opening": "open_encoder",
     "probing": "ProbeResult probe_features run_probe",
@@ -72,6 +72,7 @@ __all__ = [
     "feature_map",
     "few_shot_ridge",
     "fit_ridge_grid",
+    "fit_whitening",
     "iterate_features",
     "knn_accuracy",
     "knn_predict",

@@ -20,7 +20,7 @@ from ldae.shared_work import on_main
 from .encoder import Encoder, Layer, PixelEncoder, as_encoder
 from .features import Features, Prepare, centre_crop, extract_features
 from .images import ImageSet, fixed_subset
-from .knn import knn_accuracy, retrieval_map
+from .knn import knn_accuracy, retrieval_map, similarity
 from .linear_probe import ProbeSettings
 from .metrics import mean_and_stderr
 from .opening import open_encoder
@@ -36,9 +36,9 @@ Checkpoint = str | os.PathLike[str] | PreTrainedModel | Encoder
 METRICS = {
     "few_shot": ("shots", "draws", "seed"),
     "ridge": ("seed",),
-    "knn": ("k", "temperature"),
+    "knn": ("k", "temperature", "whiten"),
     "linear": ("settings",),
-    "retrieval": (),
+    "retrieval": ("whiten",),
     "robustness": ("sigmas", "seed"),
 }
 RAW_PIXELS = 32  # side of the images whose pixels are compared; those of a large model would be a million numbers
@@ -158,12 +158,21 @@ class Evaluation:
 
         return self._measure(measure, checkpoint, choice)
 
-    def knn(self, checkpoint: Checkpoint, *, k: int = 20, temperature: float = 0.07, **choice: Any) -> Result:
+    def knn(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        k: int = 20,
+        temperature: float = 0.07,
+        whiten: int | None = None,
+        **choice: Any,
+    ) -> Result:
         """Measure the vote of the k nearest training images; see [`~ldae.evaluation.knn.knn_predict`]."""
 
         def measure(train: Features, test: Features) -> _Measured:
-            protocol = {"name": "knn", "k": k, "temperature": temperature, "similarity": "cosine"}
-            return protocol, knn_accuracy(*_arrays(train, test), k=k, temperature=temperature), None, (0,)
+            settings: dict[str, Any] = {"k": k, "temperature": temperature}
+            value = knn_accuracy(*_arrays(train, test), **settings, whiten=whiten)
+            return {"name": "knn", **settings, **similarity(whiten)}, value, None, (0,)
 
         return self._measure(measure, checkpoint, choice)
 
@@ -188,15 +197,15 @@ class Evaluation:
 
         return self._measure(measure, checkpoint, choice)
 
-    def retrieval(self, checkpoint: Checkpoint, **choice: Any) -> Result:
+    def retrieval(self, checkpoint: Checkpoint, *, whiten: int | None = None, **choice: Any) -> Result:
         """Measure the mean average precision of test images that look for their class among the training images.
 
         See [`~ldae.evaluation.knn.retrieval_map`]; nothing is random in it.
         """
 
         def measure(train: Features, test: Features) -> _Measured:
-            protocol = {"name": "retrieval", "similarity": "cosine", "gallery": "training images"}
-            return protocol, retrieval_map(*_arrays(train, test)), None, (0,)
+            protocol = {"name": "retrieval", **similarity(whiten), "gallery": "training images"}
+            return protocol, retrieval_map(*_arrays(train, test), whiten=whiten), None, (0,)
 
         return self._measure(measure, checkpoint, choice, metric="map")
 

@@ -106,14 +106,19 @@ class Moments:
         assert self.origin is not None
         return self.x / self.n + self.origin[:, 0]
 
+    @property
+    def covariance(self) -> torch.Tensor:
+        """Covariances of the features, `(F, C, C)`."""
+        mean = self.x / self.n  # (F, C), from the origin
+        return self.xx / self.n - mean[:, :, None] * mean[:, None, :]
+
     def standardise(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Compute the features' standard deviations and the eigenbasis of the standardised features' covariance.
 
         Returns:
             `(std (F, C), values (F, C), vectors (F, C, C))`; eigenvalues rise and are at least 0.
         """
-        mean = self.x / self.n  # (F, C), from the origin
-        covariance = self.xx / self.n - mean[:, :, None] * mean[:, None, :]
+        covariance = self.covariance
         std = (covariance.diagonal(dim1=1, dim2=2).clamp(min=0) + EPS).sqrt()  # (F, C)
         values, vectors = torch.linalg.eigh(covariance / (std[:, :, None] * std[:, None, :]))
         return std, values.clamp(min=0), vectors

@@ -1,6 +1,6 @@
 """Nearest neighbours of features, without training: weighted kNN classification, and retrieval."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -12,7 +12,52 @@ from ldae.shared_work import on_main
 
 from .encoder import as_encoder
 from .features import StoredFeatures, extract_features
+from .grid_probes import Moments
 from .metrics import accuracy
+
+
+ROUNDING = 1e-9  # share of the largest variance below which a component's variance is rounding
+
+
+def fit_whitening(features: torch.Tensor, components: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Fit a projection on the first principal components of features, each scaled to variance 1.
+
+    Mean features of a denoiser share a large mean and vary mostly along a few directions, which then decide every
+    cosine. After whitening, all components count alike. FAISS calls the same projection `PCAW`.
+
+    Args:
+        features (`torch.Tensor` of shape `(n, C)`): Features to fit to, such as those of the training images.
+        components (`int`): Number of components that are kept; fewer where the features vary along fewer directions.
+
+    Returns:
+        `Callable`: From features `(m, C)` to float32 `(m, components)`.
+
+    Raises:
+        ValueError: If `components` is less than 1, or the features are all the same.
+
+    Example:
+        >>> features = torch.tensor([[9.0, 0.1], [9.0, -0.1], [11.0, 0.1], [11.0, -0.1]])
+        >>> fit_whitening(features, components=2)(torch.tensor([[11.0, 0.1], [10.0, 0.0]])).abs().round(decimals=3)
+        tensor([[1., 1.],
+                [0., 0.]])
+    """
+    if components < 1:
+        raise ValueError(f"whiten={components} must be at least 1, the number of principal components to keep.")
+    moments = Moments(1, features.shape[1], num_classes=1)
+    moments.add(slice(None), features[:, None], torch.zeros(len(features), dtype=torch.long))
+    variances, directions = torch.linalg.eigh(moments.covariance[0])  # rising
+    count = min(components, int((variances > ROUNDING * variances[-1]).sum()))
+    if count == 0:
+        raise ValueError(f"whiten={components} has no components to keep: all {len(features)} features are the same.")
+    scaled = directions[:, -count:] * variances[-count:].rsqrt()
+    mean, projection = (values.to(features.device, torch.float32) for values in (moments.mean[0], scaled))
+    return lambda x: (x.to(mean) - mean) @ projection
+
+
+def _directions(fitted: torch.Tensor, whiten: int | None) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return what scales features to length 1, whitened before by those that are `fitted` where `whiten` is given."""
+    whitening = fit_whitening(fitted, whiten) if whiten is not None else lambda x: x.to(fitted.device, torch.float32)
+    return lambda x: F.normalize(whitening(x), dim=1)
 
 
 def knn_predict(
@@ -22,6 +67,7 @@ def knn_predict(
     *,
     k: int = 20,
     temperature: float = 0.07,
+    whiten: int | None = None,
     chunk_size: int = 1024,
 ) -> torch.Tensor:
     """Predict the class with the largest sum of exp(cosine similarity / temperature) among the k nearest examples.
@@ -35,6 +81,7 @@ def knn_predict(
         features (`torch.Tensor` of shape `(m, C)`): Features to classify.
         k (`int`, defaults to 20): Number of neighbours that vote.
         temperature (`float`, defaults to 0.07): Temperature of the votes.
+        whiten (`int`, *optional*): Components to whiten features to first, by [`fit_whitening`] of the training ones.
         chunk_size (`int`, defaults to 1024): Rows of `features` compared at a time; bounds memory to chunk_size x n.
 
     Returns:
@@ -52,12 +99,13 @@ def knn_predict(
         raise ValueError(f"k={k} must be from 1 to {len(train_features)}, the number of training examples.")
     if temperature <= 0:
         raise ValueError(f"temperature={temperature} must be positive.")
-    train = F.normalize(train_features.float(), dim=1)
+    directions = _directions(train_features, whiten)
+    train = directions(train_features)  # (n, C)
     labels = train_labels.to(train.device)
     num_classes = int(labels.max()) + 1
     predictions = []
     for chunk in features.split(chunk_size):
-        similarity = F.normalize(chunk.to(train), dim=1) @ train.T  # (b, n)
+        similarity = directions(chunk) @ train.T  # (b, n)
         nearest, index = similarity.topk(k, dim=1)  # (b, k)
         # Votes relative to the nearest neighbour's, which is first: none overflows, and this one never underflows.
         weights = ((nearest - nearest[:, :1]) / temperature).exp()
@@ -74,9 +122,10 @@ def knn_accuracy(
     *,
     k: int = 20,
     temperature: float = 0.07,
+    whiten: int | None = None,
 ) -> float:
     """Compute the top-1 accuracy of [`knn_predict`] on a test set with the true classes `(m,)`."""
-    predictions = knn_predict(train_features, train_labels, test_features, k=k, temperature=temperature)
+    predictions = knn_predict(train_features, train_labels, test_features, k=k, temperature=temperature, whiten=whiten)
     return accuracy(predictions, test_labels)
 
 
@@ -86,6 +135,7 @@ def retrieval_map(
     queries: torch.Tensor,
     query_labels: torch.Tensor,
     *,
+    whiten: int | None = None,
     chunk_size: int = 256,
 ) -> float:
     """Compute the mean average precision of finding a query's class in a gallery, ranked by cosine similarity.
@@ -99,6 +149,7 @@ def retrieval_map(
         gallery_labels (`torch.LongTensor` of shape `(n,)`): Their classes.
         queries (`torch.Tensor` of shape `(m, C)`): Features that search.
         query_labels (`torch.LongTensor` of shape `(m,)`): Their classes.
+        whiten (`int`, *optional*): Components to whiten features to first, by [`fit_whitening`] of the gallery.
         chunk_size (`int`, defaults to 256): Queries ranked at a time; bounds memory to chunk_size x n.
 
     Returns:
@@ -116,12 +167,13 @@ def retrieval_map(
         raise ValueError(
             f"a gallery of {len(gallery)} and {len(queries)} queries: retrieval needs at least one of both."
         )
-    normalised = F.normalize(gallery.float(), dim=1)
+    directions = _directions(gallery, whiten)
+    normalised = directions(gallery)
     labels = gallery_labels.to(normalised.device)
     ranks = torch.arange(1, len(labels) + 1, device=normalised.device)
     total, counted = 0.0, 0
     for chunk, classes in zip(queries.split(chunk_size), query_labels.split(chunk_size), strict=True):
-        similarity = F.normalize(chunk.to(normalised), dim=1) @ normalised.T  # (b, n)
+        similarity = directions(chunk) @ normalised.T  # (b, n)
         order = similarity.argsort(dim=1, descending=True, stable=True)
         relevant = labels[order] == classes.to(labels)[:, None]  # (b, n), by rank
         found = relevant.sum(dim=1)
@@ -134,6 +186,11 @@ def retrieval_map(
     return total / counted
 
 
+def similarity(whiten: int | None) -> dict[str, Any]:
+    """Return the entries of a result's protocol that say how features were compared."""
+    return {"similarity": "cosine"} | ({} if whiten is None else {"whiten": whiten})
+
+
 def run_knn(
     model: Any,
     train_batches: Iterable[Batch] | StoredFeatures,
@@ -142,6 +199,7 @@ def run_knn(
     *,
     k: int = 20,
     temperature: float = 0.07,
+    whiten: int | None = None,
     noisy: bool = False,
     device: torch.device | str | None = None,
     **reading: Any,
@@ -156,6 +214,7 @@ def run_knn(
         about (`dict`): `dataset`, `split` and `checkpoint` of the results.
         k (`int`, defaults to 20): Number of neighbours that vote.
         temperature (`float`, defaults to 0.07): Temperature of the votes.
+        whiten (`int`, *optional*): See [`knn_predict`].
         noisy (`bool`, defaults to `False`): Corrupt the input at t.
         device (`torch.device` or `str`, *optional*): Device to compute on; by default the model's.
         **reading: `layers`, `timesteps` and `dtype`, as of [`~ldae.evaluation.features.extract_features`].
@@ -176,12 +235,13 @@ def run_knn(
         results = []
         for index, (layer, timestep) in enumerate(train.columns):
             x = train.flat[:, index].to(device or encoder.device)
-            value = knn_accuracy(x, train.classes, test.flat[:, index], test.classes, k=k, temperature=temperature)
+            data = (x, train.classes, test.flat[:, index], test.classes)
+            value = knn_accuracy(*data, k=k, temperature=temperature, whiten=whiten)
             protocol = {
                 "name": "knn",
                 "k": k,
                 "temperature": temperature,
-                "similarity": "cosine",
+                **similarity(whiten),
                 "layer": layer,
                 "timestep": timestep,
                 "input": "noisy" if noisy else "clean",

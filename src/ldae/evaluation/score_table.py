@@ -19,8 +19,14 @@ def column_title(score: Result) -> str:
     if name == "robustness":
         levels = [f"{word} {protocol[key]:g}" for key, word in LEVELS.items() if key in protocol]
         return f"ridge, {levels[0] if levels else 'no noise'}"
-    titles = {"ridge": "ridge, all labels", "knn": f"kNN, k = {protocol.get('k')}", "linear": "linear, all labels"}
-    return titles.get(name, "retrieval mAP" if name == "retrieval" else name)
+    whitened = f", {protocol['whiten']} whitened" if "whiten" in protocol else ""
+    titles = {
+        "ridge": "ridge, all labels",
+        "knn": f"kNN, k = {protocol.get('k')}{whitened}",
+        "linear": "linear, all labels",
+        "retrieval": f"retrieval mAP{whitened}",
+    }
+    return titles.get(name, name)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ def compare(options: CompareOptions) -> int:
         raise ValueError("checkpoints is missing; give one or more folders or Hub ids.")
     if len(set(options.checkpoints)) < len(options.checkpoints):
         raise ValueError(f"checkpoints={','.join(options.checkpoints)} names one twice; give each once.")
+    if options.whiten is not None and not {"knn", "retrieval"} & set(options.metrics):
+        raise ValueError(f"whiten={options.whiten} only applies with knn or retrieval in --metrics.")
     if options.output_dir is not None:
         check_results(options.output_dir)
     config = data_config(options, options.checkpoints[0])
@@ -35,7 +37,8 @@ def compare(options: CompareOptions) -> int:
     )
     taken: dict[str, dict[str, Any]] = {
         "few_shot": {"shots": options.shots, "draws": options.draws},
-        "knn": {"k": options.k},
+        "knn": {"k": options.k, "whiten": options.whiten},
+        "retrieval": {"whiten": options.whiten},
         "linear": {"settings": ProbeSettings(epochs=options.epochs, seeds=tuple(options.seeds))},
         "robustness": {"sigmas": tuple(options.sigmas)},
     }

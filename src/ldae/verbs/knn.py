@@ -18,6 +18,7 @@ def knn(options: KnnOptions) -> int:
         inputs.about,
         k=options.k,
         temperature=options.temperature,
+        whiten=options.whiten,
         noisy=options.noisy,
         layers=inputs.layers,
         timesteps=inputs.timesteps,
@@ -26,11 +27,12 @@ def knn(options: KnnOptions) -> int:
     )
     if not is_main():
         return 0
+    name = f"kNN k={options.k}" + (f", {options.whiten} whitened" if options.whiten is not None else "")
     rows = [["probe", "layer", "t", "input", "accuracy"]]
     for result in results:
         places = [result.protocol[name] for name in ("layer", "timestep")]
         shown = ["-" if place is None else str(place) for place in places]
-        rows.append([f"kNN k={options.k}", *shown, result.protocol["input"], f"{result.value:.2%}"])
+        rows.append([name, *shown, result.protocol["input"], f"{result.value:.2%}"])
     print(table(rows))
     n, num_train = results[0].n, results[0].protocol["train_images"]
     print(f"Test accuracy of {n:,} images from {num_train:,} training images.")

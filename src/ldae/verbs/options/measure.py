@@ -135,11 +135,14 @@ class KnnOptions(TableOptions, FeatureOptions, ImageOptions, CheckpointOptions):
     Args:
         k: Number of neighbours that vote.
         temperature: Temperature of the votes.
+        whiten: Principal components of the training images' features, each scaled to variance 1, that are compared;
+            by default the features as they are. 64 or 128 often help.
         forward_batch_size: Images in a forward.
     """
 
     k: int = Field(20, ge=1)
     temperature: float = Field(0.07, gt=0)
+    whiten: int | None = Field(None, ge=1)
     forward_batch_size: int = Field(256, ge=1)
 
 
@@ -159,6 +162,8 @@ class CompareOptions(ImageOptions):
         shots: Labels a class of few_shot.
         draws: Number of draws of few_shot.
         k: Number of neighbours that vote in knn.
+        whiten: Principal components, each scaled to variance 1, that knn and retrieval compare; by default the
+            features as they are.
         epochs: Passes of linear over the features.
         seeds: Seeds of linear.
         sigmas: Standard deviations of the noise of robustness, on pixels in [-1, 1].
@@ -178,6 +183,7 @@ class CompareOptions(ImageOptions):
     shots: int = Field(5, ge=2)
     draws: int = Field(20, ge=1)
     k: int = Field(20, ge=1)
+    whiten: int | None = Field(None, ge=1)
     epochs: int = Field(90, ge=1)
     seeds: list[int] = Field(default_factory=lambda: [0, 1, 2])
     sigmas: list[float] = Field(default_factory=lambda: [0.05, 0.1, 0.2, 0.4, 0.8])
