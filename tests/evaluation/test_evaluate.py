@@ -86,6 +86,7 @@ def test_every_score_says_how_it_was_measured(few, checkpoint):
         "few_shot": few.few_shot(checkpoint, shots=3, draws=4, seed=7),
         "ridge": few.ridge(checkpoint),
         "knn": few.knn(checkpoint, k=5),
+        "logistic": few.logistic(checkpoint),
         "linear": few.linear(checkpoint),
         "retrieval": few.retrieval(checkpoint, layer=1, timestep=40),
     }
@@ -95,6 +96,7 @@ def test_every_score_says_how_it_was_measured(few, checkpoint):
         assert entry["protocol"]["train_images"] == 150 and entry["protocol"]["pooling"]
         assert entry["metric"] == ("map" if name == "retrieval" else "accuracy") and 0.1 < score.value <= 1
     assert scores["few_shot"].seeds == (7,) and scores["few_shot"].stderr > 0
+    assert scores["logistic"].protocol["converged"] and scores["logistic"].seeds == (0,)
     assert scores["linear"].seeds == (0, 1, 2) and scores["linear"].protocol["learning_rate"] > 0
     assert (scores["knn"].protocol["layer"], scores["retrieval"].protocol["layer"]) == (2, 1)
     assert scores["retrieval"].protocol["timestep"] == 40

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from inspect import signature
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from ldae.processes import choose_device
 from ldae.results import Result
 from ldae.shared_work import on_main
 
+from .comparison import REPORTED
 from .encoder import Encoder, Layer, PixelEncoder, as_encoder
 from .features import Features, Prepare, centre_crop, extract_features
 from .images import ImageSet, fixed_subset
@@ -31,15 +33,14 @@ from .score_table import ScoreTable, column_title
 
 
 _Measured = tuple[dict[str, Any], float, float | None, Sequence[int]]  # protocol, value, standard error, seeds
+_Measure = Callable[[Features, Features], _Measured]
 Checkpoint = str | os.PathLike[str] | PreTrainedModel | Encoder
-# The methods that measure, with their options.
-METRICS = {
-    "few_shot": ("shots", "draws", "seed"),
-    "ridge": ("seed",),
-    "knn": ("k", "temperature", "whiten"),
-    "linear": ("settings",),
-    "retrieval": ("whiten",),
-    "robustness": ("sigmas", "seed"),
+METRICS = ("few_shot", "ridge", "logistic", "knn", "linear", "retrieval", "robustness")  # the methods that measure
+# What the protocols of probes of all labels say of the probe, and of the features.
+DESCRIBED: dict[str, tuple[Sequence[str], dict[str, Any]]] = {
+    "ridge": (REPORTED["ridge"], {}),
+    "logistic": (REPORTED["logistic"], {}),
+    "adam": (("epochs", "batch_size", "learning_rate"), {"preset": "features once", "augmentation": []}),
 }
 RAW_PIXELS = 32  # side of the images whose pixels are compared; those of a large model would be a million numbers
 KEPT_ENCODERS = 4  # whose features are kept
@@ -150,11 +151,33 @@ class Evaluation:
 
         See [`~ldae.evaluation.ridge.fit_ridge_grid`]; arguments as of [`~Evaluation.few_shot`].
         """
+        return self._probe("ridge", checkpoint, choice, (seed,), seed=seed)
+
+    def logistic(self, checkpoint: Checkpoint, *, seed: int = 0, **choice: Any) -> Result:
+        """Measure logistic regression with all labels, solved to convergence; its penalty is chosen as ridge's is.
+
+        See [`~ldae.evaluation.logistic.fit_logistic_grid`]; arguments as of [`~Evaluation.few_shot`].
+        """
+        return self._probe("logistic", checkpoint, choice, (seed,), seed=seed)
+
+    def linear(self, checkpoint: Checkpoint, settings: ProbeSettings = LINEAR, **choice: Any) -> Result:
+        """Measure Adam's linear probes of features computed once: mean and standard error over the settings' seeds.
+
+        A tenth of the training images chooses the learning rate; the probes may not have converged, as
+        [`~Evaluation.logistic`] has. The papers' protocols, with augmentation, are
+        [`~ldae.evaluation.probing.run_probe`]'s.
+        """
+        return self._probe("adam", checkpoint, choice, settings.seeds, settings=settings, device=self.device)
+
+    def _probe(
+        self, name: str, checkpoint: Checkpoint, choice: dict[str, Any], seeds: Sequence[int], **options: Any
+    ) -> Result:
+        reported, fixed = DESCRIBED[name]
 
         def measure(train: Features, test: Features) -> _Measured:
-            probes = probe_features("ridge", train, test, seed=seed)
-            protocol = {"name": "ridge", "penalty": float(probes.penalty[0]), "holdout": HOLDOUT}
-            return protocol, *probes.score(0), (seed,)
+            probes = probe_features(name, train, test, **options)
+            details = {key: value for key, value in probes.describe(0).items() if key in reported}
+            return {"name": probes.name, **details, **fixed, "holdout": HOLDOUT}, *probes.score(0), seeds
 
         return self._measure(measure, checkpoint, choice)
 
@@ -170,30 +193,9 @@ class Evaluation:
         """Measure the vote of the k nearest training images; see [`~ldae.evaluation.knn.knn_predict`]."""
 
         def measure(train: Features, test: Features) -> _Measured:
-            settings: dict[str, Any] = {"k": k, "temperature": temperature}
-            value = knn_accuracy(*_arrays(train, test), **settings, whiten=whiten)
-            return {"name": "knn", **settings, **similarity(whiten)}, value, None, (0,)
-
-        return self._measure(measure, checkpoint, choice)
-
-    def linear(self, checkpoint: Checkpoint, settings: ProbeSettings = LINEAR, **choice: Any) -> Result:
-        """Measure linear probes of features computed once: mean and standard error over the settings' seeds.
-
-        A tenth of the training images chooses the learning rate. The papers' protocols, with augmentation, are
-        [`~ldae.evaluation.probing.run_probe`]'s.
-        """
-
-        def measure(train: Features, test: Features) -> _Measured:
-            probes = probe_features("adam", train, test, settings=settings, device=self.device)
-            details = probes.describe(0)
-            protocol = {
-                "name": "linear",
-                "preset": "features once",
-                **{key: details[key] for key in ("epochs", "batch_size", "learning_rate")},
-                "augmentation": [],
-                "holdout": HOLDOUT,
-            }
-            return protocol, *probes.score(0), settings.seeds
+            protocol = {"name": "knn", "k": k, "temperature": temperature, **similarity(whiten)}
+            value = knn_accuracy(*_arrays(train, test), k=k, temperature=temperature, whiten=whiten)
+            return protocol, value, None, (0,)
 
         return self._measure(measure, checkpoint, choice)
 
@@ -283,18 +285,18 @@ class Evaluation:
             *checkpoints: The encoders, ours and other people's.
             metrics (`Sequence[str]`): Some of the methods above by name; each is a column, and robustness one for each
                 level of noise.
-            untrained (`bool`, defaults to `False`): Whether each encoder's network with weights drawn afresh has a
-                row.
-            raw_pixels (`bool`, defaults to `True`): Whether raw pixels have one, at 32 pixels a side or the smallest
-                encoder's size.
-            **options: Of the measures, by name: `shots`, `draws`, `k`, `temperature`, `settings`, `sigmas`, `seed`.
+            untrained (`bool`, defaults to `False`): Whether each encoder's untrained network has a row.
+            raw_pixels (`bool`, defaults to `True`): Whether raw pixels have one, of at most 32 pixels a side.
+            **options: Of the measures, by name: `shots`, `draws`, `k`, `temperature`, `whiten`, `settings`, `sigmas`,
+                `seed`.
 
         Raises:
             ValueError: for an unknown metric or option, or a checkpoint that cannot be loaded.
         """
         if not metrics or not set(metrics) <= set(METRICS):
             raise ValueError(f"metrics={list(metrics)} must be some of {', '.join(METRICS)}.")
-        stray = [name for name in options if not any(name in METRICS[metric] for metric in metrics)]
+        taken = {metric: signature(getattr(self, metric)).parameters for metric in metrics}
+        stray = [name for name in options if not any(name in parameters for parameters in taken.values())]
         if stray:
             raise ValueError(f"{stray[0]}={options[stray[0]]!r} is not an option of {', '.join(metrics)}.")
         scores: dict[str, dict[str, Result]] = {}
@@ -305,7 +307,7 @@ class Evaluation:
             chosen = replace(chosen, name=f"{chosen.name} ({number})") if number > 1 else chosen
             scores[chosen.name] = {}
             for metric in metrics:
-                given = {key: value for key, value in options.items() if key in METRICS[metric]}
+                given = {key: value for key, value in options.items() if key in taken[metric]}
                 found = getattr(self, metric)(chosen, **given) or []
                 for score in found if isinstance(found, list) else [found]:
                     scores[chosen.name][column_title(score)] = score
@@ -323,13 +325,7 @@ class Evaluation:
             add(_Choice(f"raw pixels, {side} x {side}", PixelEncoder(side), None, None))
         return ScoreTable(scores)
 
-    def _measure(
-        self,
-        measure: Callable[[Features, Features], _Measured],
-        checkpoint: Any,
-        choice: dict[str, Any],
-        metric: str = "accuracy",
-    ) -> Result:
+    def _measure(self, measure: _Measure, checkpoint: Any, choice: dict[str, Any], metric: str = "accuracy") -> Result:
         """Compute an encoder's features in all processes, and measure them in the main one."""
         chosen = self._choose(checkpoint, **choice)
         train, test = self._both(chosen)

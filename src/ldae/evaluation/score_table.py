@@ -23,6 +23,7 @@ def column_title(score: Result) -> str:
     titles = {
         "ridge": "ridge, all labels",
         "knn": f"kNN, k = {protocol.get('k')}{whitened}",
+        "logistic": "logistic, all labels",
         "linear": "linear, all labels",
         "retrieval": f"retrieval mAP{whitened}",
     }

@@ -11,7 +11,7 @@ from .checkpoint import CheckpointOptions, FeatureOptions, ImageOptions
 from .use import ScoreOptions
 
 
-Metric = Literal["few_shot", "ridge", "knn", "linear", "retrieval", "robustness"]
+Metric = Literal["few_shot", "ridge", "logistic", "knn", "linear", "retrieval", "robustness"]
 SweepProbe = Literal["ridge", "knn", "linear", "none"]
 
 
@@ -158,7 +158,8 @@ class CompareOptions(ImageOptions):
         config: YAML file of these options, by name; the command line wins.
         max_train: Largest number of training images; the same ones are drawn each time.
         max_test: Largest number of test images.
-        metrics: Columns: few_shot, ridge, knn, linear, retrieval, robustness.
+        metrics: Columns: few_shot; ridge and logistic, of all labels; knn; linear, by Adam, which may not have
+            converged; retrieval; robustness.
         shots: Labels a class of few_shot.
         draws: Number of draws of few_shot.
         k: Number of neighbours that vote in knn.
