@@ -1,6 +1,8 @@
-"""Nearest images by the cosine similarity of a model's features, centred on their mean.
+"""Nearest images, and pairs of images, by the cosine similarity of a model's features.
 
-The features of all images have a large part in common: without centring, every similarity would be close to 1.
+The features of all images have a large part in common and vary mostly along a few directions. Nearest images are found
+by whitened features, among which no direction counts more than another; pairs, such as near-duplicates, by features
+that are only centred, because whitening enlarges the small differences between copies.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,12 +16,15 @@ from torch.nn import functional as F
 
 from ldae.data import Batch, ImageSource, iterate_once
 from ldae.evaluation.features import extract_features
+from ldae.evaluation.knn import fit_whitening
 from ldae.reports.image_grids import sample_grid, to_picture
 
 
 THUMBNAIL = 64  # side of the small pictures that are kept of the searched images, in pixels
 SHOWN = 128
 BATCH_SIZE = 64  # images in a forward pass
+COMPONENTS = 64  # largest number of principal components that neighbours are found by
+IMAGES_PER_COMPONENT = 4  # with fewer, whitening fits the noise of the features
 ROWS_AT_ONCE = 512  # that are compared with all images at a time, which bounds memory
 
 
@@ -29,7 +34,8 @@ class Neighbours:
 
     Args:
         model (`PreTrainedModel`): The model that computed the features.
-        mean (`torch.FloatTensor` of shape `(F,)`): Mean of the features.
+        whiten (`Callable`): From features `(m, F)` to their whitened components `(m, c)`.
+        whitened (`torch.FloatTensor` of shape `(n, c)`): The images' components, scaled to length 1.
         features (`torch.FloatTensor` of shape `(n, F)`): Features minus their mean, scaled to length 1.
         thumbnails (`torch.ByteTensor` of shape `(n, C, s, s)`): Small pictures.
         captions (`list[str]`): Class of each image, or "" if it is unknown.
@@ -37,7 +43,8 @@ class Neighbours:
     """
 
     model: Any
-    mean: torch.Tensor
+    whiten: Callable[[torch.Tensor], torch.Tensor]
+    whitened: torch.Tensor
     features: torch.Tensor
     thumbnails: torch.Tensor
     captions: list[str]
@@ -74,8 +81,10 @@ class Neighbours:
         names = source.class_names
         captions = ["" if k < 0 else names[k] if names else f"class {k}" for k in labels]
         values = features.flat[:, 0]  # (n, F)
-        mean = values.mean(dim=0)
-        return cls(model, mean, F.normalize(values - mean, dim=1), torch.cat(thumbnails), captions, positions)
+        centred = F.normalize(values - values.mean(dim=0), dim=1)
+        whiten = fit_whitening(values, max(1, min(COMPONENTS, len(values) // IMAGES_PER_COMPONENT)))
+        whitened = F.normalize(whiten(values), dim=1)
+        return cls(model, whiten, whitened, centred, torch.cat(thumbnails), captions, positions)
 
     def nearest(self, image: np.ndarray, count: int = 8) -> list[tuple[PIL.Image.Image, str]]:
         """Find the most similar images, nearest first.
@@ -88,8 +97,8 @@ class Neighbours:
             Pictures, each with its similarity and, if it is known, its class as a caption.
         """
         batch = Batch(torch.from_numpy(image)[None], torch.zeros(1, dtype=torch.long), None)
-        feature = F.normalize(extract_features(self.model, [batch]).flat[0, 0] - self.mean, dim=0)  # (F,)
-        found = (self.features @ feature).topk(min(count, len(self.features)))
+        query = F.normalize(self.whiten(extract_features(self.model, [batch]).flat[:, 0]), dim=1)[0]  # (c,)
+        found = (self.whitened @ query).topk(min(count, len(self.features)))
         shown = []
         for similarity, index in zip(found.values.tolist(), found.indices.tolist(), strict=True):
             caption = " · ".join(filter(None, [f"{similarity:.2f}", self.captions[index]]))

@@ -116,8 +116,8 @@ def neighbours_tab(demo: DemoModel, image: gr.State) -> TabUpdate:
     """Add the tab that shows the images of the source that are most similar to the image."""
     assert demo.source is not None
     ready = (
-        f"The most similar images of {demo.source.description}, nearest first, with similarity (the cosine of mean "
-        "features) and class."
+        f"The most similar images of {demo.source.description}, nearest first, with similarity (the cosine of "
+        "whitened mean features) and class."
     )
     with gr.Tab("Neighbours"):
         caption = gr.Markdown(f"{ready} {NO_IMAGE}")
