@@ -1,3 +1,5 @@
+import errno
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -133,3 +135,12 @@ def test_reads_a_path(tmp_path):
 def test_other_channel_counts_are_refused():
     with pytest.raises(ValueError, match="num_channels=4"):
         decode_image(encode(Image.fromarray(random_pixels(16, 16))), 4, 16)
+
+
+def test_an_error_of_the_machine_is_none_of_the_image(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("builtins.open", fail)
+    with pytest.raises(OSError, match="Too many open files"):
+        decode_image({"bytes": None, "path": str(tmp_path / "image.png")}, 3, 8)

@@ -5,6 +5,7 @@ Resizing and cropping give exactly the pixels of `LDAEImageProcessor` (PIL backe
 decoded at a reduced scale, and then differ by a fraction of a grey level.
 """
 
+import errno
 import hashlib
 import io
 import os
@@ -22,6 +23,9 @@ from ldae.places import is_address
 
 # Trying every known format takes longer than decoding a small image.
 _MAGIC = ((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG"), (b"GIF8", "GIF"))
+
+# Errors of the machine or its network drive, and no property of an image: it is not skipped.
+PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT)
 
 GREY_TOLERANCE = 8  # of 255: JPEG's rounding leaves a trace of colour in grey images
 
@@ -113,7 +117,7 @@ class ImageFacts:
 
 def examine_image(record: Any) -> ImageFacts:
     """Decode one image and describe it; see [`decode_image`]."""
-    data = _read_bytes(record)
+    data = read_bytes(record)
     with _opened(data, []) as image:
         mode, upright = image.mode, convert_image(image)
         small = np.asarray(upright.resize((32, 32))).astype(int)  # (32, 32, 3)
@@ -124,7 +128,7 @@ def examine_image(record: Any) -> ImageFacts:
 @contextmanager
 def _opened(record: Any, notes: list[str]) -> Iterator[Image.Image]:
     """Yield a record's image; any error with it, also in the block, is an UnreadableImageError."""
-    data = _read_bytes(record)
+    data = read_bytes(record)
     # A damaged file makes Pillow's plugins raise almost anything (OSError, SyntaxError, struct.error, ...).
     try:
         with Image.open(io.BytesIO(data), formats=_guess_formats(data)) as opened:
@@ -195,7 +199,12 @@ def image_to_pixels(
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))  # (3, S, S)
 
 
-def _read_bytes(record: Any) -> bytes:
+def read_bytes(record: Any) -> bytes:
+    """Read the file of a record.
+
+    Raises:
+        UnreadableImageError: If it is missing, forbidden or empty.
+    """
     path = None
     if isinstance(record, dict):
         record, path = record.get("bytes"), record.get("path")
@@ -219,6 +228,8 @@ def _read_path(path: str) -> bytes:
         with open(os.path.expanduser(path), "rb") as file:
             return file.read()
     except OSError as error:
+        if error.errno in PASSING:
+            raise
         raise UnreadableImageError("missing or forbidden file") from error
 
 

@@ -3,7 +3,6 @@
 import hashlib
 from collections import Counter
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from datasets import List, Value
 
 from .batch import Batch, Decoder, WorkerBatch, make_batch, make_labels
+from .decode import UnreadableImageError, read_bytes
 from .sources import ImageSource
 
 
@@ -58,12 +58,11 @@ def hash_source(source: ImageSource) -> str:
     """Hash the undecoded images and labels of rows spread over the source, whatever its files are called."""
     digest = hashlib.sha256()
     for record, label in zip(*read_rows(source, spread_rows(source, HASHED_ROWS)), strict=True):
-        content = record.get("bytes") if isinstance(record, dict) else record
-        if content is None and isinstance(record, dict) and record.get("path") is not None:
-            with suppress(OSError):  # counted where the image is decoded
-                content = Path(record["path"]).expanduser().read_bytes()
-        digest.update(f"{label} {len(content or b'')} ".encode())
-        digest.update(content or b"")
+        content = b""
+        with suppress(UnreadableImageError):  # counted where the image is decoded
+            content = read_bytes(record)
+        digest.update(f"{label} {len(content)} ".encode())
+        digest.update(content)
     return digest.hexdigest()[:16]
 
 
