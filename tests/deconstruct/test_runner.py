@@ -263,6 +263,8 @@ def test_classes_are_counted_where_they_are_not_named(tmp_path):
     assert count_classes(source) == count_classes(replace(source, class_names=None)) == 10
     with pytest.raises(ValueError, match="give --num_class_embeds"):
         count_classes(replace(source, class_names=None, label_column=None))
+    some = source.dataset.with_format(None).map(lambda row: {"label": row["label"] or None})  # of zeros, none is left
+    assert count_classes(replace(source, dataset=some, class_names=None)) == 10
 
 
 def test_wrong_arguments_are_one_line(write_preset, tmp_path, capsys):

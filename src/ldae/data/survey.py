@@ -10,9 +10,9 @@ import numpy as np
 
 from ldae import stopping
 
-from .batch import Decoder, make_labels
+from .batch import Decoder
 from .decode import ImageFacts, UnreadableImageError, examine_image
-from .rows import read_rows, spread_rows
+from .rows import read_labels, read_rows, spread_rows
 from .sources import ImageSource
 
 
@@ -166,7 +166,7 @@ def time_reading(source: ImageSource, image_size: int, *, count: int = 64) -> fl
 def _count_classes(source: ImageSource) -> Counter[str] | None:
     if source.label_column is None:
         return None
-    labels = Counter(make_labels(source.dataset.with_format(None)[source.label_column][:]))
+    labels = Counter(read_labels(source))
     names = source.class_names
     return Counter({str(k) if names is None else names[k]: count for k, count in labels.items() if k >= 0})
 

@@ -9,6 +9,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 
 from ldae.data import ImageSource, open_images
+from ldae.data.rows import read_labels
 from ldae.deconstruct.collect import BASELINES, run_path
 from ldae.deconstruct.measure import RunProbes
 from ldae.deconstruct.preset import Preset, select_rows
@@ -258,7 +259,7 @@ def count_classes(source: ImageSource) -> int:
             f"{source.description} does not say how many classes it has, which row 0 needs; give --num_class_embeds, "
             "or leave the row out (--rows)."
         )
-    return max(source.dataset.with_format(None)[source.label_column]) + 1
+    return max(read_labels(source)) + 1
 
 
 def _with_tokenizer(recipe: Recipe, **fields: Any) -> Recipe:
