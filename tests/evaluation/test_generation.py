@@ -54,6 +54,9 @@ def test_classes_come_in_turn():
     assert torch.cat(labels).tolist() == [0, 0]  # of the numbers 1 and 3
     (batch,) = generate_images(make_pipeline(), 2, Sampling(steps=1))
     assert batch.labels is None
+    for classes, message in (((), "classes= is empty; leave it out"), ((1,), "classes=1 needs a class-conditional")):
+        with pytest.raises(ValueError, match=message):
+            next(iter(generate_images(make_pipeline(), 2, Sampling(steps=1, classes=classes))))
 
 
 def test_a_process_may_have_no_share():

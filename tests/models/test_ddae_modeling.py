@@ -179,6 +179,8 @@ def test_a_loss_follows_the_labels() -> None:
         ({"empty_prompt_length": 3}, "empty_prompt_length=3 is invalid; it must be None"),
         ({"vae_config": {"latent_channels": 8}, "image_size": 32}, "latent_channels are the network's in_channels=3"),
         ({"denoiser_config": {"block_out_channels": [8]}}, "image_size is missing, .* sample_size=None"),
+        ({"denoiser_config": {"sample_size": "16"}}, "image_size is missing, .* sample_size='16'"),
+        ({"denoiser_config": {"in_channels": [1, "a"]}}, "in_channels=.* of the network must be an integer"),
         ({"denoiser_config": {"sample_size": [16, 32]}}, r"image_size is missing, .* sample_size=\[16, 32\]"),
         (
             {"denoiser_config": {"sample_size": 32, "up_block_types": ["SkipUpBlock2D"]}},

@@ -41,12 +41,19 @@ class Sampling:
     batch_size: int = 64
 
     def labels(self, positions: torch.Tensor, num_class_embeds: int | None) -> torch.Tensor | None:
-        """Return the class of each image `(b,)` by its number, `None` for a model without classes."""
+        """Return the class of each image `(b,)` by its number, `None` for a model without classes.
+
+        Raises:
+            ValueError: If classes are given to such a model, or none.
+        """
         classes = self.classes
         if classes is None:
             if num_class_embeds is None:
                 return None
             classes = tuple(range(num_class_embeds))
+        elif num_class_embeds is None or not classes:
+            reason = "is empty" if not classes else "needs a class-conditional model, and this one has no classes"
+            raise ValueError(f"classes={','.join(map(str, classes))} {reason}; leave it out.")
         return torch.tensor(classes)[positions % len(classes)]
 
 

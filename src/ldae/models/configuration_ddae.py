@@ -156,12 +156,14 @@ class DDAEConfig(DenoiserConfig):
             latent_dit = self.denoiser_type == "DiTTransformer2DModel" and self.vae_config is not None
             self.feature_timestep = self.noise_process.default_feature_timestep(self.num_train_timesteps, latent_dit)
         if self.num_channels is None:
+            if not isinstance(self.expected_channels, int):
+                raise ValueError(f"in_channels={self.expected_channels!r} of the network must be an integer.")
             self.num_channels = self.expected_channels
         if self.image_size is None:
             side = self._of_denoiser("sample_size")
             if isinstance(side, list):
                 side = side[0] if len(set(side)) == 1 else None
-            if side is None:
+            if not isinstance(side, int):
                 raise ValueError(
                     "image_size is missing, and does not follow from the network's "
                     f"sample_size={self._of_denoiser('sample_size')!r}; give image_size in pixels."
