@@ -55,6 +55,7 @@ def test_a_sweep_runs_no_rows_unless_asked(write_preset):
         ({"probe": {"probe": "svm"}}, "probe.probe='svm' must be one of logistic, adam"),
         ({"probe": {"protocol": "paper"}}, "give probe: adam"),
         ({"probe": {"search_timesteps": [1000]}}, "must be from 0 to 999"),
+        ({"probe": {"timesteps": [0, 1000]}}, "timesteps=[0, 1000] must be from 0 to 999"),
         ({"probe": 3}, "section 'probe' must hold `field: value` lines"),
         ({"generation": {"steps": 0}}, "generation.steps=0 must be an integer, 1 or more"),
         ({"rows": [0, 99]}, "rows='99' does not exist; choose from 00, 01"),

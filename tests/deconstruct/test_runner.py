@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 from transformers import AutoModel
 
 from ldae.cli import main
@@ -277,6 +278,23 @@ def test_wrong_arguments_are_one_line(write_preset, tmp_path, capsys):
         assert main([*arguments, *options]) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_what_measurements_would_not_find_is_told_before_a_row_is_trained(write_preset, digits, tmp_path, capsys):
+    (tmp_path / "plain").mkdir()
+    for split in ("train", "test"):
+        table = parquet.read_table(digits / f"{split}.parquet").drop_columns("label").replace_schema_metadata()
+        parquet.write_table(table, tmp_path / "plain" / f"{split}.parquet")
+    data = {"dataset": str(tmp_path / "plain"), "image_column": "image", "eval_split": None, "num_workers": 0}
+    keys = {"rows": [7], "classifier": None, "data": data}
+    generation = {"num_images": 4, "extractor": str(tmp_path / "none")}
+    for preset, message in (
+        (write_preset("plain.yaml", **keys), "has no labels, which probes need"),
+        (write_preset(rows=[7], classifier=None, generation=generation), f"{tmp_path}/none"),
+    ):
+        assert main(["deconstruct", "--config", str(preset), "--output_dir", str(tmp_path / "out")]) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
 
 
 def test_a_tokenizers_name_says_what_it_is(write_preset, tmp_path):

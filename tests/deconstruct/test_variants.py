@@ -102,6 +102,13 @@ def test_an_impossible_dimension_names_the_variant_and_the_reason(write_preset):
         recipes(preset)
 
 
+@pytest.mark.parametrize("name", ["search_blocks", "blocks"])
+def test_blocks_that_do_not_exist_are_refused_before_a_row_is_trained(write_preset, name):
+    preset = load_preset(write_preset(rows=[12], probe={name: [1, 3]}))
+    with pytest.raises(ValueError, match=rf"12_ldae under .*probe.{name}=\[1, 3\] must be blocks of the 2"):
+        recipes(preset)
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_preset_of_the_repository_makes_sense_and_says_how_to_launch_it(path):
     preset = load_preset(path)

@@ -81,8 +81,9 @@ class ProbeOptions:
         self.study_rows = [row_key(row) for row in self.study_rows]
         if self.probe == "logistic" and self.protocol == "paper":
             raise ValueError("protocol=paper needs an optimizer that works in epochs; give probe: adam.")
-        if not all(0 <= t < 1000 for t in self.search_timesteps or ()):
-            raise ValueError(f"search_timesteps={self.search_timesteps} must be from 0 to 999.")
+        for name in ("search_timesteps", "timesteps"):
+            if not all(0 <= t < 1000 for t in getattr(self, name) or ()):
+                raise ValueError(f"{name}={getattr(self, name)} must be from 0 to 999.")
 
     def make_protocol(
         self,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list
 
-from ldae.data import ImageSource, open_images
+from ldae.data import ImageSource, open_images, open_probe_images
 from ldae.data.rows import read_labels
 from ldae.deconstruct.collect import BASELINES, run_path
 from ldae.deconstruct.measure import RunProbes
@@ -18,7 +18,7 @@ from ldae.deconstruct.samples import measure_samples
 from ldae.deconstruct.shared_networks import claimed, shared_classifier, shared_tokenizer, update_paths
 from ldae.deconstruct.steps import ALL_STEPS, StepFolder
 from ldae.deconstruct.variants import Variant, list_variants, variant_recipe
-from ldae.evaluation.extractor import INCEPTION
+from ldae.evaluation.extractor import INCEPTION, load_extractor
 from ldae.files import FolderClaim
 from ldae.hub.model_card import write_model_card
 from ldae.processes import join_processes
@@ -113,8 +113,10 @@ class Deconstruction:
             `list[str]`: What failed, a line each; the same launch tries it again.
 
         Raises:
+            ValueError: If the images have no labels, or the extractor of FID and KID is not at hand.
             SystemExit: After SIGTERM or SIGINT, when the current training is saved.
         """
+        self._check()
         if self.state.is_main_process:
             self.output_dir.mkdir(parents=True, exist_ok=True)
         self.state.wait_for_everyone()
@@ -129,11 +131,24 @@ class Deconstruction:
         self._report()
         return self.failures
 
+    def _check(self) -> None:
+        """Refuse, before anything is trained, what the measurements after it need and would not find."""
+        waiting = [run for run in self.runs if not self._is_finished(run)]
+        if not waiting:
+            return
+        with self.state.main_process_first():  # what is downloaded or prepared is so once
+            sources = open_probe_images(self.recipe(waiting[0]).data)
+        for source in sources:
+            if source.label_column is None:
+                raise ValueError(f"{source.description} has no labels, which probes need; name label_column.")
+        if self._given_extractor is not None and any(map(self._draws_samples, waiting)):
+            load_extractor(self._given_extractor)
+
     def _try(self, run: Run) -> bool:
         """Work on a run; return `False` if another launch does."""
         place = f"[{self.runs.index(run) + 1}/{len(self.runs)}] {run.title}"
         settings = self._settings(run)
-        if run.folder.is_done(ALL_STEPS, settings):
+        if self._is_finished(run):
             self.say(f"{place}: was finished before")
             return True
         (acquired,) = broadcast_object_list([self.state.is_main_process and run.claim.acquire()])
@@ -194,17 +209,28 @@ class Deconstruction:
 
     def _sample(self, run: Run, recipe: Recipe) -> None:
         options = self.preset.generation
-        if options is None or run.variant.dimension is not None:
+        if options is None or not self._draws_samples(run):
             return
-        if options.rows is not None and run.variant.key not in options.rows:
-            return
-        extractor = options.extractor
-        if extractor is None and self.preset.classifier is not None:
-            extractor = str(shared_classifier(self.preset, recipe, self.output_dir))
+        extractor = self._given_extractor or str(shared_classifier(self.preset, recipe, self.output_dir))
         with sharing_work():
-            measure_samples(run.folder, recipe, options, extractor or INCEPTION, self.device)
+            measure_samples(run.folder, recipe, options, extractor, self.device)
         for entry in run.folder.results("samples"):
             self.say(f"{run.title}: {entry['metric']} {entry['value']:.4g} ({entry['protocol']['extractor']})")
+
+    def _draws_samples(self, run: Run) -> bool:
+        options = self.preset.generation
+        if options is None or run.variant.dimension is not None:
+            return False
+        return options.rows is None or run.variant.key in options.rows
+
+    @property
+    def _given_extractor(self) -> str | None:
+        """The extractor of FID and KID, or `None` if it is the preset's classifier, which is trained first."""
+        named = self.preset.generation and self.preset.generation.extractor
+        return named or (INCEPTION if self.preset.classifier is None else None)
+
+    def _is_finished(self, run: Run) -> bool:
+        return run.folder.is_done(ALL_STEPS, self._settings(run))
 
     def _settings(self, run: Run) -> list[Any]:
         """Collect everything that a run's numbers depend on; a run finished with the same settings is skipped."""

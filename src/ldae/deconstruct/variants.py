@@ -97,7 +97,13 @@ def variant_recipe(variant: Variant, preset: Preset, seed: int, output_dir: Path
     # The measurements search the block and time step themselves, and compare them with the recipe's own.
     sections["training"] |= {"seed": seed, "output_dir": str(output_dir), "select_features": False}
     try:
-        return build_recipe(sections)
+        recipe = build_recipe(sections)
+        total = recipe.model_config().total_num_hidden_layers
+        for name in ("search_blocks", "blocks"):
+            blocks = getattr(preset.probe, name) or ()
+            if not all(1 <= block <= total for block in blocks):
+                raise ValueError(f"probe.{name}={blocks} must be blocks of the {total}, counted from 1.")
+        return recipe
     except ValueError as error:
         raise ValueError(f"{variant.name} under {preset.path}: {error}") from error
 
