@@ -4,7 +4,6 @@ results.json is a JSON list with an entry for each [`Result`], whose fields are 
 several are `seeds`, and `details` are keys of their own.
 """
 
-import fcntl
 import json
 import math
 import os
@@ -217,7 +216,12 @@ def _identity(entry: dict[str, Any]) -> list[Any]:
 
 @contextmanager
 def _held(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Let no other process add results to a folder meanwhile, if its file system has locks."""
+    """Let no other process add results to a folder meanwhile, if its system has locks of folders."""
+    try:
+        import fcntl
+    except ImportError:  # on Windows
+        yield
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):
