@@ -55,7 +55,7 @@ def fit_whitening(features: torch.Tensor, components: int) -> Callable[[torch.Te
 
 
 def _directions(fitted: torch.Tensor, whiten: int | None) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return what scales features to length 1, whitened before by those that are `fitted` where `whiten` is given."""
+    """Return a function that scales features to length 1, after the whitening of `fitted` if it is wanted."""
     whitening = fit_whitening(fitted, whiten) if whiten is not None else lambda x: x.to(fitted.device, torch.float32)
     return lambda x: F.normalize(whitening(x), dim=1)
 
