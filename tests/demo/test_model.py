@@ -104,6 +104,14 @@ def test_a_copy_is_the_closest_pair_and_is_shown_beside_its_original(demo: DemoM
     assert folder.search().closest_pairs(1.1) == ([], 0)
 
 
+def test_a_folder_of_one_image_can_be_searched(demo: DemoModel, tmp_path: Path) -> None:
+    image = demo.examples(8)[2]
+    PIL.Image.fromarray(image.transpose(1, 2, 0)).save(tmp_path / "only.png")
+    folder = DemoModel("mine", demo.model, source=open_images(DataConfig(str(tmp_path), num_workers=0)))
+    assert len(folder.search().nearest(image)) == 1
+    assert folder.search().closest_pairs(0.5) == ([], 0)
+
+
 def test_samples_depend_on_the_seed(demo: DemoModel) -> None:
     said: list[float] = []
     first, again, other = (

@@ -81,9 +81,11 @@ class Neighbours:
         names = source.class_names
         captions = ["" if k < 0 else names[k] if names else f"class {k}" for k in labels]
         values = features.flat[:, 0]  # (n, F)
-        centred = F.normalize(values - values.mean(dim=0), dim=1)
-        whiten = fit_whitening(values, max(1, min(COMPONENTS, len(values) // IMAGES_PER_COMPONENT)))
-        whitened = F.normalize(whiten(values), dim=1)
+        mean = values.mean(dim=0)
+        whiten: Callable[[torch.Tensor], torch.Tensor] = lambda x: x - mean  # noqa: E731
+        if bool((values != values[0]).any()):  # a single image, or copies of one, have no components
+            whiten = fit_whitening(values, max(1, min(COMPONENTS, len(values) // IMAGES_PER_COMPONENT)))
+        whitened, centred = F.normalize(whiten(values), dim=1), F.normalize(values - mean, dim=1)
         return cls(model, whiten, whitened, centred, torch.cat(thumbnails), captions, positions)
 
     def nearest(self, image: np.ndarray, count: int = 8) -> list[tuple[PIL.Image.Image, str]]:
