@@ -13,7 +13,7 @@ from ldae.shared_work import is_main
 from .features import Features, extract_features
 from .generation import GenerationScores, Sampling
 from .images import ImageSet
-from .knn import knn_accuracy
+from .knn import knn_accuracy, similarity
 from .probing import probe_features, run_probe
 from .protocol import HOLDOUT, Protocol, split_holdout
 
@@ -163,7 +163,7 @@ class CheckpointSweep:
         precision = "no" if self.reading["dtype"] is None else "bf16"
         own: dict[str, dict[str, Any]] = {
             "ridge": {"name": "ridge", "holdout": HOLDOUT, "autocast": precision},
-            "knn": {"name": "knn", **KNN, "similarity": "cosine", "autocast": precision},
+            "knn": {"name": "knn", **KNN, **similarity(None), "autocast": precision},
             "linear": {
                 "name": "linear",
                 "preset": self.linear.name,

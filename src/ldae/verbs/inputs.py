@@ -217,7 +217,9 @@ def make_encoder(options: Any) -> None:
 
 def _open_tables(options: Any) -> tuple[FeatureTable, FeatureTable]:
     """Open the tables that `features` names, and check that they are the checkpoint's."""
-    for name in set(DATA_OPTIONS) - {"label_column", "num_workers", "cache_dir"}:
+    for name in DATA_OPTIONS:  # in their order, so that the same command names the same one
+        if name in ("label_column", "num_workers", "cache_dir"):
+            continue
         if (value := getattr(options, name)) is not None:
             raise ValueError(f"{name}={value} and features={options.features} are both given; give one of them.")
     train, test = open_feature_tables(options.features, options.label_column)
