@@ -153,9 +153,9 @@ class TrainingConfig:
             the budget, 0 for never.
         probe_train_examples: Training images of the online probe, a fixed subset.
         probe_eval_examples: Test images of the online probe, a fixed subset.
-        select_features: End pre-training by a search of all blocks and time steps for the best features, on held-out
-            images of the probe's training subset, and write the choice into config.json; by default if there are
-            labels.
+        select_features: End pre-training by a search of all blocks and time steps for the best features, and write the
+            choice into config.json. Held-out images of the probe's training subset choose, or, where there are no
+            labels, the effective rank of its features.
         report_to: Trackers of Accelerate: `tensorboard`, `trackio`, `wandb`, ...
         push_to_hub: Hub repository that receives the folder at checkpoints and at the end.
         hub_private: Make a new repository private.
@@ -182,7 +182,7 @@ class TrainingConfig:
     probe_every_images: int | None = Field(None, ge=0)
     probe_train_examples: int = Field(5_000, ge=1)
     probe_eval_examples: int = Field(1_000, ge=1)
-    select_features: bool | None = None
+    select_features: bool = True
     report_to: list[str] = field(default_factory=list)
     push_to_hub: str | None = None
     hub_private: bool = False

@@ -4,9 +4,11 @@ import json
 
 import pytest
 from datasets import load_dataset
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForPreTraining
 
-from ldae.data import DataConfig, open_images
+from ldae.data import DataConfig, iterate_once, open_images
+from ldae.evaluation.images import fixed_subset
+from ldae.evaluation.search import best_score, search_by_criterion
 from ldae.results import read_results
 from ldae.training.pretraining import pretrain
 
@@ -50,8 +52,24 @@ def unlabelled(tmp_path):
     return str(tmp_path / "images")
 
 
-def test_without_labels_there_is_no_search_unless_asked_for(make_recipe, unlabelled):
-    folder = pretrain(make_recipe(**SEARCHED, dataset=unlabelled)).path
+@pytest.mark.parametrize("asked", [None, True])
+def test_without_labels_the_effective_rank_chooses(make_recipe, unlabelled, capsys, asked):
+    folder = pretrain(make_recipe(**SEARCHED | {"select_features": asked}, dataset=unlabelled)).path
+    (line,) = [text for text in capsys.readouterr().out.splitlines() if text.startswith("Features are read after")]
+    results = [entry for entry in read_results(folder) if entry["metric"] == "rankme"]
+    (chosen,) = [entry["protocol"] for entry in results if entry["chosen"]]
+    assert f"after block {chosen['layer']} at t = {chosen['timestep']}, where their effective rank" in line
+    assert chosen["train_images"] == 200
+    encoder = AutoModel.from_pretrained(folder)
+    assert (len(encoder.layers), encoder.config.feature_timestep) == (chosen["layer"], chosen["timestep"])
+
+    # It is the cell that `ldae grid_search --criterion rankme` chooses on the same images.
+    source = fixed_subset(open_images(DataConfig(unlabelled), "train"), 200, seed=0)
+    images = list(iterate_once(source, image_size=encoder.config.image_size, num_channels=3, batch_size=256))
+    best = best_score(search_by_criterion(AutoModelForPreTraining.from_pretrained(folder).ldae, images, "rankme"))
+    assert (best.layer, best.timestep) == (chosen["layer"], chosen["timestep"])
+
+
+def test_without_labels_the_search_can_be_left_out(make_recipe, unlabelled):
+    folder = pretrain(make_recipe(**SEARCHED | {"select_features": False}, dataset=unlabelled)).path
     assert AutoModel.from_pretrained(folder).config.feature_timestep == 10
-    with pytest.raises(ValueError, match=r"select_features=true needs labels.*--criterion rankme"):
-        pretrain(make_recipe("asked", **SEARCHED | {"select_features": True}, dataset=unlabelled))

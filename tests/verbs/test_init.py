@@ -112,7 +112,9 @@ def test_probes_are_left_out_where_they_would_take_the_time():
     few = plan(replace(PHOTOS, num_images=99))
     assert few.build().training.probe_every_images == 0 and "99 images are very few" in few.notes[0]
     unlabelled = plan(replace(PHOTOS, classes=None)).sections["training"]
-    assert "probe_every_images" not in unlabelled
+    assert not {"probe_every_images", "probe_eval_examples", "select_features"} & set(unlabelled)
+    short = plan(replace(PHOTOS, classes=None), minutes=0.6).sections["training"]["select_features"]
+    assert short.value is False and short.reason.endswith("ldae grid_search --criterion rankme")
 
 
 @pytest.mark.parametrize(

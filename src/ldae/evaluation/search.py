@@ -13,8 +13,9 @@ from ldae.checkpoints import open_config
 from ldae.data import Batch, ImageSource
 from ldae.files import write_whole
 from ldae.results import Result
-from ldae.shared_work import on_main
+from ldae.shared_work import is_main, on_main
 
+from .criteria import score_cells
 from .encoder import Layer, as_encoder
 from .feature_store import FeatureStore, Rows, pieces_of
 from .features import Features, extract_features
@@ -252,6 +253,43 @@ def grid_scores(results: Sequence[ProbeResult]) -> list[GridScore]:
 def best_score(scores: list[GridScore], *, clean_only: bool = False) -> GridScore:
     """Return the best score by held-out accuracy; `clean_only` leaves noisy inputs out."""
     return max((s for s in scores if not (clean_only and s.noisy)), key=lambda s: (s.held_out, s.tie_break))
+
+
+def search_by_criterion(
+    model: Any,
+    batches: Sequence[Batch],
+    criterion: str,
+    *,
+    layers: Sequence[Layer] | None = None,
+    timesteps: Sequence[int] | None = None,
+    **extraction: Any,
+) -> list[GridScore]:
+    """Score every layer at every time step by a criterion that needs no labels.
+
+    Args:
+        model ([`~ldae.evaluation.encoder.Encoder`] or `PreTrainedModel`): What is searched.
+        batches (`Sequence[Batch]`): uint8 images, at most `MOST_IMAGES`.
+        criterion (`str`): One of `CRITERIA`.
+        layers (`Sequence`, *optional*): By default the encoder's `search_layers`.
+        timesteps (`Sequence[int]`, *optional*): By default its `search_timesteps`.
+        **extraction: `device` and `dtype`, as of [`~ldae.evaluation.features.extract_features`].
+
+    Returns:
+        `list[GridScore]`: The criterion in place of both accuracies; empty in all processes but the main one.
+
+    Raises:
+        ValueError: For an unknown criterion, or features that are not finite.
+    """
+    encoder: Any = as_encoder(model)
+    layers, timesteps = layers or encoder.search_layers, timesteps or encoder.search_timesteps
+    cells = score_cells(encoder, batches, [criterion], layers=layers, timesteps=timesteps, **extraction)
+    if not is_main():
+        return []
+    return [
+        GridScore(layer, timestep, False, value, value, None)
+        for layer, values in zip(layers, cells[criterion].tolist(), strict=True)
+        for timestep, value in zip(timesteps, values, strict=True)
+    ]
 
 
 def name_layer(layer: Layer) -> str:

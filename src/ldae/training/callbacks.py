@@ -11,9 +11,10 @@ from PIL import Image
 from transformers import AutoModelForPreTraining
 
 from ldae.checkpoints import open_model
-from ldae.data import DataConfig
-from ldae.evaluation.online import OnlineProbe
-from ldae.evaluation.search import name_layer, write_choice
+from ldae.data import DataConfig, iterate_once
+from ldae.evaluation.images import fixed_subset
+from ldae.evaluation.online import BATCH_SIZE, SUBSET_SEED, OnlineProbe
+from ldae.evaluation.search import FeatureSearch, best_score, name_layer, search_by_criterion, write_choice
 from ldae.hub.model_card import write_model_card
 from ldae.hub.push import HubUploader
 from ldae.processes import make_accelerator
@@ -30,16 +31,9 @@ class FeatureProbe(Callback):
         self.probe: OnlineProbe | None = None
 
     def start(self, run: Run) -> None:
-        """Decode the subset; refuse `select_features` for images without labels."""
-        labelled = run.task.source.label_column is not None
-        if self.options.select_features and not labelled:
-            raise ValueError(
-                "select_features=true needs labels, and the data has none; name its label_column, or set "
-                "select_features=false and search by a criterion afterwards (ldae grid_search --criterion rankme)."
-            )
-        self.selecting = labelled if self.options.select_features is None else self.options.select_features
+        """Decode the subset."""
         if self.options.probe_every_images != 0:
-            self.probe = OnlineProbe.open(self.data, run.task.module.config, self.options)
+            self.probe = self._open(run)
 
     def after_step(self, run: Run) -> None:
         """Log the accuracies of the online probe where they are due."""
@@ -51,25 +45,51 @@ class FeatureProbe(Callback):
 
     def finish(self, run: Run) -> None:
         """Search the exported model, and make the best block and time step the defaults in its config.json."""
-        if not (self.selecting and run.is_main):
+        if not (self.options.select_features and run.is_main):
             return
-        probe = self.probe or OnlineProbe.open(self.data, run.task.module.config, self.options)
-        if probe is None:  # no image of the label column has a label; `open` has logged that
-            return
-        folder = run.folder.path
-        search = probe.search(_encoder(open_model(AutoModelForPreTraining, folder).to(run.device)))
+        labelled = run.task.source.label_column is not None
+        probe = self.probe or (self._open(run) if labelled else None)
+        model = _encoder(open_model(AutoModelForPreTraining, run.folder.path).to(run.device))
+        if probe is None:
+            self._search_without_labels(run, model)
+        else:
+            self._search(run, probe.search(model))
+
+    def _open(self, run: Run) -> OnlineProbe | None:
+        return OnlineProbe.open(self.data, run.task.module.config, self.options)
+
+    def _search(self, run: Run, search: FeatureSearch) -> None:
         accuracies = search.probes.held_out.tolist()
         for index in dict.fromkeys((search.chosen, search.paper)):
-            protocol, details = search.describe(index), {"chosen": index == search.chosen}
-            about = ("held_out_accuracy", accuracies[index], self.data.dataset, self.data.split, protocol)
-            add_result(folder, Result(*about, details=details))
-        layer, timestep = search.columns[search.chosen]
-        write_choice(folder, layer, timestep)
+            self._record(run, "held_out_accuracy", accuracies[index], search.describe(index), search.chosen == index)
+        write_choice(run.folder.path, search.layer, search.timestep)
         paper = search.columns[search.paper]
         run.say(
-            f"Features are read after {name_layer(layer)} at t = {timestep}: {accuracies[search.chosen]:.1%} on "
+            f"Features are read after {name_layer(search.layer)} at t = {search.timestep}: {search.accuracy:.1%} on "
             f"held-out training images, {accuracies[search.paper]:.1%} after {name_layer(paper[0])} at t = {paper[1]}."
         )
+
+    def _search_without_labels(self, run: Run, model: Any) -> None:
+        config = run.task.module.config
+        size = {"image_size": config.image_size, "num_channels": config.num_channels, "batch_size": BATCH_SIZE}
+        subset = fixed_subset(run.task.source, self.options.probe_train_examples, SUBSET_SEED)
+        images = list(iterate_once(subset, **size))
+        scores = search_by_criterion(model, images, "rankme")  # in float32, as the rounding of bfloat16 adds to a rank
+        best, paper = best_score(scores), model.config.paper_point
+        about = {"input": "clean", "train_images": sum(len(batch.images) for batch in images)}
+        for score in scores:
+            if score is best or (score.layer, score.timestep) == paper:
+                protocol = {"name": "rankme", "layer": score.layer, "timestep": score.timestep, **about}
+                self._record(run, "rankme", score.held_out, protocol, score is best)
+        write_choice(run.folder.path, best.layer, best.timestep)
+        run.say(
+            f"Features are read after {name_layer(best.layer)} at t = {best.timestep}, where their effective rank is "
+            "highest (there are no labels to choose by)."
+        )
+
+    def _record(self, run: Run, metric: str, value: float, protocol: dict[str, Any], chosen: bool) -> None:
+        about = (metric, value, self.data.dataset, self.data.split, protocol)
+        add_result(run.folder.path, Result(*about, details={"chosen": chosen}))
 
 
 class AtEnd(Callback):

@@ -241,16 +241,18 @@ class Planner:
 
     @property
     def _can_probe(self) -> bool:
-        """True if there are labels, and enough images to hold some out."""
-        return bool(self.survey.classes) and self.survey.num_images >= FEW_IMAGES
+        """True if there are enough images to hold some out, or to tell the rank of their features."""
+        return self.survey.num_images >= FEW_IMAGES
 
     def _probe_seconds(self, choice: tuple[int, int] | None, per_image: float) -> float:
-        """Return the time of two probes (halfway and at the end) and of the search that ends a run."""
+        """Return the time of the search that ends a run and, with labels, of two probes (halfway and at the end)."""
         if choice is None:
             return 0.0
         held_out = self.survey.num_images // 10
         train, test = min(choice[0], self.survey.num_images - held_out), min(choice[1], held_out)
         timesteps = len(self._recipe(self.size or "nano", 1).build().model_config().search_timesteps)
+        if not self.survey.classes:
+            return (FORWARD * per_image * timesteps + self.reading) * train
         passes = 2 * (train + test) * (1 + len(range(1, timesteps, 3))) + train * timesteps
         return FORWARD * per_image * passes + self.reading * (train + test)
 
@@ -286,18 +288,21 @@ class Planner:
         own.sections["tokenizer"]["tokenizer_images"] = Choice(
             self._tokenizer_images(), "the PCA is fitted on so many images, once"
         )
+        reason = "would take too much of this time" if self._can_probe else "says nothing about so few images"
         if survey.classes and probe is None:
-            reason = "take too much of this time" if self._can_probe else "say nothing about so few images"
-            training["probe_every_images"] = Choice(0, f"probes with the labels would {reason}")
-            training["select_features"] = Choice(
-                False, "afterwards: ldae grid_search, which finds the best block and time step"
-            )
-        elif probe is not None:
+            training["probe_every_images"] = Choice(0, f"measuring with the labels {reason}")
+        elif survey.classes:
             training["probe_every_images"] = Choice(
                 -(-images // 2), "labels are used for probes alone, halfway and at the end: does it learn?"
             )
-            if probe != PROBES[0]:
-                training["probe_train_examples"] = Choice(probe[0], "as many as take a fifth of the time or less")
+        if probe is None:
+            command = "ldae grid_search" if survey.classes else "ldae grid_search --criterion rankme"
+            training["select_features"] = Choice(
+                False, f"finding the best block and time step {reason}; afterwards: {command}"
+            )
+        elif probe != PROBES[0]:
+            training["probe_train_examples"] = Choice(probe[0], "as many as take a fifth of the time or less")
+            if survey.classes:
                 training["probe_eval_examples"] = Choice(probe[1])
         own.notes = self._notes(own, images, per_image)
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from ldae.evaluation.criteria import CRITERIA, MOST_IMAGES, score_cells
+from ldae.evaluation.criteria import CRITERIA, MOST_IMAGES
 from ldae.evaluation.images import count_images, fixed_subset
 from ldae.evaluation.linear_probe import ProbeSettings
 from ldae.evaluation.probing import ProbeResult, run_probe
@@ -14,6 +14,7 @@ from ldae.evaluation.search import (
     best_score,
     grid_scores,
     name_layer,
+    search_by_criterion,
     write_choice,
 )
 from ldae.reports.layer_maps import heat_map
@@ -167,15 +168,11 @@ def _search_by_criterion(inputs: ProbeInputs, options: GridSearchOptions, timest
     layers = inputs.layers or tuple(inputs.encoder.search_layers)
     n = count_images(batches)
     print(f"Search by {name} ({CRITERIA[name].meaning}) of {n:,} images, {len(layers)} blocks x {len(timesteps)} t")
-    reading: dict[str, Any] = {"device": inputs.device, "dtype": inputs.dtype}
-    cells = score_cells(inputs.encoder, batches, [name], layers=layers, timesteps=timesteps, **reading)
+    scores = search_by_criterion(
+        inputs.encoder, batches, name, layers=layers, timesteps=timesteps, device=inputs.device, dtype=inputs.dtype
+    )
     if not is_main():
         return 0
-    scores = [
-        GridScore(layer, t, False, value, value, None)
-        for layer, values in zip(layers, cells[name].tolist(), strict=True)
-        for t, value in zip(timesteps, values, strict=True)
-    ]
     winner, paper = best_score(scores), inputs.encoder.paper_point
     print(
         table(
