@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi, constants
+from PIL import Image
 
-from ldae.cli import run_verb
-from ldae.places import check_place, find_data, is_local, near_path
+from ldae.cli import main, run_verb
+from ldae.places import check_outside, check_place, find_data, is_local, near_path
 
 
 @pytest.fixture(autouse=True)
@@ -76,3 +77,43 @@ def test_a_runs_data_are_found_from_elsewhere(here: Path, monkeypatch: pytest.Mo
     assert find_data("someone/data", recipe) == "someone/data"
     with pytest.raises(ValueError, match=r"dataset='\./other' of .*recipe.yaml is neither here .*; give --dataset"):
         find_data("./other", recipe)
+
+
+@pytest.mark.parametrize("output_dir", ["photos", "photos/run", "elsewhere/../photos/a/run"])
+def test_an_output_folder_within_the_data_is_refused(tmp_path, monkeypatch, output_dir):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(ValueError, match=r"output_dir='.*' lies in data.dataset='photos'.*outside of it"):
+        check_outside("photos", output_dir)
+
+
+def test_other_output_folders_are_not_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos", "digits"):
+        (tmp_path / name).mkdir()
+    check_outside("photos", "photos-run")
+    check_outside("digits", "digits/run")  # the embedded images, not the folder
+    check_outside(".", "s3://bucket/table")
+    check_outside("namespace/name", "namespace/name/run")
+
+
+def test_commands_that_train_or_write_tables_refuse_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for index in range(10):
+            Image.new("RGB", (16, 16)).save(tmp_path / "photos" / name / f"{index}.png")
+    checkpoint = str(Path(__file__).parent.parent / "model_cards" / "ldae-mini-cifar10")
+    for command in (
+        ["pretrain", "--config", "digits", "--output_dir", "photos/run"],
+        ["train_tokenizer", "--config", "digits", "--output_dir", "photos/run"],
+        ["finetune", checkpoint, "--output_dir", "photos/run"],
+        ["deconstruct", "--config", "deconstruction/digits", "--output_dir", "photos/run"],
+        ["extract_features", checkpoint, "--output_dir", "photos/run"],
+    ):
+        assert main([*command, "--dataset", "photos"]) == 2, command
+        assert "output_dir='photos/run' lies in data.dataset='photos'" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path / "photos")
+    assert main(["init", "."]) == 2
+    assert "output_dir='runs/photos' lies in" in capsys.readouterr().err
+    assert len(list((tmp_path / "photos").rglob("*.*"))) == 20

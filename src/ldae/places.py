@@ -78,6 +78,22 @@ def refuse_pattern(path: str | os.PathLike[str], option: str) -> None:
         )
 
 
+def check_outside(dataset: str, output_dir: str | os.PathLike[str]) -> None:
+    """Refuse an output folder within a folder of images, which would become a part of the data.
+
+    Raises:
+        ValueError: If it lies there.
+    """
+    if dataset == "digits" or is_address(os.fspath(output_dir)):
+        return
+    data, folder = (Path(name).expanduser().resolve() for name in (dataset, output_dir))
+    if data.is_dir() and folder.is_relative_to(data):
+        raise ValueError(
+            f"output_dir={os.fspath(output_dir)!r} lies in data.dataset={dataset!r}, and what is written there would "
+            "be read as data the next time; give a folder outside of it."
+        )
+
+
 def near_path(name: str) -> str:
     """End a message about a path that does not exist with the nearest one that does; empty if none is near."""
     path = Path(name)

@@ -182,7 +182,7 @@ class TrainingConfig:
     probe_every_images: int | None = Field(None, ge=0)
     probe_train_examples: int = Field(5_000, ge=1)
     probe_eval_examples: int = Field(1_000, ge=1)
-    select_features: bool = True
+    select_features: bool | None = True  # null, as recipes of earlier versions have it, means true
     report_to: list[str] = field(default_factory=list)
     push_to_hub: str | None = None
     hub_private: bool = False

@@ -13,7 +13,7 @@ from ldae.results import read_results
 from ldae.training.pretraining import pretrain
 
 
-SEARCHED = {"select_features": None, "probe_train_examples": 200, "decoder_num_hidden_layers": 2}
+SEARCHED = {"select_features": True, "probe_train_examples": 200, "decoder_num_hidden_layers": 2}
 
 
 def test_pretraining_ends_with_a_search(make_recipe, capsys):

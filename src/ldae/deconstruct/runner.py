@@ -21,6 +21,7 @@ from ldae.deconstruct.variants import Variant, list_variants, variant_recipe
 from ldae.evaluation.extractor import INCEPTION, load_extractor
 from ldae.files import FolderClaim
 from ldae.hub.model_card import write_model_card
+from ldae.places import check_outside
 from ldae.processes import join_processes
 from ldae.shared_work import sharing_work
 from ldae.training.estimate import rehearse
@@ -70,7 +71,7 @@ class Deconstruction:
             wanted = select_rows(preset.rows, rows)
             variants = [variant for variant in variants if variant.name in wanted]
         for variant in variants:  # so that an error in the last recipe is found before hours are spent on the first
-            variant_recipe(variant, preset, 0, self.output_dir, None)
+            check_outside(variant_recipe(variant, preset, 0, self.output_dir, None).data.dataset, self.output_dir)
         self.runs = [
             Run(variant, seed, StepFolder(path), FolderClaim(path))
             for variant in variants

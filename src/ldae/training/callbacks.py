@@ -45,7 +45,7 @@ class FeatureProbe(Callback):
 
     def finish(self, run: Run) -> None:
         """Search the exported model, and make the best block and time step the defaults in its config.json."""
-        if not (self.options.select_features and run.is_main):
+        if self.options.select_features is False or not run.is_main:
             return
         labelled = run.task.source.label_column is not None
         probe = self.probe or (self._open(run) if labelled else None)

@@ -23,6 +23,7 @@ from ldae.errors import RunError
 from ldae.files import FolderClaim, move_into, write_whole
 from ldae.hub.remote_code import save_with_code
 from ldae.options import read_yaml
+from ldae.places import check_outside
 from ldae.results import METRICS_FILE, read_metrics, reassign_results
 from ldae.shared_work import gather_objects
 from ldae.tokenizers.files import TOKENIZER_FILE
@@ -46,9 +47,10 @@ class RunFolder:
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> "RunFolder":
-        """Return the folder that a recipe names; raise `ValueError` if it names none."""
+        """Return the folder that a recipe names; raise `ValueError` if it names none, or one within the data."""
         if recipe.training.output_dir is None:
             raise ValueError("output_dir is missing; give the run's folder (--output_dir runs/NAME).")
+        check_outside(recipe.data.dataset, recipe.training.output_dir)
         return cls(recipe.training.output_dir)
 
     def check_recipe(self, recipe: Recipe) -> None:

@@ -23,7 +23,7 @@ from ldae.extraction.ray_engine import import_ray, write_table_on_ray
 from ldae.extraction.reader import open_reader
 from ldae.extraction.table import Extraction, write_table
 from ldae.hub.upload import CARD_FILE, upload_files
-from ldae.places import is_address, refuse_pattern
+from ldae.places import check_outside, is_address, refuse_pattern
 from ldae.processes import choose_device, make_accelerator
 from ldae.training.progress import peak_memory_gib, progress_bar
 from ldae.verbs.inputs import data_config
@@ -79,6 +79,7 @@ def open_job(options: ExtractFeaturesOptions, device: torch.device) -> TableJob:
         ValueError: If one of them is refused.
     """
     data = data_config(options)
+    check_outside(data.dataset, str(options.output_dir))
     source = open_images(data, other_columns=[] if options.columns == ["none"] else options.columns)
     reader, pixels = open_reader(
         options.checkpoint,

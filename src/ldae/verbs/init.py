@@ -9,6 +9,7 @@ import psutil
 
 from ldae.data import DataConfig, open_images, survey_images
 from ldae.files import write_whole
+from ldae.places import check_outside
 from ldae.training.machine import look_at_machine
 from ldae.training.own_recipe import Planner
 from ldae.training.progress import describe_seconds
@@ -22,7 +23,8 @@ def init(options: InitOptions) -> int:
     output = Path(options.output or f"{name}.yaml")
     if output.exists() and not options.overwrite:
         raise ValueError(f"output={str(output)!r} exists; give another --output, or --overwrite true.")
-    data = _data_fields(options)
+    data, output_dir = _data_fields(options), options.output_dir or f"runs/{name}"
+    check_outside(data["dataset"], output_dir)
     source = open_images(DataConfig(**data))
     survey = survey_images(source, options.examine)
     print("\n".join(survey.lines()), flush=True)
@@ -35,7 +37,7 @@ def init(options: InitOptions) -> int:
         machine=machine,
         seconds=60 * options.minutes,
         started=started,
-        output_dir=options.output_dir or f"runs/{name}",
+        output_dir=output_dir,
         size=options.size,
         image_size=options.image_size,
     )
