@@ -212,7 +212,7 @@ def test_a_comparison_with_training_from_scratch(run, capsys):
 
 
 def test_a_comparison_is_checked_before_it_trains_and_holds_one_budget(run, tmp_path):
-    budget = FAST | {"output_dir": str(tmp_path / "out"), "images": 32, "ema_decay": None}
+    budget = FAST | {"output_dir": str(tmp_path / "out"), "images": 32, "ema_decay": None, "layer_decay": 0.5}
     with pytest.raises(ValueError, match="lora_rank=2 does not go with from_scratch"):
         compare_with_scratch(str(run), None, budget | {"lora_rank": 2}, seeds=(0,))
     assert not (tmp_path / "out").exists()
@@ -221,6 +221,8 @@ def test_a_comparison_is_checked_before_it_trains_and_holds_one_budget(run, tmp_
     own = [(e["checkpoint"], e["protocol"]["images"], e["value"]) for e in read_results(folder)]
     assert own == [("checkpoints/images-000000000032", 32, first[0].value), (".", 64, longer[0].value)]
     assert longer[0].stderr is None and longer[0].protocol["images"] == 64
+    decays = {result.checkpoint: result.protocol["layer_decay"] for result in longer}
+    assert decays == {"finetuned": 0.5, "from_scratch": 1.0}  # given, and without
     card = (folder / "README.md").read_text()
     assert card.count("| this model |") == 1 and card.count("type: accuracy") == 1
     with pytest.raises(ValueError, match="holds a finished run of another budget than images=48"):

@@ -272,6 +272,7 @@ def compare_with_scratch(
 ) -> list[Result]:
     """Fine-tune a checkpoint and train the same network from scratch, with the same images, augmentation and budget.
 
+    The untrained network has no layer-wise decay of the learning rate, with which its first blocks would hardly learn.
     The same call resumes: finished runs are not repeated. Every run is checked before the first one trains.
 
     Args:
@@ -305,7 +306,9 @@ def compare_with_scratch(
     for start in ("finetuned", "from_scratch"):
         for seed in seeds:
             place = str(output_dir / start / f"seed-{seed}")
-            own = {"seed": seed, "from_scratch": start == "from_scratch", "output_dir": place}
+            own: dict[str, Any] = {"seed": seed, "output_dir": place, "from_scratch": start == "from_scratch"}
+            if own["from_scratch"]:
+                own["layer_decay"] = 1.0
             recipe = load_finetuning_recipe(checkpoint, path, overrides | own, epochs=epochs)
             images = recipe.training.images
             if RunFolder(place).finished(images) and not _scores(recipe):
