@@ -152,13 +152,17 @@ def collect(preset: Preset, output_dir: Path) -> Collection:
 
 
 def collect_variant(variant: Variant, output_dir: Path) -> VariantResults:
-    """Read the results of one variant over the seeds in its folder."""
+    """Read the results of one variant over the seeds in its folder.
+
+    If a step was measured with different settings on different seeds, the settings used last count, and seeds that were
+    not measured with them are left out of the means.
+    """
     found_seeds = (re.fullmatch(r"seed-(\d+)", path.name) for path in (output_dir / variant.folder).glob("seed-*"))
     runs: list[Path] = []
     failures: dict[int, str] = {}
     trained: dict[str, Any] = {}
     seconds = 0.0
-    entries: dict[str, list[dict[str, Any]]] = {"row": [], "blocks": [], "timesteps": [], "samples": []}
+    measured: list[StepFolder] = []
     for seed in sorted(int(match[1]) for match in found_seeds if match):
         folder = StepFolder(run_path(output_dir, variant, seed))
         failure = folder.failure()
@@ -168,10 +172,11 @@ def collect_variant(variant: Variant, output_dir: Path) -> VariantResults:
         if not records or records[-1].get("event") != "finished":
             continue
         runs.append(folder.path)
+        measured.append(folder)
         trained = next(r for r in reversed(records) if r.get("event") == "trained")
         seconds += trained["seconds"]
-        for step, found in entries.items():
-            found += folder.results(step)
+    measured.sort(key=StepFolder.last_changed)
+    entries = {step: _latest(measured, step) for step in ("row", "blocks", "timesteps", "samples")}
     points = _group(entries["row"], lambda entry: entry["protocol"].get("point", "paper"))
     timesteps: dict[str, dict[int, Summary]] = {}
     at = _group(entries["timesteps"], lambda entry: (entry["protocol"]["input"], entry["protocol"]["timestep"]))
@@ -196,6 +201,12 @@ def summarise(entries: list[dict[str, Any]]) -> Summary:
     """Compute mean and standard error of entries that measured the same thing on runs of several seeds."""
     mean, stderr = mean_and_stderr([entry["value"] for entry in entries])
     return Summary(mean, stderr, len(entries), tuple(entries))
+
+
+def _latest(folders: list[StepFolder], step: str) -> list[dict[str, Any]]:
+    """Read what a step measured with the settings of the last of some folders that has it."""
+    found = [entry for folder in folders for entry in folder.results(step)]
+    return [entry for entry in found if entry["settings"] == found[-1]["settings"]]
 
 
 def _others(known: list[Variant], output_dir: Path) -> list[Variant]:

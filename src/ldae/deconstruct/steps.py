@@ -69,6 +69,11 @@ class StepFolder:
             if entry["protocol"].get("study") == step and entry.get("settings") == current
         ]
 
+    def last_changed(self) -> float:
+        """Return the time at which a step was last finished."""
+        file = self.path / STEPS_FILE
+        return file.stat().st_mtime if file.is_file() else 0.0
+
     def failure(self) -> str | None:
         """Read the error of the last attempt, in one line; `None` if there was none."""
         file = self.path / FAILURE_FILE
