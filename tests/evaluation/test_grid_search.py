@@ -18,12 +18,11 @@ from ldae import (
 )
 from ldae.data import DataConfig, iterate_once, open_images
 from ldae.evaluation.classifier import build_classifier, save_classifier
-from ldae.evaluation.criteria import score_cells
 from ldae.evaluation.features import extract_features
 from ldae.evaluation.linear_probe import ProbeSettings
 from ldae.evaluation.probing import run_probe
 from ldae.evaluation.protocol import Protocol
-from ldae.evaluation.search import GridScore, best_score, write_choice
+from ldae.evaluation.search import GridScore, best_score, search_by_criterion, write_choice
 from ldae.reports.layer_maps import heat_map
 from ldae.results import read_results
 from ldae.verbs import grid_search, linear_probe
@@ -232,11 +231,11 @@ def test_without_labels_a_criterion_chooses(checkpoint, few_digits, tmp_path, ca
         call(grid_search, [str(checkpoint), *options])
     seen = {}
 
-    def score(model, batches, names, **reading):
+    def score(model, batches, criterion, **reading):
         seen.update(reading, largest=max(len(batch.images) for batch in batches))
-        return score_cells(model, batches, names, **reading)
+        return search_by_criterion(model, batches, criterion, **reading)
 
-    monkeypatch.setattr(grid_search, "score_cells", score)
+    monkeypatch.setattr(grid_search, "search_by_criterion", score)
     options += "--mixed_precision bf16 --forward_batch_size 40".split()
     assert call(grid_search, [str(checkpoint), *options, "--criterion", "rankme"]) == 0
     assert (seen["dtype"], seen["largest"]) == (torch.bfloat16, 40)

@@ -193,3 +193,16 @@ def test_what_is_wrong_is_named(checkpoint, tmp_path, capsys):
     named.to_parquet(tmp_path / "data" / "train.parquet")
     message = says(checkpoint, "--dataset", tmp_path / "data")
     assert "has no label column" in message and "name (string)" in message and "--label_column" in message
+
+
+def test_accuracies_of_two_label_columns_stand_side_by_side(checkpoint, tmp_path):
+    for split in ("train", "test"):
+        images = open_images(DataConfig("digits"), split).dataset.with_format(None)
+        images = images.add_column("odd", [label % 2 for label in images["label"]])
+        (tmp_path / "data").mkdir(exist_ok=True)
+        images.to_parquet(tmp_path / "data" / f"{split}.parquet")
+    for column in ("label", "odd"):
+        assert call(knn, [str(checkpoint), "--dataset", str(tmp_path / "data"), "--label_column", column]) == 0
+    results = read_results(checkpoint)
+    assert [entry["protocol"]["label_column"] for entry in results] == ["label", "odd"]
+    assert results[1]["value"] > results[0]["value"]  # two classes are easier than ten

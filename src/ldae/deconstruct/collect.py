@@ -154,8 +154,8 @@ def collect(preset: Preset, output_dir: Path) -> Collection:
 def collect_variant(variant: Variant, output_dir: Path) -> VariantResults:
     """Read the results of one variant over the seeds in its folder.
 
-    If a step was measured with different settings on different seeds, the settings used last count, and seeds that were
-    not measured with them are left out of the means.
+    If a step was measured with other settings on some seeds, the settings used last count, and seeds that were not
+    measured with them are left out of the means.
     """
     found_seeds = (re.fullmatch(r"seed-(\d+)", path.name) for path in (output_dir / variant.folder).glob("seed-*"))
     runs: list[Path] = []

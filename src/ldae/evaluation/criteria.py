@@ -52,19 +52,34 @@ def rankme(features: torch.Tensor, eps: float = 1e-7) -> float:
 
 @dataclass(frozen=True)
 class Criterion:
-    """A criterion: `score(x, y)` of two views of the same images `(n, C)`, greater is better; `views` it looks at."""
+    """A criterion, of which a greater value is better.
+
+    Args:
+        score (`Callable`): The value, from features of two views of the same images `(n, C)`.
+        views (`int`): Views that it looks at, 1 or 2.
+        metric (`str`): The value's name in results.
+        meaning (`str`): The value in words.
+    """
 
     score: Callable[[torch.Tensor, torch.Tensor], float]
     views: int
+    metric: str
     meaning: str
 
 
 CRITERIA = {
-    "rankme": Criterion(lambda x, y: rankme(x), 1, "effective rank of the features"),
-    "alignment": Criterion(lambda x, y: -alignment(x, y), 2, "minus the distance of two noisings of an image"),
-    "uniformity": Criterion(lambda x, y: -uniformity(x), 1, "minus the uniformity of the features on the sphere"),
+    "rankme": Criterion(lambda x, y: rankme(x), 1, "rankme", "effective rank of the features"),
+    "alignment": Criterion(
+        lambda x, y: -alignment(x, y), 2, "neg_alignment", "minus the distance of two noisings of an image"
+    ),
+    "uniformity": Criterion(
+        lambda x, y: -uniformity(x), 1, "neg_uniformity", "minus the uniformity of the features on the sphere"
+    ),
     "alignment_uniformity": Criterion(
-        lambda x, y: -alignment(x, y) - uniformity(x), 2, "minus the sum of alignment and uniformity"
+        lambda x, y: -alignment(x, y) - uniformity(x),
+        2,
+        "neg_alignment_uniformity",
+        "minus the sum of alignment and uniformity",
     ),
 }
 

@@ -64,7 +64,7 @@ def _results(
             "timestep": score.timestep,
             "input": "noisy",
             "views": "two noisings of each image",
-            "pooling": "mean of tokens",
+            "pooling": inputs.encoder.pooling,
             "features": "mean over images taken off, on the unit sphere" if centred else "on the unit sphere",
             "pairs": "all of different images, of the first noising",
             "exponent": 2,

@@ -157,7 +157,7 @@ def _marks(score: GridScore, winner: GridScore, paper: tuple[Any, int]) -> str:
 def _paper_legend(scores: list[GridScore], paper: tuple[Any, int]) -> str:
     """Explain `p` where a cell of the table has it."""
     shown = any((score.layer, score.timestep) == paper for score in scores)
-    return "; p is the paper's point" if shown else ""
+    return "; p is the paper's point (of a DDAE, the checkpoint's own)" if shown else ""
 
 
 def _search_by_criterion(inputs: ProbeInputs, options: GridSearchOptions, timesteps: tuple[int, ...]) -> int:
@@ -177,7 +177,7 @@ def _search_by_criterion(inputs: ProbeInputs, options: GridSearchOptions, timest
     print(
         table(
             [
-                ["layer", "t", name],
+                ["layer", "t", CRITERIA[name].metric],
                 *([f"{s.layer}{_marks(s, winner, paper)}", str(s.timestep), f"{s.held_out:.4g}"] for s in scores),
             ]
         )
@@ -186,7 +186,12 @@ def _search_by_criterion(inputs: ProbeInputs, options: GridSearchOptions, timest
     measured = []
     for score in scores:
         protocol = {"name": name, "layer": score.layer, "timestep": score.timestep, "input": "clean", "search": "grid"}
-        about = {"metric": name, "split": inputs.data.split, "n": n, "details": {"chosen": score is winner}}
+        about = {
+            "metric": CRITERIA[name].metric,
+            "split": inputs.data.split,
+            "n": n,
+            "details": {"chosen": score is winner},
+        }
         measured.append(inputs.result(score.held_out, protocol, **about))
     inputs.record(*measured)
     figure = heat_map(scores, winner, paper, label=CRITERIA[name].meaning, scale=1)

@@ -113,8 +113,19 @@ class ProbeInputs:
         print(f"training: {self.train_source.description}; test: {self.test_source.description}; on {self.device}")
 
     def record(self, *results: Result) -> None:
-        """Add results, which have been printed, to results.json; see [`record`]."""
-        record(self.output_dir, *results)
+        """Add results, which have been printed, to results.json; see [`record`].
+
+        Accuracies name the labels' column where it was chosen, so that those of coarse and fine labels stand side by
+        side.
+        """
+        chosen = {"label_column": self.data.label_column} if self.data.label_column else {}
+        record(
+            self.output_dir,
+            *(
+                replace(result, protocol={**result.protocol, **chosen}) if result.metric == "accuracy" else result
+                for result in results
+            ),
+        )
 
     def draw(self, what: str, **figures: Figure) -> None:
         """Write figures into pictures/, by name, and say where they and the numbers are."""
@@ -154,7 +165,7 @@ def _open_inputs(options: Any, every: bool, noisy: bool, labelled: bool) -> Prob
     layers = options.layers
     if getattr(options, "features", None):
         train_source, test_source = _open_tables(options)
-        data = DataConfig(train_source.name)
+        data = DataConfig(train_source.name, label_column=options.label_column)
         if every:
             layers, every = train_source.noted["layers"], False
     else:
