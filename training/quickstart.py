@@ -22,7 +22,7 @@ from ldae import LDAEForPreTraining
 from ldae.data import Batch, iterate_once, open_probe_images, prepare_images
 from ldae.evaluation.encoder import as_encoder, baselines_of
 from ldae.evaluation.features import Features, extract_features
-from ldae.evaluation.knn import fit_whitening, knn_accuracy, similarity
+from ldae.evaluation.knn import fit_directions, knn_accuracy, similarity
 from ldae.evaluation.metrics import mean_and_stderr
 from ldae.evaluation.ridge import few_shot_ridge
 from ldae.evaluation.search import FeatureSearch, GridScore, search_features, write_choice
@@ -210,9 +210,8 @@ def draw(folder: Path, search: FeatureSearch, train: list[Batch], test: list[Bat
     FigureCanvasAgg(image_rows([("digits", pixels), ("features", colours)])).print_png(pictures / "patch_features.png")
 
     fitted, scored, index = search.train, search.test, search.chosen
-    whiten = fit_whitening(fitted.flat[:, index], WHITENED)
-    gallery = F.normalize(whiten(fitted.flat[:, index]), dim=1)
-    queries = F.normalize(whiten(scored.flat[:SHOWN, index]), dim=1)
+    directions = fit_directions(fitted.flat[:, index], WHITENED)
+    gallery, queries = directions(fitted.flat[:, index]), directions(scored.flat[:SHOWN, index])
     similarity, nearest = (queries @ gallery.T).topk(4, dim=1)  # (SHOWN, 4)
     gallery_images = torch.cat([b.images for b in train])
     images: list[torch.Tensor | None] = []

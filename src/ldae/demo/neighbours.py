@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ldae.data import Batch, ImageSource, iterate_once
 from ldae.evaluation.features import extract_features
-from ldae.evaluation.knn import fit_whitening
+from ldae.evaluation.knn import fit_directions
 from ldae.reports.image_grids import sample_grid, to_picture
 
 
@@ -34,8 +34,8 @@ class Neighbours:
 
     Args:
         model (`PreTrainedModel`): The model that computed the features.
-        whiten (`Callable`): From features `(m, F)` to their whitened components `(m, c)`.
-        whitened (`torch.FloatTensor` of shape `(n, c)`): The images' components, scaled to length 1.
+        whiten (`Callable`): From features `(m, F)` to their whitened components `(m, c)`, scaled to length 1.
+        whitened (`torch.FloatTensor` of shape `(n, c)`): Those of the images.
         features (`torch.FloatTensor` of shape `(n, F)`): Features minus their mean, scaled to length 1.
         thumbnails (`torch.ByteTensor` of shape `(n, C, s, s)`): Small pictures.
         captions (`list[str]`): Class of each image, or "" if it is unknown.
@@ -81,12 +81,11 @@ class Neighbours:
         names = source.class_names
         captions = ["" if k < 0 else names[k] if names else f"class {k}" for k in labels]
         values = features.flat[:, 0]  # (n, F)
-        mean = values.mean(dim=0)
-        whiten: Callable[[torch.Tensor], torch.Tensor] = lambda x: x - mean  # noqa: E731
-        if bool((values != values[0]).any()):  # a single image, or copies of one, have no components
-            whiten = fit_whitening(values, max(1, min(COMPONENTS, len(values) // IMAGES_PER_COMPONENT)))
-        whitened, centred = F.normalize(whiten(values), dim=1), F.normalize(values - mean, dim=1)
-        return cls(model, whiten, whitened, centred, torch.cat(thumbnails), captions, positions)
+        components = max(1, min(COMPONENTS, len(values) // IMAGES_PER_COMPONENT))
+        varied = bool((values != values[0]).any())  # a single image, or copies of one, have no components
+        whiten = fit_directions(values, components if varied else None)
+        centred = F.normalize(values - values.mean(dim=0), dim=1)
+        return cls(model, whiten, whiten(values), centred, torch.cat(thumbnails), captions, positions)
 
     def nearest(self, image: np.ndarray, count: int = 8) -> list[tuple[PIL.Image.Image, str]]:
         """Find the most similar images, nearest first.
@@ -99,7 +98,7 @@ class Neighbours:
             Pictures, each with its similarity and, if it is known, its class as a caption.
         """
         batch = Batch(torch.from_numpy(image)[None], torch.zeros(1, dtype=torch.long), None)
-        query = F.normalize(self.whiten(extract_features(self.model, [batch]).flat[:, 0]), dim=1)[0]  # (c,)
+        query = self.whiten(extract_features(self.model, [batch]).flat[:, 0])[0]  # (c,)
         found = (self.whitened @ query).topk(min(count, len(self.features)))
         shown = []
         for similarity, index in zip(found.values.tolist(), found.indices.tolist(), strict=True):

@@ -54,9 +54,19 @@ def fit_whitening(features: torch.Tensor, components: int) -> Callable[[torch.Te
     return lambda x: (x.to(mean) - mean) @ projection
 
 
-def _directions(fitted: torch.Tensor, whiten: int | None) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return a function that scales features to length 1, after the whitening of `fitted` if it is wanted."""
-    whitening = fit_whitening(fitted, whiten) if whiten is not None else lambda x: x.to(fitted.device, torch.float32)
+def fit_directions(features: torch.Tensor, whiten: int | None = None) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Fit the map from features to what cosines are computed of: vectors of length 1, perhaps whitened before.
+
+    Args:
+        features (`torch.Tensor` of shape `(n, C)`): Features to fit the whitening to.
+        whiten (`int`, *optional*): Components to whiten to, by [`fit_whitening`].
+
+    Returns:
+        `Callable`: From features `(m, C)` to float32 `(m, c)`, on the device of `features`.
+    """
+    whitening = (
+        fit_whitening(features, whiten) if whiten is not None else lambda x: x.to(features.device, torch.float32)
+    )
     return lambda x: F.normalize(whitening(x), dim=1)
 
 
@@ -99,7 +109,7 @@ def knn_predict(
         raise ValueError(f"k={k} must be from 1 to {len(train_features)}, the number of training examples.")
     if temperature <= 0:
         raise ValueError(f"temperature={temperature} must be positive.")
-    directions = _directions(train_features, whiten)
+    directions = fit_directions(train_features, whiten)
     train = directions(train_features)  # (n, C)
     labels = train_labels.to(train.device)
     num_classes = int(labels.max()) + 1
@@ -167,7 +177,7 @@ def retrieval_map(
         raise ValueError(
             f"a gallery of {len(gallery)} and {len(queries)} queries: retrieval needs at least one of both."
         )
-    directions = _directions(gallery, whiten)
+    directions = fit_directions(gallery, whiten)
     normalised = directions(gallery)
     labels = gallery_labels.to(normalised.device)
     ranks = torch.arange(1, len(labels) + 1, device=normalised.device)
