@@ -14,6 +14,7 @@ FREE_FIELDS = frozenset(
     "probe_every_images probe_train_examples probe_eval_examples report_to push_to_hub hub_private cache_dir compile "
     "activation_checkpointing latent_cache select_features".split()
 )
+LARGEST_BATCH = 2**20  # images; a step's positions are listed, which takes minutes for billions
 
 
 @options
@@ -163,7 +164,7 @@ class TrainingConfig:
 
     output_dir: str | None = None
     images: int = Field(1_000_000, ge=1)
-    total_batch_size: int = Field(256, ge=1)
+    total_batch_size: int = Field(256, ge=1, le=LARGEST_BATCH)
     micro_batch_size: int | None = Field(None, ge=1)
     base_learning_rate: float = Field(1e-4, ge=0)
     warmup_images: int = Field(0, ge=0)
@@ -279,7 +280,7 @@ class ResNetClassifierConfig:
     """
 
     images: int = Field(50_000, ge=1)
-    total_batch_size: int = Field(64, ge=1)
+    total_batch_size: int = Field(64, ge=1, le=LARGEST_BATCH)
     learning_rate: float = Field(1e-3, ge=0)
     weight_decay: float = Field(0.05, ge=0)
     hidden_sizes: list[int] = field(default_factory=lambda: [32, 64, 128])

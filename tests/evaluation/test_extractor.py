@@ -1,5 +1,7 @@
 """Feature extractors by name: what they see, what they give, and what is refused."""
 
+import shutil
+
 import pytest
 import torch
 from transformers import (
@@ -45,6 +47,16 @@ def test_features_are_the_pooled_ones_of_processed_images(resnet, capfd):
         expected = ResNetModel.from_pretrained(resnet)(pixels).pooler_output.flatten(1)
     torch.testing.assert_close(extractor(images), expected)
     assert extractor(images).dtype == torch.float32
+
+
+def test_folders_of_one_name_are_told_apart_by_their_weights(resnet, tmp_path):
+    torch.manual_seed(1)
+    ResNetForImageClassification(RESNET).save_pretrained(tmp_path / "other" / "resnet")
+    save_image_processor(tmp_path / "other" / "resnet", SIZES)
+    copied = shutil.copytree(resnet, tmp_path / "copy" / "resnet")
+    ours, others, copies = (load_extractor(folder) for folder in (resnet, tmp_path / "other" / "resnet", copied))
+    assert ours.name == others.name and ours.protocol != others.protocol
+    assert ours.protocol == copies.protocol
 
 
 def test_it_stays_frozen_in_evaluation_mode_and_in_float32(resnet):

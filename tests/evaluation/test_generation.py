@@ -74,6 +74,7 @@ def test_results_say_all_that_a_score_depends_on(pipe, checkpoint):
     assert fid.protocol == {
         "name": "generation",
         "extractor": "run (LDAEModel)",
+        "extractor_weights": extractor.weights,
         "features": 32,
         "reference_images": 1437,
         "sampler": "ancestral",

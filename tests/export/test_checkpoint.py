@@ -57,7 +57,6 @@ print(json.dumps(errors))
 def test_exports_work_where_only_transformers_is(
     encoder_folder: Path, classifier_folder: Path, tmp_path: Path, run_python: Runner
 ) -> None:
-    pytest.importorskip("onnxruntime")
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 20, 3), dtype=np.uint8))
     image.save(tmp_path / "image.png")
     features = pipeline("image-feature-extraction", model=str(encoder_folder))(image, pool=True)
@@ -78,8 +77,6 @@ def test_exports_work_where_only_transformers_is(
 @pytest.mark.parametrize("format", TARGETS)
 @torch.no_grad()
 def test_the_verb_writes_what_it_says(format, encoder_folder, tmp_path, capsys):
-    if format == "onnx":
-        pytest.importorskip("onnxruntime")
     folder = tmp_path / "new" / "exported"
     options = [
         "--format",

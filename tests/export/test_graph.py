@@ -32,7 +32,6 @@ SLOW = [pytest.param(make, marks=pytest.mark.slow) for make in (conv_vae, latent
 @pytest.mark.parametrize("make", [unet, *SLOW])
 @torch.no_grad()
 def test_a_graph_computes_what_the_model_does_for_any_batch(make, tmp_path):
-    pytest.importorskip("onnxruntime")
     model, module = make()
     size = model.config.image_size
     program = trace(module, 3, size)

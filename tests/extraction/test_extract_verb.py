@@ -107,7 +107,6 @@ def test_unreadable_images_are_named_on_the_screen_and_in_the_card(checkpoint, t
 
 
 def test_another_models_features_come_through_its_own_processor(other_checkpoint, digit, tmp_path, capsys):
-    pytest.importorskip("faiss")
     folder = tmp_path / "features"
     assert extract(other_checkpoint, *FAST, "--output_dir", folder, "--index") == 0
     assert "features 8" in capsys.readouterr().out
@@ -118,7 +117,6 @@ def test_another_models_features_come_through_its_own_processor(other_checkpoint
 
 
 def test_an_index_may_whiten_the_features(checkpoint, digit, tmp_path, capsys):
-    pytest.importorskip("faiss")
     factory = ["--index", "--index_factory", "PCAW8,L2norm,Flat"]
     assert extract(checkpoint, *FAST, "--output_dir", tmp_path / "features", *factory) == 0
     capsys.readouterr()
@@ -127,7 +125,6 @@ def test_an_index_may_whiten_the_features(checkpoint, digit, tmp_path, capsys):
 
 
 def test_search_finds_an_image_among_its_neighbours(checkpoint, digit, tmp_path, capsys):
-    pytest.importorskip("faiss")
     folder = tmp_path / "features"
     for streaming in ("false", "true"):
         place = f"{folder}_{streaming}"
@@ -192,7 +189,6 @@ def test_mistakes_with_addresses_are_one_line(checkpoint, digit, bucket, capsys)
 
 
 def test_a_kind_of_index_that_does_not_exist_is_refused_before_the_first_image(checkpoint, tmp_path, capsys):
-    pytest.importorskip("faiss")
     folder = tmp_path / "features"
     wrong = [checkpoint, *FAST, "--output_dir", folder, "--index", "--index_factory", "Flta"]
     assert "index_factory='Flta' is not an index of FAISS" in error_of(capsys, extract, *wrong)
@@ -220,7 +216,6 @@ def test_what_is_wrong_is_one_line(checkpoint, digit, tmp_path, capsys):
         capsys, search, folder, digit
     )
     assert "timesteps was [10] and is [0]" in error_of(capsys, extract, *two, "--timesteps", "0")
-    pytest.importorskip("faiss")
     assert extract(*two, "--index") == 0
     cells = ("--index", "--index_factory", "L2norm,IVF1024,Flat")
     assert "cannot be made of 360 rows (Number of training" in error_of(capsys, extract, *two, *cells)

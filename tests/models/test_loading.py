@@ -162,7 +162,6 @@ def test_a_model_built_without_memory_fills_what_it_computes(model_class: type) 
 
 
 def test_device_map_places_whole_blocks(folder: Path) -> None:
-    pytest.importorskip("accelerate")
     expected = AutoModel.from_pretrained(folder)
     for device_map in ("auto", {"": "cpu"}, "cpu"):
         placed = AutoModel.from_pretrained(folder, device_map=device_map)

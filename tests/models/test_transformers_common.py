@@ -36,7 +36,6 @@ if SOURCE is None:
         "and set LDAE_TRANSFORMERS_TESTS to its folder.",
         allow_module_level=True,
     )
-pytest.importorskip("parameterized", reason="transformers' common tests need it: pip install parameterized")
 
 # What the common tests import from folders that the archive leaves out: nothing that an encoder of images needs.
 CONFIG_KWARGS: dict[str, Any] = {

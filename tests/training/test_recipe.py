@@ -117,6 +117,7 @@ def test_batches_that_do_not_divide_are_refused():
     [
         ({"seed": -1}, r"seed=-1 must be .*from 0 to below 4294967296"),
         ({"seed": 2**32}, r"seed=4294967296 must be"),
+        ({"total_batch_size": 2**31}, "total_batch_size=2147483648 must be .*1048576"),
         ({"adam_betas": (0.9, 1.0)}, r"adam_betas=\(0.9, 1.0\) must be two numbers from 0 to below 1"),
     ],
 )

@@ -180,7 +180,7 @@ class CheckpointSweep:
         pipeline, sampler = build_pipeline(model), self.sampling.sampler
         asked = {
             "name": "generation",
-            "extractor": scores.extractor.name,
+            **scores.extractor.protocol,
             "sampler": pipeline.describe_sampler(sampler, 0.0),
             "steps": self.sampling.steps or pipeline.steps_by_default(sampler),
             "guidance_scale": 1.0,

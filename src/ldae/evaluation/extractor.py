@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import ldae  # noqa: F401 - registers the models with transformers
-from ldae.checkpoints import load_backbone
+from ldae.checkpoints import hash_model, load_backbone
 
 from .encoder import pool_outputs
 
@@ -19,7 +19,13 @@ INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
 
 
 class FeatureExtractor(nn.Module):
-    """A frozen network that turns images into `num_features` features; `name` is what results call it."""
+    """A frozen network that turns images into `num_features` features.
+
+    `name` is what results call it. `weights` is a hash that tells networks of one name apart, or `None` if the name
+    alone does.
+    """
+
+    weights: str | None = None
 
     def __init__(self, name: str, network: nn.Module, num_features: int, num_channels: int = 3):
         super().__init__()
@@ -51,6 +57,11 @@ class FeatureExtractor(nn.Module):
         return super().train(False)
 
     @property
+    def protocol(self) -> dict[str, str]:
+        """What results say of it."""
+        return {"extractor": self.name} | ({} if self.weights is None else {"extractor_weights": self.weights})
+
+    @property
     def device(self) -> torch.device:
         """Device of the network."""
         return next(self.network.parameters()).device
@@ -73,7 +84,7 @@ class CheckpointExtractor(FeatureExtractor):
         name = Path(source).resolve().name if Path(source).is_dir() else str(source)
         channels = getattr(model.config, "num_channels", 3)
         super().__init__(f"{name} ({type(model).__name__})", model, num_features=0, num_channels=channels)
-        self.processor, self.use_pooler = processor, has_pooler
+        self.processor, self.use_pooler, self.weights = processor, has_pooler, hash_model(model)
         self.num_features = self(torch.zeros(1, channels, 64, 64, dtype=torch.uint8)).shape[1]
 
     def extract(self, images: torch.Tensor) -> torch.Tensor:

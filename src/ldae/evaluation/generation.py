@@ -138,7 +138,7 @@ def generation_results(
     n = distances.num_generated
     protocol: dict[str, Any] = {
         "name": "generation",
-        "extractor": extractor.name,
+        **extractor.protocol,
         "features": extractor.num_features,
         "reference_images": distances.num_reference,
         "sampler": pipeline.describe_sampler(sampling.sampler, sampling.eta),

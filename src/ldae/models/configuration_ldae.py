@@ -356,8 +356,9 @@ class LDAEConfig(BackboneConfigMixin, DenoiserConfig):
         dim = given["latent_channels"] * (self.patch_size // stride) ** 2
         if self.latent_dim != dim:
             raise ValueError(
-                f"latent_dim={self.latent_dim} is invalid; a latent of {given['latent_channels']} channels at stride "
-                f"{stride}, cut into patches of {self.patch_size} pixels, has latent_dim={dim}."
+                f"latent_dim={self.latent_dim} is invalid with latent_tokenizer='conv_vae': a latent of "
+                f"{given['latent_channels']} channels at stride {stride}, cut into patches of {self.patch_size} "
+                f"pixels, has latent_dim={dim}. Give that, or choose another latent_tokenizer."
             )
         for name, only in (("input_space", ("latent",)), ("prediction_target", ("noise", "latent"))):
             if getattr(self, name) not in only:
