@@ -11,8 +11,7 @@ from collections.abc import Callable
 
 import torch
 from harness import Comparison, compare
-from peer import ijepa_like
-from transformers import IJepaModel
+from transformers import IJepaConfig, IJepaModel
 
 from ldae import LDAEConfig, LDAEModel
 
@@ -31,6 +30,24 @@ def build_models(size: str, image_size: int, patch_size: int) -> tuple[LDAEModel
             torch.nn.init.normal_(parameter, std=0.02)
     peer = ijepa_like(config, config.num_hidden_layers).eval()
     return ours, peer
+
+
+def ijepa_like(config: LDAEConfig, num_hidden_layers: int) -> IJepaModel:
+    """Build an untrained IJepaModel with a configuration's width, heads, activation, image and patch size.
+
+    It is transformers' own ViT without class token, as l-DAE's transformer is.
+    """
+    return IJepaModel(
+        IJepaConfig(
+            image_size=config.image_size,
+            patch_size=config.patch_size,
+            hidden_size=config.hidden_size,
+            num_hidden_layers=num_hidden_layers,
+            num_attention_heads=config.num_attention_heads,
+            intermediate_size=config.intermediate_size,
+            hidden_act=config.hidden_act,
+        )
+    )
 
 
 def run(pairs: int | None = None) -> list[Comparison]:

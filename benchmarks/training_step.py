@@ -11,8 +11,8 @@ import argparse
 from collections.abc import Callable
 
 import torch
+from encoder import ijepa_like
 from harness import Comparison, compare
-from peer import ijepa_like
 from transformers import IJepaModel, PreTrainedModel
 
 from ldae import LDAEConfig, LDAEForPreTraining

@@ -34,6 +34,11 @@ def check_place(name: str | os.PathLike[str], option: str = "checkpoint", repo_t
     _ask_hub(name, option, repo_type)
 
 
+def place_name(name: str | os.PathLike[str]) -> str:
+    """Return the own name of a folder, wherever it lies; a Hub id is returned unchanged."""
+    return Path(name).resolve().name if os.path.isdir(name) else os.fspath(name)
+
+
 def is_address(name: str) -> bool:
     """Return true if a name is an address, behind which fsspec finds files.
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ldae.models.image_conversion_ldae import MAX_ASPECT_RATIO, convert_image, crop_narrow_image, read_orientation
+from ldae.models.image_processing_ldae import MAX_ASPECT_RATIO, convert_image, crop_narrow_image, read_orientation
 from ldae.places import is_address
 
 

@@ -17,6 +17,7 @@ from ldae.evaluation.encoder import Layer
 from ldae.evaluation.generation import Sampling, generate_images
 from ldae.hub.families import Family, family_of
 from ldae.pipelines.loading import RunFolderPipeline, open_pipeline
+from ldae.places import place_name
 from ldae.reports.image_grids import sample_grid, tile_grid, to_picture
 from ldae.reports.patch_pca import patch_pca_images
 
@@ -300,8 +301,7 @@ def open_demo_model(
         model = pipeline.model.eval()
     else:
         model = open_model(AutoModel, checkpoint).to(device).eval()
-    name = name or (Path(checkpoint).resolve().name if Path(checkpoint).is_dir() else checkpoint)
-    return DemoModel(name, model, pipeline, None if data is None else open_images(data))
+    return DemoModel(name or place_name(checkpoint), model, pipeline, None if data is None else open_images(data))
 
 
 def layer_name(layer: Layer) -> str:

@@ -17,7 +17,7 @@ from ldae.files import write_whole
 from ldae.hub.families import Family, family_of
 from ldae.hub.model_card import is_hub_name
 from ldae.hub.push import check_publishable
-from ldae.places import check_place
+from ldae.places import check_place, place_name
 
 
 MADE_BY = "Made by `ldae demo --export-space`"
@@ -93,7 +93,7 @@ def export_space(checkpoint: str, folder: str | os.PathLike[str], data: DataConf
     if data is not None:
         list_splits(data)  # fails here, not in the Space, if the data set does not exist
 
-    name = local.resolve().name if local.is_dir() else checkpoint
+    name = place_name(checkpoint)
     shutil.rmtree(folder / CHECKPOINT_FOLDER, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     if local.is_dir():

@@ -1,7 +1,6 @@
 """The network whose features FID and KID compare: Inception where its weights are at hand, else any model by name."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +8,7 @@ from torch import nn
 
 import ldae  # noqa: F401 - registers the models with transformers
 from ldae.checkpoints import hash_model, load_backbone
+from ldae.places import place_name
 
 from .encoder import pool_outputs
 
@@ -81,9 +81,10 @@ class CheckpointExtractor(FeatureExtractor):
 
     def __init__(self, source: str | os.PathLike[str]):
         model, processor, has_pooler = load_backbone(source, "extractor")
-        name = Path(source).resolve().name if Path(source).is_dir() else str(source)
         channels = getattr(model.config, "num_channels", 3)
-        super().__init__(f"{name} ({type(model).__name__})", model, num_features=0, num_channels=channels)
+        super().__init__(
+            f"{place_name(source)} ({type(model).__name__})", model, num_features=0, num_channels=channels
+        )
         self.processor, self.use_pooler, self.weights = processor, has_pooler, hash_model(model)
         self.num_features = self(torch.zeros(1, channels, 64, 64, dtype=torch.uint8)).shape[1]
 

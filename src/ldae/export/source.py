@@ -11,7 +11,8 @@ from transformers import AutoModel, AutoModelForImageClassification, PreTrainedC
 from ldae.checkpoints import loading, open_config, open_model
 from ldae.export.fold import PlainViT, check_choices, fold, fold_obstacle
 from ldae.export.graph import FixedStep, PlainEncoder, trace
-from ldae.hub.families import Family, family_of
+from ldae.hub.families import family_of
+from ldae.places import place_name
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,9 @@ def open_source(
     Raises:
         ValueError: If the checkpoint cannot be loaded or exported, or does not have a chosen layer, t or size.
     """
-    with loading(checkpoint):
+    with loading(checkpoint):  # not as a configuration: those of other families may need packages
         model_type = PreTrainedConfig.get_config_dict(checkpoint)[0].get("model_type")
-    family = family_of(model_type, f"checkpoint={str(checkpoint)!r}", "Other models cannot be exported.")
+    family_of(model_type, f"checkpoint={str(checkpoint)!r}", "Other models cannot be exported.")
     config: Any = open_config(checkpoint)
     is_classifier = any("ForImageClassification" in name for name in config.architectures or [])
     if is_classifier and layer is not None:
@@ -91,7 +92,7 @@ def open_source(
             "layer. Export the pre-trained folder, or probe that layer first (ldae linear_probe --layers)."
         )
     kind: Any = AutoModelForImageClassification if is_classifier else AutoModel
-    model = open_model(kind, checkpoint, dtype=torch.float32, **_cut(family, config, layer)).eval()
+    model = open_model(kind, checkpoint, dtype=torch.float32, **_cut(config, layer)).eval()
     untrained = [name for name, buffer in model.named_buffers() if name.endswith("fitted") and not buffer]
     if untrained:
         raise ValueError(
@@ -99,17 +100,16 @@ def open_source(
             "model is useless. Fit it with fit_patch_pca or `ldae train_tokenizer`, and train the model, first."
         )
     timestep, image_size = check_choices(model, timestep, image_size)
-    name = os.path.basename(os.path.abspath(checkpoint)) if os.path.isdir(checkpoint) else str(checkpoint)
-    return Source(name=name, model=model, timestep=timestep, image_size=image_size)
+    return Source(name=place_name(checkpoint), model=model, timestep=timestep, image_size=image_size)
 
 
-def _cut(family: Family, config: Any, layer: int | str | None) -> dict[str, Any]:
+def _cut(config: Any, layer: int | str | None) -> dict[str, Any]:
     """Return the arguments of `from_pretrained` that choose a layer."""
     if layer is None:
         return {}
-    if family.layer_kind == "tap":
-        return {"feature_layer": str(layer)}
+    if config.model_type == "ddae":
+        return config.cut_fields(str(layer))
     depth = config.total_num_hidden_layers
     if not str(layer).isdecimal() or not 1 <= int(layer) <= depth:
         raise ValueError(f"layer={layer!r} does not exist; choose one of the blocks 1 to {depth}.")
-    return {"num_hidden_layers": int(layer), "feature_layer": None}
+    return config.cut_fields(int(layer))
