@@ -7,17 +7,13 @@ those of CIFAR-10 if LDAE_CIFAR10 names their folder, otherwise random ones made
 """
 
 import argparse
-import io
 import os
 import statistics
 import tempfile
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from PIL import Image
+from harness import write_random_parquet
 from transformers.utils.logging import disable_progress_bar
 
 from ldae.training.pretraining import pretrain
@@ -26,22 +22,6 @@ from ldae.training.recipe import load_recipe
 
 TARGET = 0.05
 LAP = 2  # steps between two lines of the metrics; the first line, with the start of the workers, is left out
-
-
-def write_random_parquet(folder: Path, shards: int = 4, rows: int = 512) -> Path:
-    """Write shards of random PNG images, which compress and decode worse than real ones."""
-    folder.mkdir()
-    generator = np.random.default_rng(0)
-    for shard in range(shards):
-        images = []
-        for pixels in generator.integers(0, 256, (rows, 32, 32, 3), dtype=np.uint8):
-            file = io.BytesIO()
-            Image.fromarray(pixels).save(file, "PNG")
-            images.append({"bytes": file.getvalue(), "path": None})
-        column = pa.array(images, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
-        path = folder / f"train-{shard:05d}-of-{shards:05d}.parquet"
-        pq.write_table(pa.table({"image": column}), path, row_group_size=128)
-    return folder
 
 
 def measure(dataset: str, output_dir: Path, steps: int, batch: int, workers: int) -> list[dict]:

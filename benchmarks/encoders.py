@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoModelForPreTraining
 import ldae  # noqa: F401 - registers the models with transformers
 from ldae.data import Batch, DataConfig, iterate_once, open_probe_images, prepare_images
 from ldae.evaluation.encoder import PixelEncoder
-from ldae.evaluation.evaluate import Evaluation
+from ldae.evaluation.evaluate import SIGMAS, Evaluation
 from ldae.evaluation.features import Features, extract_features
 from ldae.evaluation.images import fixed_subset
 from ldae.evaluation.knn import knn_accuracy
@@ -42,7 +42,6 @@ from ldae.results import Result, add_result
 
 
 MOST_LOGISTIC = 1024  # dimensions; wider features, such as raw pixels, get a ridge probe in closed form instead
-SIGMAS = (0.05, 0.1, 0.2, 0.4, 0.8)  # of noise added to pixels in [-1, 1]
 
 
 class Measurement:

@@ -12,7 +12,6 @@ and it is the same. Target: less than 5 % more.
 """
 
 import argparse
-import io
 import json
 import os
 import resource
@@ -23,13 +22,9 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from datasets import disable_progress_bars
-from harness import Comparison, compare
-from PIL import Image
+from harness import Comparison, compare, write_random_parquet
 
 from ldae import LDAEConfig, LDAEModel
 from ldae.data import DataConfig, ImageSource, iterate_once, open_images
@@ -42,26 +37,13 @@ BATCH = 64
 FEW, MANY = 10_000, 100_000  # images between which memory must not grow
 
 
-def write_images(folder: Path, images: int, side: int) -> Path:
-    """Write a parquet file of random PNG images, which compress and decode worse than real ones."""
-    folder.mkdir()
-    records = []
-    for pixels in np.random.default_rng(0).integers(0, 256, (images, side, side, 3), dtype=np.uint8):
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "PNG")
-        records.append({"bytes": file.getvalue(), "path": None})
-    column = pa.array(records, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
-    pq.write_table(pa.table({"image": column}), folder / "train-00000.parquet", row_group_size=256)
-    return folder
-
-
 def make_reader(size: str, image_size: int) -> FeatureReader:
     config = LDAEConfig.from_size(size, image_size=image_size, patch_size=4, latent_dim=16)
     return FeatureReader(LDAEModel(config), torch.zeros(1, 3, image_size, image_size))
 
 
 def compare_speed(folder: Path, images: int, pairs: int) -> Comparison:
-    data = write_images(folder / "images", images, 32)
+    data = write_random_parquet(folder / "images", 1, images, rows_per_group=256)
     source = open_images(DataConfig(str(data), cache_dir=str(folder / "prepared")))
     reader, table = make_reader("tiny", 32), folder / "table"
     batches = [b.images / 127.5 - 1 for b in iterate_once(source, image_size=32, batch_size=BATCH)]
@@ -81,7 +63,7 @@ def forward_of(reader: FeatureReader, batches: list[torch.Tensor]):
     def forward() -> None:
         with torch.no_grad():
             for batch in batches:
-                reader.model(batch)
+                reader.encoder.module(batch)
 
     return forward
 
@@ -102,11 +84,12 @@ def peak_mib() -> float:
 
 def compare_memory(folder: Path) -> float:
     """Measure both, print one line, and return the ratio of the peaks."""
-    files = write_images(folder / "small", FEW, 8)
+    files = write_random_parquet(folder / "small", 1, FEW, side=8, rows_per_group=256)
+    (first,) = files.iterdir()
     found = []
     for images in (FEW, MANY):
         for i in range(1, images // FEW):
-            os.link(files / "train-00000.parquet", files / f"train-{i:05d}.parquet")
+            os.link(first, files / f"train-{i:05d}.parquet")
         command = [sys.executable, __file__, "--measure", str(files), str(images)]
         found.append(json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout))
     few, many = found

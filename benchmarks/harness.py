@@ -1,13 +1,22 @@
-"""Compare two callables in one process, in interleaved pairs, so that a slow machine slows down both."""
+"""Compare two callables in one process, in interleaved pairs, so that a slow machine slows down both.
 
+Also the random images that several benchmarks read.
+"""
+
+import io
 import math
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
+from PIL import Image
 
 
 @dataclass(frozen=True)
@@ -125,3 +134,21 @@ def seconds_per_call(call: Callable[[], Any], calls: int) -> float:
 def _synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def write_random_parquet(
+    folder: Path, shards: int = 4, rows: int = 512, side: int = 32, rows_per_group: int = 128
+) -> Path:
+    """Write shards of random PNG images, which compress and decode worse than real ones."""
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for shard in range(shards):
+        images = []
+        for pixels in generator.integers(0, 256, (rows, side, side, 3), dtype=np.uint8):
+            file = io.BytesIO()
+            Image.fromarray(pixels).save(file, "PNG")
+            images.append({"bytes": file.getvalue(), "path": None})
+        column = pa.array(images, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+        path = folder / f"train-{shard:05d}-of-{shards:05d}.parquet"
+        pq.write_table(pa.table({"image": column}), path, row_group_size=rows_per_group)
+    return folder

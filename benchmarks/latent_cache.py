@@ -14,10 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from harness import Comparison, compare
+from harness import Comparison, compare, write_random_parquet
 from transformers.utils.logging import disable_progress_bar
 
-from data import write_random_parquet
 from ldae.models.tokenizer_ldae import build_conv_vae
 from ldae.training.loop import Run
 from ldae.training.pretraining import DenoisingTask
