@@ -18,6 +18,7 @@ from harness import Comparison, compare, write_random_parquet
 from transformers.utils.logging import disable_progress_bar
 
 from ldae.models.tokenizer_ldae import build_conv_vae
+from ldae.processes import make_accelerator
 from ldae.training.loop import Run
 from ldae.training.pretraining import DenoisingTask
 from ldae.training.recipe import Recipe, load_recipe
@@ -54,7 +55,8 @@ def make_recipe(folder: Path, size: str, name: str, latent_cache: Path | None) -
 
 
 def step_of(recipe: Recipe) -> Callable[[], None]:
-    run = Run(DenoisingTask(recipe), recipe.training, RunFolder.from_recipe(recipe))
+    accelerator = make_accelerator(mixed_precision=recipe.training.mixed_precision)
+    run = Run(DenoisingTask(recipe), recipe.training, RunFolder.from_recipe(recipe), (), accelerator)
     batches = run.start()
     return lambda: run.step(batches)
 
