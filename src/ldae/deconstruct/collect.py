@@ -175,7 +175,6 @@ def collect_variant(variant: Variant, output_dir: Path) -> VariantResults:
         measured.append(folder)
         trained = next(r for r in reversed(records) if r.get("event") == "trained")
         seconds += trained["seconds"]
-    measured.sort(key=StepFolder.last_changed)
     entries = {step: _latest(measured, step) for step in ("row", "blocks", "timesteps", "samples")}
     points = _group(entries["row"], lambda entry: entry["protocol"].get("point", "paper"))
     timesteps: dict[str, dict[int, Summary]] = {}
@@ -204,9 +203,12 @@ def summarise(entries: list[dict[str, Any]]) -> Summary:
 
 
 def _latest(folders: list[StepFolder], step: str) -> list[dict[str, Any]]:
-    """Read what a step measured with the settings of the last of some folders that has it."""
-    found = [entry for folder in folders for entry in folder.results(step)]
-    return [entry for entry in found if entry["settings"] == found[-1]["settings"]]
+    """Read what a step measured in some folders with the settings that were used last."""
+    found = [(folder.last_changed(), entry) for folder in folders for entry in folder.results(step)]
+    if not found:
+        return []
+    _, last = max(found, key=lambda pair: pair[0])
+    return [entry for _, entry in found if entry.get("settings") == last.get("settings")]
 
 
 def _others(known: list[Variant], output_dir: Path) -> list[Variant]:
