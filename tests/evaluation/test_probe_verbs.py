@@ -10,7 +10,7 @@ from ldae.cli import run_verb
 from ldae.data import DataConfig, open_images
 from ldae.results import read_results
 from ldae.training.recipe import load_recipe
-from ldae.verbs import knn, linear_probe
+from ldae.verbs import compare, knn, linear_probe
 
 from ..models.small_diffusers import small_unet
 from ..verb_calls import call
@@ -206,3 +206,9 @@ def test_accuracies_of_two_label_columns_stand_side_by_side(checkpoint, tmp_path
     results = read_results(checkpoint)
     assert [entry["protocol"]["label_column"] for entry in results] == ["label", "odd"]
     assert results[1]["value"] > results[0]["value"]  # two classes are easier than ten
+
+    place = ["--output_dir", str(tmp_path / "compared"), "--metrics", "knn"]
+    for column in ("label", "odd"):
+        labelled = ["--dataset", str(tmp_path / "data"), "--label_column", column]
+        assert call(compare, [str(checkpoint), *labelled, *place]) == 0
+    assert len(read_results(tmp_path / "compared")) == 2 * 2  # of the checkpoint and of raw pixels
