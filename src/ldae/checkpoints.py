@@ -156,12 +156,11 @@ def hash_model(model: torch.nn.Module) -> str:
     return hash_tensors(fields, model.state_dict())
 
 
-def hash_weights(checkpoint: str | os.PathLike[str], option: str = "checkpoint") -> str:
+def hash_weights(checkpoint: str | os.PathLike[str]) -> str:
     """Hash a checkpoint's files of weights, which tell one checkpoint from another whatever its config.json chooses.
 
     Args:
         checkpoint: Folder or Hub id.
-        option: Name of the option that it was given by, for messages.
 
     Raises:
         ValueError: If there are no weights, or a part of them is missing.
@@ -172,7 +171,7 @@ def hash_weights(checkpoint: str | os.PathLike[str], option: str = "checkpoint")
         return cached_file(name, file, _raise_exceptions_for_missing_entries=False)
 
     digest = hashlib.sha256()
-    with loading(name, option):
+    with loading(name):
         whole = find(SAFE_WEIGHTS_NAME) or find(WEIGHTS_NAME)
         index = None if whole else find(SAFE_WEIGHTS_INDEX_NAME) or find(WEIGHTS_INDEX_NAME)
         files = {SAFE_WEIGHTS_NAME: whole}

@@ -98,10 +98,10 @@ def move_into(staging: Path, folder: Path, last: str | None = None) -> None:
 LATER_FIELDS = {"reduced_decoding": True}
 
 
-def hash_settings(settings: Any, digits: int = 8) -> str:
-    """Hash plain settings, whatever the order of their keys, to hexadecimal digits."""
+def hash_settings(settings: Any) -> str:
+    """Hash plain settings, whatever the order of their keys, to 8 hexadecimal digits."""
     kept = _without_later_fields(settings)
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:digits]
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
 def _without_later_fields(settings: Any) -> Any:

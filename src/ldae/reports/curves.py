@@ -109,15 +109,12 @@ def finetuning_figure(records: list[dict[str, Any]], final: dict[str, float]) ->
         records (`list[dict]`): Records of metrics.jsonl.
         final (`dict[str, float]`): Accuracy at the end on all images, by weights.
     """
-    train = [r for r in records if r["event"] == "train"]
-    accuracies = [r for r in records if r["event"] == "accuracy"]
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot([r["images"] for r in train], [r["loss"] for r in train])
+    _plot(left, logged(records), {"loss": "loss"})
     left.set(xlabel="images seen", ylabel="loss", title="cross-entropy, augmented training images")
-    seen = [*(r["images"] for r in accuracies), records[-1]["images"]]
-    for weights, value in final.items():
-        right.plot(seen, [*(r[weights] for r in accuracies), value], marker="o", markersize=3, label=weights)
+    at_end = {"images": records[-1]["images"], **final}
+    _plot(right, [*measured(records), at_end], {name: name for name in final}, marker="o", markersize=3)
     right.set(xlabel="images seen", ylabel="accuracy", title="evaluation images, all of them at the end")
     right.legend(frameon=False)
     return figure

@@ -119,9 +119,9 @@ def reconstruction_figure(tokenizer: PatchTokenizer | ConvVAETokenizer, pixels: 
     return image_rows([("original", pixels), ("decoded", decoded)])
 
 
-def filters_figure(tokenizer: PatchTokenizer, most: int = 64) -> Figure:
-    """Draw Fig. 4: the rows of V as patches, for PCA in the order of falling variance."""
-    v = tokenizer.components[:most]  # (d, D)
+def filters_figure(tokenizer: PatchTokenizer) -> Figure:
+    """Draw Fig. 4: the first 64 rows of V as patches, for PCA in the order of falling variance."""
+    v = tokenizer.components[:64]  # (d, D)
     v = v / v.abs().amax(dim=1, keepdim=True)
     p = tokenizer.patch_size
     tiles = v.reshape(len(v), tokenizer.num_channels, p, p)
