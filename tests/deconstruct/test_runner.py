@@ -147,8 +147,12 @@ def test_other_probe_settings_measure_again_without_training(finished, tmp_path)
     assert main(["deconstruct", "--config", str(preset), "--output_dir", str(again), *options]) == 0
     changed = {name for name, when in changes(again).items() if before.get(name) != when}
     assert changed == {"rows/07_patch_pca/seed-0/results.json"}
+    (again / "rows" / "07_patch_pca" / "seed-1" / "deconstruct.json").touch()  # as by another step's end
     row = collect(load_preset(preset), again).row("07")
     (entry,) = row.at_paper.entries  # seed 1 has none with these settings yet
+    assert row.left_out == {1: ["row"]}
+    text = "Not measured with the settings used last, so not in the means: 07_patch_pca, seed 1 (accuracy)."
+    assert text in (again / "report.md").read_text()
     assert entry["protocol"]["epochs"] == 3 and "learning_rate_at_edge" in entry["protocol"]
     assert row.searched is None  # Adam's probe has the recipe's own point alone
 

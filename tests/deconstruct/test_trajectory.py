@@ -13,9 +13,10 @@ from ldae.deconstruct.variants import Variant
 def row(key: str, *accuracies: float) -> VariantResults:
     """A row with these accuracies by seed, or none of them."""
     found = summarise([{"value": value} for value in accuracies]) if accuracies else None
-    empty = {"blocks": {}, "timesteps": {}, "samples": {}, "failures": {}, "images": None, "hardware": None}
+    empty = {name: {} for name in ("blocks", "timesteps", "samples", "failures", "left_out")}
     variant = Variant(f"rows/{key}_x", key, f"{key}_x", {})
-    return VariantResults(variant=variant, runs=(), searched=found, at_paper=None, seconds=0.0, **empty)
+    about = {"images": None, "seconds": 0.0, "hardware": None}
+    return VariantResults(variant=variant, runs=(), searched=found, at_paper=None, **empty, **about)
 
 
 def steps_of(*rows: VariantResults):

@@ -19,6 +19,8 @@ from ldae.training.run_folder import RunFolder
 
 
 BASELINES = "baselines"
+# Steps of a run, and what they measure.
+STEPS = {"row": "accuracy", "blocks": "by block", "timesteps": "by time step", "samples": "samples"}
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class VariantResults:
         timesteps (`dict`): Accuracy by input (`"clean"`, `"noisy"`) and time step.
         samples (`dict`): `"fid"` and `"kid"` of generated images.
         failures (`dict`): Errors by seed.
+        left_out (`dict`): By seed, the steps whose means leave it out; see [`collect_variant`].
         images (`int`, *optional*), seconds (`float`), hardware (`str`, *optional*): Budget of the pre-trainings.
     """
 
@@ -60,6 +63,7 @@ class VariantResults:
     timesteps: dict[str, dict[int, Summary]]
     samples: dict[str, Summary]
     failures: dict[int, str]
+    left_out: dict[int, list[str]]
     images: int | None
     seconds: float
     hardware: str | None
@@ -154,15 +158,14 @@ def collect(preset: Preset, output_dir: Path) -> Collection:
 def collect_variant(variant: Variant, output_dir: Path) -> VariantResults:
     """Read the results of one variant over the seeds in its folder.
 
-    If a step was measured with other settings on some seeds, the settings used last count, and seeds that were not
-    measured with them are left out of the means.
+    If a step was measured with other settings on some seeds, the settings used last count. Seeds that were trained,
+    but not measured with them, are left out of the means.
     """
     found_seeds = (re.fullmatch(r"seed-(\d+)", path.name) for path in (output_dir / variant.folder).glob("seed-*"))
-    runs: list[Path] = []
     failures: dict[int, str] = {}
     trained: dict[str, Any] = {}
     seconds = 0.0
-    measured: list[StepFolder] = []
+    folders: dict[int, StepFolder] = {}
     for seed in sorted(int(match[1]) for match in found_seeds if match):
         folder = StepFolder(run_path(output_dir, variant, seed))
         failure = folder.failure()
@@ -171,11 +174,16 @@ def collect_variant(variant: Variant, output_dir: Path) -> VariantResults:
         records = RunFolder(folder.path).records()
         if not records or records[-1].get("event") != "finished":
             continue
-        runs.append(folder.path)
-        measured.append(folder)
+        folders[seed] = folder
         trained = next(r for r in reversed(records) if r.get("event") == "trained")
         seconds += trained["seconds"]
-    entries = {step: _latest(measured, step) for step in ("row", "blocks", "timesteps", "samples")}
+    entries: dict[str, list[dict[str, Any]]] = {}
+    left_out: dict[int, list[str]] = {}
+    for step in STEPS:
+        found = _latest(folders, step)
+        entries[step] = [entry for measured in found.values() for entry in measured]
+        for seed in folders.keys() - found.keys() if found else ():
+            left_out.setdefault(seed, []).append(step)
     points = _group(entries["row"], lambda entry: entry["protocol"].get("point", "paper"))
     timesteps: dict[str, dict[int, Summary]] = {}
     at = _group(entries["timesteps"], lambda entry: (entry["protocol"]["input"], entry["protocol"]["timestep"]))
@@ -183,13 +191,14 @@ def collect_variant(variant: Variant, output_dir: Path) -> VariantResults:
         timesteps.setdefault(given, {})[timestep] = summary
     return VariantResults(
         variant=variant,
-        runs=tuple(runs),
+        runs=tuple(folder.path for folder in folders.values()),
         searched=points.get("searched"),
         at_paper=points.get("paper"),
         blocks=_group(entries["blocks"], lambda entry: entry["protocol"]["layer"]),
         timesteps=timesteps,
         samples=_group(entries["samples"], lambda entry: entry["metric"].partition("-")[0].lower()),
         failures=failures,
+        left_out=dict(sorted(left_out.items())),
         images=trained.get("images"),
         seconds=seconds,
         hardware=trained.get("hardware"),
@@ -202,13 +211,13 @@ def summarise(entries: list[dict[str, Any]]) -> Summary:
     return Summary(mean, stderr, len(entries), tuple(entries))
 
 
-def _latest(folders: list[StepFolder], step: str) -> list[dict[str, Any]]:
-    """Read what a step measured in some folders with the settings that were used last."""
-    found = [(folder.last_changed(), entry) for folder in folders for entry in folder.results(step)]
+def _latest(folders: dict[int, StepFolder], step: str) -> dict[int, list[dict[str, Any]]]:
+    """Read by seed what a step measured with the settings that were used last."""
+    found = {seed: entries for seed, folder in folders.items() if (entries := folder.results(step))}
     if not found:
-        return []
-    _, last = max(found, key=lambda pair: pair[0])
-    return [entry for _, entry in found if entry.get("settings") == last.get("settings")]
+        return {}
+    last = found[max(found, key=lambda seed: folders[seed].finished(step))][0].get("settings")
+    return {seed: entries for seed, entries in found.items() if entries[0].get("settings") == last}
 
 
 def _others(known: list[Variant], output_dir: Path) -> list[Variant]:

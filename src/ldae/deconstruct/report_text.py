@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ldae.deconstruct.collect import Collection, Summary, VariantResults, read_recipe
+from ldae.deconstruct.collect import STEPS, Collection, Summary, VariantResults, read_recipe
 from ldae.reports.paper_figures import SETTING
 
 
@@ -38,6 +38,13 @@ def opening(found: Collection) -> list[str]:
     ]
     if failures:
         lines.append(f"Failed, to be tried again by the same command: {'; '.join(failures)}.")
+    left_out = [
+        f"{result.variant.name}, seed {seed} ({', '.join(STEPS[step] for step in steps)})"
+        for result in found.results
+        for seed, steps in result.left_out.items()
+    ]
+    if left_out:
+        lines.append(f"Not measured with the settings used last, so not in the means: {'; '.join(left_out)}.")
     images = sorted({result.images for result in found.results if result.images})
     config = next((result.config for result in found.results if result.config is not None), None)
     if images and config is not None:

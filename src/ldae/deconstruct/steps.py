@@ -24,9 +24,9 @@ ALL_STEPS = "unit"  # the step that is finished when all others of a run are
 class StepFolder:
     """The folder of one variant and seed, or of the baselines.
 
-    `deconstruct.json` holds for each finished step a hash of its settings and its duration. The step's measurements
-    are in results.json, each entry with the step's name and that hash, so that numbers of other settings are told
-    apart.
+    `deconstruct.json` holds for each finished step a hash of its settings, its duration, and when it was finished in
+    seconds since 1970. The step's measurements are in results.json, each entry with the step's name and that hash, so
+    that numbers of other settings are told apart.
 
     Args:
         path (`Path`): The folder.
@@ -57,7 +57,7 @@ class StepFolder:
         for result in results:
             protocol, details = {**result.protocol, "study": name}, {**result.details, "settings": used}
             add_result(self.path, replace(result, protocol=protocol, details=details))
-        done = {"settings": used, "seconds": round(time.perf_counter() - started, 1)}
+        done = {"settings": used, "seconds": round(time.perf_counter() - started, 1), "finished": time.time()}
         write_whole(self.path / STEPS_FILE, json.dumps({**self.steps(), name: done}, indent=2) + "\n")
 
     def results(self, step: str) -> list[dict[str, Any]]:
@@ -69,10 +69,9 @@ class StepFolder:
             if entry["protocol"].get("study") == step and entry.get("settings") == current
         ]
 
-    def last_changed(self) -> float:
-        """Return the time at which a step was last finished."""
-        file = self.path / STEPS_FILE
-        return file.stat().st_mtime if file.is_file() else 0.0
+    def finished(self, step: str) -> float:
+        """Return when a step was last finished, in seconds since 1970; 0 if an earlier version finished it."""
+        return self.steps().get(step, {}).get("finished", 0.0)
 
     def failure(self) -> str | None:
         """Read the error of the last attempt, in one line; `None` if there was none."""
