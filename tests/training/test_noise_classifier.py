@@ -12,6 +12,7 @@ from ldae import DDAEConfig, DDAEForImageClassification, DDAEForPreTraining, LDA
 from ldae.data import DataConfig, open_probe_images
 from ldae.errors import RunError
 from ldae.training.classifiers import (
+    SETTINGS_FILE,
     NoiseClassifierConfig,
     NoiseClassifierTask,
     NormalizedClassifier,
@@ -95,14 +96,29 @@ def test_a_stopped_run_ends_as_a_whole_one_and_a_finished_one_stays(classifier, 
     fine_tuned = replace(classifier, pretrained=True)
     with pytest.raises(RunError, match="holds another classifier"):
         train_noise_classifier(fine_tuned, DIGITS, whole)
+    (whole / SETTINGS_FILE).unlink()  # as in an earlier version, which was right with a test split
+    train_noise_classifier(classifier, DIGITS, whole)
+
+
+def write_images(folder):
+    """Write 40 images of two classes, without a test split."""
+    pixels = torch.randint(0, 255, (40, 16, 16), dtype=torch.uint8).numpy()
+    for index, image in enumerate(pixels):
+        (folder / str(index % 2)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / str(index % 2) / f"{index}.png")
+    return folder
 
 
 def test_it_trains_on_no_image_that_it_is_scored_on(classifier, tmp_path):
-    pixels = torch.randint(0, 255, (40, 16, 16), dtype=torch.uint8).numpy()
-    for index, image in enumerate(pixels):
-        (tmp_path / "images" / str(index % 2)).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(tmp_path / "images" / str(index % 2) / f"{index}.png")
-    data = DataConfig(str(tmp_path / "images"), num_workers=0)  # without a test split
+    data = DataConfig(str(write_images(tmp_path / "images")), num_workers=0)
     task = NoiseClassifierTask(noise_classifier_recipe(classifier, data, None), classifier)
     source, scored = task.open_source(), open_probe_images(data)[1]
     assert (source.num_examples, scored.num_examples) == (36, 4)
+
+
+def test_a_classifier_of_an_earlier_version_is_refused_where_it_was_trained_on_scored_images(classifier, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model.safetensors").write_bytes(b"")  # without a file of settings
+    images = write_images(tmp_path / "images")
+    with pytest.raises(RunError, match="an earlier version, which was also trained on the images that it is scored"):
+        train_noise_classifier(classifier, DataConfig(str(images), num_workers=0), tmp_path / "out")

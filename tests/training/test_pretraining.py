@@ -191,3 +191,10 @@ def test_labels_beyond_the_classes_are_refused_before_they_train(make_recipe, st
     recipe = make_recipe(num_class_embeds=9, streaming=streaming)  # 9 would be the null class
     with pytest.raises(ValueError, match=r"digits \(train\) has the label 9, and the model has classes 0 to 8 only"):
         pretrain(recipe)
+
+
+def test_labels_that_are_not_streamed_are_checked_once(make_recipe, monkeypatch):
+    checked = []
+    monkeypatch.setattr("ldae.training.task.check_labels", lambda labels, *_: checked.append(len(labels)))
+    pretrain(make_recipe(num_class_embeds=10, images=64))
+    assert checked == [1437]  # all of them, before the first batch

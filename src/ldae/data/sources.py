@@ -362,7 +362,10 @@ def _hold_out(source: ImageSource, *, evaluation: bool) -> ImageSource:
 
 
 def _kept_of_stream(dataset: IterableDataset, shards: list[int], evaluation: bool) -> Iterator[dict[str, Any]]:
-    """Yield the held-out rows of some shards, or the others, which are the same ones whoever reads a shard."""
+    """Yield the held-out rows of some shards, or the others, which are the same ones whoever reads a shard.
+
+    Rows are read by `iter`, because iterating over a stream divides its shards among the workers of torch's loader.
+    """
     for shard in shards:
         rows = (
             dict(zip(columns, values, strict=True))

@@ -228,9 +228,17 @@ def train_noise_classifier(classifier: NoiseClassifierConfig, data: DataConfig, 
 
     Raises:
         ValueError: If an image has no label.
-        RunError: If the folder holds another classifier, or one that began with other weights.
+        RunError: If the folder holds another classifier, one that began with other weights, or one that an earlier
+            version trained on the images that it is scored on.
     """
     task = NoiseClassifierTask(noise_classifier_recipe(classifier, data, output_dir), classifier)
+    folder = RunFolder(output_dir)
+    of_earlier_version = folder.holds_weights() and not (folder.path / SETTINGS_FILE).is_file()
+    if of_earlier_version and open_probe_images(data)[0].split != data.split:  # rows of one split are held out
+        raise RunError(
+            f"output_dir={str(folder.path)!r} holds a classifier of an earlier version, which was also trained on the "
+            "images that it is scored on; remove the folder to train it anew."
+        )
     model = build_noise_classifier(classifier).base_model
     prefixes = "" if classifier.pretrained else getattr(model, "fixed_prefixes", ())
     given = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(prefixes)}

@@ -89,7 +89,7 @@ class OpenedImagesTask(DenoisingTask):
 
     def open_source(self) -> ImageSource:
         """Return the images."""
-        return self.opened
+        return self.checked(self.opened)
 
 
 def measure_speed(

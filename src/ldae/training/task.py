@@ -150,10 +150,11 @@ class Task:
         """Return the labels of a batch `(b,)` on the device.
 
         Raises:
-            ValueError: If an image has none, or one beyond the classes.
+            ValueError: If an image of a stream has none, or one beyond the classes; see [`~Task.checked`] for others.
         """
         assert batch.labels is not None and self.num_classes is not None
-        check_labels(batch.labels, self.num_classes, self.source.description)
+        if self.source.streaming:
+            check_labels(batch.labels, self.num_classes, self.source.description)
         return batch.labels.to(positions.device, non_blocking=True)
 
     def optimized(self, model: Any) -> Any:
