@@ -56,7 +56,7 @@ class FinetuneOptions:
         config: YAML file with the sections data, finetuning and training.
         epochs: Passes over the training images, instead of --images; by default 100.
         compare_from_scratch: Fine-tune, and train the same network from scratch, with each seed at one budget, and
-            compare.
+            compare. Training from scratch has no layer-wise decay (--layer_decay).
         seeds: Seeds of the comparison; by default 0,1,2.
         dry_run: Take the first steps, print what the whole run takes, and write nothing.
     """
