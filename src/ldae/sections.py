@@ -88,6 +88,11 @@ class DataConfig:
         """True if random crops are cut from whole images while these are decoded."""
         return self.random_resized_crop and self.decode_size is None
 
+    @property
+    def chosen_labels(self) -> dict[str, str]:
+        """Entry of an accuracy's protocol that tells coarse from fine labels: their column, if it was chosen."""
+        return {"label_column": self.label_column} if self.label_column else {}
+
 
 @options
 class TokenizerConfig:

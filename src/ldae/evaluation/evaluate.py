@@ -378,8 +378,7 @@ class Evaluation:
         described: dict[str, Any] = {"pooling": chosen.encoder.pooling}
         if chosen.encoder.module is not None:
             described = {"layer": chosen.layer, "timestep": chosen.timestep, "input": "clean", **described}
-        labels = {"label_column": self.data.label_column} if self.data.label_column else {}
-        described |= {"train_images": len(train.classes), **labels, **protocol}
+        described |= {"train_images": len(train.classes), **self.data.chosen_labels, **protocol}
         about: dict[str, Any] = {"checkpoint": chosen.name, "dataset": self.sources[1].name, "split": self.split}
         fields: dict[str, Any] = {"stderr": stderr, "seeds": tuple(seeds), "n": len(test.classes)}
         return Result(metric, value, protocol=described, **about, **fields)

@@ -58,7 +58,7 @@ class FeatureExtractor(nn.Module):
 
     @property
     def protocol(self) -> dict[str, str]:
-        """What results say of it."""
+        """Entries of a protocol that name the network."""
         return {"extractor": self.name} | ({} if self.weights is None else {"extractor_weights": self.weights})
 
     @property

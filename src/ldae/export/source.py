@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoModelForImageClassification, PreTrainedC
 from ldae.checkpoints import loading, open_config, open_model
 from ldae.export.fold import PlainViT, check_choices, fold, fold_obstacle
 from ldae.export.graph import FixedStep, PlainEncoder, trace
-from ldae.hub.families import family_of
+from ldae.hub.families import Family, family_of
 from ldae.places import place_name
 
 
@@ -83,7 +83,7 @@ def open_source(
     """
     with loading(checkpoint):  # not as a configuration: those of other families may need packages
         model_type = PreTrainedConfig.get_config_dict(checkpoint)[0].get("model_type")
-    family_of(model_type, f"checkpoint={str(checkpoint)!r}", "Other models cannot be exported.")
+    family = family_of(model_type, f"checkpoint={str(checkpoint)!r}", "Other models cannot be exported.")
     config: Any = open_config(checkpoint)
     is_classifier = any("ForImageClassification" in name for name in config.architectures or [])
     if is_classifier and layer is not None:
@@ -92,7 +92,7 @@ def open_source(
             "layer. Export the pre-trained folder, or probe that layer first (ldae linear_probe --layers)."
         )
     kind: Any = AutoModelForImageClassification if is_classifier else AutoModel
-    model = open_model(kind, checkpoint, dtype=torch.float32, **_cut(config, layer)).eval()
+    model = open_model(kind, checkpoint, dtype=torch.float32, **_cut(family, config, layer)).eval()
     untrained = [name for name, buffer in model.named_buffers() if name.endswith("fitted") and not buffer]
     if untrained:
         raise ValueError(
@@ -103,11 +103,11 @@ def open_source(
     return Source(name=place_name(checkpoint), model=model, timestep=timestep, image_size=image_size)
 
 
-def _cut(config: Any, layer: int | str | None) -> dict[str, Any]:
+def _cut(family: Family, config: Any, layer: int | str | None) -> dict[str, Any]:
     """Return the arguments of `from_pretrained` that choose a layer."""
     if layer is None:
         return {}
-    if config.model_type == "ddae":
+    if family.layer_kind == "tap":
         return config.cut_fields(str(layer))
     depth = config.total_num_hidden_layers
     if not str(layer).isdecimal() or not 1 <= int(layer) <= depth:

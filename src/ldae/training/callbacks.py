@@ -12,7 +12,7 @@ from transformers import AutoModelForPreTraining
 
 from ldae.checkpoints import open_model
 from ldae.data import DataConfig, iterate_once
-from ldae.evaluation.images import fixed_subset
+from ldae.evaluation.images import count_images, fixed_subset
 from ldae.evaluation.online import BATCH_SIZE, SUBSET_SEED, OnlineProbe
 from ldae.evaluation.search import FeatureSearch, best_score, name_layer, search_by_criterion, write_choice
 from ldae.hub.model_card import write_model_card
@@ -76,7 +76,7 @@ class FeatureProbe(Callback):
         images = list(iterate_once(subset, **size))
         scores = search_by_criterion(model, images, "rankme")  # in float32, as the rounding of bfloat16 adds to a rank
         best, paper = best_score(scores), model.config.paper_point
-        about = {"input": "clean", "train_images": sum(len(batch.images) for batch in images)}
+        about = {"input": "clean", "train_images": count_images(images)}
         for score in scores:
             if score is best or (score.layer, score.timestep) == paper:
                 protocol = {"name": "rankme", "layer": score.layer, "timestep": score.timestep, **about}

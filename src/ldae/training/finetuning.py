@@ -308,7 +308,7 @@ def compare_with_scratch(
             place = str(output_dir / start / f"seed-{seed}")
             own: dict[str, Any] = {"seed": seed, "output_dir": place, "from_scratch": start == "from_scratch"}
             if own["from_scratch"]:
-                own["layer_decay"] = 1.0
+                own["layer_decay"] = None  # the default, which is none from scratch
             recipe = load_finetuning_recipe(checkpoint, path, overrides | own, epochs=epochs)
             images = recipe.training.images
             if RunFolder(place).finished(images) and not _scores(recipe):

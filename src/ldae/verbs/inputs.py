@@ -118,7 +118,7 @@ class ProbeInputs:
         Accuracies name the labels' column where it was chosen, so that those of coarse and fine labels stand side by
         side.
         """
-        chosen = {"label_column": self.data.label_column} if self.data.label_column else {}
+        chosen = self.data.chosen_labels
         record(
             self.output_dir,
             *(
