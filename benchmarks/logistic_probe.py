@@ -10,13 +10,12 @@ training loss is compared with the same objective solved a hundred times more ex
 """
 
 import argparse
-from typing import Any
 
 import torch
 from harness import Comparison, compare
 from torch.nn import functional as F
 
-from ldae.evaluation.linear_probe import ProbeSettings, score_probes, train_linear_probes
+from ldae.evaluation.linear_probe import AdamProbes, ProbeSettings, train_adam_probes
 from ldae.evaluation.logistic import TOLERANCE, LogisticProbes, fit_logistic_grid
 
 
@@ -42,29 +41,28 @@ def run(pairs: int | None = None, images: int = IMAGES) -> list[Comparison]:
     """Compare the times, and print how far each is from the optimum."""
     fitted, held, test = make_features(images)
     found: dict[str, LogisticProbes] = {}
-    adam: dict[str, Any] = {}
+    adam: dict[str, AdamProbes] = {}
 
     def ours() -> None:
         found["probes"] = fit_logistic_grid(fitted, held, test, num_classes=CLASSES)
 
     def peer() -> None:
-        adam["probes"] = train_linear_probes(
-            lambda epoch: fitted[0], fitted[1], num_classes=CLASSES, settings=SETTINGS
+        adam["probes"] = train_adam_probes(
+            lambda epoch: fitted[0], fitted[1], held, test, num_classes=CLASSES, settings=SETTINGS
         )
-        adam["report"] = score_probes(adam["probes"], held, *test)
 
     result = compare(f"logistic probe, {images} x {WIDTH}", ours, peer, pairs=pairs or PAIRS, target=0.5)
-    probes, report = found["probes"], adam["report"]
+    probes = found["probes"]
     penalty = float(probes.penalty[0])
     closer = fit_logistic_grid(
         fitted, held, test, num_classes=CLASSES, penalties=[penalty], tolerance=TOLERANCE / 100, max_iterations=1000
     )
-    weight, bias = adam["probes"].folded(0, 0, report.lr_index[0])
+    weight, bias = adam["probes"].folded(0)
     print(
         f"logistic probe: loss {float(probes.loss[0]):.5f}, {float(probes.loss[0] - closer.loss[0]):.1e} above the "
         f"optimum at penalty {penalty:g}; test accuracy {float(probes.test[0]):.2%}; Adam's loss "
         f"{float(F.cross_entropy(F.linear(fitted[0][:, 0], weight, bias), fitted[1])):.5f}, test accuracy "
-        f"{float(report.test_accuracy[0, 0, report.lr_index[0]]):.2%}",
+        f"{adam['probes'].score(0)[0]:.2%}",
         flush=True,
     )
     return [result]

@@ -99,7 +99,7 @@ def test_scores_of_a_model_are_of_its_two_noisings(ddae, some_digits):
     assert scores[3].uniformity == pytest.approx(uniformity(first), rel=1e-4)
     centred = measure_alignment(ddae, some_digits, layers=taps[1:], timesteps=[700], centred=True)[0]
     assert centred.alignment == pytest.approx(alignment(first - first.mean(0), second - first.mean(0)), rel=1e-3)
-    with pytest.raises(ValueError, match="two different ones"):
+    with pytest.raises(ValueError, match="two different numbers"):
         measure_alignment(ddae, some_digits, layers=taps, timesteps=[5], seeds=(3, 3))
 
 
@@ -113,7 +113,7 @@ def test_noise_takes_the_views_of_an_ldae_apart_too(model, some_digits):
 def test_one_image_has_no_pairs_and_the_split_is_named(model, digits):
     one = ImageSet(fixed_subset(digits[1], 1, 0), image_size=16)
     with pytest.raises(
-        ValueError, match=r"has 1 image, and uniformity is of pairs; name another split \(eval_split\)"
+        ValueError, match=r"has 1 image, and uniformity needs pairs; name another split \(eval_split\)"
     ):
         measure_alignment(model, one, layers=[1], timesteps=[5])
 

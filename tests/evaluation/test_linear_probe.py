@@ -117,15 +117,16 @@ def test_the_choice_does_not_see_the_test_labels():
     x, y = blobs(160, 3, 6, 4)
     held, held_y = blobs(80, 3, 6, 4, seed=1)
     test, test_y = blobs(80, 3, 6, 4, seed=2)
-    probes = train(x, y, ProbeSettings(epochs=20, base_lr=0.01, lr_multipliers=(1e-4, 1.0), seeds=(0, 1)))
-    report = score_probes(probes, (held, held_y), test, test_y)
-    shuffled = score_probes(probes, (held, held_y), test, test_y[torch.randperm(80)])
-    assert (report.lr_index, report.feature_index) == (shuffled.lr_index, shuffled.feature_index)
-    assert not torch.equal(report.test_accuracy, shuffled.test_accuracy)
-    assert report.feature_index == 2  # the least noisy set
-    assert report.lr_index[2] == 1  # the learning rate that learns
+    settings = ProbeSettings(epochs=20, base_lr=0.01, lr_multipliers=(1e-4, 1.0), seeds=(0, 1))
+    probes = train(x, y, settings)
+    found = score_probes(probes, settings, (held, held_y), (test, test_y), 160)
+    shuffled = score_probes(probes, settings, (held, held_y), (test, test_y[torch.randperm(80)]), 160)
+    assert (found.rates, found.best) == (shuffled.rates, shuffled.best)
+    assert not torch.equal(found.test, shuffled.test)
+    assert found.best == 2  # the least noisy set
+    assert found.rates[2] == 1  # the learning rate that learns
     expected = (probes.predict(test) == test_y).double().mean(dim=-1)
-    torch.testing.assert_close(report.test_accuracy, expected)
+    torch.testing.assert_close(found.test, expected)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from torch.nn import functional as F
 
 from ldae.evaluation.feature_store import FeatureStore, Rows
-from ldae.evaluation.linear_probe import ProbeSettings, score_probes, train_linear_probes
+from ldae.evaluation.linear_probe import ProbeSettings, train_adam_probes
 from ldae.evaluation.logistic import fit_logistic_grid
 from ldae.evaluation.ridge import EPS
 
@@ -89,17 +89,15 @@ def test_the_rankings_that_adam_reverses():
     fitted, held, test = split(torch.stack([trained, untrained], dim=1), y, 3600, 400)
 
     settings = ProbeSettings(epochs=30, lr_multipliers=(1.0, 10.0, 100.0), seeds=(0,))
-    adam = train_linear_probes(lambda epoch: fitted[0], fitted[1], num_classes=10, settings=settings)
-    report = score_probes(adam, held, *test)
-    assert report.lr_index == (2, 2)  # the largest rate: it had not gone far enough
-    by_adam = report.test_accuracy[0, torch.arange(2), list(report.lr_index)]
-    assert by_adam[1] > by_adam[0] + 0.08
+    adam = train_adam_probes(lambda epoch: fitted[0], fitted[1], held, test, num_classes=10, settings=settings)
+    assert adam.rates == (2, 2)  # the largest rate: it had not gone far enough
+    assert adam.score(1)[0] > adam.score(0)[0] + 0.08
 
     converged = fit_logistic_grid(fitted, held, test, num_classes=10)
     assert converged.converged.all()
     assert converged.test[0] > converged.test[1] + 0.1 and converged.held_out[0] > converged.held_out[1] + 0.1
     assert converged.best == 0
-    assert converged.test[0] > by_adam[0] + 0.2
+    assert converged.test[0] > adam.score(0)[0] + 0.2
 
 
 @pytest.mark.parametrize("memory", [0, 600 * 24 * 4, 10**9])

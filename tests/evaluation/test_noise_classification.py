@@ -43,7 +43,7 @@ def test_heads_know_more_where_there_is_less_noise_and_choose_without_the_test_s
     assert heads.score(0)[0] > 0.4 and heads.score(1)[0] < 0.3  # with hardly any noise, and with nothing else
     assert heads.describe(0)["learning_rate"] == pytest.approx(1e-2)  # of the two, the one that learns
     again = probe_noise_levels(ddae.ddae, *sets, **options)
-    assert torch.equal(heads.report.test_accuracy, again.report.test_accuracy)
+    assert torch.equal(heads.test, again.test)
     with pytest.raises(ValueError, match="draws=0"):
         probe_noise_levels(ddae.ddae, *sets, **{**options, "draws": 0})
 

@@ -32,20 +32,20 @@ def test_a_protocol_end_to_end(model, few, name, noisy):
     result = run_probe(model, *few, protocol(name, noisy=noisy, horizontal_flip=False), on_epoch=epochs.append)
     assert epochs == [1, 2, 3, 4, 5, 6]
     assert result.columns == [(1, 10), (2, 10)]
-    assert result.probes.report.test_accuracy.shape == (2, 2, 2)
+    assert result.probes.test.shape == (2, 2, 2)
     assert (result.num_train, result.num_test, result.holdout) == (270, 120, 0.1)
-    value, stderr = result.probes.score(result.probes.report.feature_index)
+    value, stderr = result.probes.score(result.best)
     assert value > 0.15 and stderr >= 0  # chance is a tenth
     details = result.describe(0)
     assert (details["preset"], details["layer"], details["input"]) == (name, 1, "noisy" if noisy else "clean")
     again = run_probe(model, *few, protocol(name, noisy=noisy, horizontal_flip=False))
-    assert torch.equal(again.probes.report.test_accuracy, result.probes.report.test_accuracy)
+    assert torch.equal(again.probes.test, result.probes.test)
 
 
 def test_one_probe_trains_on_all_images(model, few):
     settings = ProbeSettings(epochs=2, lr_multipliers=(1.0,), seeds=(0,))
     result = run_probe(model, *few, Protocol(name="cached", settings=settings))
-    assert (result.num_train, result.holdout, result.probes.report.choice_accuracy) == (300, 0.0, None)
+    assert (result.num_train, result.holdout, result.probes.held_out) == (300, 0.0, None)
     assert result.columns == [(2, 10)]
     assert result.probes.score(0)[1] is None
 
@@ -57,7 +57,7 @@ def test_the_paper_protocol_sees_other_crops_in_each_epoch(model, few, monkeypat
         seen.extend(epoch_features(epoch) for epoch in (0, 1, 0))
         raise InterruptedError
 
-    monkeypatch.setattr("ldae.evaluation.probing.train_linear_probes", spy)
+    monkeypatch.setattr("ldae.evaluation.linear_probe.train_linear_probes", spy)
     for name in ("paper", "cached"):
         with pytest.raises(InterruptedError):
             run_probe(model, *few, protocol(name))
@@ -89,7 +89,7 @@ def test_padded_crops_shift_images_and_are_described(model, few):
 @pytest.mark.parametrize("name", ["paper", "cached"])
 def test_features_in_a_file_give_the_same_probes(model, few, name):
     kept, written = (run_probe(model, *few, protocol(name), memory=memory) for memory in (2**30, 0))
-    assert torch.equal(kept.probes.report.test_accuracy, written.probes.report.test_accuracy)
+    assert torch.equal(kept.probes.test, written.probes.test)
     assert torch.equal(kept.probes.probes.weight, written.probes.probes.weight)
 
 
@@ -147,8 +147,8 @@ def test_the_grid_of_rates_grows_until_the_chosen_ones_lie_inside(model, few):
         epochs=6, base_lr=1e-4, lr_multipliers=result.protocol.settings.lr_multipliers, seeds=(0,), max_lr_extensions=0
     )
     direct = run_probe(model, *few, protocol("cached", settings=at_once))
-    assert torch.equal(direct.probes.report.test_accuracy, result.probes.report.test_accuracy)
-    assert direct.probes.report.lr_index == result.probes.report.lr_index
+    assert torch.equal(direct.probes.test, result.probes.test)
+    assert direct.probes.rates == result.probes.rates
 
     limited = ProbeSettings(epochs=1, base_lr=1e-7, lr_multipliers=(1.0, 10.0), seeds=(0,), max_lr_extensions=1)
     with pytest.warns(UserWarning, match="at the edge of its grid"):
@@ -159,8 +159,8 @@ def test_the_grid_of_rates_grows_until_the_chosen_ones_lie_inside(model, few):
 
 def test_a_saved_classifier_has_the_probes_logits(model, few, checkpoint, tmp_path):
     result = run_probe(model, *few, protocol("cached", layers=(3,), timesteps=(40,)))
-    probes, rate = result.probes.probes, result.probes.report.lr_index[0]
-    weight, bias = probes.folded(0, 0, rate)
+    probes, rate = result.probes.probes, result.probes.rates[0]
+    weight, bias = result.probes.folded(0)
     names = [f"digit {index}" for index in range(10)]
     save_classifier(
         build_classifier(checkpoint, weight, bias, layer=3, timestep=40, class_names=names), tmp_path / "probe"

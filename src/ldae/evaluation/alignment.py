@@ -18,7 +18,7 @@ from .images import ImageSet
 
 @dataclass(frozen=True)
 class SphereScore:
-    """One block at one time step: alignment and uniformity, of both of which less is better, of n images."""
+    """Alignment and uniformity of n images at one block and one time step; lower is better for both."""
 
     layer: Layer
     timestep: int
@@ -35,7 +35,7 @@ def alignment(x: torch.Tensor, y: torch.Tensor) -> float:
         y (`torch.Tensor` of shape `(n, C)`): Features of another view of the same images.
 
     Returns:
-        `float`, from 0 (the same directions) to 4 (opposite ones); features without relation have 2.
+        `float`, from 0 (the same directions) to 4 (opposite ones); unrelated features have 2.
 
     Raises:
         ValueError: If the shapes differ, or there are no pairs.
@@ -66,7 +66,7 @@ def uniformity(x: torch.Tensor, chunk_size: int = 2048) -> float:
         a sphere of many dimensions.
 
     Raises:
-        ValueError: If there are fewer than two images, or the chunk is impossible.
+        ValueError: If there are fewer than two images, or `chunk_size` is less than 1.
 
     Example:
         >>> round(uniformity(torch.eye(64)), 4)
@@ -88,7 +88,7 @@ def uniformity(x: torch.Tensor, chunk_size: int = 2048) -> float:
 
 
 def default_timesteps(encoder: Encoder) -> tuple[int, ...]:
-    """Return the time steps of alignment and uniformity by default: the model's own, and 5 to 80 % of all.
+    """Return the default time steps of alignment and uniformity: the model's own, and 5 to 80 % of the schedule.
 
     Example:
         >>> from ldae import LDAEConfig, LDAEModel
@@ -115,36 +115,37 @@ def measure_alignment(
 ) -> list[SphereScore]:
     """Measure alignment and uniformity of a model's pooled features at several blocks and time steps.
 
-    The two views of an image are two noisings of it at t. Uniformity is that of the first view. Time steps come one
-    after the other, so that 2 x n x L x C features are held at a time.
+    The two views of an image are two noisings of it at t; uniformity is measured on the first view. Time steps are
+    measured one after the other, so that 2 x n x L x C features are held at a time.
 
     Args:
         model (`PreTrainedModel`): An l-DAE or a DDAE, also one for pre-training.
-        images ([`~ldae.evaluation.images.ImageSet`]): Read twice for each time step; labels are not looked at.
+        images ([`~ldae.evaluation.images.ImageSet`]): Read twice for each time step; labels are not used.
         layers (`Sequence[int]` or `Sequence[str]`): Blocks, counted from 1, or a DDAE's taps by name.
         timesteps (`Sequence[int]`): Time steps.
-        seeds (`tuple[int, int]`, defaults to `(0, 1)`): Of the noise of the two views.
-        centred (`bool`, defaults to `False`): Whether the mean feature of the first view's images is taken off first,
-            as a probe's BatchNorm does; both papers do not. Without it, what all features share narrows both measures.
-        chunk_size (`int`, defaults to 2048): As of [`uniformity`].
+        seeds (`tuple[int, int]`, defaults to `(0, 1)`): Seeds of the two views' noise.
+        centred (`bool`, defaults to `False`): Whether to subtract the mean feature of the first view first, as a
+            probe's BatchNorm does; neither paper does. Without it, a mean that all features share narrows both
+            measures.
+        chunk_size (`int`, defaults to 2048): See [`uniformity`].
         device (`torch.device` or `str`, *optional*): Where to compute; by default where the model is.
-        dtype (`torch.dtype`, *optional*): Autocast of the features to it; by default none.
+        dtype (`torch.dtype`, *optional*): Autocast dtype for the features; by default no autocast.
 
     Returns:
         `list[SphereScore]`: block by block, and for each of them time step by time step.
 
     Raises:
-        ValueError: If the views are one, a block or time step does not exist, or there are too few images.
+        ValueError: If the seeds are equal, a block or time step does not exist, or there are too few images.
     """
     if seeds[0] == seeds[1]:
-        raise ValueError(f"seeds={seeds} must be two different ones, for two noisings of an image.")
+        raise ValueError(f"seeds={seeds} must be two different numbers, for two noisings of an image.")
     encoder = as_encoder(model)
     device = torch.device(device) if device is not None else encoder.device
 
     def score(t: int, first: torch.Tensor, second: torch.Tensor) -> list[SphereScore]:
         if len(first) < 2:
             raise ValueError(
-                f"{images.source.description} has {len(first)} image, and uniformity is of pairs; name another split "
+                f"{images.source.description} has {len(first)} image, and uniformity needs pairs; name another split "
                 "(eval_split)."
             )
         scores = []

@@ -1,4 +1,4 @@
-"""Measures of a run's checkpoints: probes of their features, and FID and KID of what they generate, each made once."""
+"""Measure the checkpoints of a run, each once: probes of their features, FID and KID of the images they generate."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -27,11 +27,12 @@ class SweepPoint:
     """One measure of one checkpoint.
 
     Args:
-        images_seen (`int`): By the checkpoint.
+        images_seen (`int`): Images that the checkpoint was trained on.
         measure (`str`): "ridge", "knn", "linear" (accuracies, higher is better), or "FID-N", "KID-N" (lower is
             better).
-        value (`float`): On the test set, or against the reference images.
-        held_out (`float`, *optional*): Of an accuracy: on held-out training images, which choose the best checkpoint.
+        value (`float`): Accuracy on the test set, or distance to the reference images.
+        held_out (`float`, *optional*): For an accuracy, that on held-out training images, which choose the best
+            checkpoint.
     """
 
     images_seen: int
@@ -41,22 +42,23 @@ class SweepPoint:
 
     @property
     def goodness(self) -> float:
-        """Value by which checkpoints compare, greater is better; the test set takes no part in it."""
+        """Value that ranks checkpoints, higher is better; accuracies on the test set play no part in it."""
         return -self.value if self.held_out is None else self.held_out
 
 
 @dataclass(frozen=True)
 class CheckpointSweep:
-    """Measures of checkpoints of one run, all alike.
+    """The same measures for every checkpoint of a run.
 
     Args:
         train_source, test_source (`ImageSource`): The images, with labels if there are probes.
-        images (`tuple[ImageSet, ImageSet]`): Both, as the model takes them.
+        images (`tuple[ImageSet, ImageSet]`): Both, decoded at the model's size.
         probes (`tuple[str, ...]`): Some of `PROBES`.
-        linear ([`~ldae.evaluation.protocol.Protocol`]): Of the linear probe; its one layer and time step, or `None`,
-            are those of all probes.
+        linear ([`~ldae.evaluation.protocol.Protocol`]): Protocol of the linear probe. Its one layer and time step, or
+            `None`, are those of all probes.
         pooling (`str`): How the encoder pools its features.
-        reading (`dict`): How images are read, as of [`~ldae.evaluation.protocol.compute_features`].
+        reading (`dict`): Keyword arguments of [`~ldae.evaluation.protocol.compute_features`] that say how images are
+            read.
         scores ([`~ldae.evaluation.generation.GenerationScores`], *optional*): FID and KID.
         sampling ([`~ldae.evaluation.generation.Sampling`]): How images are generated.
     """
@@ -79,18 +81,19 @@ class CheckpointSweep:
     def measure(
         self, seen: int, model: Any, entries: list[dict[str, Any]], *, checkpoint: str, weights_hash: str
     ) -> tuple[list[SweepPoint], dict[str, Result]]:
-        """Measure a checkpoint, but for what was measured before.
+        """Measure a checkpoint, except for what was measured before.
 
         Args:
             seen (`int`): Images seen by the checkpoint.
             model (`PreTrainedModel`): The checkpoint as a model for pre-training.
-            entries (`list[dict]`): Present entries of results.json.
+            entries (`list[dict]`): Entries that results.json already has.
             checkpoint (`str`): Name of the checkpoint in results.
-            weights_hash (`str`): Hash of its weights: a run that was started anew has checkpoints of the same names.
+            weights_hash (`str`): Hash of its weights, since a run that was started anew has checkpoints of the same
+                names.
 
         Returns:
-            The points of all measures in their order, and the new results by measure; nothing but in the main process
-            where several share the work.
+            The points of all measures in their order, and the new results by measure. Where several processes share
+            the work, both are empty outside the main process.
         """
         about = {"dataset": self.test_source.name, "checkpoint": checkpoint}
         details: dict[str, Any] = {"images_seen": seen, "weights_hash": weights_hash}
@@ -113,7 +116,7 @@ class CheckpointSweep:
     ) -> dict[str, Result]:
         """Probe a checkpoint; only the main process gets results."""
         results: dict[str, Result] = {}
-        if set(names) & {"ridge", "knn"}:  # whose features are computed once for both
+        if set(names) & {"ridge", "knn"}:  # both probe the same features
             train, test = (self._features(model, images) for images in self.images)
         about, sources = about | {"split": self.test_source.split}, (self.train_source, self.test_source)
         for name in names:
@@ -139,11 +142,11 @@ class CheckpointSweep:
 
     @property
     def _trained_on(self) -> dict[str, Any]:
-        """The images and labels of the probes, which their protocols do not name."""
+        """Training split and label column of the probes, which their protocols do not name."""
         return {"train_split": self.train_source.split, "label_column": self.train_source.label_column}
 
     def _is_of(self, entry: dict[str, Any], name: str, model: Any) -> bool:
-        """Return `True` if a checkpoint's entry of results.json is what would be measured."""
+        """Return `True` if an entry of results.json holds what would be measured."""
         keys: dict[str, Any] = {"metric": name, "seed": self.sampling.seed}
         if self.scores and name not in self.probes:
             keys["split"], protocol = self.scores.source.split, self._generation_protocol(self.scores, model)
@@ -159,7 +162,7 @@ class CheckpointSweep:
         )
 
     def _protocol(self, probe: str) -> dict[str, Any]:
-        """Return the protocol of a probe, as far as it is known before it is made."""
+        """Return the protocol of a probe, as far as it is known before the probe is fitted."""
         precision = "no" if self.reading["dtype"] is None else "bf16"
         own: dict[str, dict[str, Any]] = {
             "ridge": {"name": "ridge", "holdout": HOLDOUT, "autocast": precision},
@@ -190,7 +193,7 @@ class CheckpointSweep:
 
 
 def best_points(points: list[SweepPoint]) -> dict[str, SweepPoint]:
-    """Find the best checkpoint by each measure: accuracies by their held-out value, distances by themselves.
+    """Find the best checkpoint by each measure: by the held-out value of accuracies, and by distances themselves.
 
     Example:
         >>> early, late = SweepPoint(100, "knn", 0.7, held_out=0.8), SweepPoint(200, "knn", 0.75, held_out=0.7)

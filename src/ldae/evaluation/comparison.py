@@ -19,7 +19,7 @@ from .ridge import few_shot_ridge
 
 
 FEW_SHOT = "few-shot"
-# Of what describes a probe, the part that tells the compared ones apart.
+# Keys of a probe's description that tell the compared probes apart.
 REPORTED = {
     "ridge": ("penalty",),
     "logistic": ("penalty", "optimizer", "tolerance", "max_iterations", "converged", "iterations", "standardised"),
@@ -53,22 +53,22 @@ def compare_baselines(
     noisy: bool = False,
     dtype: torch.dtype | None = None,
 ) -> list[Compared]:
-    """Probe an encoder and what it must beat alike, on centre crops' features computed once.
+    """Probe an encoder and its baselines in the same way, on features of centre crops that are computed once.
 
     Args:
         model ([`~ldae.evaluation.encoder.Encoder`] or `PreTrainedModel`): The trained encoder.
         train (`list[Batch]`): uint8 training images with labels.
         test (`list[Batch]`): uint8 test images with labels.
-        probe (`str`, defaults to `"logistic"`): `"logistic"`, `"ridge"` or `"adam"`, as of
-            [`~ldae.evaluation.probing.run_probe`]; each encoder has its penalty or learning rate chosen on the same
-            tenth of `train`, which is held out. `"few-shot"` fits ridge probes to a few labels, the same for all.
+        probe (`str`, defaults to `"logistic"`): `"logistic"`, `"ridge"` or `"adam"`, as in
+            [`~ldae.evaluation.probing.run_probe`]: the same tenth of `train` is held out and chooses each encoder's
+            penalty or learning rate. `"few-shot"` fits ridge probes to a few labels, the same for all encoders.
         settings ([`~ldae.evaluation.linear_probe.ProbeSettings`], *optional*): How Adam's probes train.
         shots (`int`, defaults to 5): Labels of each class, for `"few-shot"`.
         draws (`int`, defaults to 20): How often they are drawn.
-        layer (`int` or `str`, *optional*): The layer of the encoder and its untrained twin; by default its own.
-        timestep (`int`, *optional*): The time step of both; by default the encoder's own.
+        layer (`int` or `str`, *optional*): Layer of the encoder and of its untrained twin; by default its own.
+        timestep (`int`, *optional*): Time step of both; by default the encoder's own.
         noisy (`bool`, defaults to `False`): Whether the inputs of both are corrupted; those of the others are clean.
-        dtype (`torch.dtype`, *optional*): Autocast of the features to it; by default none.
+        dtype (`torch.dtype`, *optional*): Autocast dtype for the features; by default no autocast.
 
     Returns:
         `list[Compared]`: the trained encoder first.

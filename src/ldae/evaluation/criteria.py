@@ -1,4 +1,4 @@
-"""Criteria that choose a block and a time step without labels: effective rank, alignment, uniformity."""
+"""Criteria that choose a block and a time step without labels: effective rank, alignment and uniformity."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from .encoder import Layer
 from .features import Features, extract_features
 
 
-MOST_IMAGES = 5000  # that a criterion looks at: RankMe has settled by then, and uniformity compares all pairs
+MOST_IMAGES = 5000  # by then RankMe has settled; uniformity compares all pairs
 
 
 def rankme(features: torch.Tensor, eps: float = 1e-7) -> float:
@@ -31,7 +31,7 @@ def rankme(features: torch.Tensor, eps: float = 1e-7) -> float:
         `float`, from 1 (all features on a line) to min(n, C) (no direction preferred).
 
     Raises:
-        ValueError: if features are not `(n, C)` with n > 0, or not finite.
+        ValueError: If the features are not `(n, C)` with n > 0, or not finite.
 
     Example:
         >>> round(rankme(torch.eye(8)), 2), round(rankme(torch.ones(8, 4)), 2)
@@ -52,13 +52,13 @@ def rankme(features: torch.Tensor, eps: float = 1e-7) -> float:
 
 @dataclass(frozen=True)
 class Criterion:
-    """A criterion, of which a greater value is better.
+    """A criterion; a higher value is better.
 
     Args:
-        score (`Callable`): The value, from features of two views of the same images `(n, C)`.
-        views (`int`): Views that it looks at, 1 or 2.
-        metric (`str`): The value's name in results.
-        meaning (`str`): The value in words.
+        score (`Callable`): Computes the value from features `(n, C)` of two views of the same images.
+        views (`int`): Number of views that it needs, 1 or 2.
+        metric (`str`): Name of the value in results.
+        meaning (`str`): What the value is, in words.
     """
 
     score: Callable[[torch.Tensor, torch.Tensor], float]
@@ -97,18 +97,17 @@ def score_cells(
 
     Args:
         model (`PreTrainedModel`): An l-DAE or a DDAE.
-        batches (`Sequence[Batch]`): uint8 images; labels are not looked at. At most `MOST_IMAGES` are worth their
-            time.
-        criteria (`Iterable[str]`): Names of `CRITERIA`.
-        layers (`Sequence`): Layers of the cells.
-        timesteps (`Sequence[int]`): Their time steps.
-        **extraction: `device` and `dtype`, as of [`~ldae.evaluation.features.extract_features`].
+        batches (`Sequence[Batch]`): uint8 images; labels are not used. More than `MOST_IMAGES` change little.
+        criteria (`Iterable[str]`): Keys of `CRITERIA`.
+        layers (`Sequence`): Layers to score.
+        timesteps (`Sequence[int]`): Time steps to score.
+        **extraction: `device` and `dtype` of [`~ldae.evaluation.features.extract_features`].
 
     Returns:
-        `dict` from a criterion to scores `(L, T)` in float64; greater is better.
+        `dict` from a criterion to scores `(L, T)` in float64; higher is better.
 
     Raises:
-        ValueError: for an unknown criterion, or features that are not finite.
+        ValueError: For an unknown criterion, or features that are not finite.
     """
     names = list(criteria)
     for name in names:

@@ -24,10 +24,10 @@ KID_SUBSET_SIZE = 1000
 
 @dataclass(frozen=True)
 class ImageDistances:
-    """Distances that [`image_distances`] measured, and of how many images.
+    """FID and KID from [`image_distances`], and the numbers of images that they compare.
 
-    `fid` and `kid` are `None` where they were not asked for; `kid` is the mean and `kid_std` the standard deviation
-    over random subsets of `kid_subset_size` images.
+    `fid` and `kid` are `None` unless they were asked for; `kid` is the mean and `kid_std` the standard deviation over
+    random subsets of `kid_subset_size` images.
     """
 
     num_generated: int
@@ -43,7 +43,7 @@ class ReferenceFeatures:
     """Statistics of reference images for FID and KID, read once for many comparisons; see [`read_reference`]."""
 
     metric: Metric  # FrechetInceptionDistance with this process's sums
-    kept: tuple[torch.Tensor, torch.Tensor] | None  # its features (n, F), and positions (n,) of the images; for KID
+    kept: tuple[torch.Tensor, torch.Tensor] | None  # its features (n, F) and their positions (n,), if KID needs them
     count: int  # images of all processes
 
 
@@ -52,13 +52,13 @@ def read_reference(batches: Iterable[Batch], extractor: FeatureExtractor, *, kid
 
     Args:
         batches (`Iterable[Batch]`): uint8 images, this process's share.
-        extractor ([`FeatureExtractor`]): Whose features are compared.
-        kid (`bool`, defaults to `True`): Whether KID will be asked for, which needs the features themselves.
+        extractor ([`FeatureExtractor`]): The network whose features are compared.
+        kid (`bool`, defaults to `True`): Whether KID will be measured, which needs the features themselves.
 
     Raises:
         ValueError: If there are fewer than two images.
     """
-    join_processes()  # knows of the other processes
+    join_processes()  # `gather` needs the process group
     # torchmetrics' sums are in float64, which Apple's GPUs do not have, and NCCL reduces on the GPU alone.
     device = extractor.device if extractor.device.type == "cuda" else torch.device("cpu")
     metric = FrechetInceptionDistance(feature=_identity(extractor.num_features)).to(device)
@@ -76,16 +76,17 @@ def image_distances(
 ) -> ImageDistances:
     """Measure FID and KID of generated images against reference ones, by torchmetrics.
 
-    FID is that of Heusel et al. 2017 (arXiv 1706.08500), KID that of Binkowski et al. 2018 (arXiv 1801.01401). Where
-    there are several processes, each of them calls this with its share of both, and all get the same scores. Images
-    are read once and let go; FID keeps sums, KID the features.
+    FID is that of Heusel et al. 2017 (arXiv 1706.08500), KID that of Binkowski et al. 2018 (arXiv 1801.01401). In a
+    job of several processes, each calls this with its share of both sets, and all get the same scores. Images are read
+    once and not kept: FID keeps sums, KID the features.
 
     Args:
         generated (`Iterable[Batch]`): uint8 images; positions number them over all processes.
-        reference (`Iterable[Batch]` or [`ReferenceFeatures`]): Reference images, or what [`read_reference`] made of
-            them, where several sets are compared with one.
-        extractor ([`FeatureExtractor`]): Whose features are compared. FID is only comparable at the same extractor and
-            number of images; under F images its covariance is singular, and the number far from that of many images.
+        reference (`Iterable[Batch]` or [`ReferenceFeatures`]): Reference images, or the result of [`read_reference`]
+            if several sets are compared with them.
+        extractor ([`FeatureExtractor`]): The network whose features are compared. FID is only comparable at the same
+            extractor and number of images; with fewer than F images its covariance is singular, and the value far from
+            that of many images.
         fid (`bool`, defaults to `True`): Whether to measure FID.
         kid (`bool`, defaults to `True`): Whether to measure KID.
 
@@ -119,7 +120,7 @@ def kernel_distance(
         reference (`torch.Tensor` of shape `(n, F)`): Features of the reference images.
         generated (`torch.Tensor` of shape `(n, F)`): Features of the generated images.
         subsets (`int`, defaults to 100): Number of random subsets, the same for the same numbers of images.
-        subset_size (`int`, defaults to 1000): Images of each in a subset; all of the fewer where there are fewer.
+        subset_size (`int`, defaults to 1000): Images of each kind in a subset; fewer if one kind has fewer.
 
     Returns:
         Mean and standard deviation over subsets, and the size of the subsets.
@@ -131,18 +132,18 @@ def kernel_distance(
             feature=_identity(reference.shape[1]),
             subsets=subsets,
             subset_size=subset_size,
-            sync_on_compute=False,  # these are the features of all processes already
+            sync_on_compute=False,  # the features of all processes are here already
         )
     metric.update(reference.double(), real=True)
     metric.update(generated.double(), real=False)
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)  # of the subsets
+        torch.default_generator.manual_seed(0)  # draws the subsets
         mean, std = metric.compute()
     return mean.item(), std.item(), subset_size
 
 
 def _identity(num_features: int) -> nn.Module:
-    """Stand for the network inside torchmetrics, which is given features: they are computed once for all metrics."""
+    """Stand in for torchmetrics' network: its metrics receive features, which are computed once for all of them."""
     module: Any = nn.Identity()
     module.num_features = num_features
     return module

@@ -35,7 +35,7 @@ class Encoder(ABC):
         default_timestep (`int`, *optional*): The time step that is read by default.
         num_train_timesteps (`int`): Number of time steps, 0 without any.
         pooling (`str`): How activations become one vector, for results.
-        paper_probe (`dict`): Crop, and settings of Adam, of the linear probe in the encoder's paper.
+        paper_probe (`dict`): Crop and Adam's settings of the linear probe in the encoder's paper.
         module (`torch.nn.Module`, *optional*): The network, for its device and mode.
     """
 
@@ -294,7 +294,7 @@ class LatentEncoder(FixedEncoder):
     """The latents that an l-DAE is trained to denoise, averaged over tokens: its features before any block.
 
     Args:
-        model (`LDAEModel` or a model around one): Whose tokenizer is used.
+        model (`LDAEModel` or a model around one): The model whose tokenizer is used.
     """
 
     pooling = "mean of tokens"

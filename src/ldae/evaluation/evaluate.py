@@ -35,15 +35,15 @@ from .score_table import ScoreTable, column_title
 _Measured = tuple[dict[str, Any], float, float | None, Sequence[int]]  # protocol, value, standard error, seeds
 _Measure = Callable[[Features, Features], _Measured]
 Checkpoint = str | os.PathLike[str] | PreTrainedModel | Encoder
-METRICS = ("few_shot", "ridge", "logistic", "knn", "linear", "retrieval", "robustness")  # the methods that measure
-# What the protocols of probes of all labels say of the probe, and of the features.
+METRICS = ("few_shot", "ridge", "logistic", "knn", "linear", "retrieval", "robustness")  # methods of `Evaluation`
+# Of the protocols of probes with all labels: keys from the probe's description, and keys that are fixed.
 DESCRIBED: dict[str, tuple[Sequence[str], dict[str, Any]]] = {
     "ridge": (REPORTED["ridge"], {}),
     "logistic": (REPORTED["logistic"], {}),
     "adam": (("epochs", "batch_size", "learning_rate"), {"preset": "features once", "augmentation": []}),
 }
-RAW_PIXELS = 32  # side of the images whose pixels are compared; those of a large model would be a million numbers
-KEPT_ENCODERS = 4  # whose features are kept
+RAW_PIXELS = 32  # largest side of the images whose pixels are compared; at 224 they would be 150,528 numbers
+KEPT_ENCODERS = 4  # features of the latest encoders are kept
 SIGMAS = (0.05, 0.1, 0.2, 0.4, 0.8)  # of noise on pixels in [-1, 1]
 LINEAR = ProbeSettings()
 
@@ -77,11 +77,10 @@ class Evaluation:
     Args:
         data (`str` or [`~ldae.data.DataConfig`]): Data set as a recipe names it: `"digits"`, a folder, a Hub id.
         device (`torch.device` or `str`, *optional*): Where to compute; by default a GPU where there is one.
-        dtype (`torch.dtype`, *optional*): Autocast of the features to it; by default none.
+        dtype (`torch.dtype`, *optional*): Autocast dtype for the features; by default no autocast.
         batch_size (`int`, defaults to 256): Images of a forward.
         num_workers (`int`, defaults to 0): Worker processes that decode.
-        max_train, max_test (`int`, *optional*): At most so many images of either split, drawn at random but always the
-            same.
+        max_train, max_test (`int`, *optional*): Most images of either split, drawn at random but always the same.
 
     Raises:
         ValueError: If the data cannot be opened or has no labels.
@@ -149,23 +148,23 @@ class Evaluation:
     def ridge(self, checkpoint: Checkpoint, *, seed: int = 0, **choice: Any) -> Result:
         """Measure a ridge probe with all labels, whose penalty a tenth of the training images chooses.
 
-        See [`~ldae.evaluation.ridge.fit_ridge_grid`]; arguments as of [`~Evaluation.few_shot`].
+        See [`~ldae.evaluation.ridge.fit_ridge_grid`]; the arguments are those of [`~Evaluation.few_shot`].
         """
         return self._probe("ridge", checkpoint, choice, (seed,), seed=seed)
 
     def logistic(self, checkpoint: Checkpoint, *, seed: int = 0, **choice: Any) -> Result:
         """Measure logistic regression with all labels, solved to convergence; its penalty is chosen as ridge's is.
 
-        See [`~ldae.evaluation.logistic.fit_logistic_grid`]; arguments as of [`~Evaluation.few_shot`].
+        See [`~ldae.evaluation.logistic.fit_logistic_grid`]; the arguments are those of [`~Evaluation.few_shot`].
         """
         return self._probe("logistic", checkpoint, choice, (seed,), seed=seed)
 
     def linear(self, checkpoint: Checkpoint, settings: ProbeSettings = LINEAR, **choice: Any) -> Result:
         """Measure Adam's linear probes of features computed once: mean and standard error over the settings' seeds.
 
-        A tenth of the training images chooses the learning rate; the probes may not have converged, as
-        [`~Evaluation.logistic`] has. The papers' protocols, with augmentation, are
-        [`~ldae.evaluation.probing.run_probe`]'s.
+        A tenth of the training images chooses the learning rate. Unlike those of [`~Evaluation.logistic`], the probes
+        may not have converged. For the papers' protocols, with augmentation, see
+        [`~ldae.evaluation.probing.run_probe`].
         """
         return self._probe("adam", checkpoint, choice, settings.seeds, settings=settings, device=self.device)
 
@@ -200,7 +199,7 @@ class Evaluation:
         return self._measure(measure, checkpoint, choice)
 
     def retrieval(self, checkpoint: Checkpoint, *, whiten: int | None = None, **choice: Any) -> Result:
-        """Measure the mean average precision of test images that look for their class among the training images.
+        """Measure the mean average precision of test images that search for their class among the training images.
 
         See [`~ldae.evaluation.knn.retrieval_map`]; nothing is random in it.
         """
@@ -225,20 +224,19 @@ class Evaluation:
         The noise is the same for every encoder and at every level.
 
         Args:
-            checkpoint: Any encoder, which is not told of the noise.
+            checkpoint: Any encoder; it is not told about the noise.
             sigmas (`Sequence[float]`, *optional*): Standard deviations of the noise, for pixels in [-1, 1]; by default
                 0.05 to 0.8.
-            timesteps (`Sequence[int]`, *optional*): In place of `sigmas`, of an l-DAE or a DDAE: its own corruption at
-                each t, of which it is told. The probe stays that of the default time step.
-            seed (`int`, defaults to 0): Of the noise, and of the tenth of the training images that chooses the
-                penalty.
-            **choice: As of [`~Evaluation.few_shot`].
+            timesteps (`Sequence[int]`, *optional*): For an l-DAE or a DDAE, in place of `sigmas`: its own corruption
+                at each t, which it is told. The probe is still that of the default time step.
+            seed (`int`, defaults to 0): Seed of the noise, and of the split that chooses the penalty.
+            **choice: As in [`~Evaluation.few_shot`].
 
         Returns:
             `list[Result]`: the clean score first, then one for each level.
 
         Raises:
-            ValueError: If both are given, for time steps of another model, or ones that do not exist.
+            ValueError: If both are given, or the encoder has no such time steps.
         """
         chosen = self._choose(checkpoint, **choice)
         if sigmas is not None and timesteps is not None:
@@ -246,9 +244,7 @@ class Evaluation:
         noisy: dict[tuple[str, float], torch.Tensor] = {}
         if timesteps is not None:
             if chosen.timestep is None:
-                raise ValueError(
-                    f"timesteps are of l-DAE and DDAE models, which are told of noise; give sigmas for {chosen.name}."
-                )
+                raise ValueError(f"timesteps only apply to l-DAE and DDAE models; give sigmas for {chosen.name}.")
             found = self._extract(chosen, 1, timesteps=list(timesteps), noisy=True, seed=seed)
             noisy = {("noise_timestep", t): found.flat[:, index] for index, t in enumerate(timesteps)}
         else:
@@ -283,15 +279,15 @@ class Evaluation:
 
         Args:
             *checkpoints: The encoders, ours and other people's.
-            metrics (`Sequence[str]`): Some of the methods above by name; each is a column, and robustness one for each
-                level of noise.
+            metrics (`Sequence[str]`): Names of the methods above; each makes a column, robustness one for each level
+                of noise.
             untrained (`bool`, defaults to `False`): Whether each encoder's untrained network has a row.
             raw_pixels (`bool`, defaults to `True`): Whether raw pixels have one, of at most 32 pixels a side.
-            **options: Of the measures, by name: `shots`, `draws`, `k`, `temperature`, `whiten`, `settings`, `sigmas`,
+            **options: Options of these methods: `shots`, `draws`, `k`, `temperature`, `whiten`, `settings`, `sigmas`,
                 `seed`.
 
         Raises:
-            ValueError: for an unknown metric or option, or a checkpoint that cannot be loaded.
+            ValueError: For an unknown metric or option, or a checkpoint that cannot be loaded.
         """
         if not metrics or not set(metrics) <= set(METRICS):
             raise ValueError(f"metrics={list(metrics)} must be some of {', '.join(METRICS)}.")

@@ -1,4 +1,4 @@
-"""The network whose features FID and KID compare: Inception where its weights are at hand, else any model by name."""
+"""Networks whose features FID and KID compare: Inception if its weights are at hand, else any image model."""
 
 import os
 from typing import Any
@@ -38,7 +38,7 @@ class FeatureExtractor(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Compute them without gradients, on the network's device and in float32; of one channel three times.
+        """Compute the features without gradients, in float32; a single channel is repeated as often as needed.
 
         Raises:
             ValueError: If the network takes images of one channel, and these have three.
@@ -53,7 +53,7 @@ class FeatureExtractor(nn.Module):
             return self.extract(images).float()
 
     def train(self, mode: bool = True) -> "FeatureExtractor":
-        """Stay in evaluation mode."""
+        """Keep the network in evaluation mode."""
         return super().train(False)
 
     @property

@@ -1,4 +1,4 @@
-"""Features of many images in bounded memory: kept there up to a limit, and beyond it in a temporary file."""
+"""Features of many images in bounded memory: beyond a limit they are kept in a temporary file."""
 
 import os
 import tempfile
@@ -10,7 +10,7 @@ import torch
 
 
 FEATURE_MEMORY = 4 * 2**30  # bytes of features that are kept in memory
-PIECE_BYTES = 8 * 2**20  # of features that are looked at together where all of them are
+PIECE_BYTES = 8 * 2**20  # of features that are read at a time when all of them are needed
 
 
 class FeatureStore:
@@ -47,7 +47,7 @@ class FeatureStore:
         """Add features `(b, F, C)` of the next b images.
 
         Raises:
-            ValueError: If their F or C is another than before.
+            ValueError: If their F or C differs from that of earlier rows.
         """
         if rows.ndim != 3 or (self._rows and tuple(rows.shape[1:]) != self._row_shape):
             raise ValueError(f"features must be (b, F, C) with (F, C) = {self._row_shape}; got {tuple(rows.shape)}.")
@@ -60,7 +60,7 @@ class FeatureStore:
                 self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
             self._file.seek(0, os.SEEK_END)
             for piece in self._pieces:
-                # Not all of a large piece need be written by one call.
+                # One call may write only part of a large piece.
                 left = memoryview(piece.cpu().contiguous().numpy().data).cast("B")
                 while left:
                     left = left[self._file.write(left) :]

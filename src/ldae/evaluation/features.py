@@ -47,7 +47,7 @@ class Features:
         return self.values.flatten(1, 2)
 
     def mask(self, index: torch.Tensor) -> torch.Tensor:
-        """Return which rows of the data set the images `index` are, for an `ImageSet`."""
+        """Mark the rows of the data set that hold the images `index`, as a mask for [`ImageSet.batches`]."""
         rows = int(self.positions.max()) + 1
         return torch.zeros(rows, dtype=torch.bool).index_fill_(0, self.positions[index], True)
 
@@ -70,7 +70,7 @@ class Features:
 
 
 class StoredFeatures(ABC):
-    """Features that were computed before, of one split of a data set: given in place of images, they are only read.
+    """Features of one split of a data set that were computed earlier; given in place of images, they are only read.
 
     Attributes:
         name (`str`): The data set.
@@ -133,8 +133,8 @@ def extract_features(
     `pooler_output`, or the mean over tokens of `last_hidden_state` where they have none.
 
     Args:
-        model ([`~ldae.evaluation.encoder.Encoder`] or `PreTrainedModel`): What is read, in evaluation mode; of a model
-            for pre-training the decoder's blocks, too.
+        model ([`~ldae.evaluation.encoder.Encoder`] or `PreTrainedModel`): The encoder, which runs in evaluation mode;
+            a model for pre-training also gives its decoder's blocks.
         batches (`Iterable[Batch]` or [`StoredFeatures`]): uint8 images, as [`~ldae.data.iterate_once`] yields them; or
             features that the same encoder computed before.
         layers (`Sequence`, *optional*): Some of the encoder's `feature_layers`; by default its own.
@@ -143,7 +143,7 @@ def extract_features(
             depends only on `seed` and each image's position and is the same at every t.
         seed (`int`, defaults to 0): Seed of that noise.
         device (`torch.device` or `str`, *optional*): Where to compute; by default where the encoder is.
-        dtype (`torch.dtype`, *optional*): Autocast to it, such as `torch.bfloat16`; by default no autocast.
+        dtype (`torch.dtype`, *optional*): Autocast dtype, such as `torch.bfloat16`; by default no autocast.
         prepare (`Callable`, *optional*): From uint8 images `(b, C, R, R)` and positions `(b,)` to pixels; by default a
             centre crop at the encoder's `image_size`.
 
@@ -210,8 +210,8 @@ def collect_features(pieces: Iterable[Features], store: FeatureStore, *, labelle
     those of all processes; the other stores stay empty.
 
     Args:
-        pieces (`Iterable[Features]`): As [`iterate_features`] yields them.
-        store ([`~ldae.evaluation.feature_store.FeatureStore`]): Gets rows `(b, L * T, C)`.
+        pieces (`Iterable[Features]`): Features from [`iterate_features`].
+        store ([`~ldae.evaluation.feature_store.FeatureStore`]): Receives rows `(b, L * T, C)`.
         labelled (`bool`, defaults to `False`): Whether every image needs a label.
 
     Returns:

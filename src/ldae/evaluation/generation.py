@@ -1,4 +1,4 @@
-"""Images generated for a score; each depends on a seed and its number, not on processes and batches."""
+"""Generate images to score; each depends only on a seed and its number, not on processes and batches."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
@@ -44,7 +44,7 @@ class Sampling:
         """Return the class of each image `(b,)` by its number, `None` for a model without classes.
 
         Raises:
-            ValueError: If classes are given to such a model, or none.
+            ValueError: If classes are given to such a model, or the tuple is empty.
         """
         classes = self.classes
         if classes is None:
@@ -72,10 +72,10 @@ def generate_images(
     """Generate this process's share of images, the numbers i with i % world_size == rank, batch after batch.
 
     Args:
-        pipeline ([`LDAEPipeline`] or [`DDAEPipeline`]): What generates them.
-        num_images (`int`): How many, over all processes.
-        sampling ([`Sampling`]): How.
-        rank (`int`, defaults to 0): This process.
+        pipeline ([`LDAEPipeline`] or [`DDAEPipeline`]): The pipeline that generates them.
+        num_images (`int`): Number of images over all processes.
+        sampling ([`Sampling`]): Settings of generation.
+        rank (`int`, defaults to 0): Index of this process.
         world_size (`int`, defaults to 1): Number of processes.
 
     Yields:
@@ -125,13 +125,13 @@ def generation_results(
     weights: str,
     **about: Any,
 ) -> list[Result]:
-    """Make results of the distances: FID-n and KID-n with all that they depend on.
+    """Make results of the distances: FID-n and KID-n, with everything that they depend on.
 
     Args:
-        distances ([`~ldae.evaluation.distances.ImageDistances`]): What was measured.
-        sampling ([`Sampling`]): How the images were generated.
-        pipeline ([`LDAEPipeline`] or [`DDAEPipeline`]): By which: it says in how many steps.
-        extractor ([`FeatureExtractor`]): Whose features were compared.
+        distances ([`~ldae.evaluation.distances.ImageDistances`]): The distances.
+        sampling ([`Sampling`]): Settings with which the images were generated.
+        pipeline ([`LDAEPipeline`] or [`DDAEPipeline`]): The pipeline that generated them.
+        extractor ([`FeatureExtractor`]): The network whose features were compared.
         weights (`str`): `"ema"`, `"raw"`, or `"unknown"`.
         **about: `dataset`, `split` and `checkpoint` of the results, and further `details`.
     """
@@ -167,15 +167,15 @@ class GenerationScores:
 
     Args:
         source (`ImageSource`): The real images.
-        extractor ([`FeatureExtractor`]): Whose features are compared.
+        extractor ([`FeatureExtractor`]): The network whose features are compared.
         num_images (`int`): Number of generated images.
-        fid, kid (`bool`): What is measured.
+        fid, kid (`bool`): Which distances are measured.
         batch_size (`int`): Images read and generated at once.
         num_workers (`int`): Worker processes that decode.
         reference_images (`int`, *optional*): Number of the first real images that are used; by default all.
         weights (`str`): `"ema"`, `"raw"`, or `"unknown"`, for the protocol.
-        watched (`Callable`): Takes batches, their number of images and a word for them, and returns the batches, for
-            progress.
+        watched (`Callable`): Shows progress: takes batches, their number of images and a word for them, and returns
+            the batches.
     """
 
     def __init__(
@@ -211,8 +211,8 @@ class GenerationScores:
         """Generate this process's share of images, and compare those of all processes with the real ones.
 
         Args:
-            pipeline ([`LDAEPipeline`] or [`DDAEPipeline`]): What generates them.
-            sampling ([`Sampling`]): How.
+            pipeline ([`LDAEPipeline`] or [`DDAEPipeline`]): The pipeline that generates them.
+            sampling ([`Sampling`]): Settings of generation.
             **about: See [`generation_results`].
         """
         config: Any = pipeline.model.config

@@ -1,4 +1,4 @@
-"""The images that probes see: a whole source for as many passes as they need, or a fixed subset of it."""
+"""Images for probes: a whole source, for as many passes as they need, or a fixed subset of it."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace

@@ -217,7 +217,7 @@ def run_knn(
     """Measure weighted kNN at every chosen layer and time step; nothing is trained and nothing chosen.
 
     Args:
-        model ([`~ldae.evaluation.encoder.Encoder`] or `PreTrainedModel`): Its features are measured.
+        model ([`~ldae.evaluation.encoder.Encoder`] or `PreTrainedModel`): The encoder.
         train_batches (`Iterable[Batch]` or `StoredFeatures`): Training images with labels, as
             [`~ldae.data.iterate_once`] yields them, or features that were computed before.
         test_batches (`Iterable[Batch]` or `StoredFeatures`): Test images with labels, or their features.
@@ -227,7 +227,7 @@ def run_knn(
         whiten (`int`, *optional*): See [`knn_predict`].
         noisy (`bool`, defaults to `False`): Corrupt the input at t.
         device (`torch.device` or `str`, *optional*): Device to compute on; by default the model's.
-        **reading: `layers`, `timesteps` and `dtype`, as of [`~ldae.evaluation.features.extract_features`].
+        **reading: `layers`, `timesteps` and `dtype` of [`~ldae.evaluation.features.extract_features`].
 
     Returns:
         `list[Result]`: a test accuracy for each layer and time step.

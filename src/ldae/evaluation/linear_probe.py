@@ -1,8 +1,11 @@
-"""Linear probing (App. A): BatchNorm without parameters and a linear layer, for many probes in one batched pass."""
+"""Linear probes trained by Adam (App. A): BatchNorm without parameters and a linear layer, many in one pass."""
 
 import math
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -10,12 +13,15 @@ from torch.nn import functional as F
 from ldae import stopping
 
 from .feature_store import Rows, pieces_of
+from .grid_probes import Part
+from .metrics import mean_and_stderr
 
 
 BN_EPS = 1e-6
 # Steps an epoch that a small data set keeps; ImageNet has 78 at the paper's batch of 16384.
 MIN_STEPS_PER_EPOCH = 64
 MAX_LR_EXTENSIONS = 3  # of the grid of rates at either end, by the verbs
+EXTENSION = 10.0  # factor between the edge of the grid of rates and the rate that is added beyond it
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,7 @@ class ProbeSettings:
         batch_norm (`bool`, defaults to `True`): Whether a BatchNorm without parameters is in front of the linear
             layer, as in l-DAE's paper; DDAE's public code has none.
         max_lr_extensions (`int`, defaults to 0): How often the grid of rates may grow by a factor of 10 at either end,
-            where a feature set's chosen rate is at its edge; see [`~ldae.evaluation.probing.train_adam_probes`].
+            where a feature set's chosen rate is at its edge; see [`train_adam_probes`].
 
     The optimiser is Adam with default betas: l-DAE's paper names none, DDAE's has Adam. Initial weights are normal
     with standard deviation 0.01, as MAE's.
@@ -99,6 +105,17 @@ class LinearProbes:
             logits = x[:, :, None] @ self.weight + self.bias[..., None, :]  # (S, F, R, b, K)
             predictions.append(logits.argmax(dim=-1))
         return torch.cat(predictions, dim=-1)
+
+    def accuracies(self, features: torch.Tensor | Rows, labels: torch.Tensor) -> torch.Tensor:
+        """Compute the accuracies `(S, F, R)` on features `(n, F, C)` with the classes `(n,)`."""
+        if len(labels) == 0 or len(features) != len(labels):
+            raise ValueError(f"{len(features)} features and {len(labels)} classes to score; give as many, at least 1.")
+        hits, begin = torch.zeros(self.weight.shape[:3], dtype=torch.float64), 0
+        for piece in pieces_of(features):
+            predictions = self.predict(piece).cpu()  # (S, F, R, b)
+            hits += (predictions == labels[begin : begin + len(piece)].cpu()).sum(dim=-1)
+            begin += len(piece)
+        return hits / len(labels)
 
     def folded(self, seed_index: int, feature_index: int, lr_index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Fold one probe's BatchNorm into a linear layer of raw features, `(weight (K, C), bias (K,))` on the CPU."""
@@ -220,62 +237,151 @@ def train_linear_probes(
 
 
 @dataclass(frozen=True)
-class ProbeReport:
-    """Scores of probes, and the chosen ones.
+class AdamProbes:
+    """Linear probes that Adam trained, and their accuracies; held-out images choose learning rates and a feature set.
 
-    Accuracies are `(S, F, R)`; `choice_accuracy` is `None` where there was nothing to choose. Its mean over seeds
-    chose `lr_index`, the learning rate of each feature set, and `feature_index`, the set.
+    Args:
+        settings ([`ProbeSettings`]): With all learning rates that were tried.
+        probes ([`LinearProbes`]): The probes.
+        held_out (`torch.Tensor` of shape `(S, F, R)`, *optional*): Accuracies on the held-out images; `None` where
+            there was nothing to choose.
+        test (`torch.Tensor` of shape `(S, F, R)`): Accuracies on the test images.
+        num_train (`int`): Number of training images.
     """
 
-    choice_accuracy: torch.Tensor | None
-    test_accuracy: torch.Tensor
-    lr_index: tuple[int, ...]
-    feature_index: int
+    name = "linear"
+
+    settings: ProbeSettings
+    probes: LinearProbes
+    held_out: torch.Tensor | None
+    test: torch.Tensor
+    num_train: int
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Seeds over which accuracies are means."""
+        return self.settings.seeds
+
+    @cached_property
+    def rates(self) -> tuple[int, ...]:
+        """Index of each feature set's learning rate: the best on held-out images, of equal ones the first."""
+        return (0,) if self.held_out is None else tuple(self.held_out.mean(dim=0).argmax(dim=1).tolist())
+
+    @property
+    def best(self) -> int:
+        """Index of the feature set that does best on held-out images, of equal ones the first."""
+        return 0 if self.held_out is None else int(self.held_out.mean(dim=0).amax(dim=1).argmax())
+
+    def seed_scores(self, index: int) -> list[float]:
+        """Return each seed's test accuracy on a feature set."""
+        return self.test[:, index, self.rates[index]].tolist()
+
+    def score(self, index: int) -> tuple[float, float | None]:
+        """Return mean and standard error of [`~AdamProbes.seed_scores`]."""
+        return mean_and_stderr(self.seed_scores(index))
+
+    def held_out_score(self, index: int) -> float | None:
+        """Return the mean over seeds of the held-out accuracy; `None` if nothing was held out."""
+        return None if self.held_out is None else float(self.held_out[:, index, self.rates[index]].mean())
+
+    def tie_break(self, index: int) -> float:
+        """Return 0: of feature sets with equal held-out accuracy the first is chosen."""
+        return 0.0
+
+    def folded(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the first seed's probe as a linear layer, `(weight (K, C), bias (K,))`."""
+        return self.probes.folded(0, index, self.rates[index])
+
+    def describe(self, index: int) -> dict[str, Any]:
+        """Describe how the probe of a feature set was trained."""
+        settings, rate, n = self.settings, self.rates[index], self.num_train
+        return {
+            "batch_norm": "without affine" if settings.batch_norm else "none",
+            "optimizer": "Adam",
+            "weight_decay": 0.0,
+            "learning_rate": settings.learning_rates(n)[rate],
+            "learning_rates_tried": settings.learning_rates(n),
+            "learning_rate_at_edge": settings.is_at_edge(rate),
+            "max_lr_extensions": settings.max_lr_extensions,
+            "schedule": "cosine",
+            "batch_size": settings.batch_size_for(n),
+            "epochs": settings.epochs,
+        }
 
 
 def score_probes(
-    probes: LinearProbes,
-    choice: tuple[torch.Tensor | Rows, torch.Tensor] | None,
-    test_features: torch.Tensor | Rows,
-    test_labels: torch.Tensor,
-) -> ProbeReport:
-    """Choose among probes on examples held out from the training set, and score all on the test set.
-
-    A learning rate is chosen for each feature set, then a feature set; of equal ones the first.
+    probes: LinearProbes, settings: ProbeSettings, held: Part | None, test: Part, num_train: int
+) -> AdamProbes:
+    """Score trained probes on the held-out examples, which choose among them, and on the test set.
 
     Args:
-        probes ([`LinearProbes`]): Trained without the examples that choose.
-        choice (`tuple`, *optional*): Features `(h, F, C)` and classes `(h,)` of the held-out examples; `None` where
+        probes ([`LinearProbes`]): Trained without the held-out examples.
+        settings ([`ProbeSettings`]): How they were trained.
+        held (`tuple`, *optional*): Features `(h, F, C)` and classes `(h,)` of the held-out examples; `None` where
             there is one feature set and one learning rate.
-        test_features (`torch.Tensor` or `Rows` of shape `(m, F, C)`): Features of the test set.
-        test_labels (`torch.LongTensor` of shape `(m,)`): Its classes.
-
-    Returns:
-        [`ProbeReport`].
+        test (`tuple`): Those of the test set.
+        num_train (`int`): Number of training examples.
 
     Raises:
-        ValueError: If there are several probes and nothing to choose by.
+        ValueError: If there are several probes and nothing to choose by, or nothing to score on.
     """
-    _, num_sets, num_rates = probes.weight.shape[:3]
-    choice_accuracy, lr_index, feature_index = None, [0], 0
-    if choice is not None:
-        choice_accuracy = _accuracies(probes, *choice)  # (S, F, R)
-        by_rate = choice_accuracy.mean(dim=0)  # (F, R)
-        lr_index = by_rate.argmax(dim=1).tolist()
-        feature_index = int(by_rate.amax(dim=1).argmax())
-    elif num_sets * num_rates > 1:
-        raise ValueError(f"choice=None, but there are {num_sets * num_rates} probes to a seed; hold out examples.")
-    return ProbeReport(
-        choice_accuracy, _accuracies(probes, test_features, test_labels), tuple(lr_index), feature_index
+    count = probes.weight.shape[1] * probes.weight.shape[2]
+    if held is None and count > 1:
+        raise ValueError(f"held=None, but there are {count} probes to a seed; hold out examples.")
+    return AdamProbes(
+        settings, probes, None if held is None else probes.accuracies(*held), probes.accuracies(*test), num_train
     )
 
 
-def _accuracies(probes: LinearProbes, features: torch.Tensor | Rows, labels: torch.Tensor) -> torch.Tensor:
-    if len(labels) == 0 or len(features) != len(labels):
-        raise ValueError(f"{len(features)} features and {len(labels)} classes to score; give as many, at least 1.")
-    hits, begin = torch.zeros(probes.weight.shape[:3], dtype=torch.float64), 0
-    for piece in pieces_of(features):
-        predictions = probes.predict(piece).cpu()  # (S, F, R, b)
-        hits += (predictions == labels[begin : begin + len(piece)].cpu()).sum(dim=-1)
-        begin += len(piece)
-    return hits / len(labels)
+def train_adam_probes(
+    epoch_features: Callable[[int], torch.Tensor | Rows],
+    labels: torch.Tensor,
+    held: Part | None,
+    test: Part,
+    *,
+    settings: ProbeSettings,
+    **options: Any,
+) -> AdamProbes:
+    """Train probes at every learning rate, and at further ones while held-out examples choose one at the edge.
+
+    A grid of one rate is taken as given. Otherwise a rate a factor of 10 beyond the edge is added, at most
+    `settings.max_lr_extensions` times at either end; only the probes of the added rate are trained, since no probe
+    affects another. The result's settings have all rates tried, in rising order where some were added; a warning says
+    so where a chosen rate is still at the edge.
+
+    `held` and `test` are as in [`score_probes`], the other arguments as in [`train_linear_probes`].
+    """
+    n = len(labels)
+    probes = train_linear_probes(epoch_features, labels, settings=settings, **options)
+    found = score_probes(probes, settings, held, test, n)
+    extends = held is not None and len(settings.lr_multipliers) > 1 and settings.max_lr_extensions > 0
+    left: dict[Any, int] = dict.fromkeys((max, min), settings.max_lr_extensions)  # at the upper and the lower end
+    while extends:
+        rates = settings.lr_multipliers
+        chosen = {rates[index] for index in found.rates}
+        ends = [end for end in left if end(rates) in chosen and left[end]]
+        if not ends:
+            break
+        for end in ends:
+            left[end] -= 1
+        added = tuple(end(rates) * EXTENSION if end is max else end(rates) / EXTENSION for end in ends)
+        more = train_linear_probes(epoch_features, labels, settings=replace(settings, lr_multipliers=added), **options)
+        every = (*rates, *added)
+        order = sorted(range(len(every)), key=lambda i: every[i])
+        settings = replace(settings, lr_multipliers=tuple(every[i] for i in order))
+        probes = replace(
+            probes,
+            weight=torch.cat([probes.weight, more.weight], dim=2)[:, :, order],
+            bias=torch.cat([probes.bias, more.bias], dim=2)[:, :, order],
+        )
+        found = score_probes(probes, settings, held, test, n)
+    at_edge = sum(settings.is_at_edge(rate) for rate in found.rates)
+    if extends and at_edge:
+        warnings.warn(
+            f"the learning rate of {at_edge} of {len(found.rates)} feature sets is at the edge of its grid, "
+            f"lr_multipliers={settings.lr_multipliers}, which was extended "
+            f"max_lr_extensions={settings.max_lr_extensions} times: these probes have not "
+            "converged. Use the logistic probe, or more epochs.",
+            stacklevel=2,
+        )
+    return found

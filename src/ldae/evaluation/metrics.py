@@ -1,8 +1,7 @@
-"""Accuracy through the `evaluate` library, without a network, and its mean and standard error over repeats."""
+"""Accuracy, also as a metric of the `evaluate` library, and mean and standard error over repeats."""
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 
 import datasets
 import evaluate
@@ -11,7 +10,9 @@ import torch
 
 
 class Accuracy(evaluate.Metric):
-    """Top-1 accuracy as a metric of the `evaluate` library, instantiated rather than loaded (loading asks the Hub).
+    """Top-1 accuracy as a metric of the `evaluate` library, for `Trainer` and other tools that take one.
+
+    It is instantiated and not loaded, since `evaluate.load` asks the Hub.
 
     Example:
         >>> Accuracy().compute(predictions=[0, 1, 1, 2], references=[0, 1, 2, 2])
@@ -28,13 +29,7 @@ class Accuracy(evaluate.Metric):
         )
 
     def _compute(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
-        return {"accuracy": float(np.mean(np.asarray(predictions) == np.asarray(references)))}
-
-
-@lru_cache(maxsize=1)
-def _accuracy_metric() -> Accuracy:
-    # In memory: probes run on every process of a job, which would wait for each other's lock files.
-    return Accuracy(keep_in_memory=True)
+        return {"accuracy": accuracy(torch.as_tensor(predictions), torch.as_tensor(references))}
 
 
 def accuracy(predictions: torch.Tensor, references: torch.Tensor) -> float:
@@ -52,10 +47,7 @@ def accuracy(predictions: torch.Tensor, references: torch.Tensor) -> float:
             f"accuracy needs predictions and references of one shape (n,) with n > 0; got {tuple(predictions.shape)} "
             f"and {tuple(references.shape)}."
         )
-    computed = _accuracy_metric().compute(
-        predictions=predictions.cpu().numpy().astype(np.int64), references=references.cpu().numpy().astype(np.int64)
-    )
-    return float(computed["accuracy"])
+    return (predictions == references.to(predictions.device)).double().mean().item()
 
 
 def mean_and_stderr(values: Sequence[float]) -> tuple[float, float | None]:

@@ -11,18 +11,17 @@ from ldae.shared_work import failing_together, gather_objects, on_main
 from .encoder import Layer, as_encoder, evaluating
 from .features import centre_crop, extract_features
 from .images import ImageSet
-from .linear_probe import ProbeSettings
+from .linear_probe import AdamProbes, ProbeSettings, train_adam_probes
 from .metrics import accuracy
-from .probing import AdamProbes, train_adam_probes
 from .protocol import SPLIT_SEED, split_holdout
 
 
-TEST_SEED = 2**20  # of the test images' noise, the same for everything that is compared, and in no training
+TEST_SEED = 2**20  # of the test images' noise: the same for everything that is compared, and used in no training
 SHARES = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
 
 
 def default_noise_levels(num_train_timesteps: int) -> tuple[int, ...]:
-    """Return the time steps of a curve by default: 1, 5, 10, 20, 30, 40, 50, 60 and 80 % of all.
+    """Return the default time steps of a curve: 1, 5, 10, 20, 30, 40, 50, 60 and 80 % of the schedule.
 
     Example:
         >>> default_noise_levels(1000)
@@ -52,7 +51,7 @@ def probe_noise_levels(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> AdamProbes:
-    """Train a linear head on a frozen encoder's features of noisy images for each noise level, all at once.
+    """Train a linear head for each noise level on a frozen encoder's features of noisy images, all at once.
 
     Each training image is noised `draws` times at each level; an epoch sees one of these noisings, the next the next.
     A tenth of the training images is held out, under noise of its own, and chooses each level's learning rate.
@@ -64,13 +63,13 @@ def probe_noise_levels(
         layer (`int` or `str`): Block, counted from 1, or a DDAE's tap by name.
         timesteps (`tuple[int, ...]`): The levels.
         settings ([`ProbeSettings`]): How heads train.
-        draws (`int`, defaults to 4): Noisings of a training image that are held: n x draws x T x C x 4 bytes.
+        draws (`int`, defaults to 4): Noisings of a training image, which are all kept: n x draws x T x C x 4 bytes.
         horizontal_flip (`bool`, defaults to `False`): Whether a noisy training image is mirrored at random.
         device (`torch.device` or `str`, *optional*): Where to compute; by default where the model is.
-        dtype (`torch.dtype`, *optional*): Autocast of the features to it; by default none.
+        dtype (`torch.dtype`, *optional*): Autocast dtype for the features; by default no autocast.
 
     Returns:
-        [`~ldae.evaluation.probing.AdamProbes`], whose feature sets are the levels.
+        [`~ldae.evaluation.linear_probe.AdamProbes`], whose feature sets are the levels.
 
     Raises:
         ValueError: If labels are missing, or a block or time step does not exist.
@@ -135,7 +134,7 @@ def noisy_accuracy(
         images ([`~ldae.evaluation.images.ImageSet`]): Test images with labels.
         timesteps (`tuple[int, ...]`): The levels.
         device (`torch.device` or `str`, *optional*): Where to compute; by default where the classifier is.
-        dtype (`torch.dtype`, *optional*): Autocast to it; by default none.
+        dtype (`torch.dtype`, *optional*): Autocast dtype; by default no autocast.
 
     Returns:
         `list[float]`: an accuracy between 0 and 1 for each level.

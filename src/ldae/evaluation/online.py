@@ -1,4 +1,4 @@
-"""Ridge and kNN accuracy on a fixed subset, while a model trains: the loss does not tell whether it learns."""
+"""Ridge and kNN accuracy on a fixed subset while a model trains: its loss does not tell what its features hold."""
 
 import logging
 from typing import TYPE_CHECKING, Any
@@ -38,12 +38,12 @@ class OnlineProbe:
 
     Args:
         train_source (`ImageSource`): Where the probes' training images come from.
-        eval_source (`ImageSource`): What they are scored on.
+        eval_source (`ImageSource`): Where the images come from that they are scored on.
         image_size (`int`, in pixels): The model's.
         num_channels (`int`, defaults to 3): The model's.
-        num_train (`int`, defaults to 5000): At most so many training images, drawn at random but fixed.
-        num_eval (`int`, defaults to 1000): At most so many test images.
-        dtype (`torch.dtype`, *optional*): Autocast to it; by default no autocast.
+        num_train (`int`, defaults to 5000): Most training images, drawn at random but always the same.
+        num_eval (`int`, defaults to 1000): Most test images.
+        dtype (`torch.dtype`, *optional*): Autocast dtype; by default no autocast.
 
     Raises:
         NoLabelsError: If one of the sources has no labels; see [`~OnlineProbe.open`].

@@ -1,4 +1,4 @@
-"""Open the encoder of a checkpoint, whatever kind of model it is."""
+"""Open the encoder of a checkpoint of any kind."""
 
 import os
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ def open_encoder(
             raise
         model = open_model(AutoModel, name)  # a checkpoint that was cut reaches as far as its own layer
     encoder = DenoiserEncoder(model.to(device).eval())
-    encoder.config = config  # the checkpoint's own: of its layers, the paper's point is told
+    encoder.config = config  # the checkpoint's own, whose depth decides the paper's point
     return encoder
 
 

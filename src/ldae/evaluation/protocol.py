@@ -21,7 +21,7 @@ from .linear_probe import ProbeSettings
 PROTOCOLS = ("paper", "cached")
 CROPS = ("resized", "padded")
 HOLDOUT = 0.1  # share of the training images that chooses among probes, in all of them
-SPLIT_SEED = 0  # of that share: the same images choose in every run
+SPLIT_SEED = 0  # of that split: the same images choose in every run
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Protocol:
 
     @property
     def augmentation(self) -> list[str]:
-        """Names of what is done to training images."""
+        """Names of the augmentations of training images."""
         crop = {"resized": "random_resized_crop", "padded": "random_crop"}[self.crop]
         return [crop] * (self.name == "paper") + ["horizontal_flip"] * self.horizontal_flip
 
@@ -144,17 +144,17 @@ def compute_features(
     """Compute the features that probes need, once or anew in each epoch.
 
     Args:
-        model ([`~ldae.evaluation.encoder.Encoder`] or `PreTrainedModel`): Whose features.
+        model ([`~ldae.evaluation.encoder.Encoder`] or `PreTrainedModel`): The encoder.
         train_source (`ImageSource` or `StoredFeatures`): Training images with labels, or their features.
         test_source (`ImageSource` or `StoredFeatures`): Test images with labels, or their features.
-        protocol ([`Protocol`]): Which features, of which views of the images.
+        protocol ([`Protocol`]): Which features, from which views of the images.
         hold_out (`bool`): Whether a tenth of the training images is held out.
         decode_size (`int`, *optional*, in pixels): Side of the centre crops that random resized crops are cut from; by
             default they are cut from the whole images, which are then decoded anew in each epoch.
         batch_size (`int`, defaults to 256): Images of a forward.
         num_workers (`int`, defaults to 0): Worker processes that decode.
         device (`torch.device` or `str`, *optional*): Where to compute; by default where the model is.
-        dtype (`torch.dtype`, *optional*): Autocast of the features to it; by default none.
+        dtype (`torch.dtype`, *optional*): Autocast dtype for the features; by default no autocast.
         memory (`int`, defaults to 4 GiB): Bytes that the features of the training images, those of the test images and
             the decoded images of either may each take in memory. Beyond it features are in a temporary file, and
             images are decoded anew for each pass.

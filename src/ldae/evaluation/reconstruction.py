@@ -32,8 +32,8 @@ def reconstruction_quality(
         batches (`Iterable[Batch]`): uint8 images, as [`~ldae.data.iterate_once`] yields them.
         image_size (`int`, in pixels): The images are cropped to it at their centre.
         device (`torch.device` or `str`, *optional*): Where to compute; by default where the tokenizer is.
-        all_processes (`bool`, defaults to `False`): Every process of `torch.distributed` calls this with its share of
-            the images, and each gets the numbers of all of them; otherwise of this process's alone.
+        all_processes (`bool`, defaults to `False`): Whether every process of `torch.distributed` calls this with its
+            share of the images, and gets the numbers of all images; otherwise they are this process's alone.
 
     Returns:
         `dict[str, float]`: `mse`, the mean squared error of a pixel value in [-1, 1]; `psnr`, in dB, 10 log10(2^2 /

@@ -1,4 +1,4 @@
-"""Find where features are best: scores of layers and time steps, the best of them, and its place in config.json."""
+"""Find the layer and time step with the best features, and write the choice into a checkpoint's config.json."""
 
 import json
 import os
@@ -33,6 +33,7 @@ class FeatureSearch:
         columns (`list[tuple]`): (layer, timestep) of the F cells.
         held_out (`torch.Tensor` of shape `(F,)`): Accuracies on held-out training images, which choose.
         paper (`int`): Index of the paper's point.
+        pooling (`str`): How the encoder pools its features.
         train (`Features`): Features of the training images at every cell.
         test (`Features`, *optional*): Features of the test images.
         probes ([`~ldae.evaluation.grid_probes.GridProbes`], *optional*): Ridge probes of the cells, with test
@@ -42,6 +43,7 @@ class FeatureSearch:
     columns: list[tuple[Any, Any]]
     held_out: torch.Tensor
     paper: int
+    pooling: str
     train: Features
     test: Any = None
     probes: Any = None
@@ -74,7 +76,7 @@ class FeatureSearch:
             "layer": layer,
             "timestep": timestep,
             "input": "clean",
-            "pooling": "mean",
+            "pooling": self.pooling,
             "penalty": float(self.probes.penalty[index]),
             "train_images": len(self.train.classes),
             "holdout": HOLDOUT,
@@ -98,16 +100,16 @@ def search_features(
     class tell blocks apart by twenty points.
 
     Args:
-        model ([`~ldae.evaluation.encoder.Encoder`] or `PreTrainedModel`): What is searched; of a model for
-            pre-training the decoder's blocks, too.
+        model ([`~ldae.evaluation.encoder.Encoder`] or `PreTrainedModel`): The encoder; in a model for pre-training,
+            the decoder's blocks are searched too.
         train (`Sequence[Batch]`): uint8 images with labels. A tenth is held out: it chooses each cell's penalty and,
             by [`~FeatureSearch.chosen`], the cell.
-        test (`Sequence[Batch]`, *optional*): Images that score each probe and choose nothing; by default none, and the
-            test accuracies mean nothing.
+        test (`Sequence[Batch]`, *optional*): Images that score each probe and choose nothing. Without them, the
+            held-out images stand in for them, and `probes.test` is not a test accuracy.
         timesteps (`Sequence[int]`, *optional*): By default the encoder's `search_timesteps`.
         shots (`int`, *optional*): Labels of each class that a probe sees; by default all.
         draws (`int`, defaults to 20): How often `shots` labels are drawn; every cell sees the same draws.
-        **extraction: `device` and `dtype`, as of [`~ldae.evaluation.features.extract_features`].
+        **extraction: `device` and `dtype` of [`~ldae.evaluation.features.extract_features`].
 
     Returns:
         [`FeatureSearch`].
@@ -124,7 +126,8 @@ def search_features(
 
     trained = features(train)
     tested = None if test is None else features(test)
-    place: dict[str, Any] = {"paper": trained.columns.index(point), "train": trained, "test": tested}
+    about: dict[str, Any] = {"paper": trained.columns.index(point), "pooling": encoder.pooling}
+    about |= {"train": trained, "test": tested}
     x, labels = trained.flat, trained.classes
     kept, held = split_holdout(len(labels))
     fitted, choice = (x[kept], labels[kept]), (x[held], labels[held])
@@ -135,11 +138,11 @@ def search_features(
             .mean()
             for cell, held_cell in zip(fitted[0].unbind(dim=1), choice[0].unbind(dim=1), strict=True)  # (n, C) each
         ]
-        return FeatureSearch(trained.columns, torch.stack(means), **place)
+        return FeatureSearch(trained.columns, torch.stack(means), **about)
     scored = choice if tested is None else (tested.flat, tested.classes)
     num_classes = int(torch.maximum(labels.max(), scored[1].max())) + 1
     probes = fit_ridge_grid(fitted, choice, scored, num_classes=num_classes)
-    return FeatureSearch(trained.columns, probes.held_out, **place, probes=probes)
+    return FeatureSearch(trained.columns, probes.held_out, **about, probes=probes)
 
 
 @dataclass(frozen=True)
@@ -174,16 +177,16 @@ def run_searched_probes(
     given: Sequence[tuple[Any, Any]],
     **reading: Any,
 ) -> SearchedResult:
-    """Search layers and time steps by ridge probes, and fit converged probes at the cell found and at given ones.
+    """Search layers and time steps by ridge probes, and fit converged probes at the chosen cell and at given ones.
 
-    Features of all cells are computed once. The held-out tenth of the training images chooses the cell, by the
-    accuracy of closed-form ridge probes, and the penalties; the test set chooses nothing.
+    Features of all cells are computed once. The held-out tenth of the training images chooses the penalties and, by
+    the accuracy of closed-form ridge probes, the cell; the test set chooses nothing.
 
-    The protocol is a cached one with the layers and time steps of the grid; `given` are cells (layer, timestep) of it
-    that are probed, too. The other arguments are those of [`~ldae.evaluation.probing.run_probe`].
+    `protocol` is a cached one with the layers and time steps of the grid, and `given` are cells (layer, timestep) of
+    it that are probed as well. The other arguments are those of [`~ldae.evaluation.probing.run_probe`].
 
     Raises:
-        ValueError: If a given cell is not in the grid, or as in [`~ldae.evaluation.probing.run_probe`].
+        ValueError: If a given cell is not in the grid, and as in [`~ldae.evaluation.probing.run_probe`].
     """
     if protocol.name != "cached":
         raise ValueError(f"protocol={protocol.name!r} must be cached in a search of blocks and time steps.")
@@ -267,15 +270,15 @@ def search_by_criterion(
     """Score every layer at every time step by a criterion that needs no labels.
 
     Args:
-        model ([`~ldae.evaluation.encoder.Encoder`] or `PreTrainedModel`): What is searched.
+        model ([`~ldae.evaluation.encoder.Encoder`] or `PreTrainedModel`): The encoder.
         batches (`Sequence[Batch]`): uint8 images, at most `MOST_IMAGES`.
         criterion (`str`): One of `CRITERIA`.
-        layers (`Sequence`, *optional*): By default the encoder's `search_layers`.
-        timesteps (`Sequence[int]`, *optional*): By default its `search_timesteps`.
-        **extraction: `device` and `dtype`, as of [`~ldae.evaluation.features.extract_features`].
+        layers (`Sequence`, *optional*): Layers; by default the encoder's `search_layers`.
+        timesteps (`Sequence[int]`, *optional*): Time steps; by default its `search_timesteps`.
+        **extraction: `device` and `dtype` of [`~ldae.evaluation.features.extract_features`].
 
     Returns:
-        `list[GridScore]`: The criterion in place of both accuracies; empty in all processes but the main one.
+        `list[GridScore]`: Scores with the criterion in place of both accuracies; empty outside the main process.
 
     Raises:
         ValueError: For an unknown criterion, or features that are not finite.
@@ -303,7 +306,7 @@ def write_choice(folder: str | os.PathLike[str], layer: Layer, timestep: int) ->
     `config.json` is replaced whole or not at all; the weights stay as they are.
 
     Args:
-        folder (`str` or path): The checkpoint's, with config.json.
+        folder (`str` or path): The checkpoint's folder, with config.json.
         layer (`int` or `str`): An l-DAE's block, counted from 1, after which its encoder is cut from then on; or a
             DDAE's tap by name.
         timestep (`int`): The time step.

@@ -1,4 +1,4 @@
-"""The same network untrained: what a trained one must beat."""
+"""The same network with untrained weights, which a trained one must beat."""
 
 import copy
 from typing import Any

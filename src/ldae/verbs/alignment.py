@@ -44,7 +44,7 @@ def alignment(options: AlignmentOptions) -> int:
 
 
 def _models(inputs: ProbeInputs, checkpoints: bool) -> Iterator[tuple[int, str, Any]]:
-    """Images seen (0 where that is not asked), what results call it, and the model."""
+    """Yield images seen (0 without a sweep), the name in results, and the model."""
     if not checkpoints:
         yield 0, inputs.checkpoint_name, inputs.encoder
         return

@@ -10,8 +10,8 @@ from ldae.evaluation.classifier import build_classifier, save_classifier
 from ldae.evaluation.comparison import FEW_SHOT, compare_baselines
 from ldae.evaluation.encoder import Layer
 from ldae.evaluation.images import count_images
-from ldae.evaluation.linear_probe import MAX_LR_EXTENSIONS, ProbeSettings
-from ldae.evaluation.probing import AdamProbes, ProbeResult, run_probe
+from ldae.evaluation.linear_probe import MAX_LR_EXTENSIONS, AdamProbes, ProbeSettings
+from ldae.evaluation.probing import ProbeResult, run_probe
 from ldae.evaluation.protocol import Protocol
 from ldae.evaluation.search import name_layer
 from ldae.results import Result

@@ -31,6 +31,7 @@ from ldae.verbs.inputs import ProbeInputs, open_inputs, table
 from ldae.verbs.options.measure import NoiseClassificationOptions
 
 
+HEAD_KEYS = ("learning_rate", "learning_rates_tried", "weight_decay", "optimizer")
 HEADS, UNTRAINED, SCRATCH, FINETUNED = (
     "heads on frozen features",
     "heads on the untrained network",
@@ -55,7 +56,7 @@ def noise_classification(options: NoiseClassificationOptions) -> int:
 
 
 class _Comparison:
-    """One checkpoint's heads and networks, and what is told of them."""
+    """Heads and networks of one checkpoint, and their curves."""
 
     def __init__(
         self, inputs: ProbeInputs, options: NoiseClassificationOptions, layer: Any, timesteps: tuple[int, ...]
@@ -146,11 +147,10 @@ class _Comparison:
             "images": self.settings.epochs * heads.num_train,
             "train_images": heads.num_train,
             "holdout": HOLDOUT,
-            "learning_rates_tried": self.settings.learning_rates(heads.num_train),
-            "weight_decay": 0.0,
         }
         levels = range(len(self.timesteps))
-        own = [{"learning_rate": heads.describe(index)["learning_rate"]} for index in levels]
+        described = [heads.describe(index) for index in levels]
+        own = [{key: found[key] for key in HEAD_KEYS} for found in described]
         self._record(name, checkpoint, [heads.seed_scores(index) for index in levels], details, own)
 
     def _networks(self, name: str, pretrained: bool) -> None:
@@ -172,6 +172,7 @@ class _Comparison:
             "holdout": 0.0,
             "learning_rate": options.learning_rate,
             "weight_decay": classifier.weight_decay,
+            "optimizer": "AdamW",
         }
         if not is_main():
             return
@@ -199,7 +200,6 @@ class _Comparison:
                 "input": "noisy, one noising of each test image",
                 **details,
                 **extra,
-                "optimizer": "AdamW",
                 "schedule": "cosine",
                 "batch_size": self.options.batch_size,
                 "augmentation": ["horizontal_flip"] if self.horizontal_flip else [],

@@ -227,7 +227,7 @@ class AlignmentOptions(ImageOptions, CheckpointOptions):
 
     def __post_init__(self) -> None:
         if self.seeds[0] == self.seeds[1]:
-            raise ValueError(f"seeds={self.seeds} must be two different ones, such as 0,1.")
+            raise ValueError(f"seeds={self.seeds} must be two different numbers, such as 0,1.")
 
 
 @options

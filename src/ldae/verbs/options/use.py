@@ -13,8 +13,8 @@ from .checkpoint import CheckpointOptions, FeatureOptions, ReferenceOptions, Spl
 class ExtractFeaturesOptions(FeatureOptions, SplitOptions, CheckpointOptions):
     """Write the features of every image of a data set as a table of parquet files that `datasets` opens.
 
-    Labels and other columns are kept. Several processes (accelerate launch) share
-    the work. The same command goes on where it was stopped.
+    Labels and other columns are kept. Several processes (accelerate launch) share the work. The same command goes on
+    where it was stopped.
 
     Args:
         output_dir: Folder of the table, here or at an address such as s3://bucket/features.
