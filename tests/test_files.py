@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from ldae.errors import RunError
 from ldae.files import (
     CLAIM_FILE,
-    FORMER_CLAIM_FILE,
     FolderClaim,
     hash_settings,
     hash_tensors,
@@ -179,16 +178,6 @@ def test_only_one_of_many_takes_an_expired_claim(tmp_path):
     assert taken or winner.acquire()
     winner.release()
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_that_the_former_version_works_in_is_left_to_it(tmp_path):
-    former = tmp_path / FORMER_CLAIM_FILE
-    former.write_text("{}")
-    claim = FolderClaim(tmp_path)
-    assert not claim.acquire()
-    os.utime(former, (time.time() - 61, time.time() - 61))
-    assert claim.acquire() and not former.exists()
-    claim.release()
 
 
 def test_tensors_are_hashed_by_name_type_shape_and_content():

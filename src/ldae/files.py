@@ -30,7 +30,6 @@ STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "hf", "memory")  # file system
 CLAIM_FILE = ".claim"
 CLAIM_SECONDS = 60.0
 BEAT_SECONDS = 5.0
-FORMER_CLAIM_FILE = ".lock"  # of ldae 0.1.0, whose runs may still be going on
 
 
 def write_whole(path: AnyPath, content: str | bytes) -> None:
@@ -175,8 +174,6 @@ class FolderClaim:
     def acquire(self) -> bool:
         """Take the claim if it is free or has expired, and return `True` if this object now holds it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        if self._held_by_former_version():
-            return False
         for _ in range(2):
             try:
                 self._lease.acquire(blocking=False)
@@ -252,12 +249,3 @@ class FolderClaim:
             return False
         self._lease.force_break()
         return True
-
-    def _held_by_former_version(self) -> bool:
-        """Tell whether a launch of ldae 0.1.0, which touches its own kind of claim, works in the folder."""
-        former = self.folder / FORMER_CLAIM_FILE
-        with suppress(FileNotFoundError):
-            if time.time() - former.stat().st_mtime < self.seconds:
-                return True
-            former.unlink()
-        return False

@@ -73,3 +73,13 @@ def test_without_labels_the_effective_rank_chooses(make_recipe, unlabelled, caps
 def test_without_labels_the_search_can_be_left_out(make_recipe, unlabelled):
     folder = pretrain(make_recipe(**SEARCHED | {"select_features": False}, dataset=unlabelled)).path
     assert AutoModel.from_pretrained(folder).config.feature_timestep == 10
+
+
+def test_a_column_of_no_labels_is_warned_of_once(make_recipe, tmp_path, caplog):
+    """Probes are opened in training and again for the search at the end."""
+    rows = open_images(DataConfig("digits"), "train").dataset.with_format(None).select(range(300))
+    (tmp_path / "images").mkdir()
+    missing = rows.map(lambda row: {"label": None}, features=rows.features)
+    missing.to_parquet(tmp_path / "images" / "train.parquet")
+    pretrain(make_recipe(**SEARCHED | {"probe_every_images": 100}, dataset=str(tmp_path / "images")))
+    assert caplog.text.count("No online probe") == 1

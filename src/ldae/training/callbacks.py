@@ -12,6 +12,7 @@ from transformers import AutoModelForPreTraining
 
 from ldae.checkpoints import open_model
 from ldae.data import DataConfig, iterate_once
+from ldae.evaluation.criteria import MOST_IMAGES
 from ldae.evaluation.images import count_images, fixed_subset
 from ldae.evaluation.online import BATCH_SIZE, SUBSET_SEED, OnlineProbe
 from ldae.evaluation.search import FeatureSearch, best_score, name_layer, search_by_criterion, write_choice
@@ -29,11 +30,12 @@ class FeatureProbe(Callback):
     def __init__(self, data: DataConfig, options: TrainingConfig):
         self.data, self.options = data, options
         self.probe: OnlineProbe | None = None
+        self.opened = False
 
     def start(self, run: Run) -> None:
         """Decode the subset."""
         if self.options.probe_every_images != 0:
-            self.probe = self._open(run)
+            self._open(run)
 
     def after_step(self, run: Run) -> None:
         """Log the accuracies of the online probe where they are due."""
@@ -47,21 +49,26 @@ class FeatureProbe(Callback):
         """Search the exported model, and make the best block and time step the defaults in its config.json."""
         if self.options.select_features is False or not run.is_main:
             return
-        labelled = run.task.source.label_column is not None
-        probe = self.probe or (self._open(run) if labelled else None)
+        if run.task.source.label_column is not None:
+            self._open(run)
         model = _encoder(open_model(AutoModelForPreTraining, run.folder.path).to(run.device))
-        if probe is None:
+        if self.probe is None:
             self._search_without_labels(run, model)
         else:
-            self._search(run, probe.search(model))
+            self._search(run, self.probe.search(model))
 
-    def _open(self, run: Run) -> OnlineProbe | None:
-        return OnlineProbe.open(self.data, run.task.module.config, self.options)
+    def _open(self, run: Run) -> None:
+        """Open the probe, and say once if there are no labels for it."""
+        if not self.opened:
+            self.probe, self.opened = OnlineProbe.open(self.data, run.task.module.config, self.options), True
 
     def _search(self, run: Run, search: FeatureSearch) -> None:
         accuracies = search.probes.held_out.tolist()
-        for index in dict.fromkeys((search.chosen, search.paper)):
-            self._record(run, "held_out_accuracy", accuracies[index], search.describe(index), search.chosen == index)
+        found = [
+            self._result("held_out_accuracy", accuracies[index], search.describe(index), search.chosen == index)
+            for index in dict.fromkeys((search.chosen, search.paper))
+        ]
+        add_result(run.folder.path, *found)
         write_choice(run.folder.path, search.layer, search.timestep)
         paper = search.columns[search.paper]
         run.say(
@@ -72,24 +79,25 @@ class FeatureProbe(Callback):
     def _search_without_labels(self, run: Run, model: Any) -> None:
         config = run.task.module.config
         size = {"image_size": config.image_size, "num_channels": config.num_channels, "batch_size": BATCH_SIZE}
-        subset = fixed_subset(run.task.source, self.options.probe_train_examples, SUBSET_SEED)
-        images = list(iterate_once(subset, **size))
+        limit = min(self.options.probe_train_examples, MOST_IMAGES)
+        images = list(iterate_once(fixed_subset(run.task.source, limit, SUBSET_SEED), **size))
         scores = search_by_criterion(model, images, "rankme")  # in float32, as the rounding of bfloat16 adds to a rank
         best, paper = best_score(scores), model.config.paper_point
         about = {"input": "clean", "train_images": count_images(images)}
+        found = []
         for score in scores:
             if score is best or (score.layer, score.timestep) == paper:
                 protocol = {"name": "rankme", "layer": score.layer, "timestep": score.timestep, **about}
-                self._record(run, "rankme", score.held_out, protocol, score is best)
+                found.append(self._result("rankme", score.held_out, protocol, score is best))
+        add_result(run.folder.path, *found)
         write_choice(run.folder.path, best.layer, best.timestep)
         run.say(
             f"Features are read after {name_layer(best.layer)} at t = {best.timestep}, where their effective rank is "
             "highest (there are no labels to choose by)."
         )
 
-    def _record(self, run: Run, metric: str, value: float, protocol: dict[str, Any], chosen: bool) -> None:
-        about = (metric, value, self.data.dataset, self.data.split, protocol)
-        add_result(run.folder.path, Result(*about, details={"chosen": chosen}))
+    def _result(self, metric: str, value: float, protocol: dict[str, Any], chosen: bool) -> Result:
+        return Result(metric, value, self.data.dataset, self.data.split, protocol, details={"chosen": chosen})
 
 
 class AtEnd(Callback):
