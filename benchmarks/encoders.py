@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModelForPreTraining
 
 import ldae  # noqa: F401 - registers the models with transformers
 from ldae.data import Batch, DataConfig, iterate_once, open_probe_images, prepare_images
-from ldae.evaluation.encoder import PixelEncoder
+from ldae.evaluation.encoder import PixelEncoder, name_layer
 from ldae.evaluation.evaluate import SIGMAS, Evaluation
 from ldae.evaluation.features import Features, extract_features
 from ldae.evaluation.images import fixed_subset
@@ -33,7 +33,7 @@ from ldae.evaluation.metrics import mean_and_stderr
 from ldae.evaluation.probing import probe_features
 from ldae.evaluation.protocol import HOLDOUT
 from ldae.evaluation.ridge import few_shot_ridge
-from ldae.evaluation.search import name_layer, search_features, write_choice
+from ldae.evaluation.search import search_features, write_choice
 from ldae.evaluation.untrained import untrained_like
 from ldae.hub.model_card import write_model_card
 from ldae.reports.patch_pca import patch_pca_images

@@ -13,7 +13,7 @@ from transformers import AutoModel
 from ldae.checkpoints import loading, open_config, open_model
 from ldae.data import DataConfig, ImageSource, UnreadableImageError, decode_image, iterate_once, open_images
 from ldae.demo.neighbours import Neighbours
-from ldae.evaluation.encoder import Layer
+from ldae.evaluation.encoder import Layer, name_layer
 from ldae.evaluation.generation import Sampling, generate_images
 from ldae.hub.families import Family, family_of
 from ldae.pipelines.loading import RunFolderPipeline, open_pipeline
@@ -102,7 +102,7 @@ class DemoModel:
         """The model in two sentences."""
         c, parameters = self.config, list(self.model.parameters())
         return (
-            f"{self.family.name}: {self.family.summary(c)}, features read at {layer_name(self.default_layer)}, "
+            f"{self.family.name}: {self.family.summary(c)}, features read at {name_layer(self.default_layer)}, "
             f"t = {c.feature_timestep}. {sum(p.numel() for p in parameters) / 1e6:.1f} M weights; it sees images at "
             f"{c.image_size}x{c.image_size}, and runs on {parameters[0].device}."
         )
@@ -185,7 +185,7 @@ class DemoModel:
         layers, timesteps = self.grid_layers(), self.grid_timesteps()
         rows = []
         for index, layer in enumerate(layers):
-            name = layer_name(layer)
+            name = name_layer(layer)
             report(index / len(layers), f"Features of {name} ({index + 1} of {len(layers)} layers)")
             tiles = [resize(self._colours(image, layer, t), GRID_SIDE) for t in timesteps]
             rows.append((f"{name} (default)" if layer == self.default_layer else name, tiles))
@@ -302,11 +302,6 @@ def open_demo_model(
     else:
         model = open_model(AutoModel, checkpoint).to(device).eval()
     return DemoModel(name or place_name(checkpoint), model, pipeline, None if data is None else open_images(data))
-
-
-def layer_name(layer: Layer) -> str:
-    """Return a layer's name for people: blocks are numbered, taps have names."""
-    return f"block {layer}" if isinstance(layer, int) else layer
 
 
 def psnr(image: torch.Tensor, clean: torch.Tensor) -> float:

@@ -10,8 +10,9 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from ldae.demo.model import DemoModel, layer_name, picture_of
+from ldae.demo.model import DemoModel, picture_of
 from ldae.demo.watch import WatchedRun
+from ldae.evaluation.encoder import name_layer
 
 
 NO_IMAGE = "Drop a picture, or choose an example."
@@ -68,7 +69,7 @@ def features_tab(demo: DemoModel, image: gr.State) -> TabUpdate:
             "of one colour as similar."
         )
         with gr.Row():
-            names = [(layer_name(layer), layer) for layer in demo.layers]
+            names = [(name_layer(layer), layer) for layer in demo.layers]
             layer = gr.Dropdown(names, value=demo.default_layer, label="layer", elem_id="layer", min_width=220)
             t = gr.Slider(0, last, demo.config.feature_timestep, step=1, label="t", elem_id="feature_t", min_width=150)
         with gr.Row(elem_classes="side-by-side"):
@@ -81,7 +82,7 @@ def features_tab(demo: DemoModel, image: gr.State) -> TabUpdate:
         if pixels is None:
             return None, None, NO_IMAGE
         colours = demo.patch_colours(pixels, layer, int(timestep))
-        said = f"Features of {layer_name(layer)} at t = {int(timestep)}, read from the clean picture."
+        said = f"Features of {name_layer(layer)} at t = {int(timestep)}, read from the clean picture."
         return picture_of(pixels), colours, said
 
     inputs, outputs = [layer, t], [clean, features, caption]

@@ -312,6 +312,11 @@ class LatentEncoder(FixedEncoder):
         return latents.mean(dim=1) if pooled else latents
 
 
+def name_layer(layer: Layer) -> str:
+    """Return a layer as text: `block 3` of an l-DAE, a DDAE's tap by its name."""
+    return f"block {layer}" if isinstance(layer, int) else layer
+
+
 def as_encoder(model: Any) -> Encoder:
     """Wrap a model of transformers as an [`Encoder`]; an encoder is returned unchanged."""
     if isinstance(model, Encoder):

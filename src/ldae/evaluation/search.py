@@ -295,11 +295,6 @@ def search_by_criterion(
     ]
 
 
-def name_layer(layer: Layer) -> str:
-    """Return a layer as text: `block 3` of an l-DAE, a DDAE's tap by its name."""
-    return f"block {layer}" if isinstance(layer, int) else layer
-
-
 def write_choice(folder: str | os.PathLike[str], layer: Layer, timestep: int) -> None:
     """Make a block and a time step the default of a checkpoint, for `AutoModel` and pipelines.
 

@@ -13,9 +13,10 @@ from transformers import AutoModelForPreTraining
 from ldae.checkpoints import open_model
 from ldae.data import DataConfig, iterate_once
 from ldae.evaluation.criteria import MOST_IMAGES
+from ldae.evaluation.encoder import name_layer
 from ldae.evaluation.images import count_images, fixed_subset
 from ldae.evaluation.online import BATCH_SIZE, SUBSET_SEED, OnlineProbe
-from ldae.evaluation.search import FeatureSearch, best_score, name_layer, search_by_criterion, write_choice
+from ldae.evaluation.search import FeatureSearch, best_score, search_by_criterion, write_choice
 from ldae.hub.model_card import write_model_card
 from ldae.hub.push import HubUploader
 from ldae.processes import make_accelerator

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from ldae.evaluation.criteria import CRITERIA, MOST_IMAGES
+from ldae.evaluation.encoder import name_layer
 from ldae.evaluation.images import count_images, fixed_subset
 from ldae.evaluation.linear_probe import ProbeSettings
 from ldae.evaluation.probing import ProbeResult, run_probe
@@ -13,7 +14,6 @@ from ldae.evaluation.search import (
     GridScore,
     best_score,
     grid_scores,
-    name_layer,
     search_by_criterion,
     write_choice,
 )

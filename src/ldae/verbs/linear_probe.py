@@ -8,12 +8,11 @@ import torch
 
 from ldae.evaluation.classifier import build_classifier, save_classifier
 from ldae.evaluation.comparison import FEW_SHOT, compare_baselines
-from ldae.evaluation.encoder import Layer
+from ldae.evaluation.encoder import Layer, name_layer
 from ldae.evaluation.images import count_images
 from ldae.evaluation.linear_probe import MAX_LR_EXTENSIONS, AdamProbes, ProbeSettings
 from ldae.evaluation.probing import ProbeResult, run_probe
 from ldae.evaluation.protocol import Protocol
-from ldae.evaluation.search import name_layer
 from ldae.results import Result
 from ldae.shared_work import is_main
 from ldae.verbs.inputs import ProbeInputs, open_inputs, table

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForImageClassification
 
 from ldae.checkpoints import open_model
+from ldae.evaluation.encoder import name_layer
 from ldae.evaluation.images import count_images
 from ldae.evaluation.linear_probe import ProbeSettings
 from ldae.evaluation.metrics import mean_and_stderr
@@ -18,7 +19,6 @@ from ldae.evaluation.noise_classification import (
     probe_noise_levels,
 )
 from ldae.evaluation.protocol import HOLDOUT
-from ldae.evaluation.search import name_layer
 from ldae.reports.curves import noise_curves
 from ldae.shared_work import gather_objects, is_main
 from ldae.training.classifiers import (
