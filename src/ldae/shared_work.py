@@ -1,8 +1,9 @@
 """Measuring in all processes of a launch: each computes its share of the batches, and the main one does the rest.
 
 Within [`sharing_work`] all processes run the same code. [`share`] says which batches are this process's,
-[`gather_objects`] and [`gather_to_main`] bring results together, and [`on_main`] runs what only the main process does,
-while the others wait. Outside, and in a single process, all of them do what their names say for one process.
+[`gather_objects`], [`gather_to_main`] and [`add_up`] bring results together, and [`on_main`] runs what only the main
+process does, while the others wait. Outside, and in a single process, all of them do what their names say for one
+process.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
+import torch
 import torch.distributed as dist
 
 from ldae import stopping
@@ -86,6 +88,14 @@ def gather_to_main(value: T) -> list[T]:
     return values or []
 
 
+def add_up(tensor: "torch.Tensor") -> "torch.Tensor":
+    """Sum a tensor on the CPU over all processes, in place and in all of them."""
+    if _world_size > 1:
+        with _noticing_stops():
+            dist.all_reduce(tensor, group=_group)
+    return tensor
+
+
 @contextmanager
 def failing_together() -> Iterator[None]:
     """End all processes if one fails within a context, in which they do not wait for each other.
@@ -122,6 +132,11 @@ def on_main(function: Callable[[], T]) -> T:
         if is_main():
             found = function()
     return cast(T, found)
+
+
+def main_only(found: T) -> T:
+    """Return what all processes have found in the main one, and `None` in the others."""
+    return cast(T, found if is_main() else None)
 
 
 def main_first(function: Callable[[], T]) -> T:

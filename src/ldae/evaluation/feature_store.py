@@ -59,7 +59,7 @@ class FeatureStore:
                 # closed with the store
                 self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
             self._file.seek(0, os.SEEK_END)
-            for piece in self._pieces:
+            for piece in filter(len, self._pieces):
                 # One call may write only part of a large piece.
                 left = memoryview(piece.cpu().contiguous().numpy().data).cast("B")
                 while left:

@@ -203,6 +203,45 @@ def iterate_features(
         yield Features(values, labels, tuple(chosen_layers), tuple(chosen_steps), batch.positions.cpu())
 
 
+def collect_share(
+    pieces: Iterable[Features], store: FeatureStore, *, labelled: bool = False
+) -> tuple[Features, torch.Tensor]:
+    """Append the features of this process's share of the images to a store.
+
+    Args:
+        pieces (`Iterable[Features]`): Features from [`iterate_features`].
+        store ([`~ldae.evaluation.feature_store.FeatureStore`]): Receives rows `(b, L * T, C)`.
+        labelled (`bool`, defaults to `False`): Whether every image needs a label.
+
+    Returns:
+        [`Features`] of the images of all processes, in their order and without values; and the index of each row of
+        the store among them.
+
+    Raises:
+        ValueError: If there are no images, or labels are missing.
+    """
+    rank, world_size = share()
+    about: list[Features] = []
+    with failing_together():
+        for piece in pieces:
+            if labelled:
+                _ = piece.classes  # refuses missing labels at the first piece without
+            store.append(piece.flat)
+            about.append(replace(piece, values=piece.values.new_empty(0, *piece.values.shape[1:])))
+    shares = gather_objects(about)
+    every = [piece for pieces_of_one in shares for piece in pieces_of_one]
+    if not every:
+        raise ValueError("there are no images to compute features of: the data set, or the split, is empty.")
+    if not len(store):
+        store.append(every[0].flat)  # no row, whose shape the store then knows
+    positions = torch.cat([piece.positions for piece in every])
+    labels = torch.cat([piece.labels for piece in every if piece.labels is not None] or [positions[:0]])
+    order = positions.argsort(stable=True) if world_size > 1 else torch.arange(len(positions))
+    counts = [sum(len(piece.positions) for piece in pieces_of_one) for pieces_of_one in shares]
+    mine = order.argsort().split(counts)[rank]
+    return replace(every[0], positions=positions[order], labels=labels[order] if len(labels) else None), mine
+
+
 def collect_features(pieces: Iterable[Features], store: FeatureStore, *, labelled: bool = False) -> Features:
     """Append the features of all images to a store, in the order of the images.
 
@@ -221,37 +260,22 @@ def collect_features(pieces: Iterable[Features], store: FeatureStore, *, labelle
         ValueError: If there are no images, or labels are missing.
     """
     rank, world_size = share()
-    mine = store if world_size == 1 else FeatureStore(store.memory)
-    about: list[Features] = []
-    with failing_together():
-        for piece in pieces:
-            if labelled:
-                _ = piece.classes  # refuses missing labels at the first piece without
-            mine.append(piece.flat)
-            about.append(replace(piece, values=piece.values.new_empty(0, *piece.values.shape[1:])))
-    shares = gather_objects(about)
-    every = [piece for pieces_of_one in shares for piece in pieces_of_one]
-    if not every:
-        raise ValueError("there are no images to compute features of: the data set, or the split, is empty.")
-    positions = torch.cat([piece.positions for piece in every])
-    labels = torch.cat([piece.labels for piece in every if piece.labels is not None] or [positions[:0]])
-    whole = replace(every[0], positions=positions, labels=labels if len(labels) else None)
     if world_size == 1:
-        return whole
-    order = positions.argsort(stable=True)
-    counts = torch.tensor([sum(len(piece.positions) for piece in pieces_of_one) for pieces_of_one in shares])
-    owners = torch.arange(world_size).repeat_interleave(counts)  # (n,), the process that has a row
-    places = torch.cat([torch.arange(int(count)) for count in counts])  # and where it has it
-    size = 4 * every[0].flat.shape[1] * every[0].flat.shape[2]
-    for chosen in order.split(max(1, SENT_BYTES // size)):
-        sent = gather_to_main(mine[places[chosen[owners[chosen] == rank]]].numpy() if len(mine) else None)
+        return collect_share(pieces, store, labelled=labelled)[0]
+    mine = FeatureStore(store.memory)
+    whole, index = collect_share(pieces, mine, labelled=labelled)
+    count, (num_sets, width) = len(whole.positions), mine.shape[1:]
+    owners, places = torch.empty(count, dtype=torch.long), torch.empty(count, dtype=torch.long)
+    for process, rows in enumerate(gather_objects(index)):  # which process has an image's row, and where
+        owners[rows], places[rows] = process, torch.arange(len(rows))
+    for chosen in torch.arange(count).split(max(1, SENT_BYTES // (4 * num_sets * width))):
+        sent = gather_to_main(mine[places[chosen[owners[chosen] == rank]]].numpy())
         if is_main():
-            rows = torch.empty(len(chosen), *every[0].flat.shape[1:])
-            for owner, values in enumerate(sent):
-                if values is not None:
-                    rows[owners[chosen] == owner] = torch.from_numpy(values)
+            rows = torch.empty(len(chosen), num_sets, width)
+            for process, values in enumerate(sent):
+                rows[owners[chosen] == process] = torch.from_numpy(values)
             store.append(rows)
-    return replace(whole, positions=positions[order], labels=None if whole.labels is None else whole.labels[order])
+    return whole
 
 
 def stack_layers(layers: Sequence[torch.Tensor]) -> torch.Tensor:

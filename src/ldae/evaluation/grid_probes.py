@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +15,13 @@ EPS = 1e-6  # added to variances, as in the linear probe, so that constant featu
 MOMENTS_BYTES = 256 * 2**20  # of second moments that are held at once: so many feature sets are worked on together
 
 Part = tuple[torch.Tensor | Rows, torch.Tensor]  # features (n, F, C) and classes (n,)
+# Sums a tensor on the CPU over the processes that each have some of the examples, in place; see `shared_work.add_up`.
+Reduce = Callable[[torch.Tensor], torch.Tensor]
+
+
+def alone(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the sum over one process that has all examples."""
+    return tensor
 
 
 @dataclass(frozen=True)
@@ -78,27 +86,50 @@ class GridProbes:
 class Moments:
     """Sums over n examples of F feature sets: of x `(F, C)`, x x^T `(F, C, C)`, x y^T `(F, C, K)` and y `(K,)`."""
 
-    def __init__(self, num_sets: int, c: int, num_classes: int) -> None:
-        zeros = torch.zeros(num_sets, c, 1 + c + num_classes, dtype=torch.float64)
-        self.x, self.xx, self.xy = zeros[..., 0], zeros[..., 1 : 1 + c], zeros[..., 1 + c :]
-        self.y, self.n = torch.zeros(num_classes, dtype=torch.float64), 0
-        self.origin: torch.Tensor | None = None  # subtracted first: a large mean would cost digits
+    def __init__(self, num_sets: int, c: int, num_classes: int, reduce: Reduce = alone) -> None:
+        self.sums = torch.zeros(num_sets, c, 1 + c + num_classes, dtype=torch.float64)
+        self.y, self.reduce = torch.zeros(num_classes, dtype=torch.float64), reduce
+        self.origin: torch.Tensor | None = None  # (F, 1, C), subtracted first: a large mean would cost digits
 
     def add(self, sets: slice, features: torch.Tensor | Rows, labels: torch.Tensor) -> None:
         """Add examples: features `(n, F, C)`, of which `sets` are taken, and classes `(n,)`."""
-        begin = 0
+        if self.origin is None:
+            self.origin = self._mean_of_first_pieces(sets, features)
+        sums = self.sums if self.reduce is alone else torch.zeros_like(self.sums)
+        c, begin = sums.shape[1], 0
         for piece in pieces_of(features, copies=8):
-            x = piece[:, sets].cpu().double().transpose(0, 1)  # (F, b, C)
-            if self.origin is None:
-                self.origin = x.mean(dim=1, keepdim=True)  # (F, 1, C)
-            x = x - self.origin
+            x = piece[:, sets].cpu().double().transpose(0, 1) - self.origin  # (F, b, C)
             y = F.one_hot(labels[begin : begin + x.shape[1]].cpu(), len(self.y)).double()  # (b, K)
             begin += x.shape[1]
-            self.x += x.sum(dim=1)
-            self.xx += x.mT @ x
-            self.xy += x.mT @ y
-            self.y += y.sum(dim=0)
-            self.n += x.shape[1]
+            sums[..., 0] += x.sum(dim=1)
+            sums[..., 1 : 1 + c] += x.mT @ x
+            sums[..., 1 + c :] += x.mT @ y
+        self.y += self.reduce(labels.cpu().bincount(minlength=len(self.y)).double())
+        if sums is not self.sums:
+            self.sums += self.reduce(sums)
+
+    def _mean_of_first_pieces(self, sets: slice, features: torch.Tensor | Rows) -> torch.Tensor:
+        """Compute the mean of a few examples of each process, `(F, 1, C)`."""
+        total, count = self.sums.new_zeros(len(self.sums), 1, self.sums.shape[1]), self.sums.new_zeros(1)
+        for piece in islice(pieces_of(features, copies=8), 1):
+            total += piece[:, sets].cpu().double().sum(dim=0)[:, None]
+            count += len(piece)
+        return self.reduce(total) / self.reduce(count)
+
+    @property
+    def n(self) -> int:
+        """Number of examples."""
+        return int(self.y.sum())
+
+    @property
+    def x(self) -> torch.Tensor:
+        """Sums of the features from the origin, `(F, C)`."""
+        return self.sums[..., 0]
+
+    @property
+    def xy(self) -> torch.Tensor:
+        """Sums of the products of features and classes, `(F, C, K)`."""
+        return self.sums[..., 1 + self.sums.shape[1] :]
 
     @property
     def mean(self) -> torch.Tensor:
@@ -110,7 +141,8 @@ class Moments:
     def covariance(self) -> torch.Tensor:
         """Covariances of the features, `(F, C, C)`."""
         mean = self.x / self.n  # (F, C), from the origin
-        return self.xx / self.n - mean[:, :, None] * mean[:, None, :]
+        xx = self.sums[..., 1 : 1 + self.sums.shape[1]]
+        return xx / self.n - mean[:, :, None] * mean[:, None, :]
 
     def standardise(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Compute the features' standard deviations and the eigenbasis of the standardised features' covariance.
@@ -124,7 +156,7 @@ class Moments:
         return std, values.clamp(min=0), vectors
 
 
-def check_parts(penalties: Sequence[float], **parts: Part) -> None:
+def check_parts(penalties: Sequence[float], reduce: Reduce = alone, **parts: Part) -> None:
     """Check the penalties and the parts of the data that a grid of probes is fitted to.
 
     Raises:
@@ -133,9 +165,10 @@ def check_parts(penalties: Sequence[float], **parts: Part) -> None:
     if not penalties or min(penalties) <= 0:
         raise ValueError(f"penalties={tuple(penalties)} must be one or more positive numbers.")
     for name, (features, labels) in parts.items():
-        if len(labels) == 0 or len(features) != len(labels):
+        num_features, num_classes = reduce(torch.tensor([len(features), len(labels)])).tolist()
+        if num_classes == 0 or num_features != num_classes:
             raise ValueError(
-                f"{name} has {len(features)} features and {len(labels)} classes; give as many, at least 1."
+                f"{name} has {num_features} features and {num_classes} classes; give as many, at least 1."
             )
 
 
@@ -145,6 +178,7 @@ def score_grid(
     weight: torch.Tensor,
     bias: torch.Tensor,
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    reduce: Reduce = alone,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Score the probes of P penalties and F feature sets on some examples.
 
@@ -153,7 +187,8 @@ def score_grid(
         part (`tuple`): Features `(n, F, C)` of all sets and classes `(n,)`.
         weight (`torch.Tensor` of shape `(P, F, C, K)`): The probes' weights.
         bias (`torch.Tensor` of shape `(P, F, K)`): Their biases.
-        loss (`Callable`): Of scores `(F, b, K)` and classes `(b,)`: each example's loss `(F, b)`.
+        loss (`Callable`): Computes each example's loss `(F, b)` from scores `(F, b, K)` and classes `(b,)`.
+        reduce (`Callable`, *optional*): Sums over the processes that each have some of the examples.
 
     Returns:
         `(accuracies, losses)`, both `(P, F)`: means over the examples.
@@ -168,7 +203,8 @@ def score_grid(
             scores = torch.baddbmm(bias[p][:, None], x, weight[p])  # (F, b, K)
             hits[p] += (scores.argmax(dim=-1) == truth).sum(dim=1)
             losses[p] += loss(scores, truth).sum(dim=1)
-    return hits / len(labels), losses / len(labels)
+    count = reduce(torch.tensor(len(labels)))
+    return reduce(hits) / count, reduce(losses) / count
 
 
 def choose_largest(accuracies: torch.Tensor) -> torch.Tensor:

@@ -9,8 +9,20 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from ldae.shared_work import is_main
+
 from .feature_store import Rows, pieces_of
-from .grid_probes import MOMENTS_BYTES, GridProbes, Moments, Part, check_parts, choose_largest, score_grid
+from .grid_probes import (
+    MOMENTS_BYTES,
+    GridProbes,
+    Moments,
+    Part,
+    Reduce,
+    alone,
+    check_parts,
+    choose_largest,
+    score_grid,
+)
 from .newton import Solution, WhitenedFeatures, solve_logistic
 
 
@@ -66,6 +78,7 @@ def fit_logistic_grid(
     tolerance: float = TOLERANCE,
     max_iterations: int = MAX_ITERATIONS,
     memory: int = WHITENED_BYTES,
+    reduce: Reduce = alone,
 ) -> LogisticProbes:
     """Fit a multinomial logistic regression to every feature set, solved until it has converged.
 
@@ -85,6 +98,7 @@ def fit_logistic_grid(
         max_iterations (`int`, defaults to 100): Most Newton steps at one penalty.
         memory (`int`, defaults to 512 MiB): Bytes of features to keep while solving. As many sets as fit are solved
             together; a set that does not fit is read anew in every step.
+        reduce (`Callable`, *optional*): As in [`~ldae.evaluation.ridge.fit_ridge_grid`].
 
     Returns:
         [`LogisticProbes`]. A warning names the feature sets that have not converged.
@@ -99,20 +113,20 @@ def fit_logistic_grid(
         >>> probes.test, probes.converged
         (tensor([1.], dtype=torch.float64), tensor([True]))
     """
-    check_parts(penalties, fitted=fitted, held=held, test=test)
+    check_parts(penalties, reduce, fitted=fitted, held=held, test=test)
     _, num_sets, c = fitted[0].shape
     names = names or [str(index) for index in range(num_sets)]
     for part, (features, _) in (("fitted", fitted), ("held", held), ("test", test)):
-        _check_finite(part, features, names)
-    n = len(fitted[1]) + len(held[1])
+        _check_finite(part, features, names, reduce)
+    n = int(reduce(torch.tensor(len(fitted[1]) + len(held[1]))))  # of all processes, which take the same sets
     together = max(1, min(MOMENTS_BYTES // (8 * c * c), memory // (4 * n * c)))
     solve = partial(solve_logistic, tolerance=tolerance, max_iterations=max_iterations)
     fields = []
     for begin in range(0, num_sets, together):
         sets = slice(begin, min(begin + together, num_sets))
-        fields.append(_fit_sets(sets, fitted, held, test, num_classes, sorted(penalties), solve, memory))
+        fields.append(_fit_sets(sets, fitted, held, test, num_classes, sorted(penalties), solve, memory, reduce))
     probes = LogisticProbes(*map(torch.cat, zip(*fields, strict=True)))
-    if not probes.converged.all():
+    if is_main() and not probes.converged.all():
         left = ", ".join(names[index] for index in (~probes.converged).nonzero().flatten().tolist())
         warnings.warn(
             f"logistic probes of feature sets {left} have not converged to tolerance={tolerance} within "
@@ -131,10 +145,11 @@ def _fit_sets(
     penalties: list[float],
     solve: Callable[..., Solution],
     memory: int,
+    reduce: Reduce,
 ) -> tuple[torch.Tensor, ...]:
     """Compute the fields of [`LogisticProbes`] for some of the feature sets, at rising penalties."""
     count, c = sets.stop - sets.start, fitted[0].shape[2]
-    moments = Moments(count, c, num_classes)
+    moments = Moments(count, c, num_classes, reduce)
     moments.add(sets, *fitted)
     data = WhitenedFeatures([fitted], sets, moments, memory)
     raw, converged, iterations = [], torch.ones(count, dtype=torch.bool), torch.zeros(count, dtype=torch.long)
@@ -147,7 +162,7 @@ def _fit_sets(
         raw.append(data.unwhiten(theta))
     del data  # before the features of the last fit are kept
     weights, biases = (torch.stack(parts[::-1]) for parts in zip(*raw, strict=True))  # (P, F, C, K), (P, F, K)
-    accuracies, losses = score_grid(sets, held, weights, biases, _cross_entropy)  # (P, F)
+    accuracies, losses = score_grid(sets, held, weights, biases, _cross_entropy, reduce)  # (P, F)
     best, index = choose_largest(accuracies), torch.arange(count)  # (F,)
     penalty_of_set = torch.tensor(penalties, dtype=torch.float64)[best]
 
@@ -155,7 +170,7 @@ def _fit_sets(
     data = WhitenedFeatures([fitted, held], sets, moments, memory)
     solution = solve(data, penalty_of_set, data.start_at(weights[best, index]))
     weight, bias = data.unwhiten(solution.theta)
-    scores = score_grid(sets, test, weight[None], bias[None], _cross_entropy)[0][0]
+    scores = score_grid(sets, test, weight[None], bias[None], _cross_entropy, reduce)[0][0]
     chosen = (weight, bias, penalty_of_set, accuracies[best, index], losses.amin(dim=0), scores)
     converged &= solution.converged
     return *chosen, converged, iterations + solution.iterations, solution.gradient, solution.loss
@@ -166,14 +181,15 @@ def _cross_entropy(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(scores.flatten(0, 1), labels.repeat(len(scores)), reduction="none").view(scores.shape[:2])
 
 
-def _check_finite(part: str, features: torch.Tensor | Rows, names: Sequence[str]) -> None:
+def _check_finite(part: str, features: torch.Tensor | Rows, names: Sequence[str], reduce: Reduce) -> None:
     """Raise a ValueError that names the feature sets with values that are NaN or infinite."""
     wrong = torch.zeros(len(names), dtype=torch.long)
     for piece in pieces_of(features):
         wrong += (~piece.isfinite().all(dim=2)).sum(dim=0).cpu()
+    wrong, count = reduce(wrong), int(reduce(torch.tensor(len(features))))
     if wrong.any():
         index = int(wrong.argmax())
         raise ValueError(
-            f"the {part} features of feature set {names[index]} must be finite; {int(wrong[index])} of "
-            f"{len(features)} examples have NaN or infinite values. Leave out this set, or compute it in float32."
+            f"the {part} features of feature set {names[index]} must be finite; {int(wrong[index])} of {count} "
+            "examples have NaN or infinite values. Leave out this set, or compute it in float32."
         )

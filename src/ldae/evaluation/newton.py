@@ -42,14 +42,15 @@ class WhitenedFeatures:
     preconditioner does what a full one would.
 
     Args:
-        parts (`Sequence[tuple]`): Features `(n, F, C)` and classes `(n,)`, one part after the other.
+        parts (`Sequence[tuple]`): Features `(m, F, C)` and classes `(m,)`, one part after the other.
         sets (`slice`): The feature sets taken.
-        moments ([`~ldae.evaluation.grid_probes.Moments`]): Of these parts and sets.
+        moments ([`~ldae.evaluation.grid_probes.Moments`]): Those of these parts and sets, over the n examples of all
+            processes, of which this one may have m.
         memory (`int`): Bytes of features that may be kept; beyond it they are read and rotated anew in each pass.
     """
 
     def __init__(self, parts: Sequence[Part], sets: slice, moments: Moments, memory: int) -> None:
-        self.parts, self.sets, self.n = parts, sets, moments.n
+        self.parts, self.sets, self.n, self.reduce = parts, sets, moments.n, moments.reduce
         self.mean = moments.mean  # (F, C)
         self.std, self.values, self.vectors = moments.standardise()
         counts = moments.y
@@ -58,16 +59,16 @@ class WhitenedFeatures:
         self.prior = (counts[self.present] / moments.n).log()  # (K',)
         place = torch.full((self.num_classes,), -1, dtype=torch.long)
         place[self.present] = torch.arange(len(self.present))
-        self.labels = torch.cat([place[labels.cpu()] for _, labels in parts])  # (n,), among classes with examples
+        self.labels = torch.cat([place[labels.cpu()] for _, labels in parts])  # (m,), among classes with examples
         self.kept: torch.Tensor | None = None
-        self.probabilities: torch.Tensor | None = None  # (F, n, K'), of the latest evaluation of each set
-        count, c = self.mean.shape
-        if 4 * count * self.n * c <= memory:
-            kept = torch.empty(count, self.n, c)
+        self.probabilities: torch.Tensor | None = None  # (F, m, K'), of the latest evaluation of each set
+        m, (count, c) = len(self.labels), self.mean.shape
+        if 4 * count * m * c <= memory:
+            kept = torch.empty(count, m, c)
             for rows, z in self._read():
                 kept[:, rows] = z
             self.kept = kept
-            self.probabilities = torch.empty(count, self.n, len(self.present))
+            self.probabilities = torch.empty(count, m, len(self.present))
 
     def start_at(self, raw: torch.Tensor) -> torch.Tensor:
         """Turn weights `(F, C, K)` of raw features and all classes into `theta`; biases are the classes' shares."""
@@ -102,7 +103,8 @@ class WhitenedFeatures:
             residual = p - F.one_hot(y, p.shape[2])
             gradient[:, :-1] += z.mT @ residual
             gradient[:, -1] += residual.sum(dim=1)
-        return loss / self.n, gradient / self.n, spread / self.n
+        loss, gradient, spread = (self.reduce(total) / self.n for total in (loss, gradient, spread))
+        return loss, gradient, spread
 
     def curvature(self, active: torch.Tensor, theta: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
         """Return the function that multiplies by the Hessian of the cross-entropy at a point that was evaluated."""
@@ -120,7 +122,7 @@ class WhitenedFeatures:
                 change = p * (u - (p * u).sum(dim=-1, keepdim=True))
                 found[:, :-1] += z.mT @ change
                 found[:, -1] += change.sum(dim=1)
-            return found / self.n
+            return self.reduce(found) / self.n
 
         return product
 
@@ -132,8 +134,8 @@ class WhitenedFeatures:
             return
         every = len(active) == len(self.kept)
         step = max(1, ROWS_BYTES // (4 * len(active) * self.kept.shape[2]))
-        for begin in range(0, self.n, step):
-            rows = slice(begin, min(begin + step, self.n))
+        for begin in range(0, len(self.labels), step):
+            rows = slice(begin, min(begin + step, len(self.labels)))
             yield rows, self.kept[:, rows] if every else self.kept[active, rows]
 
     def _read(self) -> Iterator[tuple[slice, torch.Tensor]]:

@@ -8,11 +8,11 @@ import torch
 
 from ldae.data import ImageSource
 from ldae.results import Result
-from ldae.shared_work import led_by_main, on_main
+from ldae.shared_work import add_up, led_by_main, main_only
 
 from .encoder import Layer, as_encoder
 from .features import Features, StoredFeatures
-from .grid_probes import GridProbes, Part
+from .grid_probes import GridProbes, Part, Reduce, alone
 from .linear_probe import AdamProbes, ProbeSettings, train_adam_probes
 from .logistic import fit_logistic_grid
 from .protocol import HOLDOUT, SPLIT_SEED, Protocol, compute_features, split_holdout
@@ -119,18 +119,17 @@ def run_probe(
     if probe != "adam" and protocol.name != "cached":
         raise ValueError(f"protocol={protocol.name!r} must be cached with {probe} probes, which have no epochs.")
     layers, timesteps = encoder.choices(protocol.layers, protocol.timesteps, protocol.noisy)
-    hold_out = probe != "adam" or len(layers) * len(timesteps) * len(settings.lr_multipliers) > 1
-    found = compute_features(encoder, train_source, test_source, protocol, hold_out=hold_out, **reading)
-    about = (len(found.test[1]), HOLDOUT if hold_out else 0.0, encoder.pooling)
-    if probe != "adam":
+    by_adam = probe == "adam"
+    hold_out = not by_adam or len(layers) * len(timesteps) * len(settings.lr_multipliers) > 1
+    found = compute_features(
+        encoder, train_source, test_source, protocol, hold_out=hold_out, divided=not by_adam, **reading
+    )
+    about = (found.num_test, HOLDOUT if hold_out else 0.0, encoder.pooling)
+    if not by_adam:
         names = [f"layer {layer}, t = {timestep}" for layer, timestep in found.columns]
-        parts, num_train = (found.fitted, found.held, found.test), len(found.epoch_labels) + len(found.held[1])
-
-        def solve() -> ProbeResult:
-            grid = fit_probes(probe, *parts, num_classes=found.num_classes, names=names)
-            return ProbeResult(protocol, found.columns, grid, num_train, *about)
-
-        return on_main(solve)
+        parts = (found.fitted, found.held, found.test)
+        grid = fit_probes(probe, *parts, num_classes=found.num_classes, names=names, reduce=add_up)
+        return main_only(ProbeResult(protocol, found.columns, grid, found.num_train, *about))
 
     def train(epoch_features: Callable[[int], Any]) -> ProbeResult:
         adam = train_adam_probes(
@@ -158,6 +157,7 @@ def fit_probes(
     settings: ProbeSettings | None = None,
     names: Sequence[str] | None = None,
     device: torch.device | str = "cpu",
+    reduce: Reduce = alone,
 ) -> Any:
     """Fit probes of many feature sets to features that were extracted before.
 
@@ -170,15 +170,16 @@ def fit_probes(
         settings ([`~ldae.evaluation.linear_probe.ProbeSettings`], *optional*): How Adam's probes train.
         names (`Sequence[str]`, *optional*): Names of the feature sets, for messages.
         device (`torch.device` or `str`, defaults to `"cpu"`): Where Adam's probes train.
+        reduce (`Callable`, *optional*): As in [`~ldae.evaluation.ridge.fit_ridge_grid`], for the other probes.
 
     Returns:
         [`~ldae.evaluation.linear_probe.AdamProbes`] or [`~ldae.evaluation.grid_probes.GridProbes`].
     """
     check_probe(probe)
     if probe == "ridge":
-        return fit_ridge_grid(fitted, held, test, num_classes=num_classes)
+        return fit_ridge_grid(fitted, held, test, num_classes=num_classes, reduce=reduce)
     if probe == "logistic":
-        return fit_logistic_grid(fitted, held, test, num_classes=num_classes, names=names)
+        return fit_logistic_grid(fitted, held, test, num_classes=num_classes, names=names, reduce=reduce)
     features, labels = fitted
     options: dict[str, Any] = {"num_classes": num_classes, "settings": settings or ProbeSettings(), "device": device}
     return train_adam_probes(lambda epoch: features, labels, held, test, **options)

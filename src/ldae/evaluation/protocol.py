@@ -12,7 +12,7 @@ from ldae.data.augment import RandomCrop
 
 from .encoder import Layer, as_encoder
 from .feature_store import FEATURE_MEMORY, FeatureStore, Rows
-from .features import Features, Prepare, StoredFeatures, collect_features, iterate_features
+from .features import Features, Prepare, StoredFeatures, collect_features, collect_share, iterate_features
 from .grid_probes import Part
 from .images import ImageSet
 from .linear_probe import ProbeSettings
@@ -115,11 +115,14 @@ class ProbeFeatures:
 
     `epoch` gives what Adam's probes train on in an epoch, features `(n, F, C)` of images with the classes
     `epoch_labels`. `fitted` are the same images without a choice: each image, and with flips each mirror image.
-    `held` choose among probes (empty where nothing is to be chosen), `test` score them.
+    `held` choose among probes (empty where nothing is to be chosen), `test` score them. The numbers of training and
+    test images are those of all processes.
     """
 
     columns: list[tuple[Layer | None, int | None]]
     num_classes: int
+    num_train: int
+    num_test: int
     epoch: Callable[[int], Rows]
     epoch_labels: torch.Tensor
     fitted: Part
@@ -134,6 +137,7 @@ def compute_features(
     protocol: Protocol,
     *,
     hold_out: bool,
+    divided: bool = False,
     decode_size: int | None = None,
     batch_size: int = 256,
     num_workers: int = 0,
@@ -149,6 +153,9 @@ def compute_features(
         test_source (`ImageSource` or `StoredFeatures`): Test images with labels, or their features.
         protocol ([`Protocol`]): Which features, from which views of the images.
         hold_out (`bool`): Whether a tenth of the training images is held out.
+        divided (`bool`, defaults to `False`): Whether each process that shares the work keeps the features of its own
+            images, for probes that are fitted by all of them; by default the main process gets all. Only for the
+            protocol "cached".
         decode_size (`int`, *optional*, in pixels): Side of the centre crops that random resized crops are cut from; by
             default they are cut from the whole images, which are then decoded anew in each epoch.
         batch_size (`int`, defaults to 256): Images of a forward.
@@ -188,23 +195,32 @@ def compute_features(
             crop=crop,
         )
 
-    def collect(batches: Any, store: FeatureStore, prepare: Prepare | None = None) -> Features:
+    def collect(batches: Any, store: FeatureStore, prepare: Prepare | None = None) -> tuple[Features, torch.Tensor]:
+        """Return all images without their features, and which of them the rows of the store are."""
         places: dict[str, Any] = {"layers": protocol.layers, "timesteps": protocol.timesteps, "noisy": protocol.noisy}
         pieces = iterate_features(encoder, batches, **places, device=device, dtype=dtype, prepare=prepare)
-        return collect_features(pieces, store, labelled=True)
+        if divided:
+            return collect_share(pieces, store, labelled=True)
+        found = collect_features(pieces, store, labelled=True)
+        return found, torch.arange(len(found.positions))
 
     centred, store, test_store = images(train_source), FeatureStore(memory), FeatureStore(memory)
-    whole = collect(centred.batches(), store)
+    whole, own = collect(centred.batches(), store)
     labels, n = whole.classes, len(whole.positions)
-    fitted, held = split_holdout(n) if hold_out else (torch.arange(n), torch.arange(0))
-    mask = whole.mask(fitted)
+    in_training = torch.ones(n, dtype=torch.bool)
+    if hold_out:
+        in_training[split_holdout(n)[1]] = False
+    mask = whole.mask(in_training.nonzero().flatten())
+    fitted, held = (
+        chosen.nonzero().flatten() for chosen in (in_training[own], ~in_training[own])
+    )  # rows of the store
     view = partial(prepare_images, seed=SPLIT_SEED, image_size=size)
     every = fitted
     if protocol.name == "cached":
         if protocol.horizontal_flip:
             collect(centred.batches(mask), store, lambda chosen, positions: view(chosen, positions).flip(-1))
-            every = torch.cat([fitted, n + torch.arange(len(fitted))])  # the i-th fitted image's mirror is row n + i
-        mirrored = every[-len(fitted) :]
+            every = torch.cat([fitted, len(own) + torch.arange(len(fitted))])  # mirror images come after all images
+        mirrored = every[len(every) - len(fitted) :]
 
         def choose_views(epoch: int) -> Rows:
             """Take each image or its mirror image at random."""
@@ -227,17 +243,20 @@ def compute_features(
             views = FeatureStore(memory)
             # Other positions draw other crops, flips and noise, also than the pass over the plain images.
             batches = crops.batches(mask, skip_positions=(epoch + 1) * n)
-            found = collect(batches, views, partial(view, **augmentation))
+            found, _ = collect(batches, views, partial(view, **augmentation))
             return Rows(views, torch.arange(len(found.positions)))
 
         epoch_rows = augment
-    test_labels = collect(images(test_source).batches(), test_store).classes
+    test, own_test = collect(images(test_source).batches(), test_store)
+    mine, test_labels = labels[own], test.classes
     return ProbeFeatures(
         columns=whole.columns,
         num_classes=max(int(max(labels.max(), test_labels.max())) + 1, len(train_source.class_names or ())),
+        num_train=n,
+        num_test=len(test_labels),
         epoch=epoch_rows,
-        epoch_labels=labels[fitted],
-        fitted=(Rows(store, every), labels[fitted].repeat(len(every) // len(fitted))),
-        held=(Rows(store, held), labels[held]),
-        test=(Rows(test_store, torch.arange(len(test_labels))), test_labels),
+        epoch_labels=mine[fitted],
+        fitted=(Rows(store, every), mine[fitted].repeat(2 if len(every) > len(fitted) else 1)),
+        held=(Rows(store, held), mine[held]),
+        test=(Rows(test_store, torch.arange(len(own_test))), test_labels[own_test]),
     )

@@ -12,6 +12,8 @@ from .grid_probes import (
     GridProbes,
     Moments,
     Part,
+    Reduce,
+    alone,
     check_parts,
     choose_largest,
     score_grid,
@@ -39,6 +41,7 @@ def fit_ridge_grid(
     *,
     num_classes: int,
     penalties: Sequence[float] = RIDGE_PENALTIES,
+    reduce: Reduce = alone,
 ) -> RidgeProbes:
     """Fit one-hot targets by ridge regression on every feature set, solved in float64.
 
@@ -55,6 +58,8 @@ def fit_ridge_grid(
         test (`tuple`): Those of the test set, which chooses nothing.
         num_classes (`int`): K.
         penalties (`Sequence[float]`, defaults to `RIDGE_PENALTIES`): The grid.
+        reduce (`Callable`, *optional*): Sums a tensor over processes, such as [`~ldae.shared_work.add_up`], if each
+            process has some of the examples. All then call this and get the same probes.
 
     Returns:
         [`RidgeProbes`].
@@ -68,13 +73,13 @@ def fit_ridge_grid(
         >>> fit_ridge_grid(data, data, data, num_classes=2).test
         tensor([1.], dtype=torch.float64)
     """
-    check_parts(penalties, fitted=fitted, held=held, test=test)
+    check_parts(penalties, reduce, fitted=fitted, held=held, test=test)
     _, num_sets, c = fitted[0].shape
     together = max(1, MOMENTS_BYTES // (8 * c * c))
     parts = []
     for begin in range(0, num_sets, together):
         sets = slice(begin, begin + together)
-        parts.append(_fit_sets(sets, fitted, held, test, num_classes, sorted(penalties)))
+        parts.append(_fit_sets(sets, fitted, held, test, num_classes, sorted(penalties), reduce))
     return RidgeProbes(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
 
 
@@ -90,18 +95,18 @@ def _solve(moments: Moments, penalties: Sequence[float]) -> tuple[torch.Tensor, 
 
 
 def _fit_sets(
-    sets: slice, fitted: Part, held: Part, test: Part, num_classes: int, penalties: list[float]
+    sets: slice, fitted: Part, held: Part, test: Part, num_classes: int, penalties: list[float], reduce: Reduce
 ) -> tuple[torch.Tensor, ...]:
     """Compute the fields of [`RidgeProbes`] for some of the feature sets."""
     count, c = len(range(*sets.indices(fitted[0].shape[1]))), fitted[0].shape[2]
-    moments = Moments(count, c, num_classes)
+    moments = Moments(count, c, num_classes, reduce)
     moments.add(sets, *fitted)
-    accuracies, losses = score_grid(sets, held, *_solve(moments, penalties), _squared_error)  # (P, F)
+    accuracies, losses = score_grid(sets, held, *_solve(moments, penalties), _squared_error, reduce)  # (P, F)
     best, index = choose_largest(accuracies), torch.arange(count)  # (F,)
     moments.add(sets, *held)
     weights, biases = _solve(moments, penalties)
     weight, bias = weights[best, index], biases[best, index]  # (F, C, K), (F, K)
-    scores = score_grid(sets, test, weight[None], bias[None], _squared_error)[0][0]
+    scores = score_grid(sets, test, weight[None], bias[None], _squared_error, reduce)[0][0]
     penalty = torch.tensor(penalties, dtype=torch.float64)[best]
     return weight, bias, penalty, accuracies[best, index], losses.amin(dim=0), scores
 

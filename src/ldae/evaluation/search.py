@@ -13,7 +13,7 @@ from ldae.checkpoints import open_config
 from ldae.data import Batch, ImageSource
 from ldae.files import write_whole
 from ldae.results import Result
-from ldae.shared_work import is_main, on_main
+from ldae.shared_work import add_up, is_main, main_only
 
 from .criteria import score_cells
 from .encoder import Layer, as_encoder
@@ -191,30 +191,28 @@ def run_searched_probes(
     if protocol.name != "cached":
         raise ValueError(f"protocol={protocol.name!r} must be cached in a search of blocks and time steps.")
     encoder = as_encoder(model)
-    grid = compute_features(encoder, train_source, test_source, protocol, hold_out=True, **reading)
+    grid = compute_features(encoder, train_source, test_source, protocol, hold_out=True, divided=True, **reading)
     missing = [cell for cell in given if cell not in grid.columns]
     if missing:
         raise ValueError(f"given={missing} must be cells of the grid; add them to its layers and timesteps.")
-    parts, num_classes = (grid.fitted, grid.held, grid.test), grid.num_classes
-    about = (len(grid.epoch_labels) + len(grid.held[1]), len(grid.test[1]), HOLDOUT, encoder.pooling)
-
-    def probe() -> SearchedResult:
-        search = ProbeResult(protocol, grid.columns, fit_ridge_grid(*parts, num_classes=num_classes), *about)
-        cells = list(dict.fromkeys([grid.columns[search.best], *given]))
-        chosen = torch.tensor([grid.columns.index(cell) for cell in cells])
-        logistic = fit_logistic_grid(
-            *((_select(features, chosen), labels) for features, labels in parts),
-            num_classes=num_classes,
-            names=[f"layer {layer}, t = {timestep}" for layer, timestep in cells],
-        )
-        return SearchedResult(search, ProbeResult(protocol, cells, logistic, *about))
-
-    return on_main(probe)
+    parts = (grid.fitted, grid.held, grid.test)
+    fitting: dict[str, Any] = {"num_classes": grid.num_classes, "reduce": add_up}
+    about = (grid.num_train, grid.num_test, HOLDOUT, encoder.pooling)
+    search = ProbeResult(protocol, grid.columns, fit_ridge_grid(*parts, **fitting), *about)
+    cells = list(dict.fromkeys([grid.columns[search.best], *given]))
+    chosen = torch.tensor([grid.columns.index(cell) for cell in cells])
+    logistic = fit_logistic_grid(
+        *((_select(features, chosen), labels) for features, labels in parts),
+        names=[f"layer {layer}, t = {timestep}" for layer, timestep in cells],
+        **fitting,
+    )
+    return main_only(SearchedResult(search, ProbeResult(protocol, cells, logistic, *about)))
 
 
 def _select(rows: Any, columns: torch.Tensor) -> Rows:
     """Copy some feature sets of all rows into a store of their own, with the same memory."""
     store = FeatureStore(rows.store.memory)
+    store.append(rows[torch.arange(0)][:, columns])  # for the shape, if this process has no row
     for piece in pieces_of(rows, copies=2):
         store.append(piece[:, columns.to(piece.device)])
     return Rows(store, torch.arange(len(store)))
