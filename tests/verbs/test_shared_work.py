@@ -68,6 +68,7 @@ def calls(place):
     """The verbs with their arguments, by the names of their folders of results."""
     run = str(place / "run")
     data = ["--dataset", str(place / "data"), "--num_workers", "0", "--forward_batch_size", "16"]
+    tables = ["--features", f"{place / 'train-features'},{place / 'test-features'}"]
     heads = "--timesteps 10,400 --images 64 --draws 2 --head_learning_rates 1e-2".split()
     return {
         "ridge": ["linear_probe", run, *data, "--block_sweep", *CACHED, "--probe", "ridge"],
@@ -75,7 +76,8 @@ def calls(place):
         "grid_search": ["grid_search", run, *data, "--layers", "1,4", "--timesteps", "0,100", "--noisy", "both"],
         "criterion": ["grid_search", run, *data, "--timesteps", "10", "--criterion", "alignment_uniformity"],
         "knn": ["knn", run, *data, "--block_sweep", "--timesteps", "0,20", "--k", "5"],
-        "table": ["knn", run, "--features", f"{place / 'train-features'},{place / 'test-features'}"],
+        "table": ["knn", run, *tables],
+        "probed table": ["linear_probe", run, *tables, "--protocol", "cached", "--horizontal_flip", "false"],
         "alignment": ["alignment", run, *data, "--layers", "2", "--timesteps", "10,200"],
         "compare": ["compare", run, *data, "--metrics", "few_shot,knn,robustness", "--sigmas", "0.2", "--draws", "2"],
         "sweep": [
