@@ -211,14 +211,13 @@ def compute_features(
     if hold_out:
         in_training[split_holdout(n)[1]] = False
     mask = whole.mask(in_training.nonzero().flatten())
-    fitted, held = (
-        chosen.nonzero().flatten() for chosen in (in_training[own], ~in_training[own])
-    )  # rows of the store
+    chosen = in_training[own]
+    fitted, held = chosen.nonzero().flatten(), (~chosen).nonzero().flatten()  # rows of this process's store
     view = partial(prepare_images, seed=SPLIT_SEED, image_size=size)
     every = fitted
     if protocol.name == "cached":
         if protocol.horizontal_flip:
-            collect(centred.batches(mask), store, lambda chosen, positions: view(chosen, positions).flip(-1))
+            collect(centred.batches(mask), store, lambda shown, positions: view(shown, positions).flip(-1))
             every = torch.cat([fitted, len(own) + torch.arange(len(fitted))])  # mirror images come after all images
         mirrored = every[len(every) - len(fitted) :]
 
