@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
-    from .encoder import DenoiserEncoder, Encoder, LatentEncoder, PixelEncoder, PooledEncoder, as_encoder
+    from .encoder import (
+        DenoiserEncoder,
+        Encoder,
+        JoinedEncoder,
+        LatentEncoder,
+        PixelEncoder,
+        PooledEncoder,
+        as_encoder,
+    )
     from .evaluate import Evaluation
     from .features import Features, extract_features, feature_map, iterate_features
     from .knn import fit_whitening, knn_accuracy, knn_predict, retrieval_map
@@ -28,7 +36,7 @@ if TYPE_CHECKING:
     from .untrained import untrained_like
 
 _NAMES = {
-    "encoder": "DenoiserEncoder Encoder LatentEncoder PixelEncoder PooledEncoder as_encoder",
+    "encoder": "DenoiserEncoder Encoder JoinedEncoder LatentEncoder PixelEncoder PooledEncoder as_encoder",
     "evaluate": "Evaluation",
     "features": "Features extract_features feature_map iterate_features",
     "knn": "fit_whitening knn_accuracy knn_predict retrieval_map",
@@ -60,6 +68,7 @@ __all__ = [
     "Evaluation",
     "FeatureSearch",
     "Features",
+    "JoinedEncoder",
     "LatentEncoder",
     "PixelEncoder",
     "PooledEncoder",

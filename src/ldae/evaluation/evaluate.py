@@ -62,8 +62,8 @@ class _Choice:
         """Identify its features by the weights as they are now, so that a model may train between measures."""
         encoder = self.encoder
         weights: Any = encoder if encoder.module is None else hash_model(encoder.module)
-        processor = str(getattr(encoder, "processor", None))
-        return type(encoder).__name__, weights, processor, self.layer, self.timestep
+        settings = str([getattr(encoder, name, None) for name in ("processor", "cells")])
+        return type(encoder).__name__, weights, settings, self.layer, self.timestep
 
 
 class Evaluation:

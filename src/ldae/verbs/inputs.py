@@ -14,7 +14,7 @@ from ldae.checkpoints import loading
 from ldae.data import Batch, DataConfig, ImageSource, open_images, open_probe_images
 from ldae.data.image_processor import save_image_processor
 from ldae.errors import RunError, one_line
-from ldae.evaluation.encoder import Encoder
+from ldae.evaluation.encoder import Encoder, JoinedEncoder
 from ldae.evaluation.extractor import load_extractor
 from ldae.evaluation.generation import GenerationScores
 from ldae.evaluation.images import ImageSet
@@ -164,6 +164,8 @@ def _open_inputs(options: Any, every: bool, noisy: bool, labelled: bool) -> Prob
     test_source: ImageSource | FeatureTable
     layers = options.layers
     if getattr(options, "features", None):
+        if getattr(options, "join", False):
+            raise ValueError(f"join=true needs images, and features={options.features} are tables; leave one out.")
         train_source, test_source = _open_tables(options)
         data = DataConfig(train_source.name, label_column=options.label_column)
         if every:
@@ -172,6 +174,8 @@ def _open_inputs(options: Any, every: bool, noisy: bool, labelled: bool) -> Prob
         data = data_config(options)
         train_source, test_source = open_probe_images(data)
     encoder, layers, timesteps = open_at(options.checkpoint, layers, options.timesteps, every=every, noisy=noisy)
+    if getattr(options, "join", False):
+        encoder, layers, timesteps = JoinedEncoder(encoder, layers or (), timesteps), None, None
     for source in (train_source, test_source):
         if labelled and source.label_column is None:
             raise ValueError(f"{source.description} has no label column, which a probe needs; {_list_columns(data)}")

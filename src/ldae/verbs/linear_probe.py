@@ -8,7 +8,7 @@ import torch
 
 from ldae.evaluation.classifier import build_classifier, save_classifier
 from ldae.evaluation.comparison import FEW_SHOT, compare_baselines
-from ldae.evaluation.encoder import Layer, name_layer
+from ldae.evaluation.encoder import JoinedEncoder, Layer, name_layer
 from ldae.evaluation.images import count_images
 from ldae.evaluation.linear_probe import MAX_LR_EXTENSIONS, AdamProbes, ProbeSettings
 from ldae.evaluation.probing import ProbeResult, run_probe
@@ -114,6 +114,8 @@ def _compare_with_baselines(
     if not is_main():
         return
     place = {"layer": layer, "timestep": timestep}
+    if isinstance(inputs.encoder, JoinedEncoder):
+        place["pooling"] = inputs.encoder.pooling
     chosen = {FEW_SHOT: None, "adam": "learning_rate"}.get(probe, "penalty")  # by held-out images, for each encoder
     rows = [["features", "accuracy", "+-"] + ([] if chosen is None else [chosen.replace("learning_rate", "lr")])]
     found = []
@@ -198,7 +200,7 @@ def _save(result: ProbeResult, inputs: ProbeInputs) -> None:
     """Save the chosen probe's first seed as an image classifier."""
     layer, timestep = result.columns[result.best]
     if layer is None or timestep is None:
-        print("No classifier is saved: the model is neither an l-DAE nor a DDAE.")
+        print("No classifier is saved: its encoder would be read after one layer of an l-DAE or a DDAE.")
         return
     if result.protocol.noisy:
         print("No classifier is saved: its input would be clean, and the probe's was noisy.")

@@ -43,7 +43,19 @@ class TableOptions:
 
 
 @options
-class LinearProbeOptions(TableOptions, MemoryOptions, FeatureOptions, ImageOptions, CheckpointOptions):
+class JoinOptions(FeatureOptions):
+    """Features.
+
+    Args:
+        join: Probe the features of all layers and time steps together, one after the other, in place of each alone:
+            --layers 3,4,5 --join. This is often several points better.
+    """
+
+    join: bool = False
+
+
+@options
+class LinearProbeOptions(TableOptions, MemoryOptions, JoinOptions, ImageOptions, CheckpointOptions):
     """Linear-probe a checkpoint.
 
     A linear layer on standardised, mean-pooled features of the frozen encoder is trained by Adam as in the papers, or
@@ -126,7 +138,7 @@ class GridSearchOptions(TableOptions, MemoryOptions, FeatureOptions, ImageOption
 
 
 @options
-class KnnOptions(TableOptions, FeatureOptions, ImageOptions, CheckpointOptions):
+class KnnOptions(TableOptions, JoinOptions, ImageOptions, CheckpointOptions):
     """Classify test images by their nearest training images in feature space.
 
     Similarity is the cosine, and votes are weighted by exp(similarity / temperature). Nothing is trained and nothing
