@@ -7,7 +7,14 @@ from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
 from ldae import DDAEForPreTraining, DDAEModel, LDAEForPreTraining, LDAEModel
 from ldae.data import iterate_once
-from ldae.evaluation.encoder import LatentEncoder, PixelEncoder, PooledEncoder, as_encoder, baselines_of
+from ldae.evaluation.encoder import (
+    JoinedEncoder,
+    LatentEncoder,
+    PixelEncoder,
+    PooledEncoder,
+    as_encoder,
+    baselines_of,
+)
 from ldae.evaluation.features import extract_features, feature_map
 from ldae.models.tokenizer_ldae import patchify
 
@@ -28,6 +35,7 @@ ENCODERS = {
     "DDAE for pre-training": lambda: as_encoder(
         DDAEForPreTraining(DDAEModel.from_diffusers(small_unet(), "last").config)
     ),
+    "joined": lambda: JoinedEncoder(open_gates(LDAEModel(small_config())), [1, 2], [0, 40]),
     "ViT": lambda: PooledEncoder(small_vit(), ViTImageProcessorPil(size={"height": 16, "width": 16})),
     "pixels": lambda: PixelEncoder(16),
     "latents": lambda: LatentEncoder(LDAEModel(small_config())),
@@ -58,7 +66,7 @@ def test_the_interface(make):
     assert [module.training for module in encoder.module.modules()] == before and len(modes) == len(before)
 
 
-@pytest.mark.parametrize("make", list(ENCODERS.values())[:6], ids=list(ENCODERS)[:6])
+@pytest.mark.parametrize("make", list(ENCODERS.values())[:7], ids=list(ENCODERS)[:7])
 def test_an_untrained_twin_has_the_same_layers_and_other_features(make):
     torch.manual_seed(0)
     encoder = make()
@@ -151,3 +159,20 @@ def test_what_has_no_map_is_refused():
         feature_map(model, draw_images(width=18))
     with pytest.raises(ValueError, match="a ViTModel has no feature maps"):
         feature_map(small_vit(), draw_images())
+
+
+def test_joined_features_are_those_of_each_layer_and_time_step_one_after_the_other():
+    torch.manual_seed(0)
+    model = open_gates(LDAEModel(small_config()))
+    joined, pixels = JoinedEncoder(model, [2, 1], [40, 0]), torch.randn(3, 3, 16, 16)
+    with joined.evaluating():
+        values, each = joined.features(pixels)[None][0], model.features(pixels, [2, 1], [40, 0])
+    torch.testing.assert_close(values, torch.cat([each[2][0], each[2][1], each[1][0], each[1][1]], dim=1))
+    assert "layers 2, 1 at t = 40, 0 joined" in joined.pooling
+    with pytest.raises(ValueError, match="only pooled features are joined"):
+        joined.features(pixels, pool="none")
+    with pytest.raises(ValueError, match="layers"):
+        JoinedEncoder(model, [9])
+    with pytest.raises(ValueError, match="only layers of l-DAE and DDAE models are joined"):
+        JoinedEncoder(PixelEncoder(16), [None])
+    assert [encoder.name for encoder in baselines_of(joined)][0] == "untrained encoder"

@@ -91,6 +91,7 @@ def test_what_does_not_fit_is_named(checkpoint, tables, error_of, tmp_path, caps
         tables, places=["--layers", "2", "--timesteps", "0"]
     )
     assert "have noisy=False, not True" in error_of(tables, "--noisy")
+    assert "join=true needs images" in error_of(tables, "--join")
     assert "have compute_dtype=float32, not bfloat16" in error_of(tables, "--mixed_precision", "bf16")
     for option, value in (("--dataset", "digits"), ("--eval_split", "test")):
         assert f"{option[2:]}={value} and features=" in error_of(tables, option, value)

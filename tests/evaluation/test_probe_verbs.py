@@ -128,6 +128,22 @@ def test_cached_features_are_probed_to_convergence(checkpoint, few_digits, capsy
     assert (checkpoint / "linear_probe" / "config.json").is_file()
 
 
+def test_layers_and_time_steps_are_probed_together(checkpoint, few_digits, capsys):
+    data = [str(checkpoint), "--dataset", str(few_digits), "--num_workers", "0", "--timesteps", "0,10", "--join"]
+    for layers in ("1,2", "1,4"):
+        assert call(linear_probe, [*data, "--layers", layers, *CACHED[:2], *CACHED[4:]]) == 0
+        assert call(knn, [*data, "--layers", layers]) == 0
+    assert "No classifier is saved" in capsys.readouterr().out
+    assert call(linear_probe, [*data, "--layers", "1,4", "--baselines", "--probe", "ridge"]) == 0
+    results = read_results(checkpoint)
+    assert len(results) == 2 * 2 + 4  # none in place of another, and the three baselines
+    joined = [entry["protocol"]["pooling"].partition("; ")[2] for entry in results]
+    assert joined[:4] == [f"layers {layers} at t = 0, 10 joined" for layers in ("1, 2", "1, 2", "1, 4", "1, 4")]
+    assert all(entry["protocol"]["layer"] is None for entry in results)
+    assert "noisy" in error_of(knn, [*data, "--layers", "1,2", "--noisy"], capsys)
+    assert "each once" in error_of(knn, [*data, "--layers", "1,1"], capsys)
+
+
 def test_a_rate_at_the_edge_of_its_grid_is_told(checkpoint, few_digits, capsys):
     options = ["--dataset", str(few_digits), *FAST, "--seeds", "0", "--lr_multipliers", "1e-5,1e-4"]
     with pytest.warns(UserWarning, match="edge of its grid"):
