@@ -175,4 +175,4 @@ def test_joined_features_are_those_of_each_layer_and_time_step_one_after_the_oth
         JoinedEncoder(model, [9])
     with pytest.raises(ValueError, match="only layers of l-DAE and DDAE models are joined"):
         JoinedEncoder(PixelEncoder(16), [None])
-    assert [encoder.name for encoder in baselines_of(joined)][0] == "untrained encoder"
+    assert next(encoder.name for encoder in baselines_of(joined)) == "untrained encoder"

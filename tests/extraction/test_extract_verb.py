@@ -16,7 +16,7 @@ import pytest
 from datasets import load_dataset
 from PIL import Image
 
-from ldae.cli import main
+from ldae.cli import main, run_verb
 from ldae.data.digits import load_digits
 from tests.data.image_files import write_odd_folder
 from tests.extraction.test_table import digests
@@ -114,6 +114,24 @@ def test_another_models_features_come_through_its_own_processor(other_checkpoint
     assert "1.0000  7    " in capsys.readouterr().out
     message = error_of(capsys, extract, other_checkpoint, *FAST, "--output_dir", tmp_path / "x", "--timesteps", "3")
     assert "choices of l-DAE and DDAE models" in message
+
+
+def test_joined_features_are_one_column_that_is_searched_and_not_mixed_with_others(
+    checkpoint, digit, tmp_path, capsys
+):
+    joined = ["--output_dir", tmp_path / "features", "--layers", "1,2", "--timesteps", "0,20", "--join", "--index"]
+    assert extract(checkpoint, *FAST, *joined) == 0
+    assert "features 128" in capsys.readouterr().out  # 2 layers x 2 time steps x 32
+    assert search(tmp_path / "features", digit, "--k", 2, "--device", "cpu") == 0
+    assert "1.0000  7    " in capsys.readouterr().out
+    assert "one after the other" in (tmp_path / "features" / "README.md").read_text()
+    joined[3] = "1,3"
+    assert "layers was [1, 2] and is [1, 3]" in error_of(capsys, extract, checkpoint, *FAST, *joined)
+    assert "columns differ" in error_of(
+        capsys, extract, checkpoint, *FAST, *joined[:2], "--layers", "1,2", "--timesteps", "0,20"
+    )
+    status = run_verb("knn", [str(checkpoint), "--features", str(tmp_path / "features")])
+    assert status == 2 and "holds joined features of several layers" in capsys.readouterr().err
 
 
 def test_an_index_may_whiten_the_features(checkpoint, digit, tmp_path, capsys):

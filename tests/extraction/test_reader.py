@@ -4,6 +4,7 @@ from transformers import AutoModel
 
 from ldae import DDAEModel
 from ldae.data import Batch
+from ldae.evaluation.encoder import JoinedEncoder
 from ldae.evaluation.features import extract_features, feature_map
 from ldae.extraction.reader import FeatureReader
 from tests.models.small_diffusers import draw_input, small_unet
@@ -35,6 +36,16 @@ def test_several_choices_have_a_column_each_with_what_the_probes_read(encoder):
         probed = extract_features(encoder, batches, layers=[3, 1], timesteps=[0, 400], noisy=noisy, seed=7)
         for column, values in zip(found.values(), probed.flat.unbind(1), strict=True):
             torch.testing.assert_close(column, values, atol=1e-5, rtol=0)
+
+
+def test_joined_choices_are_the_column_features(encoder):
+    joined = FeatureReader(JoinedEncoder(encoder, [2, 1], [0, 20]), torch.zeros(1, 3, 16, 16))
+    apart = FeatureReader(encoder, torch.zeros(1, 3, 16, 16), layers=[2, 1], timesteps=[0, 20])
+    pixels, rows = torch.randn(3, 3, 16, 16), torch.arange(3)
+    assert (joined.layers, joined.timesteps) == ([2, 1], [0, 20]) and list(joined.columns) == ["features"]
+    torch.testing.assert_close(joined(pixels, rows)["features"], torch.cat(list(apart(pixels, rows).values()), dim=1))
+    with pytest.raises(ValueError, match="only pooled features are joined"):
+        FeatureReader(JoinedEncoder(encoder, [1]), torch.zeros(1, 3, 16, 16), pool="none")
 
 
 def test_all_places_are_maps(encoder):

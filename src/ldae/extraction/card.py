@@ -47,6 +47,7 @@ def _render(noted: dict[str, Any], name: str) -> str:
         "images": noted["source"],
         "layers": _listed(noted["layers"]),
         "time steps": _listed(noted["timesteps"]),
+        "joined": "the features of all layers and time steps, one after the other" if noted.get("joined") else None,
         "input": None if noted["layers"] is None else f"noisy, seed {noted['seed']}" if noted["noisy"] else "clean",
         "pooling": "the mean over places" if noted["pool"] == "mean" else "none: the features of all places",
         "computed in": noted["compute_dtype"],

@@ -107,6 +107,7 @@ class TableJob:
             "columns": self.columns,
             "layers": None if reader.layers is None else list(reader.layers),
             "timesteps": None if reader.timesteps is None else list(reader.timesteps),
+            **({"joined": True} if reader.joined else {}),
             "noisy": reader.noisy,
             "seed": reader.seed,
             "pool": reader.pool,

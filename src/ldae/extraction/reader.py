@@ -7,7 +7,7 @@ from typing import Any
 import PIL.Image
 import torch
 
-from ldae.evaluation.encoder import Encoder, Layer, PooledEncoder, as_encoder
+from ldae.evaluation.encoder import Encoder, JoinedEncoder, Layer, PooledEncoder, as_encoder
 from ldae.evaluation.features import check_finite
 from ldae.evaluation.opening import open_at
 
@@ -20,7 +20,8 @@ POOLS = ("mean", "none")
 class FeatureReader:
     """Reader of a model's features as named columns.
 
-    One layer and time step is the column `features`; several have a column each, such as `features_layer6_t10` or
+    One layer and time step is the column `features`, and so are several of a
+    [`~ldae.evaluation.encoder.JoinedEncoder`]; otherwise several have a column each, such as `features_layer6_t10` or
     `features_up_blocks_0_resnets_1_t11`. The attribute `columns` holds the shape of a row's features in each.
 
     Args:
@@ -72,9 +73,12 @@ class FeatureReader:
         self.noisy, self.seed, self.dtype = noisy, seed, dtype
         self.pool = pool
         self._layers, self._timesteps = self.encoder.choices(layers, timesteps, noisy)
-        chosen = self.encoder.has_choices
-        self.layers: list[Layer] | None = self._layers if chosen else None
-        self.timesteps: list[int] | None = self._timesteps if chosen else None
+        self.joined = isinstance(self.encoder, JoinedEncoder)
+        chosen: Any = (self._layers, self._timesteps) if self.encoder.has_choices else (None, None)
+        if isinstance(self.encoder, JoinedEncoder):
+            chosen = self.encoder.cells
+        self.layers: list[Layer] | None = chosen[0]
+        self.timesteps: list[int] | None = chosen[1]
         found = self._read(pixels, torch.zeros(1, dtype=torch.int64, device=pixels.device))
         several = len(found) > 1
         self.names = {choice: column_name(*choice) if several else FEATURES for choice in found}
@@ -114,6 +118,7 @@ def open_reader(
     layers: Sequence[Layer] | None = None,
     timesteps: Sequence[int] | None = None,
     every: bool = False,
+    join: bool = False,
     noisy: bool = False,
     reduced: bool = True,
     **options: Any,
@@ -126,6 +131,7 @@ def open_reader(
         layers (`Sequence`, *optional*): The layers, like the following see [`~ldae.evaluation.opening.open_at`].
         timesteps (`Sequence`, *optional*): The time steps.
         every (`bool`, defaults to `False`): Read every layer.
+        join (`bool`, defaults to `False`): Join the features of all layers and time steps to one vector.
         noisy (`bool`, defaults to `False`): Corrupt the input.
         reduced (`bool`, defaults to `True`): Decode large JPEG files at a fraction of their size.
         options: `seed`, `pool` and `dtype` of [`FeatureReader`].
@@ -137,6 +143,8 @@ def open_reader(
         ValueError: If the checkpoint cannot be loaded, or has no such layer or time step.
     """
     encoder, layers, timesteps = open_at(checkpoint, layers, timesteps, every=every, noisy=noisy)
+    if join:
+        encoder, layers, timesteps = JoinedEncoder(encoder, layers or (), timesteps), None, None
     pixels: Pixels = CroppedPixels(encoder.num_channels, encoder.image_size, reduced)
     if isinstance(encoder, PooledEncoder):  # its own image processor makes its pixels
         pixels = ProcessedPixels(encoder.processor, encoder.num_channels)

@@ -213,6 +213,8 @@ def _open_table(folder: AnyPath, label_column: str | None) -> FeatureTable:
         raise ValueError(f"features={folder}: {error}") from error
     if noted["pool"] != "mean":
         raise ValueError(f"features={folder} holds features of all places; make a table with --pool mean.")
+    if noted.get("joined"):
+        raise ValueError(f"features={folder} holds joined features of several layers; make a table without --join.")
     table = FeatureTable(folder, noted, None, None)
     with table.files[0].open("rb") as stream:
         schema = pq.read_schema(stream)

@@ -87,6 +87,7 @@ def open_job(options: ExtractFeaturesOptions, device: torch.device) -> TableJob:
         layers=options.layers,
         timesteps=options.timesteps,
         every=options.block_sweep,
+        join=options.join,
         noisy=options.noisy,
         seed=options.seed,
         pool=options.pool,

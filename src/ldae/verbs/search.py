@@ -51,6 +51,7 @@ def _open_model(noted: dict[str, Any], options: SearchOptions, device: torch.dev
     if checkpoint is None:
         raise ValueError(f"the table in {options.folder} does not name the model that made it; give --checkpoint.")
     choices = {name: noted[name] for name in ("layers", "timesteps", "noisy", "seed", "pool")}
+    choices["join"] = noted.get("joined", False)
     dtype = torch.bfloat16 if noted["compute_dtype"] == "bfloat16" else None
     try:
         reader, pixels = open_reader(checkpoint, device, **choices, dtype=dtype)

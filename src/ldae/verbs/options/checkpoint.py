@@ -87,3 +87,15 @@ class FeatureOptions:
     timesteps: list[int] | None = None
     noisy: bool = False
     mixed_precision: Literal["no", "bf16"] = "no"
+
+
+@options
+class JoinOptions(FeatureOptions):
+    """Features.
+
+    Args:
+        join: Take the features of all layers and time steps together, one after the other, in place of each alone:
+            --layers 3,4,5 --join. A linear probe of them is often several points better.
+    """
+
+    join: bool = False

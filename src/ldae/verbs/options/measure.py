@@ -7,7 +7,7 @@ from pydantic import Field
 
 from ldae.options import Positional, options
 
-from .checkpoint import CheckpointOptions, FeatureOptions, ImageOptions
+from .checkpoint import CheckpointOptions, FeatureOptions, ImageOptions, JoinOptions
 from .use import ScoreOptions
 
 
@@ -40,18 +40,6 @@ class TableOptions:
     """
 
     features: list[str] | None = None
-
-
-@options
-class JoinOptions(FeatureOptions):
-    """Features.
-
-    Args:
-        join: Probe the features of all layers and time steps together, one after the other, in place of each alone:
-            --layers 3,4,5 --join. This is often several points better.
-    """
-
-    join: bool = False
 
 
 @options

@@ -6,11 +6,11 @@ from pydantic import Field
 
 from ldae.options import Positional, options
 
-from .checkpoint import CheckpointOptions, FeatureOptions, ReferenceOptions, SplitOptions
+from .checkpoint import CheckpointOptions, JoinOptions, ReferenceOptions, SplitOptions
 
 
 @options
-class ExtractFeaturesOptions(FeatureOptions, SplitOptions, CheckpointOptions):
+class ExtractFeaturesOptions(JoinOptions, SplitOptions, CheckpointOptions):
     """Write the features of every image of a data set as a table of parquet files that `datasets` opens.
 
     Labels and other columns are kept. Several processes (accelerate launch) share the work. The same command goes on
